@@ -1,0 +1,46 @@
+"""The seam between the metrics and whatever computes them: the same few entry points for every backend."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ..engine.certainty import Counts
+from ..operators.structure import Operator
+
+Task = Literal["tolerance_ess", "entropy_ess", "singular_values", "small_spectra"]
+
+
+class Backend:
+    """One way to compute the metrics; it implements the tasks that it does not refuse.
+
+    Heads are numbered along the operator's flattened batch shape, `N` of them. Positions come distinct and in range, int64 on
+    the operator's device. Heads with bad data get -1 in counts and NaN elsewhere, at every position.
+    """
+
+    name: ClassVar[str]
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run here at all, or None."""
+        return None
+
+    def refuses(self, task: Task, subject: Operator | Tensor) -> str | None:
+        """Why this backend does not take this task on this subject, or None."""
+        return None
+
+    def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
+        """Counts above `max(atol, rtol s_1)` for float64 `atol`, `rtol` `[M]`: fields `[N, M, P]`."""
+        raise NotImplementedError
+
+    def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
+        """float64 `[N, P]`."""
+        raise NotImplementedError
+
+    def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
+        """The `k` largest, descending and zero padded: float64 `[N, P, k]`."""
+        raise NotImplementedError
+
+    def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
+        """Singular values of finite `A` `[batch, m, n]`, or of `A right^T`, in A's own precision."""
+        raise NotImplementedError

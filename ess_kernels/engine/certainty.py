@@ -1,0 +1,84 @@
+"""When a count by elimination can be believed, and what a certificate says.
+
+Elimination is exact for a matrix that differs from the given one by rounding errors in proportion to the growth `g` of its
+diagonal (in units of the tolerance): a singular value can be on the wrong side of the tolerance only if it lies within
+`tau (1 +- eps g)`. That width grows like `eps (s_1 / tau)^2`, since elimination works on squares.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPS = torch.finfo(torch.float64).eps
+# a count whose width is below this is taken as it is
+SURE = 1e-6
+# above this width elimination does not answer at all: the position goes to singular values
+HOPELESS = 1e-2
+# a singular value within this many ulp of the largest one of the tolerance is a true tie
+TIE = 64 * EPS
+# entropy-ESS whose own error bound is above this goes to singular values
+ENTROPY_BOUND = 3e-5
+
+
+class Certificate(NamedTuple):
+    """How far each count can be trusted; tensors of the counts' shape.
+
+    Attributes:
+        width: float64, the relative band around the tolerance in which a singular value could have been miscounted.
+        redone: bool, whether the position was done again because its first width was too large.
+        unresolved: bool, whether a singular value equals the tolerance to within rounding error of the largest: the
+            count may then differ by the number of such values.
+    """
+
+    width: Tensor
+    redone: Tensor
+    unresolved: Tensor
+
+
+class Counts(NamedTuple):
+    """Counts with what a certificate needs; int64, float64, bool, bool tensors of one shape."""
+
+    count: Tensor
+    width: Tensor
+    redone: Tensor
+    unresolved: Tensor
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], device: torch.device) -> Counts:
+        return cls(
+            torch.zeros(shape, dtype=torch.int64, device=device),
+            torch.zeros(shape, dtype=torch.float64, device=device),
+            torch.zeros(shape, dtype=torch.bool, device=device),
+            torch.zeros(shape, dtype=torch.bool, device=device),
+        )
+
+    def put(self, index: tuple[Tensor | slice, ...] | Tensor, other: Counts) -> None:
+        for mine, theirs in zip(self, other, strict=True):
+            mine[index] = theirs
+
+
+def width_of(growth: Tensor) -> Tensor:
+    """Relative width behind a growth; a growth that is not a number (a zero pivot) is no answer: inf."""
+    return torch.nan_to_num(growth * EPS, nan=torch.inf)
+
+
+def count_values(values: Tensor, tau: Tensor) -> Counts:
+    """Counts from singular values `[..., S]` (descending, exact to a few ulp of the largest) above `tau` `[...]`."""
+    largest = values[..., :1]
+    slack = TIE * largest
+    # values that are exactly zero lie beyond the cap, or belong to a zero matrix
+    near = ((values - tau[..., None]).abs() <= slack) & (values > 0)
+    width = torch.where(tau > 0, slack[..., 0] / tau, 0.0).nan_to_num(0.0)
+    return Counts(
+        (values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), near.any(-1)
+    )
+
+
+def entropy_of_values(values: Tensor) -> Tensor:
+    """Entropy-ESS `exp(-sum p log p)`, `p = sigma / sum sigma`, of singular values `[..., S]`; 0 where all are 0."""
+    total = values.sum(-1, keepdim=True)
+    p = values / torch.where(total > 0, total, 1.0)
+    return torch.where(total[..., 0] > 0, torch.exp(-torch.special.xlogy(p, p).sum(-1)), 0.0)

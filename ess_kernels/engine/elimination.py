@@ -1,0 +1,96 @@
+"""Unpivoted LDL^T of many symmetric matrices at once, with the growth that tells how far its inertia can be trusted.
+
+No pivoting: definite matrices do not need it, and for indefinite ones the growth says when it would have been needed
+(then the caller does the position again). Leading pivots are eliminated in panels: the diagonal block of a panel is
+factorised column by column with the batch innermost, everything else is a batched matrix product.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PANEL = 32
+# from this batch size on, column operations run over the batch instead of along the row
+LANES = 16
+
+
+class Elimination(NamedTuple):
+    """What is left of `[[E, V], [V^T, .]]` after the pivots of `E`: the Schur complement is `. - scaled^T rows`.
+
+    Attributes:
+        rows: `L^-1 V`, `[B, h, w]`.
+        scaled: `D^-1 L^-1 V`, `[B, h, w]`.
+        pivots: diagonal of `D`, `[B, h]`.
+        growth: `[B]`, the largest sum of absolute updates that a diagonal entry of E or of the rest receives.
+    """
+
+    rows: Tensor
+    scaled: Tensor
+    pivots: Tensor
+    growth: Tensor
+
+
+def factor_block(E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`E = L D L^T` for small blocks `[B, b, b]`: returns `L^-1` `[B, b, b]`, the pivots `[B, b]`, the growth `[B, b]`.
+
+    A zero pivot turns into inf or NaN and stays visible in the growth.
+    """
+    batch, b, _ = E.shape
+    A = torch.cat([E, torch.eye(b, dtype=E.dtype, device=E.device).expand(batch, b, b)], -1)
+    A = A.permute(1, 2, 0)
+    if batch >= LANES:
+        A = A.contiguous()
+    for k in range(b - 1):
+        # row k is column k by symmetry; of L^-1 only the columns up to k have been touched
+        row = A[k, k + 1 : b + k + 1]
+        A[k + 1 :, k + 1 : b + k + 1].addcmul_((row[: b - k - 1] / A[k, k])[:, None], row[None], value=-1)
+    pivots = A.diagonal()  # [B, b]
+    upper = A[:, :b].permute(2, 0, 1).triu(1)
+    growth = (upper.square() / pivots.abs()[..., None]).sum(1)
+    return A[:, b:].permute(2, 0, 1).contiguous(), pivots, growth
+
+
+def eliminate(E: Tensor, V: Tensor) -> Elimination:
+    """Eliminates the symmetric `E` `[B, h, h]` from its neighbour `V` `[B, h, w]`: about `h^3/3 + h^2 w` multiplications."""
+    h, w = E.shape[-1], V.shape[-1]
+    if h <= PANEL:
+        inverse, pivots, growth = factor_block(E)
+        rows = inverse @ V
+        scaled = rows / pivots[..., None]
+        update = (rows * scaled).abs().sum(1)
+        return Elimination(rows, scaled, pivots, torch.maximum(growth.amax(-1), update.amax(-1)))
+    M = torch.cat([E, V], -1)
+    scaled = torch.empty_like(M)
+    pivots = E.new_empty(E.shape[:-1])
+    growth = M.new_zeros(M.shape[0], h + w)
+    for p in range(0, h, PANEL):
+        q = min(p + PANEL, h)
+        inverse, d, g = factor_block(M[:, p:q, p:q])
+        pivots[:, p:q] = d
+        growth[:, p:q] += g
+        if q == h + w:
+            break
+        rows = inverse @ M[:, p:q, q:]
+        M[:, p:q, q:] = rows
+        scaled[:, p:q, q:] = rows / d[..., None]
+        growth[:, q:] += (rows * scaled[:, p:q, q:]).abs().sum(1)
+        if q < h:
+            M[:, q:h, q:].baddbmm_(scaled[:, p:q, q:h].mT, rows, alpha=-1)
+    return Elimination(M[..., h:], scaled[..., h:], pivots, growth.amax(-1))
+
+
+def eliminate_definite(E: Tensor, V: Tensor, sign: Tensor) -> Elimination:
+    """As `eliminate` for positive (`sign` 1) or negative (-1) definite `E`, `sign` `[B]`, by Cholesky: `D` is `sign`.
+
+    The pivots returned are the squared diagonal of the Cholesky factor; there is no growth to watch. A matrix that is not
+    definite, because it is not finite, gives NaN.
+    """
+    sign = sign[:, None, None]
+    factor, info = torch.linalg.cholesky_ex(E * sign)
+    rows = torch.linalg.solve_triangular(factor, V, upper=False)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    pivots = torch.where((info == 0)[:, None], pivots, torch.nan)
+    return Elimination(rows, rows * sign, pivots, E.new_zeros(E.shape[0]))

@@ -1,0 +1,131 @@
+"""What recurrences and dense operators share: from eliminations to answers that are certain.
+
+An engine knows three things: to eliminate at given tolerances, to take log-determinants at the nodes of the quadrature, and to
+find the singular values of single positions exactly. This file decides which positions need which.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from . import quadrature
+from .certainty import ENTROPY_BOUND, HOPELESS, SURE, Counts, count_values, entropy_of_values, width_of
+from .staircase import Answer
+
+
+class Engine(ABC):
+    """`N` heads of an operator of length `L`, scaled by powers of two.
+
+    Attributes:
+        unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
+        good: bool `[N]`; a head that is not has no answer at any position.
+        group: this many positions in a row share one tolerance in an elimination.
+    """
+
+    length: int
+    state_size: int | None
+    unit: Tensor
+    good: Tensor
+    group: int
+
+    @abstractmethod
+    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
+        """Counts and growth at `wanted` `[N, S, L]` for tolerances `[N, S, ceil(L / group)]` (scaled)."""
+
+    @abstractmethod
+    def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
+        """`log det(I + H H^T / (t_k scale))` `[N, 16, L]` at `wanted` `[N, L]`; `scale` `[N]`, or the engine's own choice."""
+
+    @abstractmethod
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """Scaled singular values `[Q, S]`, descending and zero padded, at `Q` (head, position) pairs, exact."""
+
+    def cap(self, positions: Tensor) -> Tensor:
+        """The largest rank that `H_i` can have."""
+        cap = torch.minimum(positions, self.length - positions)
+        return cap if self.state_size is None else cap.clamp_max(self.state_size)
+
+    def counts(self, positions: Tensor, atol: Tensor) -> Counts:
+        """Counts above `atol` `[M]` (absolute, of the operator itself) at distinct positions: fields `[N, M, P]`."""
+        N, M, L = len(self.unit), len(atol), self.length
+        tau = atol / self.unit[:, None]
+        result = Counts.empty((N, M, L), self.unit.device)
+        wanted = torch.zeros(N, M, L, dtype=torch.bool, device=self.unit.device)
+        missing = wanted.clone()
+        # a tolerance of zero has no units to eliminate in, and nothing exceeds an infinite one
+        wanted[..., positions] = ((tau > 0) & tau.isfinite())[..., None]
+        missing[..., positions] = (tau <= 0)[..., None]
+        groups = -(-L // self.group)
+        answer = self._eliminate(wanted, tau[..., None].expand(-1, -1, groups))
+        result.count.copy_(answer.value.view(N, M, L))
+        result.width.copy_(width_of(answer.growth).view(N, M, L))
+        doubtful = wanted & ~(result.width <= SURE)
+        result.redone.copy_(doubtful | missing)
+        if bool(doubtful.any()):
+            missing |= doubtful & ~self._settle_between(doubtful, tau, result)
+        self._settle_by_values(missing, tau, result)
+        return Counts(*(x[..., positions] for x in result))
+
+    def _settle_between(self, doubtful: Tensor, tau: Tensor, result: Counts) -> Tensor:
+        """Counts doubtful positions at tolerances on both sides of `tau`, as far apart as the error can be.
+
+        Where both agree, and each is sure to within that distance, no singular value lies between: the count is right.
+        Returns bool like `doubtful`, the positions settled so.
+        """
+        N, M, L = doubtful.shape
+        # the smallest width of a group is free of ties (a tolerance on a singular value of an eliminated block)
+        width = result.width.masked_fill(~doubtful, torch.inf)
+        typical = self._grouped(width, torch.inf).amin(-1)
+        move = (4 * typical).clamp(SURE / 4, HOPELESS)
+        hopeful = doubtful & self._spread(typical <= HOPELESS)
+        sides = tau[..., None, None] * torch.stack([1 - move, 1 + move], 2)
+        answer = self._eliminate(hopeful[:, :, None].expand(N, M, 2, L).flatten(1, 2), sides.flatten(1, 2))
+        lower, upper = answer.value.view(N, M, 2, L).unbind(2)
+        reach = width_of(answer.growth).view(N, M, 2, L).amax(2)
+        settled = hopeful & (lower == upper) & (reach <= self._spread(move))
+        result.count[settled] = lower[settled].to(torch.int64)
+        result.width[settled] = 0.0
+        return settled
+
+    def _grouped(self, x: Tensor, fill: float) -> Tensor:
+        return torch.nn.functional.pad(x, (0, -self.length % self.group), value=fill).unflatten(-1, (-1, self.group))
+
+    def _spread(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.group, -1)[..., : self.length]
+
+    def _settle_by_values(self, missing: Tensor, tau: Tensor, result: Counts) -> None:
+        heads, positions = missing.any(1).nonzero(as_tuple=True)
+        if len(heads) == 0:
+            return
+        values = self.values_at(heads, positions)
+        which, m = missing[heads, :, positions].nonzero(as_tuple=True)
+        result.put((heads[which], m, positions[which]), count_values(values[which], tau[heads[which], m]))
+
+    def entropy(self, positions: Tensor) -> Tensor:
+        """Entropy-ESS `[N, P]` at distinct positions."""
+        wanted = torch.zeros(len(self.unit), self.length, dtype=torch.bool, device=self.unit.device)
+        wanted[:, positions] = True
+        cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
+        ess, bound = quadrature.entropy_of(self._logdets(wanted), cap)
+        doubtful = wanted & ~(bound <= ENTROPY_BOUND)
+        if bool(doubtful.any()):
+            doubtful = self._rescale_entropy(doubtful, cap, ess)
+        heads, at = doubtful.nonzero(as_tuple=True)
+        if len(heads):
+            ess[heads, at] = entropy_of_values(self.values_at(heads, at))
+        return ess[:, positions]
+
+    def _rescale_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
+        """Settles positions by scales of their own, where that is cheaper than singular values; returns the rest."""
+        return doubtful
+
+    def singular_values(self, positions: Tensor, k: int) -> Tensor:
+        """The `k` largest singular values of the operator itself, `[N, P, k]`, zero padded."""
+        N, P = len(self.unit), len(positions)
+        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
+        values = self.values_at(heads, positions.repeat(N)).view(N, P, -1)[..., :k]
+        values = torch.nn.functional.pad(values, (0, k - values.shape[-1]))
+        return values * self.unit[:, None, None]

@@ -1,0 +1,125 @@
+"""Differentiable entropy-ESS: the same log-determinants out of place, for autograd.
+
+Log-determinants are smooth where singular values coincide or vanish, where the backward of a singular value decomposition is
+not. Scales are constants for the gradient: the result depends on them only through the error of the quadrature.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..operators.structure import Operator, StateSpace, Tiled, Tokens
+from .quadrature import NODES, entropy_of
+
+# positions of a recurrence whose n x n log-determinants are in work at once
+POSITIONS = 256
+
+
+def entropy_ess(op: Operator, positions: Tensor) -> Tensor:
+    """Entropy-ESS `[N, P]` at distinct positions, with a gradient with respect to the operator's inputs."""
+    return torch.stack([_one_head(op, head, positions) for head in op.all_heads().split(1)]) if op.num_heads else (
+        torch.zeros(0, len(positions), dtype=torch.float64, device=op.device)
+    )
+
+
+def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
+    cap = torch.minimum(positions, op.length - positions)
+    if op.state_size is not None:
+        cap = cap.clamp_max(op.state_size)
+    cap = cap.to(torch.float64)
+    if not bool(op.finite(head)):
+        return torch.full_like(cap, torch.nan)
+    if isinstance(op, StateSpace):
+        logdets = _recurrence_logdets(op.tokens(head), positions)
+    else:
+        assert isinstance(op, Tiled)
+        logdets = _matrix_logdets(op.rows(head, 0, op.length)[0].tril(-1))[:, positions]
+    return entropy_of(logdets, cap)[0]
+
+
+def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
+    """`[16, P]` from the two Gramians at each position: `log det(I + P_i Q_i / t)`."""
+    read, write, transition = tokens.read[0], tokens.write[0], tokens.transition[0]
+    length, n = read.shape
+
+    def before(x: Tensor, t: int) -> Tensor:
+        """`A_t^T x A_t`."""
+        a = transition[t]
+        return a[:, None] * x * a if tokens.diagonal else a.mT @ x @ a
+
+    def after(x: Tensor, t: int) -> Tensor:
+        """`A_t x A_t^T`."""
+        a = transition[t]
+        return a[:, None] * x * a if tokens.diagonal else a @ x @ a.mT
+
+    zero = read.new_zeros(n, n)
+    reach, observe = [zero], [zero]
+    for t in range(length):
+        reach.append(after(reach[-1], t) + write[t, :, None] * write[t])
+    for t in reversed(range(length)):
+        seen = read[t, :, None] * read[t]
+        observe.append(before(observe[-1], t) + seen if tokens.reads_before else before(observe[-1] + seen, t))
+    P, Q = torch.stack(reach)[positions], torch.stack(observe[::-1])[positions]
+    parts = [
+        checkpoint(_pencil_logdets, p, q, use_reentrant=False)
+        for p, q in zip(P.split(POSITIONS), Q.split(POSITIONS), strict=True)
+    ]
+    return torch.cat(parts, -1) if parts else read.new_zeros(len(NODES), 0)
+
+
+def _pencil_logdets(P: Tensor, Q: Tensor) -> Tensor:
+    product = P @ Q
+    # sqrt(sum sigma^4) bounds the largest sigma^2, and is near it
+    scale = (product @ product).diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt().detach()
+    t = NODES.to(P.device)[:, None] * torch.where(scale > 0, scale, 1.0)
+    one = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+    return torch.linalg.slogdet(one + product / t[..., None, None]).logabsdet
+
+
+def _matrix_logdets(T: Tensor) -> Tensor:
+    """`[16, L]` for a strictly lower triangular `T` `[L, L]`; the value at position 0, an empty `H`, is 0."""
+    with torch.no_grad():
+        scale = torch.linalg.matrix_norm(T, 2).square() * 1.05 if T.shape[0] else T.new_ones(())
+        t = NODES.to(T.device) * torch.where(scale > 0, scale, 1.0)
+    return torch.stack([checkpoint(_staircase_logdets, T / s, use_reentrant=False) for s in t.sqrt()])
+
+
+def _staircase_logdets(K: Tensor) -> Tensor:
+    """`log det(I + H_i H_i^T)` of one strictly lower triangular matrix, `[L]`: `staircase.py` without writing in place."""
+    length = K.shape[0]
+    K = K[None]
+    R = torch.eye(length, dtype=K.dtype, device=K.device)[None]
+    C = -R
+    value = K.new_zeros(1)
+    start = torch.zeros(1, dtype=torch.int64, device=K.device)
+    stop = start + length
+
+    def pair(left: Tensor, right: Tensor) -> Tensor:
+        return torch.stack([left, right], 1).flatten(0, 1)
+
+    m = length
+    while m > 1:
+        if m % 2:
+            R, K, C = (torch.nn.functional.pad(x, (0, 1, 0, 1)) for x in (R, K, C))
+            corner = torch.zeros_like(R)
+            corner[:, -1, -1] = 1.0
+            R, C = R + corner, C - corner
+            m += 1
+        h = m // 2
+        # left: later rows are eliminated; right: earlier columns, whose pivots are negative
+        later = torch.linalg.cholesky(R[:, h:, h:])
+        earlier = torch.linalg.cholesky(-C[:, :h, :h])
+        Wr, Wc = (torch.linalg.solve_triangular(later, x, upper=False) for x in (R[:, h:, :h], K[:, h:, :h]))
+        Vr, Vc = (torch.linalg.solve_triangular(earlier, x, upper=False) for x in (K[:, h:, :h].mT, C[:, :h, h:]))
+        R = pair(R[:, :h, :h] - Wr.mT @ Wr, R[:, h:, h:] + Vr.mT @ Vr)
+        K = pair(K[:, :h, :h] - Wr.mT @ Wc, K[:, h:, h:] + Vr.mT @ Vc)
+        C = pair(C[:, :h, :h] - Wc.mT @ Wc, C[:, h:, h:] + Vc.mT @ Vc)
+        logs = [2 * x.diagonal(dim1=-2, dim2=-1).log().sum(-1) for x in (later, earlier)]
+        value = pair(value + logs[0], value + logs[1])
+        middle = torch.minimum(start + h, stop)
+        start, stop = pair(start, middle), pair(middle, stop)
+        m = h
+    value = value + R[:, 0, 0].log()
+    return value[start < stop]

@@ -1,0 +1,219 @@
+"""The staircase: one elimination serves every position of a block, by bisection.
+
+A node holds the symmetric matrix `[[R, K], [K^T, C]]` on its own `m` rows and columns, after everything that all its
+positions share (later rows, earlier columns) has been eliminated. Position `s` of the node is the principal submatrix of
+rows `s..m-1` and columns `0..s-1`. The left half of the positions shares the later rows, the right half the earlier
+columns: each half eliminates its own and keeps the rest.
+
+In units of the shift (`tau` for counts, `sqrt(t)` for log-determinants) the empty node has `R = -I` (counts) or `R = +I`
+(log-determinants), `K = T / shift`, `C = -I`. A position's number of positive pivots is then `#{sigma > tau}`, and the sum
+of its log pivots is `log det(I + H H^T / t)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .elimination import eliminate, eliminate_definite
+
+# below this size a node is so small that the batch becomes the innermost axis
+SMALL = 8
+
+
+@dataclass
+class Nodes:
+    """A batch of nodes of one size `m`.
+
+    Attributes:
+        R, K, C: `[B, m, m]`.
+        value: `[B]` float64, what the eliminated pivots have contributed.
+        growth: `[B]`, the largest update so far, in units of the shift.
+        item: `[B]` int64, which row of the answer the node belongs to (a head and a shift).
+        start, stop: `[B]` int64, the positions `start..stop-1`; `stop - start < m` where a node was padded.
+    """
+
+    R: Tensor
+    K: Tensor
+    C: Tensor
+    value: Tensor
+    growth: Tensor
+    item: Tensor
+    start: Tensor
+    stop: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.R.shape[-1]
+
+    def __len__(self) -> int:
+        return self.value.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> Nodes:
+        return Nodes(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+@dataclass
+class Answer:
+    """What the staircase fills in, `[items, L]`: values by position, and for counts the growth behind each.
+
+    `wanted` `[items, L]` bool says which positions are asked for; the tree is pruned to them.
+    """
+
+    wanted: Tensor
+    value: Tensor
+    growth: Tensor
+
+    @classmethod
+    def of(cls, wanted: Tensor) -> Answer:
+        zeros = torch.zeros(wanted.shape, dtype=torch.float64, device=wanted.device)
+        return cls(wanted, zeros, zeros.clone())
+
+
+class _Wanted:
+    """Answers 'does this node hold a wanted position' from running sums."""
+
+    def __init__(self, wanted: Tensor):
+        self.everything = bool(wanted[:, 1:].all())
+        self.sums = torch.nn.functional.pad(wanted.to(torch.int32).cumsum(-1, dtype=torch.int32), (1, 0))
+
+    def __call__(self, item: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+        return self.sums[item, stop] > self.sums[item, start]
+
+
+def descend(nodes: Nodes, answer: Answer, definite: bool, budget: int) -> None:
+    """Carries `nodes` down to single positions and writes their values into `answer`.
+
+    Args:
+        nodes: any batch of nodes of one size.
+        answer: filled in place.
+        definite: log-determinants (`True`) or counts.
+        budget: bytes of workspace; a batch that needs more is cut.
+    """
+    _descend(nodes, answer, _Wanted(answer.wanted), definite, budget)
+
+
+def _descend(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool, budget: int) -> None:
+    # a level holds the node, its halves with their factors and scaled factors: about 9 m^2 numbers
+    limit = max(1, budget // (72 * nodes.size**2))
+    if len(nodes) > limit:
+        for first in range(0, len(nodes), limit):
+            _descend(nodes[first : first + limit], answer, wanted, definite, budget)
+        return
+    while nodes.size > SMALL:
+        nodes = _halve(nodes, wanted, definite)
+    _finish(nodes, answer, wanted, definite)
+
+
+def _worth(pivots: Tensor, definite: bool, dim: int) -> Tensor:
+    return pivots.abs().log().sum(dim) if definite else (pivots > 0).sum(dim).to(pivots.dtype)
+
+
+def _padded(nodes: Nodes, definite: bool) -> Nodes:
+    """One zero token more: `K` gets a zero row and column, `R` and `C` their empty diagonal."""
+    R, K, C = (torch.nn.functional.pad(x, (0, 1, 0, 1)) for x in (nodes.R, nodes.K, nodes.C))
+    R[..., -1, -1] = 1.0 if definite else -1.0
+    C[..., -1, -1] = -1.0
+    return Nodes(R, K, C, nodes.value, nodes.growth, nodes.item, nodes.start, nodes.stop)
+
+
+def _children(item: Tensor, start: Tensor, stop: Tensor, h: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of the left halves, then of the right halves."""
+    middle = torch.minimum(start + h, stop)
+    return item.repeat(2), torch.cat([start, middle]), torch.cat([middle, stop])
+
+
+def _halve(nodes: Nodes, wanted: _Wanted, definite: bool) -> Nodes:
+    """One level of the bisection by batched matrix products."""
+    if nodes.size % 2:
+        nodes = _padded(nodes, definite)
+    h = nodes.size // 2
+    R, K, C = nodes.R, nodes.K, nodes.C
+    item, start, stop = _children(nodes.item, nodes.start, nodes.stop, h)
+    keep = None
+    if not (wanted.everything and bool((start < stop).all())):
+        keep = wanted(item, start, stop)
+        keep = None if bool(keep.all()) else keep
+
+    def both(left: Tensor, right: Tensor) -> Tensor:
+        if keep is None:
+            return torch.cat([left, right])
+        return torch.cat([left[keep[: len(nodes)]], right[keep[len(nodes) :]]])
+
+    E = both(R[:, h:, h:], C[:, :h, :h])
+    V = torch.cat([both(R[:, h:, :h], K[:, h:, :h].mT), both(K[:, h:, :h], C[:, :h, h:])], -1)
+    if definite:
+        # later rows have positive, earlier columns negative pivots
+        out = eliminate_definite(E, V, both(torch.ones_like(nodes.value), -torch.ones_like(nodes.value)))
+    else:
+        out = eliminate(E, V)
+    del E, V
+    W, scaled = out.rows, out.scaled
+
+    def child(left: Tensor, right: Tensor, x: slice, y: slice) -> Tensor:
+        return both(left, right).baddbmm_(scaled[..., x].mT, W[..., y], alpha=-1)
+
+    rows, cols = slice(0, h), slice(h, 2 * h)
+    value, growth = both(nodes.value, nodes.value), both(nodes.growth, nodes.growth)
+    where = (item, start, stop) if keep is None else (item[keep], start[keep], stop[keep])
+    return Nodes(
+        child(R[:, :h, :h], R[:, h:, h:], rows, rows),
+        child(K[:, :h, :h], K[:, h:, h:], rows, cols),
+        child(C[:, :h, :h], C[:, h:, h:], cols, cols),
+        value + _worth(out.pivots, definite, -1),
+        growth + out.growth,
+        *where,
+    )
+
+
+def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> None:
+    """The last levels with the batch innermost, down to one position a node."""
+    R, K, C = (x.permute(1, 2, 0).contiguous() for x in (nodes.R, nodes.K, nodes.C))
+    value, growth = nodes.value, nodes.growth
+    item, start, stop = nodes.item, nodes.start, nodes.stop
+    m = nodes.size
+    while m > 1:
+        if m % 2:
+            R, K, C = (torch.nn.functional.pad(x, (0, 0, 0, 1, 0, 1)) for x in (R, K, C))
+            R[-1, -1] = 1.0 if definite else -1.0
+            C[-1, -1] = -1.0
+            m += 1
+        h = m // 2
+        pair = torch.cat
+        A = torch.cat(
+            [
+                pair([R[h:, h:], C[:h, :h]], -1),
+                pair([R[h:, :h], K[h:, :h].transpose(0, 1)], -1),
+                pair([K[h:, :h], C[:h, h:]], -1),
+            ],
+            1,
+        )
+        R = pair([R[:h, :h], R[h:, h:]], -1)
+        K = pair([K[:h, :h], K[h:, h:]], -1)
+        C = pair([C[:h, :h], C[h:, h:]], -1)
+        value, growth = value.repeat(2), growth.repeat(2)
+        update = 0.0
+        for k in range(h):
+            row = A[k, k + 1 :]
+            scaled = row / A[k, k]
+            if k + 1 < h:
+                A[k + 1 :, k + 1 :].addcmul_(scaled[: h - k - 1, None], row[None], value=-1)
+            u, v = row[h - k - 1 : 2 * h - k - 1], row[2 * h - k - 1 :]
+            su, sv = scaled[h - k - 1 : 2 * h - k - 1], scaled[2 * h - k - 1 :]
+            R.addcmul_(su[:, None], u[None], value=-1)
+            K.addcmul_(su[:, None], v[None], value=-1)
+            C.addcmul_(sv[:, None], v[None], value=-1)
+            if not definite:
+                update = update + torch.nn.functional.pad((row * scaled).abs(), (0, 0, k, 0))
+        value = value + _worth(A[torch.arange(h), torch.arange(h)], definite, 0)
+        if not definite:
+            growth = growth + update.amax(0)
+        item, start, stop = _children(item, start, stop, h)
+        m = h
+    value = value + _worth(R[0], definite, 0)
+    keep = wanted(item, start, stop)
+    at = (item[keep], start[keep])
+    answer.value[at] = value[keep]
+    answer.growth[at] = growth[keep]

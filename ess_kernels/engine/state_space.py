@@ -1,0 +1,145 @@
+"""Counts, entropy and singular values of recurrences at many positions, in `O(n^2)` per position and shift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..operators.structure import Tokens
+from . import quadrature
+from .blocks import Blocks, block_parts, cut
+from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
+from .parallel import svdvals
+from .positions import Engine
+from .scaling import power_of_two
+from .staircase import Answer, descend
+
+# bytes of nodes in work at once: more falls out of the caches
+NODE_WORKSPACE = 1 << 24
+# bytes of boundaries or root products in work at once
+BLOCK_WORKSPACE = 1 << 26
+
+
+def block_length(n: int, entropy: bool) -> int:
+    """Tokens a block: small ones spend on the boundary (`n^3` each), large ones on the staircase."""
+    if entropy:
+        return 8 if n <= 8 else 16 if n <= 64 else 32
+    return 8 if n <= 8 else 16 if n <= 24 else 32 if n <= 48 else 64
+
+
+def bytes_per_head(length: int, n: int, diagonal: bool, c: int) -> int:
+    """What one head needs while its recurrence is in work."""
+    per_token = 10 * n + 2 * c + (0 if diagonal else 4 * n * n)
+    return 8 * (length + c) * (per_token + 4 * n * n // c + 32)
+
+
+class Recurrence(Engine):
+    """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
+
+    `read` and `write` are scaled by powers of two, so that neither overflows when squared.
+    """
+
+    def __init__(self, tokens: Tokens, c: int):
+        self.length, self.n = tokens.read.shape[1:]
+        self.state_size, self.group = self.n, c
+        good = tokens.finite()
+        read, read_unit = power_of_two(torch.where(good[:, None, None], tokens.read, 0.0))
+        write, write_unit = power_of_two(torch.where(good[:, None, None], tokens.write, 0.0))
+        transition = torch.where(good.view(-1, *[1] * (tokens.transition.dim() - 1)), tokens.transition, 0.0)
+        self.unit = read_unit * write_unit
+        self.tokens = cut(Tokens(read, write, transition, tokens.reads_before), c)
+        self.blocks = block_parts(self.tokens)
+        self.roots = reach_roots(self.blocks)
+        self.gramians = observe_gramians(self.blocks)
+        # a transition that grows can overflow on the way; such a head has no answer
+        parts = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.roots, self.gramians)
+        stable = torch.stack([x.isfinite().flatten(1).all(1) for x in parts]).all(0)
+        if not bool(stable.all()):
+            for x in (*parts, self.tokens.read, self.tokens.write, self.tokens.transition):
+                x[~stable] = 0.0
+        self.good = good & stable
+        if bool((self.unit > 2.0**900).any()):
+            self.good &= ~self._overflows()
+        self._observe_roots: Tensor | None = None
+
+    def _overflows(self) -> Tensor:
+        """bool `[N]`: whether an entry of `T` itself is beyond float64, although the scaled recurrence is not."""
+        rows = (self.blocks.X @ self.roots.mT).square().sum(-1).amax((1, 2)).sqrt()
+        inner = self.blocks.Y.abs().amax((1, 2, 3))
+        return ~(torch.maximum(rows, inner) * self.unit).isfinite() | ~self.unit.isfinite()
+
+    @property
+    def observe_roots(self) -> Tensor:
+        if self._observe_roots is None:
+            self._observe_roots = observe_roots(self.blocks)
+        return self._observe_roots
+
+    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
+        return self._staircase(wanted, lambda boundary, head, number: tau[head, :, number], definite=False)
+
+    def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
+        nodes = quadrature.NODES.to(wanted.device)
+
+        def shifts(boundary: Boundary, head: Tensor, number: Tensor) -> Tensor:
+            # every block has its own scale
+            own = boundary.scale() if scale is None else scale[head]
+            return (nodes * torch.where(own > 0, own, 1.0)[:, None]).sqrt()
+
+        wanted = wanted[:, None].expand(-1, len(nodes), -1)
+        return self._staircase(wanted, shifts, definite=True).value.view(wanted.shape)
+
+    def _staircase(
+        self, wanted: Tensor, shifts: Callable[[Boundary, Tensor, Tensor], Tensor], definite: bool
+    ) -> Answer:
+        """Values and growth at `wanted` `[N, S, L]`; `shifts(boundary of J blocks, heads, numbers)` gives `[J, S]`."""
+        N, S, L = wanted.shape
+        B, c = self.blocks.X.shape[1:3]
+        answer = Answer.of(wanted.flatten(0, 1))
+        busy = self._grouped(wanted, 0.0).any(-1)
+        heads, numbers = busy.any(1).nonzero(as_tuple=True)
+        step = max(1, BLOCK_WORKSPACE // (8 * (6 * self.n**2 + 4 * self.n * c + 3 * c * c)))
+        each = max(1, NODE_WORKSPACE // (8 * (9 * c * c + 4 * self.n * c)))
+        for pairs in zip(heads.split(step), numbers.split(step), strict=True):
+            boundary = Boundary.of(self.blocks[pairs], self.roots[pairs], self.gramians[pairs])
+            shift = shifts(boundary, *pairs)
+            which, s = busy[pairs[0], :, pairs[1]].nonzero(as_tuple=True)
+            start = pairs[1][which] * c
+            item = pairs[0][which] * S + s
+            batch = (which, shift[which, s], item, start, (start + c).clamp_max(L))
+            for part in zip(*(x.split(each) for x in batch), strict=True):
+                descend(boundary.nodes(*part, definite), answer, definite, 4 * NODE_WORKSPACE)
+        return answer
+
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """Scaled singular values `[Q, n]`, descending, at `Q` (head, position) pairs, zero beyond the rank's cap."""
+        each = max(1, BLOCK_WORKSPACE // (8 * (8 * self.n**2 + 8 * self.n * self.group)))
+        parts = [
+            svdvals(self._root_products(*pair))
+            for pair in zip(heads.split(each), positions.split(each), strict=True)
+        ]
+        values = torch.cat(parts) if parts else self.unit.new_zeros(0, self.n)
+        return torch.where(torch.arange(self.n, device=positions.device) < self.cap(positions)[:, None], values, 0.0)
+
+    def _root_products(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """`G_i F_i` `[Q, n, n]`, whose singular values are those of `H_i`, by QR updates from the block's edges."""
+        number = positions // self.group
+        before = torch.arange(self.group, device=positions.device) < (positions - number * self.group)[:, None]
+        left = block_parts(self._only(heads, number, before))
+        right = block_parts(self._only(heads, number, ~before))
+        reach = reach_root_step(self.roots[heads, number], left)
+        observe = observe_root_step(self.observe_roots[heads, number], right)
+        return observe @ reach.mT
+
+    def _only(self, heads: Tensor, number: Tensor, keep: Tensor) -> Tokens:
+        """Blocks with some tokens only; the others become zero tokens."""
+        tokens = self.tokens
+        read, write, transition = (x[heads, number] for x in (tokens.read, tokens.write, tokens.transition))
+        mask = keep[..., None]
+        if transition.dim() == read.dim():
+            transition = torch.where(mask, transition, 1.0)
+        else:
+            one = torch.eye(self.n, dtype=read.dtype, device=read.device)
+            transition = torch.where(mask[..., None], transition, one)
+        return Tokens(torch.where(mask, read, 0.0), torch.where(mask, write, 0.0), transition, tokens.reads_before)

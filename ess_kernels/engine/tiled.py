@@ -1,0 +1,153 @@
+"""Any lower triangular `T`: about `L^3` multiplications for all positions and one tolerance.
+
+The root of the staircase is free: its pivots are `-I` or `+I`, so its two halves need one symmetric product each,
+`T21^T T21` and `T21 T21^T`, and these serve every tolerance and every shift.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from . import quadrature
+from .certainty import ENTROPY_BOUND
+from .positions import Engine
+from .scaling import power_of_two
+from .staircase import Answer, Nodes, descend
+
+logger = logging.getLogger("ess_kernels")
+
+# singular value decompositions of whole blocks: from this many on, say what is being done
+MANY_SVDS = 64
+# up to this many positions singular values cost less than another round of eliminations
+FEW_SVDS = 16
+# positions whose squared norms differ by more than this do not share a scale
+SCALE_RANGE = 256.0
+MAX_SCALES = 8
+
+
+def bytes_per_head(length: int) -> int:
+    """What one head needs while its operator is in work: T, the two products, half of T with its factors."""
+    return 8 * 5 * length * length
+
+
+class Matrix(Engine):
+    """`N` heads of `T` `[N, L, L]`, of which only the strictly lower part is read."""
+
+    state_size = None
+
+    def __init__(self, T: Tensor, good: Tensor, budget: int):
+        T = T.tril(-1)
+        self.good = good & T.isfinite().flatten(1).all(1)
+        self.T, self.unit = power_of_two(torch.where(self.good[:, None, None], T, 0.0))
+        self.length = self.group = T.shape[-1]
+        self.budget = budget
+        self._grams: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def grams(self) -> tuple[Tensor, Tensor]:
+        """`T21^T T21` `[N, h, h]` and `T21 T21^T` `[N, L - h, L - h]`."""
+        if self._grams is None:
+            h = (self.length + 1) // 2
+            corner = self.T[:, h:, :h]
+            self._grams = (corner.mT @ corner, corner @ corner.mT)
+        return self._grams
+
+    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
+        return self._staircase(wanted, tau[..., 0], definite=False)
+
+    def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
+        nodes = quadrature.NODES.to(wanted.device)
+        scale = self._scale() if scale is None else scale
+        shifts = (nodes * torch.where(scale > 0, scale, 1.0)[:, None]).sqrt()
+        wanted = wanted[:, None].expand(-1, len(nodes), -1)
+        return self._staircase(wanted, shifts, definite=True).value.view(wanted.shape)
+
+    def _scale(self) -> Tensor:
+        """`[N]`, the squared norm of `T` and 5 %: every `H_i` is a submatrix of it. By power iteration from one start."""
+        v = self.T.new_ones(self.T.shape[0], self.length, 1)
+        size = v.new_zeros(v.shape[0])
+        for _ in range(20):
+            v = self.T.mT @ (self.T @ v)
+            size = v.square().sum((1, 2)).sqrt()
+            v = v / torch.where(size > 0, size, 1.0)[:, None, None]
+        return 1.05 * size
+
+    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Answer:
+        """Values and growth at `wanted` `[N, S, L]` for `shifts` `[N, S]`."""
+        L, S = self.length, shifts.shape[1]
+        wanted = wanted.flatten(0, 1)
+        answer = Answer.of(wanted)
+        if L < 2:
+            return answer
+        h = (L + 1) // 2
+        for left, first, last in ((True, 0, h), (False, h, L)):
+            items = wanted[:, first:last].any(1).nonzero()[:, 0]
+            # a half has three arrays and its halves, with their factors, twice as much again
+            each = max(1, self.budget // (72 * h * h))
+            for item in items.split(each):
+                head = item // S
+                nodes = self._half(left, first, last, item, head, shifts[head, item % S], definite)
+                descend(nodes, answer, definite, self.budget)
+        return answer
+
+    def _half(
+        self, left: bool, first: int, last: int, item: Tensor, head: Tensor, shift: Tensor, definite: bool
+    ) -> Nodes:
+        """A half of the root after its elimination: only one of R and C has anything but the empty pivots in it."""
+        sign = 1.0 if definite else -1.0
+        inverse = (1 / shift)[:, None, None]
+        gram = self.grams[0 if left else 1][head] * inverse.square()
+        one = torch.eye(last - first, dtype=gram.dtype, device=gram.device)
+        growth = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
+        return Nodes(
+            R=(sign * one).expand_as(gram) if left else gram + sign * one,
+            K=self.T[head, first:last, first:last] * inverse,
+            C=-sign * gram - one if left else (-one).expand_as(gram),
+            value=torch.zeros_like(growth),
+            growth=growth,
+            item=item,
+            start=torch.full_like(item, first),
+            stop=torch.full_like(item, last),
+        )
+
+    def _rescale_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
+        """Positions far below the norm of `T` again, with scales that fit them."""
+        norms = self._squared_norms()
+        for _ in range(MAX_SCALES):
+            if int(doubtful.sum()) <= FEW_SVDS * len(doubtful):
+                break
+            scale = norms.masked_fill(~doubtful, 0.0).amax(-1)
+            alike = doubtful & (norms * SCALE_RANGE >= scale[:, None])
+            mine, bound = quadrature.entropy_of(self._logdets(alike, scale), cap)
+            settled = alike & (bound <= ENTROPY_BOUND)
+            if not bool(settled.any()):
+                break
+            ess[settled] = mine[settled]
+            doubtful = doubtful & ~settled
+        return doubtful
+
+    def _squared_norms(self) -> Tensor:
+        """Squared Frobenius norm of every `H_i`, `[N, L]`, by sums of positive terms only."""
+        below = self.T.square().flip(1).cumsum(1).flip(1)
+        return below.tril(-1).sum(-1)
+
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        widest = int(self.cap(positions).max()) if len(positions) else 0
+        if len(heads) >= MANY_SVDS:
+            size = self.cap(positions).double()
+            work = float((8 / 3 * size**2 * (self.length - size / 3)).sum())
+            logger.warning(
+                "exact singular values of %d blocks of up to %d x %d: about %.1e floating-point operations",
+                len(heads),
+                widest,
+                self.length - widest,
+                work,
+            )
+        values = self.T.new_zeros(len(heads), widest)
+        for q, (head, i) in enumerate(zip(heads.tolist(), positions.tolist(), strict=True)):
+            s = torch.linalg.svdvals(self.T[head, i:, :i])
+            values[q, : len(s)] = s
+        return values

@@ -1,0 +1,260 @@
+"""The public calls: check the arguments, choose a backend, put the answer in shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .engine.certainty import Certificate, entropy_of_values
+from .operators.dense import as_operator
+from .operators.structure import Operator
+
+Tolerance = float | Sequence[float] | Tensor
+Positions = Sequence[int] | range | Tensor
+
+MAX_SMALL = 256
+
+
+def tolerance_ess(
+    op: Operator | Tensor,
+    atol: Tolerance | None = None,
+    rtol: Tolerance | None = None,
+    positions: Positions | None = None,
+    backend: str = "auto",
+    certificate: bool = False,
+) -> Tensor | tuple[Tensor, Certificate]:
+    """Tolerance-ESS: how many singular values of `H_i = T[i:, :i]` exceed the tolerance (paper, equation 2).
+
+    The threshold is `max(atol, rtol * s_1(H_i))`, position by position, as in `torch.linalg.matrix_rank`; values equal to it do
+    not count. Every count is exact, or reported as unresolved by the certificate.
+
+    Args:
+        op: an operator of `ess_kernels.operators`, or a dense `T` `[..., L, L]` of which only the strictly lower part is read.
+        atol: absolute tolerance, in the units of `T`; the paper's. A float, or a 1-D list or tensor of `M` of them. Both `None`:
+            `atol=1e-3`; if only one of the two is given, the other is 0.
+        rtol: tolerance relative to the largest singular value of each `H_i`. Two lists must have the same length (pairs).
+        positions: values in 1..L-1 (sequence, range or 1-D integer tensor, any order, repeats kept); `None`: all of them.
+        backend: `"auto"`, `"reference"`, `"torch"`, `"native"` or `"triton"`.
+        certificate: also return how far each count can be trusted.
+
+    Returns:
+        int64 `[*batch, P]`, with a leading axis `M` where a tolerance is a list; -1 at every position of a (batch, head) that
+        holds NaN or infinity. With `certificate=True`, `(counts, Certificate(width, redone, unresolved))`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+        RuntimeError: a backend asked for by name that cannot take the call.
+    """
+    op = as_operator(op)
+    absolute, relative, listed = _tolerances(atol, rtol)
+    wanted = _positions(positions, op.length)
+    distinct, back = wanted.unique(return_inverse=True)
+    absolute, relative, distinct = (x.to(op.device) for x in (absolute, relative, distinct))
+    chosen = backends.choose(backend, "tolerance_ess", op)
+    found = chosen.tolerance_ess(op, distinct, absolute, relative)
+
+    def shaped(x: Tensor) -> Tensor:
+        x = x[..., back.to(op.device)].movedim(1, 0).unflatten(1, op.batch_shape)
+        return x if listed else x[0]
+
+    counts, width, redone, unresolved = map(shaped, found)
+    return (counts, Certificate(width, redone, unresolved)) if certificate else counts
+
+
+def entropy_ess(op: Operator | Tensor, positions: Positions | None = None, backend: str = "auto") -> Tensor:
+    """Entropy-ESS: `exp(-sum p log p)`, `p = s / sum s`, over the singular values `s` of `H_i` (paper, equation 3).
+
+    Natural logarithm, singular values not squared, no epsilon; 0 where `H_i` is zero. Within 1e-4 of the definition at every
+    position, typically 1e-6. Differentiable where the operator's inputs require grad (`torch` backend).
+
+    Args:
+        op, positions, backend: as in `tolerance_ess`.
+
+    Returns:
+        float64 `[*batch, P]`; NaN at every position of a (batch, head) that holds NaN or infinity.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `tolerance_ess`.
+    """
+    op = as_operator(op)
+    distinct, back = _positions(positions, op.length).unique(return_inverse=True)
+    chosen = backends.choose(backend, "entropy_ess", op)
+    found = chosen.entropy_ess(op, distinct.to(op.device))
+    return found[..., back.to(op.device)].unflatten(0, op.batch_shape)
+
+
+def singular_values(
+    op: Operator | Tensor, positions: Positions, k: int | None = None, backend: str = "auto"
+) -> Tensor:
+    """Singular values of `H_i` at chosen positions, exact to a few ulp of the largest.
+
+    A recurrence is compressed to its state size first, `O(n^3)` a position; any other operator costs a dense decomposition.
+
+    Args:
+        op, positions, backend: as in `tolerance_ess`.
+        k: how many, the largest ones; `None`: as many as the largest `min(state_size, i, L - i)` of the positions.
+
+    Returns:
+        float64 `[*batch, P, k]`, descending, zero padded; NaN where a (batch, head) holds NaN or infinity.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `tolerance_ess`; `k` must be a non-negative integer.
+    """
+    op = as_operator(op)
+    wanted = _positions(positions, op.length)
+    if k is None:
+        cap = torch.minimum(wanted, op.length - wanted)
+        k = int(cap.max()) if len(cap) else 0
+        k = k if op.state_size is None else min(k, op.state_size)
+    elif isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: expected an integer or None, got {type(k).__name__}")
+    elif k < 0:
+        raise ValueError(f"k: expected a non-negative integer, got {k}")
+    distinct, back = wanted.unique(return_inverse=True)
+    chosen = backends.choose(backend, "singular_values", op)
+    found = chosen.singular_values(op, distinct.to(op.device), k)
+    return found[:, back.to(op.device)].unflatten(0, op.batch_shape)
+
+
+class SmallSpectra(NamedTuple):
+    """What `small_spectra` found.
+
+    Attributes:
+        values: singular values `[..., min(m, n)]`, descending, in the input's dtype.
+        counts: int64, how many exceed `atol` (leading axis `M` where it is a list), or None.
+        entropy: `exp(-sum p log p)` `[...]`, or None.
+    """
+
+    values: Tensor
+    counts: Tensor | None
+    entropy: Tensor | None
+
+
+def small_spectra(
+    A: Tensor,
+    *,
+    right: Tensor | None = None,
+    atol: Tolerance | None = None,
+    entropy: bool = False,
+    backend: str = "auto",
+) -> SmallSpectra:
+    """Singular values of many small matrices, and what is counted from them.
+
+    Args:
+        A: `[..., m, n]`, float32 or float64 (computed in its own precision), `min(m, n) <= 256`.
+        right: `[..., k, n]`, same dtype and leading dimensions; the matrices are then `A right^T`, never squared.
+        atol: absolute tolerance or a list of them: also count the values above it.
+        entropy: also return the entropy-ESS of every matrix.
+        backend: as in `tolerance_ess`.
+
+    Returns:
+        `SmallSpectra(values, counts, entropy)`. A matrix that holds NaN or infinity gives NaN and -1; the others are not touched.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `tolerance_ess`.
+    """
+    for name, x in (("A", A), ("right", right)):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}")
+        if x.dim() < 2:
+            raise ValueError(f"{name}: expected at least two dimensions [..., m, n], got shape {tuple(x.shape)}")
+        if min(x.shape[-2:]) > MAX_SMALL:
+            raise ValueError(f"{name}: expected min(m, n) <= {MAX_SMALL}, got shape {tuple(x.shape)}")
+    if right is not None and (
+        right.dtype != A.dtype or right.shape[:-2] != A.shape[:-2] or right.shape[-1] != A.shape[-1]
+    ):
+        raise ValueError(
+            f"right: expected shape {(*A.shape[:-2], 'k', A.shape[-1])} and dtype {A.dtype} to go with A, "
+            f"got {tuple(right.shape)} and {right.dtype}"
+        )
+    batch = A.shape[:-2]
+    flat = A.detach().flatten(0, -3) if batch else A.detach()[None]
+    other = None if right is None else (right.detach().flatten(0, -3) if batch else right.detach()[None])
+    good = flat.isfinite().flatten(1).all(1)
+    flat = torch.where(good[:, None, None], flat, 0.0)
+    if other is not None:
+        finite = other.isfinite().flatten(1).all(1)
+        other = torch.where(finite[:, None, None], other, 0.0)
+        good = good & finite
+    chosen = backends.choose(backend, "small_spectra", A)
+    values = chosen.small_spectra(flat, other).masked_fill(~good[:, None], torch.nan)
+    counts = None
+    if atol is not None:
+        absolute, _, listed = _tolerances(atol, None)
+        counts = (values > absolute.to(values)[:, None, None]).sum(-1).masked_fill(~good, -1)
+        counts = counts.unflatten(1, batch) if batch else counts[:, 0]
+        counts = counts if listed else counts[0]
+    ess = entropy_of_values(values) if entropy else None
+
+    def shaped(x: Tensor) -> Tensor:
+        return x.unflatten(0, batch) if batch else x[0]
+
+    return SmallSpectra(shaped(values), counts, None if ess is None else shaped(ess))
+
+
+def _tolerances(atol: Tolerance | None, rtol: Tolerance | None) -> tuple[Tensor, Tensor, bool]:
+    """float64 `[M]` each, and whether either came as a list."""
+    if atol is None and rtol is None:
+        atol = 1e-3
+    absolute, relative = _tolerance("atol", atol), _tolerance("rtol", rtol)
+    listed = absolute.dim() == 1 or relative.dim() == 1
+    if absolute.dim() == relative.dim() == 1 and len(absolute) != len(relative):
+        raise ValueError(
+            f"atol and rtol: expected lists of equal length (pairs), got {len(absolute)} and {len(relative)} values"
+        )
+    absolute, relative = torch.broadcast_tensors(absolute.reshape(-1), relative.reshape(-1))
+    return absolute, relative, listed
+
+
+def _tolerance(name: str, value: Tolerance | None) -> Tensor:
+    if value is None:
+        return torch.zeros((), dtype=torch.float64)
+    if isinstance(value, (bool, str, bytes)):
+        raise TypeError(f"{name}: expected a number or a 1-D list of numbers, got {value!r}")
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a number or a 1-D list of numbers, got {value!r}") from None
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
+    # a Python float becomes float32 under as_tensor: keep all its digits
+    tensor = tensor.detach().double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    if tensor.dim() > 1:
+        raise ValueError(f"{name}: expected a number or a 1-D list, got shape {tuple(tensor.shape)}")
+    for number in tensor.reshape(-1).tolist():
+        if math.isnan(number) or number < 0:
+            raise ValueError(f"{name}: expected values >= 0, got {number}")
+    return tensor.cpu()
+
+
+def _positions(positions: Positions | None, length: int) -> Tensor:
+    """int64 `[P]` on the CPU, checked."""
+    if positions is None:
+        return torch.arange(1, max(length, 1))
+    if isinstance(positions, Tensor):
+        if positions.dtype == torch.bool or positions.is_floating_point() or positions.is_complex():
+            raise ValueError(f"positions: expected integers in 1..{length - 1}, got a tensor of {positions.dtype}")
+        if positions.dim() != 1:
+            raise ValueError(f"positions: expected one dimension, got shape {tuple(positions.shape)}")
+        values = positions.tolist()
+    elif isinstance(positions, (str, bytes)) or (not isinstance(positions, (Sequence, range)) and not hasattr(
+        positions, "__array__"
+    )):
+        raise TypeError(f"positions: expected a sequence of integers, got {type(positions).__name__}")
+    else:
+        values = list(positions)
+    for value in values:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or type(value).__name__ == "bool":
+            raise ValueError(f"positions: expected integers in 1..{length - 1}, got {value!r}")
+        if not 1 <= value <= length - 1:
+            raise ValueError(f"positions: expected integers in 1..{length - 1}, got {int(value)}")
+    return torch.tensor([int(value) for value in values], dtype=torch.int64)

@@ -1,0 +1,161 @@
+"""The two structures that the engine sees: a finite state, or a matrix produced by bands of rows.
+
+Every operator family lowers to one of them; nothing downstream knows which family it came from.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Operator(ABC):
+    """A causal linear map `y = T u` for every head of a batch, `T` lower triangular.
+
+    Heads are numbered along the flattened `batch_shape`; methods that take `heads` want a 1-D int64 tensor of
+    such numbers on the operator's device and answer with one leading axis `N = len(heads)`.
+
+    Attributes:
+        length: sequence length `L`.
+        batch_shape: leading dimensions of every result, for instance `(B, H)`.
+        state_size: the theoretically realisable state size (TSS), `None` where there is no finite state.
+        inputs: the caller's tensors, as they came (used to find the device and whether a gradient is wanted).
+    """
+
+    def __init__(self, length: int, batch_shape: Sequence[int], state_size: int | None, inputs: Sequence[Tensor]):
+        self.length = int(length)
+        self.batch_shape = tuple(int(size) for size in batch_shape)
+        self.state_size = state_size
+        self.inputs = tuple(inputs)
+
+    @property
+    def num_heads(self) -> int:
+        return math.prod(self.batch_shape)
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs[0].device
+
+    @property
+    def requires_grad(self) -> bool:
+        return any(x.requires_grad for x in self.inputs)
+
+    def all_heads(self) -> Tensor:
+        return torch.arange(self.num_heads, device=self.device)
+
+    def unravel(self, heads: Tensor) -> tuple[Tensor, ...]:
+        """The index of each head along every batch dimension."""
+        index: list[Tensor] = []
+        for size in reversed(self.batch_shape):
+            index.insert(0, heads % max(size, 1))
+            heads = heads // max(size, 1)
+        return tuple(index)
+
+    def take(self, x: Tensor, heads: Tensor) -> Tensor:
+        """Some heads of a tensor `[*batch, ...]`, copied to `[N, ...]`; the other heads are not touched."""
+        return x[self.unravel(heads)] if self.batch_shape else x[None][heads]
+
+    @abstractmethod
+    def finite(self, heads: Tensor) -> Tensor:
+        """bool `[N]`: whether everything that the head reads is a usable number (see `architecture`: bad data)."""
+
+    @abstractmethod
+    def dense_heads(self, heads: Tensor) -> Tensor:
+        """`T` of some heads, float64 `[N, L, L]`, zero above the diagonal."""
+
+    def dense(self) -> Tensor:
+        """The operator itself: float64 `[*batch, L, L]`, zero above the diagonal."""
+        return self.dense_heads(self.all_heads()).reshape(*self.batch_shape, self.length, self.length)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(batch_shape={self.batch_shape}, length={self.length}, state_size={self.state_size})"
+        )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A recurrence token by token, float64, for `N` heads.
+
+    With `reads_before` false, row i reads the state after its own transition:
+    `T[i, j] = read[i] . A_i ... A_{j+1} . write[j]` for `i >= j`.
+    With `reads_before` true it reads the state before it, and there is no diagonal:
+    `T[i, j] = read[i] . A_{i-1} ... A_{j+1} . write[j]` for `i > j`.
+
+    Attributes:
+        read: `[N, L, n]`.
+        write: `[N, L, n]`.
+        transition: `[N, L, n]` for diagonal `A_t` (decay factors, not their logarithms) or `[N, L, n, n]`.
+        reads_before: see above.
+    """
+
+    read: Tensor
+    write: Tensor
+    transition: Tensor
+    reads_before: bool
+
+    @property
+    def diagonal(self) -> bool:
+        return self.transition.dim() == 3
+
+    def finite(self) -> Tensor:
+        """bool `[N]`: whether every number of the head is finite."""
+        return (
+            self.read.isfinite().flatten(1).all(1)
+            & self.write.isfinite().flatten(1).all(1)
+            & self.transition.isfinite().flatten(1).all(1)
+        )
+
+
+class StateSpace(Operator):
+    """An operator with a finite state of `state_size` numbers per head.
+
+    `reads_before` says whether row i reads the state before its own transition, `diagonal` whether transitions are
+    (see `Tokens`).
+    """
+
+    state_size: int
+    reads_before: bool = False
+    diagonal: bool = True
+
+    @abstractmethod
+    def tokens(self, heads: Tensor) -> Tokens:
+        """The recurrence of some heads, upcast to float64. Bad data must stay visible as non-finite numbers."""
+
+    def finite(self, heads: Tensor) -> Tensor:
+        return self.tokens(heads).finite()
+
+    def dense_heads(self, heads: Tensor) -> Tensor:
+        tokens = self.tokens(heads)
+        length = self.length
+        # column j of `reach` is the state now, had only token j been written
+        reach = tokens.write.new_zeros(len(heads), self.state_size, 0)
+        rows = []
+        for i in range(length):
+            written = tokens.write[:, i, :, None]
+            read = tokens.read[:, i, None]
+            step = tokens.transition[:, i]
+            if tokens.reads_before:
+                seen = torch.cat([read @ reach, torch.zeros_like(read[..., :1])], -1)
+            reach = step[..., None] * reach if tokens.diagonal else step @ reach
+            reach = torch.cat([reach, written], -1)
+            if not tokens.reads_before:
+                seen = read @ reach
+            rows.append(torch.nn.functional.pad(seen[:, 0], (0, length - 1 - i)))
+        return torch.stack(rows, 1) if rows else tokens.write.new_zeros(len(heads), 0, 0)
+
+
+class Tiled(Operator):
+    """Any other operator, produced by bands of rows so that no more of `T` need exist than is being used."""
+
+    @abstractmethod
+    def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
+        """Rows `start..stop-1` of `T`, columns `0..stop-1`: float64 `[N, rows, stop]`, zero above the diagonal."""
+
+    def dense_heads(self, heads: Tensor) -> Tensor:
+        return self.rows(heads, 0, self.length)
