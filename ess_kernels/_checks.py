@@ -1,0 +1,162 @@
+"""Argument checks shared by the public functions: every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "[" + ", ".join(str(int(size)) for size in sizes) + "]"
+
+
+def check_floating(name: str, x: Any) -> None:
+    """`TypeError` unless `x` is a real floating-point tensor (float16, bfloat16, float32 or float64)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a floating-point tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+
+
+def refuse_complex(**tensors: Any) -> None:
+    """`TypeError` for a complex tensor, which says that the family exists but is not supported yet."""
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and x.is_complex():
+            raise TypeError(f"{name}: expected real numbers, got {x.dtype}: complex state spaces are not supported yet")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """`TypeError` unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+def check_layout(name: str, x: Any, layout: str) -> tuple[int, ...]:
+    """The sizes of a floating-point tensor that has as many axes as `layout`, for instance `"[B, T, H, K]"`."""
+    check_floating(name, x)
+    axes = layout.count(",") + 1
+    if x.dim() != axes:
+        raise ValueError(f"{name}: expected {axes} axes {layout}, got shape {_shape(x.shape)}")
+    return tuple(x.shape)
+
+
+def check_shape(name: str, x: Any, shape: Sequence[int], layout: str) -> None:
+    """`ValueError` unless the floating-point tensor has exactly this shape."""
+    check_floating(name, x)
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {layout} = {_shape(shape)}, got {_shape(x.shape)}")
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """`ValueError` unless all tensors (`None` is skipped) lie on the first one's device."""
+    given = {name: x for name, x in tensors.items() if x is not None}
+    first, *others = given
+    for name in others:
+        if given[name].device != given[first].device:
+            raise ValueError(f"{name}: expected {first}'s device {given[first].device}, got {given[name].device}")
+
+
+def check_groups(name: str, groups: int, axis: str, heads: int) -> None:
+    """`ValueError` unless `heads` divide evenly among `groups`."""
+    if heads and (groups < 1 or heads % groups):
+        raise ValueError(f"{name}: expected a number of groups {axis} that divides the {heads} heads, got {groups}")
+
+
+def check_positive_size(name: str, axis: str, size: int) -> None:
+    """`ValueError` unless an axis that a state or a key needs is not empty."""
+    if size < 1:
+        raise ValueError(f"{name}: expected {axis} to be at least 1, got {size}")
+
+
+def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
+    """A finite real number as a float (bools and tensors are refused)."""
+    expected = "a positive finite number" if positive else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+    return float(value)
+
+
+def integer(name: str, value: Any, *, minimum: int) -> int:
+    """An integer of at least `minimum` (bools are refused)."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got bool")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
+    if number < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {number}")
+    return number
+
+
+def check_positions(positions: Any, length: int) -> Tensor:
+    """The positions asked for as int64 `[P]` on the CPU, in the caller's order, repeats kept; `None` means all of them.
+
+    Each must be an integer in `1..length-1`, in a sequence, a range, an array or a 1-D tensor.
+    """
+    if positions is None:
+        return torch.arange(1, max(length, 1))
+    expected = f"positions: expected integers in 1..{length - 1}"
+    if isinstance(positions, Tensor):
+        if positions.dtype == torch.bool or positions.is_floating_point() or positions.is_complex():
+            raise ValueError(f"{expected}, got a tensor of {positions.dtype}")
+        if positions.dim() != 1:
+            raise ValueError(f"positions: expected 1 axis, got shape {_shape(positions.shape)}")
+        positions = positions.tolist()
+    elif isinstance(positions, (str, bytes)) or not hasattr(positions, "__iter__"):
+        raise TypeError(f"positions: expected a sequence of integers, got {type(positions).__name__}")
+    values = list(positions)
+    for value in values:
+        # numpy's bool has no common ancestor with bool, and in some versions an index
+        if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__") or not 1 <= value < length:
+            raise ValueError(f"{expected}, got {value!r}")
+    return torch.tensor([int(value) for value in values], dtype=torch.int64)
+
+
+def check_tolerances(atol: Any, rtol: Any) -> tuple[Tensor, Tensor, bool]:
+    """The pairs `(atol, rtol)` asked for as float64 `[M]` each on the CPU, and whether either came as a list.
+
+    Both `None` means `atol=1e-3, rtol=0`; one `None` beside a given one means 0. Each is a number >= 0, or a
+    list, a tuple or a 1-D tensor of them; two lists pair up.
+    """
+    if atol is None and rtol is None:
+        atol = 1e-3
+    absolute, relative = _tolerance("atol", atol), _tolerance("rtol", rtol)
+    listed = absolute.dim() == 1 or relative.dim() == 1
+    if absolute.dim() == relative.dim() == 1 and len(absolute) != len(relative):
+        raise ValueError(
+            f"atol and rtol: expected lists of equal length (pairs), got {len(absolute)} and {len(relative)} values"
+        )
+    absolute, relative = torch.broadcast_tensors(absolute.reshape(-1), relative.reshape(-1))
+    return absolute, relative, listed
+
+
+def _tolerance(name: str, value: Any) -> Tensor:
+    if value is None:
+        return torch.zeros((), dtype=torch.float64)
+    expected = f"{name}: expected a number or a 1-D list of numbers"
+    # without a dtype first: what is no number must not be turned into one, True for instance into 1.0
+    try:
+        kind = torch.as_tensor(value).dtype
+        numbers = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{expected}, got {value!r}") from None
+    if kind == torch.bool or kind.is_complex:
+        raise TypeError(f"{expected}, got {value!r}")
+    if numbers.dim() > 1:
+        raise ValueError(f"{expected}, got shape {_shape(numbers.shape)}")
+    for number in numbers.reshape(-1).tolist():
+        if not number >= 0:
+            raise ValueError(f"{name}: expected values >= 0, got {number}")
+    return numbers

@@ -1,0 +1,249 @@
+"""From the ESS at every position of every head to the few numbers that the paper prints, each with its convention.
+
+The ESS of one layer is a tensor `[..., H, P]`, as the metrics return it: any axes before the last two are averaged over
+(batches, or stacked layers), `H` counts heads or channels, `P` positions. Several layers may also come as a list or
+tuple of such tensors, whose `H` may differ. A count of -1 and a NaN mark bad data: they make the result NaN, they are
+never averaged. Results of several tolerances `[M, ...]` must be taken apart first.
+
+Channels: the paper sums over the `d` channels of a layer. The `d/H` channels of an attention head share one `T`, so
+their metrics have only `H` rows. `channels=d` counts each head `d/H` times (the paper's text); without it each head
+counts once, which is what the paper's heat maps show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ._checks import check_positions, finite_float, integer
+from .operators.dense import as_operator
+from .operators.structure import Operator
+
+# below this cap a small share of it is less than two singular values, and says nothing about collapse
+SMALLEST_CAP = 16
+
+
+def _as_numbers(name: str, ess: Any, axes: int) -> Tensor:
+    """float64, with bad data (-1 or NaN) as NaN."""
+    if not isinstance(ess, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(ess).__name__}")
+    if ess.dtype == torch.bool or ess.is_complex():
+        raise TypeError(f"{name}: expected integers or floats, got {ess.dtype}")
+    if ess.dim() < axes:
+        wanted = "[..., H, P]" if axes == 2 else "[..., P]"
+        raise ValueError(f"{name}: expected shape {wanted}, got {list(ess.shape)}")
+    numbers = ess.double()
+    return torch.where(numbers < 0, torch.nan, numbers)
+
+
+def _layers(ess: Any, axes: int) -> list[Tensor]:
+    if not isinstance(ess, (list, tuple)):
+        return [_as_numbers("ess", ess, axes)]
+    if not ess:
+        raise ValueError("ess: expected at least one layer, got an empty list")
+    return [_as_numbers(f"ess[{number}]", layer, axes) for number, layer in enumerate(ess)]
+
+
+def _over_layers(ess: Any, axes: int, of_layer: Callable[[Tensor], Tensor], reduce: str) -> Tensor:
+    values = torch.stack([of_layer(layer) for layer in _layers(ess, axes)])
+    return values.sum(0) if reduce == "sum" else values.mean(0)
+
+
+def _copies(layer: Tensor, channels: int | None) -> float:
+    """How many channels one head stands for."""
+    if channels is None:
+        return 1.0
+    heads = layer.shape[-2]
+    if heads < 1 or integer("channels", channels, minimum=1) % heads:
+        raise ValueError(f"channels: expected a multiple of the {heads} heads, got {channels}")
+    return channels / heads
+
+
+def average_ess(ess: Tensor | Sequence[Tensor], *, length: int | None = None) -> Tensor:
+    """The average ESS: the mean over positions, heads (channels), batch and layers.
+
+    The paper's formula divides the sum over positions by the length `L`, its program returns `L - 1` positions. Without
+    `length` the mean is over the positions given; with it (all `L - 1` positions must be there) it is the formula's,
+    in which position 0 counts as 0.
+
+    Args:
+        ess: `[..., P]`, or a list of layers, each with the same weight.
+        length: see above.
+
+    Returns:
+        float64 scalar, NaN if any value marks bad data (or there is none).
+
+    Source: "average ESS" of the paper (arXiv 2504.19561).
+    """
+
+    def of_layer(layer: Tensor) -> Tensor:
+        if length is None:
+            return layer.mean()
+        if layer.shape[-1] != length - 1:
+            raise ValueError(f"ess: expected all {length - 1} positions of length={length}, got {layer.shape[-1]}")
+        return layer.mean() * ((length - 1) / length)
+
+    return _over_layers(ess, 1, of_layer, "mean")
+
+
+def total_ess(ess: Tensor | Sequence[Tensor], *, channels: int | None = None, length: int | None = None) -> Tensor:
+    """The total ESS of a layer: the mean over positions, batch and layers, the sum over heads or channels.
+
+    It is the average ESS times the number of channels.
+
+    Args:
+        ess: `[..., H, P]`, or a list of layers.
+        channels: the layer's `d`, if its heads share operators (see the module); `None` sums the heads as they are.
+        length: as in `average_ess`.
+
+    Returns:
+        float64 scalar, NaN if any value marks bad data.
+
+    Source: "total ESS", as above. The paper's heat maps sum heads, its text channels.
+    """
+
+    def of_layer(layer: Tensor) -> Tensor:
+        return average_ess(layer, length=length) * (layer.shape[-2] * _copies(layer, channels))
+
+    return _over_layers(ess, 2, of_layer, "mean")
+
+
+def total_ess_per_index(
+    ess: Tensor | Sequence[Tensor], *, channels: int | None = None, layers: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """The total ESS at each position: the mean over batch and layers, the sum over heads or channels.
+
+    Args:
+        ess: `[..., H, P]`, or a list of layers at the same positions. In one tensor all axes before `H` are averaged,
+            so only a list can be summed over its layers.
+        channels: as in `total_ess`.
+        layers: `"mean"` as in the paper's formula for `(total ESS)_i`, or `"sum"` as the captions of its figures 42
+            to 46 say.
+
+    Returns:
+        float64 `[P]`, NaN at the positions where any value marks bad data.
+
+    Raises:
+        ValueError: `layers` is neither, or the layers' positions differ in number.
+
+    Source: `(total ESS)_i`, as above.
+    """
+    if layers not in ("mean", "sum"):
+        raise ValueError(f"layers: expected 'mean' or 'sum', got {layers!r}")
+    if layers == "sum" and not isinstance(ess, (list, tuple)):
+        raise ValueError("ess: expected a list of layers for layers='sum', got a tensor, whose layer axis is not known")
+
+    def of_layer(layer: Tensor) -> Tensor:
+        per_head = layer.reshape(-1, *layer.shape[-2:]).mean(0)
+        return per_head.sum(0) * _copies(layer, channels)
+
+    sizes = {layer.shape[-1] for layer in _layers(ess, 2)}
+    if len(sizes) > 1:
+        raise ValueError(f"ess: expected the same number of positions in every layer, got {sorted(sizes)}")
+    return _over_layers(ess, 2, of_layer, layers)
+
+
+def cap(op: Operator | Tensor, positions: Any = None) -> Tensor:
+    """The largest ESS that each position can have, `min(TSS, i, L - i)`: int64 `[P]`.
+
+    `TSS` is the state size, i where there is no finite state. The fall towards the end of a window is this cap, an
+    effect of the boundary, not of the mixer.
+
+    Args:
+        op: an operator, or a dense `T [..., L, L]`.
+        positions: integers in `1..L-1`, in any order; `None` means all of them.
+    """
+    op = as_operator(op)
+    i = check_positions(positions, op.length).to(op.device)
+    return torch.minimum(_tss(op, i), op.length - i).minimum(i)
+
+
+def _tss(op: Operator, i: Tensor) -> Tensor:
+    """The theoretically realisable state size at the positions `i`."""
+    return i if op.state_size is None else torch.full_like(i, op.state_size)
+
+
+def _per_position(name: str, ess: Tensor, op: Operator | Tensor, positions: Any) -> tuple[Tensor, Tensor]:
+    numbers = _as_numbers(name, ess, 1)
+    caps = cap(op, positions).to(numbers.device)
+    if numbers.shape[-1] != len(caps):
+        raise ValueError(f"{name}: expected {len(caps)} positions in its last axis, got {numbers.shape[-1]}")
+    return numbers, caps
+
+
+def utilisation(
+    ess: Tensor, op: Operator | Tensor, against: Literal["tss", "cap"] = "tss", positions: Any = None
+) -> Tensor:
+    """State utilisation at every position: the ESS divided by the TSS, or by the cap. Nothing is summed or averaged.
+
+    Args:
+        ess: `[..., P]`, tolerance- or entropy-ESS.
+        op: the operator that it was measured on (or its dense `T`).
+        against: `"tss"` divides by the state size (the paper's), by i for an operator without a finite state;
+            `"cap"` by `min(TSS, i, L - i)`, which alone lets a short window reach 1.
+        positions: those of `ess`; `None` means `1..L-1`.
+
+    Returns:
+        float64 in the shape of `ess`; NaN for bad data, and where the operator has no state at all (0 of 0).
+
+    Source: state utilisation ESS/TSS of the paper (arXiv 2504.19561); the cap is this package's.
+    """
+    if against not in ("tss", "cap"):
+        raise ValueError(f"against: expected 'tss' or 'cap', got {against!r}")
+    numbers, bound = _per_position("ess", ess, op, positions)
+    if against == "tss":
+        op = as_operator(op)
+        bound = _tss(op, check_positions(positions, op.length).to(numbers.device))
+    return numbers / bound
+
+
+def saturated(ess: Tensor, op: Operator | Tensor, fraction: float = 0.9, positions: Any = None) -> Tensor:
+    """The share of positions whose ESS is at least `fraction` of the cap: near 1, the state is too small for its task.
+
+    The mean over positions only; heads and batch keep their axes.
+
+    Args:
+        ess: `[..., P]`, tolerance- or entropy-ESS.
+        op: the operator that it was measured on (or its dense `T`).
+        fraction: this package's threshold, not the paper's.
+        positions: those of `ess`; `None` means `1..L-1`.
+
+    Returns:
+        float64 `[...]`; NaN for a head with bad data, without a position or without a state.
+
+    Source: state saturation in the paper (arXiv 2504.19561), which gives no threshold.
+    """
+    numbers, caps = _per_position("ess", ess, op, positions)
+    fraction = finite_float("fraction", fraction)
+    return _share(numbers, numbers >= fraction * caps, caps >= 1)
+
+
+def collapsed(counts: Tensor, op: Operator | Tensor, fraction: float = 0.1, positions: Any = None) -> Tensor:
+    """The share of positions whose tolerance-ESS is below `fraction` of the cap: near 1, the state has collapsed.
+
+    The mean over those positions whose cap is at least 16; heads and batch keep their axes. Entropy-ESS cannot see a
+    collapse, for it knows no scale.
+
+    Args:
+        counts: `[..., P]`, tolerance-ESS.
+        op: the operator that it was measured on (or its dense `T`).
+        fraction: this package's threshold, not the paper's, as is the 16.
+        positions: those of `counts`; `None` means `1..L-1`.
+
+    Returns:
+        float64 `[...]`; NaN for a head with bad data or where no cap is large enough.
+
+    Source: state collapse in the paper (arXiv 2504.19561), which gives no threshold.
+    """
+    numbers, caps = _per_position("counts", counts, op, positions)
+    fraction = finite_float("fraction", fraction)
+    return _share(numbers, numbers < fraction * caps, caps >= SMALLEST_CAP)
+
+
+def _share(numbers: Tensor, hits: Tensor, eligible: Tensor) -> Tensor:
+    """The share of hits among the eligible positions, NaN where any number is."""
+    share = hits[..., eligible].double().mean(-1)
+    return torch.where(numbers.isnan().any(-1), torch.nan, share)

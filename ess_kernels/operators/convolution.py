@@ -1,0 +1,153 @@
+"""Causal convolutions: long ones, which have no finite state, and short ones, whose state is a shift register."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .._checks import check_layout, check_positive_size, check_same_device, check_shape, integer
+from .finiteness import all_finite, largest, strictly_lower_finite
+from .structure import StateSpace, Tiled, Tokens
+
+
+def toeplitz(kernel: Tensor, start: int, stop: int) -> Tensor:
+    """Rows `start..stop-1`, columns `0..stop-1` of the causal Toeplitz matrix of `kernel [N, lags]`."""
+    row = torch.arange(start, stop, device=kernel.device)[:, None]
+    column = torch.arange(stop, device=kernel.device)
+    return kernel[:, (row - column).clamp(min=0)].tril(start)
+
+
+class Convolution(Tiled):
+    """`T_ij = x0_i k[i - j] x1_j`; see `convolution` and `gated_convolution`.
+
+    Attributes:
+        k: `[channels, L]`, by lag.
+        x0, x1: gates `[B, channels, L]`, or both `None`.
+    """
+
+    def __init__(self, k: Tensor, x0: Tensor | None = None, x1: Tensor | None = None, state_size: int | None = None):
+        gates = [x for x in (x0, x1) if x is not None]
+        super().__init__(k.shape[1], gates[0].shape[:2] if gates else k.shape[:1], state_size, [k, *gates])
+        self.k, self.x0, self.x1 = k, x0, x1
+
+    def _kernel(self, heads: Tensor) -> Tensor:
+        # the kernels are shared by the batch, if there is one
+        return self.k[self.unravel(heads)[-1]].double()
+
+    def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
+        rows = toeplitz(self._kernel(heads), start, stop)
+        if self.x0 is None or self.x1 is None:
+            return rows
+        x0, x1 = self.take(self.x0, heads).double(), self.take(self.x1, heads).double()
+        return (x0[:, start:stop, None] * rows * x1[:, None, :stop]).tril(start)
+
+    @torch.no_grad()
+    def finite(self, heads: Tensor) -> Tensor:
+        kernel = self._kernel(heads)
+        good = all_finite(kernel)
+        if self.x0 is None or self.x1 is None:
+            return good
+        x0, x1 = self.take(self.x0, heads), self.take(self.x1, heads)
+        good = good & all_finite(x0) & all_finite(x1)
+        if bool((good & ~(largest(x0) * largest(kernel) * largest(x1)).isfinite()).any()):
+            good = good & strictly_lower_finite(self, heads)
+        return good
+
+
+class ShortConvolution(StateSpace):
+    """A filter of `W` taps as a shift register of its last `W - 1` inputs; see `short_convolution`.
+
+    The register is read before the new input enters it. What the current input contributes (the last weight) is `T`'s
+    diagonal, which the tokens do not have and `dense` adds.
+
+    Attributes:
+        weight: `[D, W]`, the last tap is the current input's.
+    """
+
+    reads_before = True
+    diagonal = False
+
+    def __init__(self, weight: Tensor, length: int):
+        super().__init__(length, weight.shape[:1], weight.shape[1] - 1, (weight,))
+        self.weight = weight
+
+    def _taps(self, heads: Tensor) -> Tensor:
+        """`[N, W]` by lag."""
+        return self.weight[heads].double().flip(-1)
+
+    def tokens(self, heads: Tensor) -> Tokens:
+        taps = self._taps(heads)
+        # the tap on the diagonal is not among the tokens, but may not be bad data all the same
+        read = torch.where(all_finite(taps)[:, None], taps[:, 1:], torch.nan)
+        eye = torch.eye(self.state_size, dtype=read.dtype, device=read.device)
+        shift = pad(eye, (0, 0, 1, 0))[:-1]
+        size = (len(heads), self.length, self.state_size)
+        return Tokens(read[:, None].expand(size), eye[0].expand(size), shift.expand(*size, -1), self.reads_before)
+
+    def dense_heads(self, heads: Tensor) -> Tensor:
+        return toeplitz(_fit(self._taps(heads), self.length), 0, self.length)
+
+
+def _fit(taps: Tensor, length: int) -> Tensor:
+    """Taps by lag, cut or padded with zeros to the sequence."""
+    return pad(taps, (0, length - taps.shape[-1]))
+
+
+def convolution(k: Tensor) -> Convolution:
+    """A causal convolution, one operator a channel: `T_ij = k[i - j]`, a Toeplitz matrix.
+
+    Args:
+        k: `[H, L]` by lag (`k[:, 0]` is the current input's), float16, bfloat16, float32 or float64.
+
+    Raises:
+        TypeError, ValueError: the dtype or the number of axes is wrong.
+
+    Source: `fftconv_ref` of H3 and Hyena (without its skip); `H_{i-j}` in the paper (arXiv 2504.19561).
+    """
+    check_layout("k", k, "[H, L]")
+    return Convolution(k)
+
+
+def gated_convolution(x0: Tensor, k: Tensor, x1: Tensor) -> Convolution:
+    """A convolution gated on both sides: `T_ij = x0_i k[i - j] x1_j`, which is `diag(x0) T diag(x1)`.
+
+    Args:
+        x0: `[B, D, L]`, multiplies the outputs.
+        k: `[D, L]` by lag.
+        x1: `[B, D, L]`, multiplies the inputs. All float16, bfloat16, float32 or float64.
+
+    Raises:
+        TypeError, ValueError: an argument's dtype, shape or device is wrong; the message names it.
+
+    Source: Hyena of order 2; gated convolution in the paper (arXiv 2504.19561).
+    """
+    shape = check_layout("x0", x0, "[B, D, L]")
+    check_shape("k", k, shape[1:], "[D, L]")
+    check_shape("x1", x1, shape, "[B, D, L]")
+    check_same_device(x0=x0, k=k, x1=x1)
+    return Convolution(k, x0, x1)
+
+
+def short_convolution(weight: Tensor, length: int) -> ShortConvolution | Convolution:
+    """A depthwise filter of `W` taps, one operator a channel: `T_ij = weight[W - 1 - (i - j)]` for `i - j < W`.
+
+    The tap order is causal_conv1d's (and `torch.nn.Conv1d`'s): the last weight is the current input's, the reverse of
+    `convolution`. The state has `W - 1` numbers, the last inputs. Bias and activation are no part of `T`.
+
+    Args:
+        weight: `[D, W]`, float16, bfloat16, float32 or float64.
+        length: of the sequence.
+
+    Raises:
+        TypeError, ValueError: an argument's type, dtype or shape is wrong; the message names it.
+
+    Source: `causal_conv1d.causal_conv1d_fn`.
+    """
+    taps = check_layout("weight", weight, "[D, W]")[1]
+    check_positive_size("weight", "W", taps)
+    length = integer("length", length, minimum=0)
+    if taps == 1:
+        # no state at all: a diagonal matrix
+        return Convolution(_fit(weight, length), state_size=0)
+    return ShortConvolution(weight, length)

@@ -1,0 +1,76 @@
+"""A linear recurrence in the convention of control theory: the output reads the state before it is updated."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .._checks import (
+    check_bool,
+    check_floating,
+    check_positive_size,
+    check_same_device,
+    check_shape,
+    integer,
+    refuse_complex,
+)
+from .structure import StateSpace, Tokens
+
+
+class LinearRecurrence(StateSpace):
+    """`x_{t+1} = A_t x_t + B_t u_t`, `y_t = C_t x_t`; see `recurrence`.
+
+    Attributes:
+        A, B, C: the caller's tensors.
+        diagonal: whether `A` holds the diagonals of diagonal matrices.
+        constant: whether `A`, `B` and `C` have no axis for the time.
+    """
+
+    reads_before = True
+
+    def __init__(self, A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int, constant: bool):
+        super().__init__(length, B.shape[: -1 if constant else -2], B.shape[-1], (A, B, C))
+        self.A, self.B, self.C = A, B, C
+        self.diagonal, self.constant = diagonal, constant
+
+    def tokens(self, heads: Tensor) -> Tokens:
+        def by_token(x: Tensor) -> Tensor:
+            mine = self.take(x, heads).double()
+            return mine[:, None].expand(-1, self.length, *mine.shape[1:]) if self.constant else mine
+
+        return Tokens(by_token(self.C), by_token(self.B), by_token(self.A), self.reads_before)
+
+
+def recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int | None = None) -> LinearRecurrence:
+    """A linear recurrence of control theory: `T_ij = C_i A_{i-1} ... A_{j+1} B_j` for `i > j`.
+
+    It is `x_{t+1} = A_t x_t + B_t u_t`, `y_t = C_t x_t`. The output reads the state before its update, so `T` has no
+    diagonal (a feed-through term is no part of it).
+
+    Args:
+        A: transitions (not their logarithms), `[*batch, L, n]` if `diagonal`, else `[*batch, L, n, n]`.
+        B, C: `[*batch, L, n]`. All float16, bfloat16, float32 or float64.
+        diagonal: whether `A` holds the diagonals of diagonal matrices.
+        length: if given, `A`, `B` and `C` are constant: none of them has the axis `L`.
+
+    Raises:
+        TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
+
+    Source: the linear recurrence of the paper (arXiv 2504.19561).
+    """
+    check_bool("diagonal", diagonal)
+    refuse_complex(A=A, B=B, C=C)
+    check_floating("B", B)
+    tail = "L, n" if length is None else "n"
+    axes = 1 if length is not None else 2
+    if B.dim() < axes:
+        raise ValueError(f"B: expected shape [*batch, {tail}], got {list(B.shape)}")
+    state_size = B.shape[-1]
+    check_positive_size("B", "n", state_size)
+    check_shape("C", C, B.shape, f"[*batch, {tail}]")
+    if diagonal:
+        check_shape("A", A, B.shape, f"[*batch, {tail}]")
+    else:
+        check_shape("A", A, (*B.shape, state_size), f"[*batch, {tail}, n]")
+    check_same_device(A=A, B=B, C=C)
+    steps = B.shape[-2] if length is None else integer("length", length, minimum=0)
+    return LinearRecurrence(A, B, C, diagonal=diagonal, length=steps, constant=length is not None)

@@ -1,0 +1,229 @@
+"""What the test of an operator family needs: a case to inherit, and a comparison that shows the worst entry.
+
+A new family writes two methods and inherits the rest:
+
+    class TestGLA(OperatorTestCase):
+        constructor = staticmethod(operators.gla)
+        allows_minus_inf = ("g",)
+
+        def make_inputs(self, length):
+            return {"q": ..., "k": ..., "g": ...}  # the constructor's tensors by name, float64
+
+        def dense(self, q, k, g):
+            return ...  # T, by other means than the operator's own
+
+pytest collects the subclass by its name; nothing here imports pytest.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .operators.structure import Operator, StateSpace, Tiled
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, rtol: float = 1e-10, atol: float = 1e-12) -> None:
+    """`AssertionError` that shows the worst entry unless `|actual - expected| <= atol + rtol |expected|`.
+
+    NaN equals NaN. Shapes must be equal; dtypes may differ, the comparison is in float64.
+    """
+    if actual.shape != expected.shape:
+        raise AssertionError(f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}")
+    if not actual.numel():
+        return
+    a, b = actual.detach().double().cpu(), expected.detach().double().cpu()
+    same = (a == b) | (a.isnan() & b.isnan())
+    error = torch.where(same, 0, (a - b).abs())
+    excess = torch.where(same, 0, error / (atol + rtol * b.abs())).nan_to_num(nan=math.inf, posinf=math.inf)
+    bad = excess > 1
+    if not bool(bad.any()):
+        return
+    worst = int(excess.argmax())
+    index = [int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape)]
+    raise AssertionError(
+        f"{name}: {int(bad.sum())} of {bad.numel()} entries differ; worst at {index}: {a.flatten()[worst]:.17g}, "
+        f"expected {b.flatten()[worst]:.17g}, off by {error.flatten()[worst]:.3g} (rtol={rtol:g}, atol={atol:g})"
+    )
+
+
+class OperatorTestCase(ABC):
+    """The tests that every operator family passes. See the module for what a subclass writes.
+
+    Attributes:
+        constructor: the public function.
+        options: its other arguments, passed as they are.
+        reads: for each input the axis that runs along each batch dimension, `None` where it is shared. An axis shorter
+            than the batch dimension holds groups of neighbours. Inputs not named lie as `[B, T, H, ...]`: `(0, 2)`.
+        allows_minus_inf: the inputs in which -inf is a fair value.
+        state_size: the expected TSS; `"last"` takes the last axis of the first input.
+        lengths: lengths of the sequences to try.
+        rtol: of the comparison with `dense`.
+    """
+
+    constructor: ClassVar[Callable[..., Operator]]
+    options: ClassVar[Mapping[str, Any]] = {}
+    reads: ClassVar[Mapping[str, tuple[int | None, ...]]] = {}
+    allows_minus_inf: ClassVar[tuple[str, ...]] = ()
+    state_size: ClassVar[int | str | None] = "last"
+    lengths: ClassVar[tuple[int, ...]] = (1, 2, 3, 9)
+    rtol: ClassVar[float] = 1e-10
+
+    @abstractmethod
+    def make_inputs(self, length: int) -> dict[str, Tensor]:
+        """Random inputs, float64, by the names of the constructor's arguments, at least two of each batch dimension."""
+
+    @abstractmethod
+    def dense(self, *args: Any, **inputs: Any) -> Tensor:
+        """`T [*batch, L, L]` of float64 inputs, computed independently of the operator."""
+
+    def inputs(self, length: int) -> dict[str, Tensor]:
+        """The same random inputs every time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(length)
+            return self.make_inputs(length)
+
+    def make_operator(self, inputs: Mapping[str, Any]) -> Operator:
+        return type(self).constructor(**inputs, **self.options)
+
+    def _readers(self, name: str, x: Tensor, index: tuple[int, ...], batch_shape: tuple[int, ...]) -> Tensor:
+        """bool `[*batch]`: the heads that read the entry `x[index]`."""
+        readers = torch.ones(batch_shape, dtype=torch.bool)
+        for dim, axis in enumerate(self.reads.get(name, (0, 2))):
+            if axis is None:
+                continue
+            head = torch.arange(batch_shape[dim])
+            group = head // (batch_shape[dim] // x.shape[axis])
+            shape = [-1 if d == dim else 1 for d in range(len(batch_shape))]
+            readers &= (group == index[axis]).reshape(shape)
+        return readers
+
+    def test_dense(self) -> None:
+        for length in self.lengths:
+            inputs = self.inputs(length)
+            assert_close(
+                f"T at L={length}",
+                self.make_operator(inputs).dense(),
+                self.dense(**inputs),
+                rtol=self.rtol,
+                atol=self.rtol,
+            )
+
+    def test_shapes(self) -> None:
+        for length in self.lengths:
+            inputs = self.inputs(length)
+            op = self.make_operator(inputs)
+            T = op.dense()
+            assert op.length == length
+            assert T.dtype == torch.float64
+            assert T.shape == (*op.batch_shape, length, length)
+            assert bool((T.triu(1) == 0).all())
+            assert op.num_heads == math.prod(op.batch_shape)
+            wanted = next(iter(inputs.values())).shape[-1] if self.state_size == "last" else self.state_size
+            assert op.state_size == wanted
+            assert bool(op.finite(op.all_heads()).all())
+
+    def test_selected_heads(self) -> None:
+        op = self.make_operator(self.inputs(9))
+        everything = op.dense_heads(op.all_heads())
+        heads = torch.tensor([op.num_heads - 1, 0, op.num_heads - 1])
+        assert torch.equal(op.dense_heads(heads), everything[heads])
+        assert op.finite(heads).shape == (3,)
+        if isinstance(op, Tiled):
+            for start, stop in ((0, 0), (0, 4), (3, 7), (8, 9)):
+                band = everything[heads, start:stop, :stop]
+                assert_close(f"rows {start}..{stop}", op.rows(heads, start, stop), band, rtol=1e-14)
+        if isinstance(op, StateSpace):
+            tokens = op.tokens(heads)
+            shape = (3, op.length, op.state_size)
+            assert tokens.read.shape == tokens.write.shape == shape
+            assert tokens.transition.shape == (shape if op.diagonal else (*shape, op.state_size))
+            assert tokens.diagonal == op.diagonal
+            assert tokens.reads_before == op.reads_before
+            assert tokens.read.dtype == tokens.write.dtype == tokens.transition.dtype == torch.float64
+
+    def test_rank_within_state_size(self) -> None:
+        op = self.make_operator(self.inputs(9))
+        if op.state_size is None:
+            return
+        T = op.dense()
+        for i in range(1, op.length):
+            values = torch.linalg.svdvals(T[..., i:, :i])
+            noise = 1e-12 * values.amax()
+            assert bool((values[..., op.state_size :] <= noise).all())
+
+    def test_half_inputs_are_upcast_first(self) -> None:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            low = {name: x.to(dtype) for name, x in self.inputs(9).items()}
+            op = self.make_operator(low)
+            upcast = self.make_operator({name: x.double() for name, x in low.items()})
+            assert torch.equal(op.dense(), upcast.dense()), dtype
+
+    def test_non_contiguous_inputs(self) -> None:
+        inputs = self.inputs(9)
+        strided = {
+            name: torch.stack([x, x], -1)[..., 0].mT.contiguous().mT for name, x in inputs.items() if x.dim() > 1
+        }
+        op = self.make_operator({**inputs, **strided})
+        assert_close("T", op.dense(), self.make_operator(inputs).dense(), rtol=1e-14, atol=1e-14)
+
+    def test_bad_data_marks_its_heads_and_no_others(self) -> None:
+        inputs = self.inputs(9)
+        clean = self.make_operator(inputs)
+        T = clean.dense_heads(clean.all_heads())
+        for name, x in inputs.items():
+            values = [torch.nan, torch.inf] if name in self.allows_minus_inf else [torch.nan, torch.inf, -torch.inf]
+            for index in (tuple(0 for _ in x.shape), tuple(size - 1 for size in x.shape)):
+                for value in values:
+                    spoilt = x.clone()
+                    spoilt[index] = value
+                    op = self.make_operator({**inputs, name: spoilt})
+                    reads = self._readers(name, x, index, op.batch_shape).flatten()
+                    good = op.finite(op.all_heads())
+                    assert torch.equal(good, ~reads), f"{name}{list(index)} = {value}: finite {good}, read by {reads}"
+                    assert torch.equal(op.dense_heads(op.all_heads())[~reads], T[~reads])
+
+    def test_minus_inf_where_it_is_fair(self) -> None:
+        for name in self.allows_minus_inf:
+            inputs = self.inputs(9)
+            inputs[name][tuple(size // 2 for size in inputs[name].shape)] = -torch.inf
+            op = self.make_operator(inputs)
+            assert bool(op.finite(op.all_heads()).all())
+            assert_close("T", op.dense(), self.dense(**inputs), rtol=self.rtol, atol=self.rtol)
+
+    def test_empty_batch(self) -> None:
+        def empty(name: str, x: Tensor) -> Tensor:
+            axis = self.reads.get(name, (0, 2))[0]
+            return x if axis is None else x.narrow(axis, 0, 0)
+
+        op = self.make_operator({name: empty(name, x) for name, x in self.inputs(9).items()})
+        assert op.num_heads == 0
+        assert op.dense().shape == (*op.batch_shape, 9, 9)
+        assert op.finite(op.all_heads()).shape == (0,)
+
+    def test_gradient(self) -> None:
+        inputs = {name: x.requires_grad_() for name, x in self.inputs(4).items()}
+        assert self.make_operator(inputs).requires_grad
+
+        def T(*tensors: Tensor) -> Tensor:
+            return self.make_operator(dict(zip(inputs, tensors))).dense()
+
+        assert torch.autograd.gradcheck(T, tuple(inputs.values()))
+
+    def test_wrong_dtypes_are_refused_by_name(self) -> None:
+        inputs = self.inputs(3)
+        for name, x in inputs.items():
+            for wrong in (x.long(), x.bool(), x.to(torch.complex64), x.numpy()):
+                changed: dict[str, Any] = {**inputs, name: wrong}
+                try:
+                    self.make_operator(changed)
+                except TypeError as error:
+                    assert name in str(error)
+                    assert str(getattr(wrong, "dtype", "")) in str(error) or type(wrong).__name__ in str(error)
+                else:
+                    raise AssertionError(f"{name}: {wrong.dtype} was accepted")
