@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .engine.certainty import Certificate, entropy_of_values
+from ._checks import check_positions, check_tolerances
+from .engine.certainty import Certificate, Counts, entropy_of_values
 from .operators.dense import as_operator
 from .operators.structure import Operator
 
@@ -51,15 +51,19 @@ def tolerance_ess(
         RuntimeError: a backend asked for by name that cannot take the call.
     """
     op = as_operator(op)
-    absolute, relative, listed = _tolerances(atol, rtol)
-    wanted = _positions(positions, op.length)
+    absolute, relative, listed = check_tolerances(atol, rtol)
+    wanted = check_positions(positions, op.length)
     distinct, back = wanted.unique(return_inverse=True)
     absolute, relative, distinct = (x.to(op.device) for x in (absolute, relative, distinct))
     chosen = backends.choose(backend, "tolerance_ess", op)
-    found = chosen.tolerance_ess(op, distinct, absolute, relative)
+    if op.num_heads and len(distinct):
+        found = chosen.tolerance_ess(op, distinct, absolute, relative)
+    else:
+        found = Counts.empty((op.num_heads, len(absolute), len(distinct)), op.device)
 
     def shaped(x: Tensor) -> Tensor:
-        x = x[..., back.to(op.device)].movedim(1, 0).unflatten(1, op.batch_shape)
+        x = x[..., back.to(op.device)].movedim(1, 0)
+        x = x.reshape(len(absolute), *op.batch_shape, len(back))
         return x if listed else x[0]
 
     counts, width, redone, unresolved = map(shaped, found)
@@ -82,10 +86,13 @@ def entropy_ess(op: Operator | Tensor, positions: Positions | None = None, backe
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`.
     """
     op = as_operator(op)
-    distinct, back = _positions(positions, op.length).unique(return_inverse=True)
+    distinct, back = check_positions(positions, op.length).unique(return_inverse=True)
     chosen = backends.choose(backend, "entropy_ess", op)
-    found = chosen.entropy_ess(op, distinct.to(op.device))
-    return found[..., back.to(op.device)].unflatten(0, op.batch_shape)
+    if op.num_heads and len(distinct):
+        found = chosen.entropy_ess(op, distinct.to(op.device))
+    else:
+        found = torch.zeros(op.num_heads, len(distinct), dtype=torch.float64, device=op.device)
+    return found[:, back.to(op.device)].reshape(*op.batch_shape, len(back))
 
 
 def singular_values(
@@ -106,7 +113,7 @@ def singular_values(
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`; `k` must be a non-negative integer.
     """
     op = as_operator(op)
-    wanted = _positions(positions, op.length)
+    wanted = check_positions(positions, op.length)
     if k is None:
         cap = torch.minimum(wanted, op.length - wanted)
         k = int(cap.max()) if len(cap) else 0
@@ -117,8 +124,11 @@ def singular_values(
         raise ValueError(f"k: expected a non-negative integer, got {k}")
     distinct, back = wanted.unique(return_inverse=True)
     chosen = backends.choose(backend, "singular_values", op)
-    found = chosen.singular_values(op, distinct.to(op.device), k)
-    return found[:, back.to(op.device)].unflatten(0, op.batch_shape)
+    if op.num_heads and len(distinct):
+        found = chosen.singular_values(op, distinct.to(op.device), k)
+    else:
+        found = torch.zeros(op.num_heads, len(distinct), k, dtype=torch.float64, device=op.device)
+    return found[:, back.to(op.device)].reshape(*op.batch_shape, len(back), k)
 
 
 class SmallSpectra(NamedTuple):
@@ -177,8 +187,8 @@ def small_spectra(
             f"got {tuple(right.shape)} and {right.dtype}"
         )
     batch = A.shape[:-2]
-    flat = A.detach().flatten(0, -3) if batch else A.detach()[None]
-    other = None if right is None else (right.detach().flatten(0, -3) if batch else right.detach()[None])
+    flat = A.detach().reshape(batch.numel(), *A.shape[-2:])
+    other = None if right is None else right.detach().reshape(batch.numel(), *right.shape[-2:])
     good = flat.isfinite().flatten(1).all(1)
     flat = torch.where(good[:, None, None], flat, 0.0)
     if other is not None:
@@ -189,72 +199,9 @@ def small_spectra(
     values = chosen.small_spectra(flat, other).masked_fill(~good[:, None], torch.nan)
     counts = None
     if atol is not None:
-        absolute, _, listed = _tolerances(atol, None)
+        absolute, _, listed = check_tolerances(atol, None)
         counts = (values > absolute.to(values)[:, None, None]).sum(-1).masked_fill(~good, -1)
-        counts = counts.unflatten(1, batch) if batch else counts[:, 0]
+        counts = counts.reshape(len(absolute), *batch)
         counts = counts if listed else counts[0]
-    ess = entropy_of_values(values) if entropy else None
-
-    def shaped(x: Tensor) -> Tensor:
-        return x.unflatten(0, batch) if batch else x[0]
-
-    return SmallSpectra(shaped(values), counts, None if ess is None else shaped(ess))
-
-
-def _tolerances(atol: Tolerance | None, rtol: Tolerance | None) -> tuple[Tensor, Tensor, bool]:
-    """float64 `[M]` each, and whether either came as a list."""
-    if atol is None and rtol is None:
-        atol = 1e-3
-    absolute, relative = _tolerance("atol", atol), _tolerance("rtol", rtol)
-    listed = absolute.dim() == 1 or relative.dim() == 1
-    if absolute.dim() == relative.dim() == 1 and len(absolute) != len(relative):
-        raise ValueError(
-            f"atol and rtol: expected lists of equal length (pairs), got {len(absolute)} and {len(relative)} values"
-        )
-    absolute, relative = torch.broadcast_tensors(absolute.reshape(-1), relative.reshape(-1))
-    return absolute, relative, listed
-
-
-def _tolerance(name: str, value: Tolerance | None) -> Tensor:
-    if value is None:
-        return torch.zeros((), dtype=torch.float64)
-    if isinstance(value, (bool, str, bytes)):
-        raise TypeError(f"{name}: expected a number or a 1-D list of numbers, got {value!r}")
-    try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: expected a number or a 1-D list of numbers, got {value!r}") from None
-    if tensor.dtype == torch.bool or tensor.is_complex():
-        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
-    # a Python float becomes float32 under as_tensor: keep all its digits
-    tensor = tensor.detach().double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    if tensor.dim() > 1:
-        raise ValueError(f"{name}: expected a number or a 1-D list, got shape {tuple(tensor.shape)}")
-    for number in tensor.reshape(-1).tolist():
-        if math.isnan(number) or number < 0:
-            raise ValueError(f"{name}: expected values >= 0, got {number}")
-    return tensor.cpu()
-
-
-def _positions(positions: Positions | None, length: int) -> Tensor:
-    """int64 `[P]` on the CPU, checked."""
-    if positions is None:
-        return torch.arange(1, max(length, 1))
-    if isinstance(positions, Tensor):
-        if positions.dtype == torch.bool or positions.is_floating_point() or positions.is_complex():
-            raise ValueError(f"positions: expected integers in 1..{length - 1}, got a tensor of {positions.dtype}")
-        if positions.dim() != 1:
-            raise ValueError(f"positions: expected one dimension, got shape {tuple(positions.shape)}")
-        values = positions.tolist()
-    elif isinstance(positions, (str, bytes)) or (not isinstance(positions, (Sequence, range)) and not hasattr(
-        positions, "__array__"
-    )):
-        raise TypeError(f"positions: expected a sequence of integers, got {type(positions).__name__}")
-    else:
-        values = list(positions)
-    for value in values:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or type(value).__name__ == "bool":
-            raise ValueError(f"positions: expected integers in 1..{length - 1}, got {value!r}")
-        if not 1 <= value <= length - 1:
-            raise ValueError(f"positions: expected integers in 1..{length - 1}, got {int(value)}")
-    return torch.tensor([int(value) for value in values], dtype=torch.int64)
+    ess = entropy_of_values(values).reshape(batch) if entropy else None
+    return SmallSpectra(values.reshape(*batch, values.shape[-1]), counts, ess)

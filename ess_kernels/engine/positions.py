@@ -64,23 +64,30 @@ class Engine(ABC):
         result.width.copy_(width_of(answer.growth).view(N, M, L))
         doubtful = wanted & ~(result.width <= SURE)
         result.redone.copy_(doubtful | missing)
-        if bool(doubtful.any()):
-            missing |= doubtful & ~self._settle_between(doubtful, tau, result)
-        self._settle_by_values(missing, tau, result)
+        # the smallest width of a group is free of ties (a tolerance on a singular value of an eliminated block); what that
+        # leaves open gets a distance that fits its largest width
+        for widest in (False, True):
+            if bool(doubtful.any()):
+                doubtful &= ~self._settle_between(doubtful, widest, tau, result)
+        self._settle_by_values(missing | doubtful, tau, result)
         return Counts(*(x[..., positions] for x in result))
 
-    def _settle_between(self, doubtful: Tensor, tau: Tensor, result: Counts) -> Tensor:
-        """Counts doubtful positions at tolerances on both sides of `tau`, as far apart as the error can be.
+    def _settle_between(self, doubtful: Tensor, widest: bool, tau: Tensor, result: Counts) -> Tensor:
+        """Counts doubtful positions at tolerances on both sides of `tau`, as far apart as the error could be.
 
         Where both agree, and each is sure to within that distance, no singular value lies between: the count is right.
-        Returns bool like `doubtful`, the positions settled so.
+        Positions beyond hope are left alone. Returns bool like `doubtful`, the positions settled.
         """
         N, M, L = doubtful.shape
-        # the smallest width of a group is free of ties (a tolerance on a singular value of an eliminated block)
-        width = result.width.masked_fill(~doubtful, torch.inf)
-        typical = self._grouped(width, torch.inf).amin(-1)
-        move = (4 * typical).clamp(SURE / 4, HOPELESS)
-        hopeful = doubtful & self._spread(typical <= HOPELESS)
+        hopeful = doubtful & (result.width <= HOPELESS / 4)
+        if widest:
+            width = self._grouped(result.width.masked_fill(~hopeful, 0.0), 0.0).amax(-1)
+        else:
+            width = self._grouped(result.width.masked_fill(~doubtful, torch.inf), torch.inf).amin(-1)
+            hopeful = doubtful & self._spread(width <= HOPELESS / 4)
+        if not bool(hopeful.any()):
+            return hopeful
+        move = (4 * width).clamp(SURE / 4, HOPELESS)
         sides = tau[..., None, None] * torch.stack([1 - move, 1 + move], 2)
         answer = self._eliminate(hopeful[:, :, None].expand(N, M, 2, L).flatten(1, 2), sides.flatten(1, 2))
         lower, upper = answer.value.view(N, M, 2, L).unbind(2)
@@ -88,6 +95,9 @@ class Engine(ABC):
         settled = hopeful & (lower == upper) & (reach <= self._spread(move))
         result.count[settled] = lower[settled].to(torch.int64)
         result.width[settled] = 0.0
+        # another round is for those that were not sure enough; a value between the two tolerances stays between wider ones
+        missed = hopeful & ~settled
+        result.width[missed] = torch.where(reach <= self._spread(move), torch.inf, reach)[missed]
         return settled
 
     def _grouped(self, x: Tensor, fill: float) -> Tensor:

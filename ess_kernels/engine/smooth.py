@@ -6,6 +6,8 @@ not. Scales are constants for the gradient: the result depends on them only thro
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -44,37 +46,62 @@ def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
     read, write, transition = tokens.read[0], tokens.write[0], tokens.transition[0]
     length, n = read.shape
 
-    def before(x: Tensor, t: int) -> Tensor:
-        """`A_t^T x A_t`."""
-        a = transition[t]
-        return a[:, None] * x * a if tokens.diagonal else a.mT @ x @ a
+    def forward(x: Tensor, t: int) -> Tensor:
+        return transition[t][:, None] * x if tokens.diagonal else transition[t] @ x
 
-    def after(x: Tensor, t: int) -> Tensor:
-        """`A_t x A_t^T`."""
-        a = transition[t]
-        return a[:, None] * x * a if tokens.diagonal else a @ x @ a.mT
+    def backward(x: Tensor, t: int) -> Tensor:
+        return transition[t][:, None] * x if tokens.diagonal else transition[t].mT @ x
 
-    zero = read.new_zeros(n, n)
-    reach, observe = [zero], [zero]
-    for t in range(length):
-        reach.append(after(reach[-1], t) + write[t, :, None] * write[t])
-    for t in reversed(range(length)):
-        seen = read[t, :, None] * read[t]
-        observe.append(before(observe[-1], t) + seen if tokens.reads_before else before(observe[-1] + seen, t))
-    P, Q = torch.stack(reach)[positions], torch.stack(observe[::-1])[positions]
-    parts = [
-        checkpoint(_pencil_logdets, p, q, use_reentrant=False)
-        for p, q in zip(P.split(POSITIONS), Q.split(POSITIONS), strict=True)
-    ]
-    return torch.cat(parts, -1) if parts else read.new_zeros(len(NODES), 0)
+    P, early = _accumulate(write, range(length), forward, moves_first=True)
+    Q, late = _accumulate(read, reversed(range(length)), backward, moves_first=tokens.reads_before)
+    Q.reverse()
+    logdets: dict[int, Tensor] = {}
+    full = []
+    for i in positions.tolist():
+        # near the ends there are fewer tokens than states: one Gramian is singular, its zero eigenvalues are rounding noise
+        if i < len(early):
+            logdets[i] = _logdets((early[i].mT @ Q[i] @ early[i])[None])[:, 0]
+        elif length - i < len(late):
+            logdets[i] = _logdets((late[length - i].mT @ P[i] @ late[length - i])[None])[:, 0]
+        else:
+            full.append(i)
+    for first in range(0, len(full), POSITIONS):
+        some = full[first : first + POSITIONS]
+        pair = (torch.stack([x[i] for i in some]) for x in (P, Q))
+        columns = checkpoint(lambda p, q: _logdets(p @ q), *pair, use_reentrant=False)
+        logdets.update(zip(some, columns.unbind(-1), strict=True))
+    return torch.stack([logdets[i] for i in positions.tolist()], -1)
 
 
-def _pencil_logdets(P: Tensor, Q: Tensor) -> Tensor:
-    product = P @ Q
+def _accumulate(
+    vectors: Tensor, times: Iterable[int], move: Callable[[Tensor, int], Tensor], moves_first: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gramians `[n, n]` of what has been gathered before each step and after the last, and the first factors `[n, <n]`.
+
+    `vectors` `[L, n]` join one by one; what was there moves before that (`moves_first`), or all of it after.
+    """
+    n = vectors.shape[-1]
+    gramians, factors = [vectors.new_zeros(n, n)], [vectors.new_zeros(n, 0)]
+    for t in times:
+        new = vectors[t, :, None]
+        gramian, factor = gramians[-1], factors[-1]
+        if moves_first:
+            gramians.append(move(move(gramian, t).mT, t) + new * new.mT)
+        else:
+            gramians.append(move(move(gramian + new * new.mT, t).mT, t))
+        if len(factors) < n:
+            factors.append(
+                torch.cat([move(factor, t), new], -1) if moves_first else move(torch.cat([factor, new], -1), t)
+            )
+    return gramians, factors
+
+
+def _logdets(product: Tensor) -> Tensor:
+    """`log det(I + product / (t_k scale))` `[16, P]` of `product` `[P, m, m]`, whose eigenvalues are squared singular values."""
     # sqrt(sum sigma^4) bounds the largest sigma^2, and is near it
     scale = (product @ product).diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt().detach()
-    t = NODES.to(P.device)[:, None] * torch.where(scale > 0, scale, 1.0)
-    one = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+    t = NODES.to(product.device)[:, None] * torch.where(scale > 0, scale, 1.0)
+    one = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
     return torch.linalg.slogdet(one + product / t[..., None, None]).logabsdet
 
 
