@@ -11,6 +11,7 @@ from torch import Tensor
 from .._progress import progress
 from ..engine import smooth
 from ..engine.certainty import Counts, count_values
+from ..engine.direct import FewPositions
 from ..engine.parallel import svdvals
 from ..engine.positions import Engine
 from ..engine.state_space import Recurrence, block_length
@@ -21,6 +22,9 @@ from ..environment import memory_budget
 from ..operators.structure import Operator, StateSpace, Tiled
 from .base import Backend
 
+# up to this many positions of a recurrence are found one by one
+FEW = 2
+
 
 class TorchBackend(Backend):
     """Plain PyTorch on CPU and CUDA tensors; differentiable entropy."""
@@ -30,7 +34,7 @@ class TorchBackend(Backend):
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         result = Counts.empty((op.num_heads, len(atol), len(positions)), op.device)
         with torch.no_grad():
-            for heads, engine in _slices(op, entropy=False):
+            for heads, engine in _slices(op, positions, entropy=False):
                 part = _counts(engine, positions, atol, rtol)
                 bad = ~engine.good
                 part.count[bad], part.unresolved[bad] = -1, True
@@ -42,14 +46,14 @@ class TorchBackend(Backend):
             return smooth.entropy_ess(op, positions)
         result = torch.zeros(op.num_heads, len(positions), dtype=torch.float64, device=op.device)
         with torch.no_grad():
-            for heads, engine in _slices(op, entropy=True):
+            for heads, engine in _slices(op, positions, entropy=True):
                 result[heads] = engine.entropy(positions).masked_fill(~engine.good[:, None], torch.nan)
         return result
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         result = torch.zeros(op.num_heads, len(positions), k, dtype=torch.float64, device=op.device)
         with torch.no_grad():
-            for heads, engine in _slices(op, entropy=False):
+            for heads, engine in _slices(op, positions, entropy=False):
                 values = engine.singular_values(positions, k)
                 result[heads] = values.masked_fill(~engine.good[:, None, None], torch.nan)
         return result
@@ -78,7 +82,7 @@ def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Co
     return result
 
 
-def _slices(op: Operator, entropy: bool) -> Iterator[tuple[Tensor, Engine]]:
+def _slices(op: Operator, positions: Tensor, entropy: bool) -> Iterator[tuple[Tensor, Engine]]:
     """The operator's heads, as many at a time as fit the budget, and at least one."""
     budget = memory_budget()
     if isinstance(op, StateSpace):
@@ -87,7 +91,9 @@ def _slices(op: Operator, entropy: bool) -> Iterator[tuple[Tensor, Engine]]:
     else:
         need = matrix_bytes(op.length)
     for heads in progress(op.all_heads().split(max(1, budget // max(1, need))), "heads"):
-        if isinstance(op, StateSpace):
-            yield heads, Recurrence(op.tokens(heads), c)
-        else:
-            yield heads, Matrix(cast(Tiled, op).rows(heads, 0, op.length), op.finite(heads), budget)
+        if isinstance(op, Tiled):
+            yield heads, Matrix(op.rows(heads, 0, op.length), op.finite(heads), budget)
+            continue
+        tokens = cast(StateSpace, op).tokens(heads)
+        few = tokens.diagonal and len(positions) <= FEW
+        yield heads, FewPositions(tokens) if few else Recurrence(tokens, c)

@@ -62,16 +62,16 @@ def block_parts(cut_tokens: Tokens) -> Blocks:
     return _dense_parts(read, write, transition, cut_tokens.reads_before)
 
 
-def _upto(a: Tensor, inclusive: bool) -> Tensor:
+def products_upto(a: Tensor, inclusive: bool) -> Tensor:
     """Products of the factors up to each token, with or without its own, along dim -2."""
     if inclusive:
         return a.cumprod(-2)
     return torch.cat([torch.ones_like(a[..., :1, :]), a[..., :-1, :]], -2).cumprod(-2)
 
 
-def _after(a: Tensor) -> Tensor:
+def products_after(a: Tensor) -> Tensor:
     """Products of the factors after each token, along dim -2."""
-    return _upto(a.flip(-2), inclusive=False).flip(-2)
+    return products_upto(a.flip(-2), inclusive=False).flip(-2)
 
 
 def _diagonal_parts(read: Tensor, write: Tensor, a: Tensor, reads_before: bool) -> Blocks:
@@ -83,16 +83,16 @@ def _diagonal_parts(read: Tensor, write: Tensor, a: Tensor, reads_before: bool) 
         segments = (c // (2 * h), 2, h)
         right, left = (x.unflatten(-2, segments)[..., part, :, :] for x, part in ((read, 1), (write, 0)))
         gates = a.unflatten(-2, segments)
-        right = right * _upto(gates[..., 1, :, :], inclusive=not reads_before)
-        left = left * _after(gates[..., 0, :, :])
+        right = right * products_upto(gates[..., 1, :, :], inclusive=not reads_before)
+        left = left * products_after(gates[..., 0, :, :])
         tiles = right @ left.mT
         pieces = Y.unflatten(-1, segments).unflatten(-4, segments)
         for s in range(segments[0]):
             pieces[..., s, 1, :, s, 0, :] = tiles[..., s, :, :]
         h *= 2
-    running = _upto(a, inclusive=True)
-    X = read * (_upto(a, inclusive=False) if reads_before else running)
-    return Blocks(X, Y, write * _after(a), running[..., -1, :])
+    running = products_upto(a, inclusive=True)
+    X = read * (products_upto(a, inclusive=False) if reads_before else running)
+    return Blocks(X, Y, write * products_after(a), running[..., -1, :])
 
 
 def _dense_parts(read: Tensor, write: Tensor, A: Tensor, reads_before: bool) -> Blocks:

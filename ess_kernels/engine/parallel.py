@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -19,7 +20,14 @@ Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
 @lru_cache(maxsize=None)
 def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="ess_kernels")
+    """Workers whose own LAPACK calls stay on one thread each; with more, the cores would be oversubscribed."""
+    before = torch.get_num_threads()
+    started = Barrier(workers)
+    pool = ThreadPoolExecutor(workers, "ess_kernels", initializer=lambda: torch.set_num_threads(1))
+    list(pool.map(lambda _: started.wait(), range(workers)))
+    # the call above also became the default of threads that start later: take that back
+    torch.set_num_threads(before)
+    return pool
 
 
 def over_batch(function: Callable[[Tensor], Result], A: Tensor) -> Result:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..operators.structure import Tokens
+
 
 def power_of_two(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x` `[N, ...]` with the largest magnitude of each `x[n]` brought into [1/2, 1), and the unit taken out, `[N]`.
@@ -15,6 +17,19 @@ def power_of_two(x: Tensor) -> tuple[Tensor, Tensor]:
     exponent = torch.frexp(largest).exponent.to(torch.int64).clamp(-1000, 1000)
     shape = (-1, *[1] * (x.dim() - 1))
     return x * _exp2(-exponent).view(shape), _exp2(exponent)
+
+
+def scaled_tokens(tokens: Tokens) -> tuple[Tokens, Tensor, Tensor]:
+    """Tokens with reads and writes scaled by powers of two, the unit taken out `[N]`, and which heads are finite `[N]`.
+
+    Heads that are not finite become zero operators.
+    """
+    good = tokens.finite()
+    read, read_unit = power_of_two(torch.where(good[:, None, None], tokens.read, 0.0))
+    write, write_unit = power_of_two(torch.where(good[:, None, None], tokens.write, 0.0))
+    shape = (-1, *[1] * (tokens.transition.dim() - 1))
+    transition = torch.where(good.view(shape), tokens.transition, 0.0)
+    return Tokens(read, write, transition, tokens.reads_before), read_unit * write_unit, good
 
 
 def _exp2(exponent: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .blocks import Blocks, block_parts, cut
 from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .parallel import svdvals
 from .positions import Engine
-from .scaling import power_of_two
+from .scaling import scaled_tokens
 from .staircase import Answer, descend
 
 # bytes of nodes in work at once: more falls out of the caches
@@ -44,12 +44,8 @@ class Recurrence(Engine):
     def __init__(self, tokens: Tokens, c: int):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size, self.group = self.n, c
-        good = tokens.finite()
-        read, read_unit = power_of_two(torch.where(good[:, None, None], tokens.read, 0.0))
-        write, write_unit = power_of_two(torch.where(good[:, None, None], tokens.write, 0.0))
-        transition = torch.where(good.view(-1, *[1] * (tokens.transition.dim() - 1)), tokens.transition, 0.0)
-        self.unit = read_unit * write_unit
-        self.tokens = cut(Tokens(read, write, transition, tokens.reads_before), c)
+        tokens, self.unit, good = scaled_tokens(tokens)
+        self.tokens = cut(tokens, c)
         self.blocks = block_parts(self.tokens)
         self.roots = reach_roots(self.blocks)
         self.gramians = observe_gramians(self.blocks)

@@ -1,0 +1,63 @@
+"""A recurrence at a few positions: no boundary recurrences, both root factors straight from all tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..operators.structure import Tokens
+from .blocks import products_after, products_upto
+from .certainty import Counts
+from .parallel import svdvals, triangular_root
+from .positions import Engine
+from .scaling import scaled_tokens
+from .staircase import Answer
+
+
+class FewPositions(Engine):
+    """`N` heads of a diagonal recurrence; every answer comes from singular values, `O(L n^2)` a position."""
+
+    def __init__(self, tokens: Tokens):
+        self.length, self.state_size = tokens.read.shape[1:]
+        self.group = self.length
+        self.tokens, self.unit, self.good = scaled_tokens(tokens)
+
+    def counts(self, positions: Tensor, atol: Tensor) -> Counts:
+        tau = atol / self.unit[:, None]
+        result = Counts.empty((len(self.unit), len(atol), self.length), self.unit.device)
+        missing = torch.zeros_like(result.redone)
+        missing[..., positions] = tau.isfinite()[..., None]
+        self._settle_by_values(missing, tau, result)
+        result.redone.fill_(False)
+        return Counts(*(x[..., positions] for x in result))
+
+    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
+        raise NotImplementedError
+
+    def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        values = self.unit.new_zeros(len(heads), self.state_size)
+        for i in positions.unique().tolist():
+            here = positions == i
+            who = heads[here]
+            read, write, a = (x[who] for x in (self.tokens.read, self.tokens.write, self.tokens.transition))
+            reach = _tall_root(write[:, :i] * products_after(a[:, :i]))
+            seen = products_upto(a[:, i:], inclusive=not self.tokens.reads_before)
+            found = svdvals(_tall_root(read[:, i:] * seen) @ reach.mT)
+            cap = min(i, self.length - i)
+            found[:, cap:] = 0.0
+            values[here] = found
+        return values
+
+
+def _tall_root(A: Tensor) -> Tensor:
+    """`R` `[N, n, n]` with `R^T R = A^T A` for `A` `[N, m, n]`: QR of slices, then of their stacked factors."""
+    N, m, n = A.shape
+    rows = 4 * n
+    A = torch.nn.functional.pad(A, (0, 0, 0, -m % rows if m > rows else max(0, n - m)))
+    if m <= rows:
+        return triangular_root(A)
+    slices = triangular_root(A.reshape(-1, rows, n)).reshape(N, -1, n)
+    return _tall_root(slices)
