@@ -1,0 +1,1 @@
+"""What people do with ESS once it is measured: plots."""

@@ -1,0 +1,103 @@
+"""Pictures of ESS. matplotlib is imported when one is drawn, and only its figure objects: no global backend changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with every common colour vision and, in this order, also in grey.
+ENTROPY_COLOUR = "#0072B2"
+TOLERANCE_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+CAP_COLOUR = "#222222"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What one panel shows. Arrays or CPU tensors; counts of -1 and NaN (bad data) leave gaps.
+
+    Attributes:
+        title: over the panel.
+        cap: `[P]`, `min(n, i, L - i)`.
+        entropy: `[heads, P]`.
+        tolerance: `[M, heads, P]`, one a tolerance.
+    """
+
+    title: str
+    cap: Any
+    entropy: Any
+    tolerance: Any
+
+
+def plot_ess(
+    panels: Sequence[Curves],
+    tolerances: Sequence[float],
+    *,
+    positions: Sequence[int] | None = None,
+    unit: str = "tokens",
+    title: str | None = None,
+) -> Figure:
+    """ESS against position, a panel a layer: mean over heads as a line, their range as a band, the cap dashed.
+
+    Args:
+        panels: one a layer, at most two side by side.
+        tolerances: the absolute tolerances of `Curves.tolerance`, for the legend.
+        positions: `[P]`; None: 1, 2, ..., P.
+        unit: what a position counts.
+        title: over the whole figure.
+
+    Returns:
+        A matplotlib figure, tied to no window: `figure.savefig(path)`.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.6 * columns, 3.1 * rows + 0.9), dpi=140, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for place, panel in zip(axes.flat, panels):
+        _draw(place, panel, tolerances, positions)
+    for place in axes.flat[len(panels) :]:
+        place.set_axis_off()
+    for place in axes[-1]:
+        place.set_xlabel(f"position i ({unit})")
+    for row in axes:
+        row[0].set_ylabel("effective state-size")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    if title:
+        figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _draw(place: Any, panel: Curves, tolerances: Sequence[float], positions: Sequence[int] | None) -> None:
+    cap = np.asarray(panel.cap)
+    where = np.arange(1, len(cap) + 1) if positions is None else np.asarray(positions)
+    curves = [("entropy-ESS", ENTROPY_COLOUR, _gaps(panel.entropy))]
+    for number, (tolerance, counts) in enumerate(zip(tolerances, panel.tolerance)):
+        colour = TOLERANCE_COLOURS[number % len(TOLERANCE_COLOURS)]
+        curves.append((f"tolerance-ESS, {tolerance:.0e}".replace("e-0", "e-"), colour, _gaps(counts)))
+    for label, colour, values in curves:
+        usable = np.isfinite(values).any(0)  # a position where every head is bad has no mean
+        seen, heads = where[usable], values[:, usable]
+        if heads.size:
+            place.fill_between(seen, np.nanmin(heads, 0), np.nanmax(heads, 0), color=colour, alpha=0.14, linewidth=0)
+        place.plot(seen, np.nanmean(heads, 0) if heads.size else [], color=colour, linewidth=1.4, label=label)
+    place.plot(where, cap, "--", color=CAP_COLOUR, linewidth=1.1, label="cap min(n, i, L-i)")
+    place.set_title(panel.title, fontsize="medium", loc="left")
+    place.set_ylim(0, 1.08 * max(1, int(cap.max(initial=1))))
+    place.margins(x=0.01)
+    place.grid(alpha=0.25, linewidth=0.6)
+    place.spines[["top", "right"]].set_visible(False)
+
+
+def _gaps(values: Any) -> np.ndarray:
+    """float64 with NaN for bad data."""
+    found = np.asarray(values).astype(np.float64)
+    found[found < 0] = np.nan
+    return found
