@@ -13,10 +13,12 @@ def power_of_two(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Both factors are exact: `result * unit == x` (but for numbers that were subnormal). All-zero entries keep unit 1.
     """
-    largest = x.abs().flatten(1).amax(1) if x[0:1].numel() else x.new_ones(x.shape[0])
+    flat = x.flatten(1)
+    largest = torch.linalg.vector_norm(flat, torch.inf, dim=1) if flat.shape[1] else x.new_zeros(x.shape[0])
     exponent = torch.frexp(largest).exponent.to(torch.int64).clamp(-1000, 1000)
-    shape = (-1, *[1] * (x.dim() - 1))
-    return x * _exp2(-exponent).view(shape), _exp2(exponent)
+    if not bool(exponent.any()):
+        return x, torch.ones_like(largest)
+    return x * _exp2(-exponent).view(-1, *[1] * (x.dim() - 1)), _exp2(exponent)
 
 
 def scaled_tokens(tokens: Tokens) -> tuple[Tokens, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from .elimination import eliminate, eliminate_definite
+from .elimination import eliminate, eliminate_definite, subtract_symmetric
 
 # below this size a node is so small that the batch becomes the innermost axis
 SMALL = 8
@@ -152,16 +152,13 @@ def _halve(nodes: Nodes, wanted: _Wanted, definite: bool) -> Nodes:
     del E, V
     W, scaled = out.rows, out.scaled
 
-    def child(left: Tensor, right: Tensor, x: slice, y: slice) -> Tensor:
-        return both(left, right).baddbmm_(scaled[..., x].mT, W[..., y], alpha=-1)
-
     rows, cols = slice(0, h), slice(h, 2 * h)
     value, growth = both(nodes.value, nodes.value), both(nodes.growth, nodes.growth)
     where = (item, start, stop) if keep is None else (item[keep], start[keep], stop[keep])
     return Nodes(
-        child(R[:, :h, :h], R[:, h:, h:], rows, rows),
-        child(K[:, :h, :h], K[:, h:, h:], rows, cols),
-        child(C[:, :h, :h], C[:, h:, h:], cols, cols),
+        subtract_symmetric(both(R[:, :h, :h], R[:, h:, h:]), scaled[..., rows], W[..., rows]),
+        both(K[:, :h, :h], K[:, h:, h:]).baddbmm_(scaled[..., rows].mT, W[..., cols], alpha=-1),
+        subtract_symmetric(both(C[:, :h, :h], C[:, h:, h:]), scaled[..., cols], W[..., cols]),
         value + _worth(out.pivots, definite, -1),
         growth + out.growth,
         *where,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import quadrature
 from .certainty import ENTROPY_BOUND
+from .elimination import subtract_symmetric
 from .positions import Engine
 from .scaling import power_of_two
 from .staircase import Answer, Nodes, descend
@@ -40,8 +41,11 @@ class Matrix(Engine):
 
     def __init__(self, T: Tensor, good: Tensor, budget: int):
         T = T.tril(-1)
-        self.good = good & T.isfinite().flatten(1).all(1)
-        self.T, self.unit = power_of_two(torch.where(self.good[:, None, None], T, 0.0))
+        # not a number in a head shows in its largest magnitude
+        self.good = good & torch.linalg.vector_norm(T, torch.inf, dim=(1, 2)).isfinite()
+        if not bool(self.good.all()):
+            T[~self.good] = 0.0
+        self.T, self.unit = power_of_two(T)
         self.length = self.group = T.shape[-1]
         self.budget = budget
         self._grams: tuple[Tensor, Tensor] | None = None
@@ -52,7 +56,7 @@ class Matrix(Engine):
         if self._grams is None:
             h = (self.length + 1) // 2
             corner = self.T[:, h:, :h]
-            self._grams = (corner.mT @ corner, corner @ corner.mT)
+            self._grams = (_gram(corner), _gram(corner.mT))
         return self._grams
 
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
@@ -151,3 +155,8 @@ class Matrix(Engine):
             s = torch.linalg.svdvals(self.T[head, i:, :i])
             values[q, : len(s)] = s
         return values
+
+
+def _gram(A: Tensor) -> Tensor:
+    """`A^T A` of `A` `[N, m, n]`."""
+    return subtract_symmetric(A.new_zeros(A.shape[0], A.shape[2], A.shape[2]), -A, A)
