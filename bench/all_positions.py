@@ -2,8 +2,9 @@
 
     python bench/all_positions.py [--backend torch] [--quick] [--json FILE]
 
-Peers that would take minutes are sampled evenly over the positions and scaled up; the table says so with "~". Wrong counts and
-entropy errors are against one float64 `svdvals` per sampled position. Times are medians; compare ratios, not seconds.
+Peers that would take minutes are sampled evenly over the positions and scaled up; the table says so with "~". Wrong
+counts and entropy errors are against one float64 `svdvals` per sampled position. Times are medians; compare ratios, not
+seconds.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from torch import Tensor
 import ess_kernels as ek
 
 sys.path.insert(0, str(Path(__file__).parent))
-import inputs  # noqa: E402
-import peers  # noqa: E402
+import inputs
+import peers
 
 TOLERANCES = (1e-3, 1e-1, 1e-5, 1e-6)
 
@@ -98,16 +99,19 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         checks = f"entropy error {row['error']:.1e}" if "error" in row else f"wrong {row['wrong']} of {row['sampled']}"
         if "redone" in row:
             checks += f" (informed {row['informed_wrong']}), redone {row['redone']:.1%}, unresolved {row['unresolved']}"
-        mark = "~" if row["informed_sampled"] else ""
+        paper = f"~{row['paper_seconds']:.1f}"
+        best = f"{'~' if row['informed_sampled'] else ''}{1e3 * row['informed_seconds']:.0f}"
         print(
-            f"{row['case']:<24} {row['metric']:<13} {1e3 * row['seconds']:>6.1f} ms {'~' + format(row['paper_seconds'], '.1f'):>7} s"
-            f" {row['paper_seconds'] / row['seconds']:>7.0f} {mark + format(1e3 * row['informed_seconds'], '.0f'):>7} ms"
+            f"{row['case']:<24} {row['metric']:<13} {1e3 * row['seconds']:>6.1f} ms {paper:>7} s"
+            f" {row['paper_seconds'] / row['seconds']:>7.0f} {best:>7} ms"
             f" {row['informed_seconds'] / row['seconds']:>6.1f}  {checks}"
         )
     print()
 
 
-def growth(title: str, make: Callable[[int], ek.operators.Operator], lengths: list[int], backend: str) -> dict[str, Any]:
+def growth(
+    title: str, make: Callable[[int], ek.operators.Operator], lengths: list[int], backend: str
+) -> dict[str, Any]:
     """Exponent of the time in L, fitted over the upper half of the lengths."""
     times = {}
     for length in lengths:
@@ -161,8 +165,10 @@ def main() -> None:
     arguments = parser.parse_args()
     backend, quick = arguments.backend, arguments.quick
     torch.manual_seed(0)
-    print(f"ess-kernels {ek.__version__}, backend {backend}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
-          f"{platform.processor() or platform.machine()}\n")
+    print(
+        f"ess-kernels {ek.__version__}, backend {backend}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n"
+    )
 
     L = 256 if quick else 2048
     cases = [

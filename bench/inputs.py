@@ -30,9 +30,11 @@ def attention(length: int, heads: int = 1, d: int = 64) -> Operator:
 
 def mamba(length: int, channels: int, n: int = 16) -> Operator:
     """Mamba at initialisation: `A = -[1..n]`, steps log-uniform in [1e-3, 1e-1], B and C shared by the channels."""
-    delta = torch.exp(math.log(1e-3) + math.log(100) * torch.rand(
-        1, channels, length, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
-    ))
+    delta = torch.exp(
+        math.log(1e-3)
+        + math.log(100)
+        * torch.rand(1, channels, length, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    )
     A = -torch.arange(1, n + 1, dtype=torch.float64).expand(channels, n)
     B, C = (_normal(seed, 1, n, length) for seed in (6, 7))
     return operators.selective_scan(delta, A, B, C)

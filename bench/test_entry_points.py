@@ -11,7 +11,7 @@ import torch
 import ess_kernels as ek
 
 sys.path.insert(0, str(Path(__file__).parent))
-import inputs  # noqa: E402
+import inputs
 
 OPERATORS = {
     "gla-2048-n64": lambda: inputs.gla(2048, 64),

@@ -1,8 +1,8 @@
 """Effective state-size of causal sequence mixers, at every position of every head, exactly.
 
-A causal sequence mixer is `y = T u` with `T` lower triangular. Its effective state-size (ESS) at position i measures the rank of
-`H_i = T[i:, :i]`, the map from past inputs to future outputs ("Quantifying Memory Utilization with Effective State-Size",
-ICML 2025).
+A causal sequence mixer is `y = T u` with `T` lower triangular. Its effective state-size (ESS) at position i measures
+the rank of `H_i = T[i:, :i]`, the map from past inputs to future outputs ("Quantifying Memory Utilization with
+Effective State-Size", ICML 2025).
 """
 
 from . import aggregate, operators

@@ -30,21 +30,24 @@ def tolerance_ess(
 ) -> Tensor | tuple[Tensor, Certificate]:
     """Tolerance-ESS: how many singular values of `H_i = T[i:, :i]` exceed the tolerance (paper, equation 2).
 
-    The threshold is `max(atol, rtol * s_1(H_i))`, position by position, as in `torch.linalg.matrix_rank`; values equal to it do
-    not count. Every count is exact, or reported as unresolved by the certificate.
+    The threshold is `max(atol, rtol * s_1(H_i))`, position by position, as in `torch.linalg.matrix_rank`; values equal
+    to it do not count. Every count is exact, or reported as unresolved by the certificate.
 
     Args:
-        op: an operator of `ess_kernels.operators`, or a dense `T` `[..., L, L]` of which only the strictly lower part is read.
-        atol: absolute tolerance, in the units of `T`; the paper's. A float, or a 1-D list or tensor of `M` of them. Both `None`:
-            `atol=1e-3`; if only one of the two is given, the other is 0.
-        rtol: tolerance relative to the largest singular value of each `H_i`. Two lists must have the same length (pairs).
-        positions: values in 1..L-1 (sequence, range or 1-D integer tensor, any order, repeats kept); `None`: all of them.
+        op: an operator of `ess_kernels.operators`, or a dense `T` `[..., L, L]` of which only the strictly lower part
+            is read.
+        atol: absolute tolerance, in the units of `T`; the paper's. A float, or a 1-D list or tensor of `M` of them.
+            Both `None`: `atol=1e-3`; if only one of the two is given, the other is 0.
+        rtol: tolerance relative to the largest singular value of each `H_i`. Two lists must have the same length
+            (pairs).
+        positions: values in 1..L-1 (sequence, range or 1-D integer tensor, any order, repeats kept); `None`: all of
+            them.
         backend: `"auto"`, `"reference"`, `"torch"`, `"native"` or `"triton"`.
         certificate: also return how far each count can be trusted.
 
     Returns:
-        int64 `[*batch, P]`, with a leading axis `M` where a tolerance is a list; -1 at every position of a (batch, head) that
-        holds NaN or infinity. With `certificate=True`, `(counts, Certificate(width, redone, unresolved))`.
+        int64 `[*batch, P]`, with a leading axis `M` where a tolerance is a list; -1 at every position of a (batch,
+        head) that holds NaN or infinity. With `certificate=True`, `(counts, Certificate(width, redone, unresolved))`.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
@@ -73,8 +76,8 @@ def tolerance_ess(
 def entropy_ess(op: Operator | Tensor, positions: Positions | None = None, backend: str = "auto") -> Tensor:
     """Entropy-ESS: `exp(-sum p log p)`, `p = s / sum s`, over the singular values `s` of `H_i` (paper, equation 3).
 
-    Natural logarithm, singular values not squared, no epsilon; 0 where `H_i` is zero. Within 1e-4 of the definition at every
-    position, typically 1e-6. Differentiable where the operator's inputs require grad (`torch` backend).
+    Natural logarithm, singular values not squared, no epsilon; 0 where `H_i` is zero. Within 1e-4 of the definition at
+    every position, typically 1e-6. Differentiable where the operator's inputs require grad (`torch` backend).
 
     Args:
         op, positions, backend: as in `tolerance_ess`.
@@ -95,12 +98,11 @@ def entropy_ess(op: Operator | Tensor, positions: Positions | None = None, backe
     return found[:, back.to(op.device)].reshape(*op.batch_shape, len(back))
 
 
-def singular_values(
-    op: Operator | Tensor, positions: Positions, k: int | None = None, backend: str = "auto"
-) -> Tensor:
+def singular_values(op: Operator | Tensor, positions: Positions, k: int | None = None, backend: str = "auto") -> Tensor:
     """Singular values of `H_i` at chosen positions, exact to a few ulp of the largest.
 
-    A recurrence is compressed to its state size first, `O(n^3)` a position; any other operator costs a dense decomposition.
+    A recurrence is compressed to its state size first, `O(n^3)` a position; any other operator costs a dense
+    decomposition.
 
     Args:
         op, positions, backend: as in `tolerance_ess`.
@@ -163,7 +165,8 @@ def small_spectra(
         backend: as in `tolerance_ess`.
 
     Returns:
-        `SmallSpectra(values, counts, entropy)`. A matrix that holds NaN or infinity gives NaN and -1; the others are not touched.
+        `SmallSpectra(values, counts, entropy)`. A matrix that holds NaN or infinity gives NaN and -1; the others are
+        not touched.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`.

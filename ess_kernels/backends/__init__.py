@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from torch import Tensor
 
@@ -13,8 +12,6 @@ from .base import Backend, Task
 from .native import NativeBackend
 from .reference import ReferenceBackend
 from .torch import TorchBackend
-
-logger = logging.getLogger("ess_kernels")
 
 NAMES = ("reference", "torch", "native")
 
@@ -28,7 +25,7 @@ class BackendStatus:
     reason: str
 
 
-@lru_cache(maxsize=None)
+@cache
 def _backend(name: str) -> Backend:
     return {"reference": ReferenceBackend, "torch": TorchBackend, "native": NativeBackend}[name]()
 
@@ -37,8 +34,8 @@ def describe() -> list[BackendStatus]:
     """Every backend as it stands on this machine."""
     usable = {
         "reference": "the definition: one singular value decomposition per position, slow",
-        "torch": "the engine in PyTorch, for CPU and CUDA tensors; what `auto` uses where no faster backend takes the call",
-        "native": "compiled CPU kernels",
+        "torch": "the engine in PyTorch, for CPU and CUDA tensors; `auto` uses it where no faster backend can",
+        "native": "compiled library loaded and self-tested; it has no kernels yet",
     }
     rows = []
     for name in NAMES:

@@ -15,8 +15,8 @@ Task = Literal["tolerance_ess", "entropy_ess", "singular_values", "small_spectra
 class Backend:
     """One way to compute the metrics; it implements the tasks that it does not refuse.
 
-    Heads are numbered along the operator's flattened batch shape, `N` of them. Positions come distinct and in range, int64 on
-    the operator's device. Heads with bad data get -1 in counts and NaN elsewhere, at every position.
+    Heads are numbered along the operator's flattened batch shape, `N` of them. Positions come distinct and in range,
+    int64 on the operator's device. Heads with bad data get -1 in counts and NaN elsewhere, at every position.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""`backend="torch"`: the engine of `ess_kernels.engine`, a few heads at a time so that the workspace stays within budget."""
+"""`backend="torch"`: the engine of `ess_kernels.engine`, as many heads at a time as fit the workspace budget."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TorchBackend(Backend):
             for heads, engine in _slices(op, positions, entropy=False):
                 part = _counts(engine, positions, atol, rtol)
                 bad = ~engine.good
-                part.count[bad], part.unresolved[bad] = -1, True
+                part.counts[bad], part.unresolved[bad] = -1, True
                 result.put(heads, part)
         return result
 

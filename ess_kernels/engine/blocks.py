@@ -1,10 +1,10 @@
 """A recurrence cut into blocks of `c` tokens: what each block shows to the outside.
 
 For a block `[a, e)` of a recurrence with transitions `A_t`:
-`X` row r: `read_r A_r ... A_a` (observability seen from a); `Z` row j: `A_{e-1} ... A_{j+1} write_j` (reachability carried to
-e); `Phi = A_{e-1} ... A_a`; `Y`: the block's own strictly lower `T`. Where reads come before the transition, X and Y lose the
-factor `A_r`. Everything is a running product of factors: never a difference of cumulative logarithms, which overflows, and
-turns a gate of exactly zero into NaN.
+`X` row r: `read_r A_r ... A_a` (observability seen from a); `Z` row j: `A_{e-1} ... A_{j+1} write_j` (reachability
+carried to e); `Phi = A_{e-1} ... A_a`; `Y`: the block's own strictly lower `T`. Where reads come before the transition,
+X and Y lose the factor `A_r`. Everything is a running product of factors: never a difference of cumulative logarithms,
+which overflows, and turns a gate of exactly zero into NaN.
 """
 
 from __future__ import annotations
@@ -26,16 +26,12 @@ class Blocks:
     Z: Tensor
     Phi: Tensor
 
-    @property
-    def diagonal(self) -> bool:
-        return self.Phi.dim() == self.X.dim() - 1
-
     def __getitem__(self, index) -> Blocks:
         return Blocks(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 def cut(tokens: Tokens, c: int) -> Tokens:
-    """Pads with zero tokens (identity transitions) to a multiple of `c` and cuts: every field becomes `[N, B, c, ...]`."""
+    """Pads with zero tokens (identity transitions) to a multiple of `c`: every field becomes `[N, B, c, ...]`."""
     length = tokens.read.shape[1]
     missing = -length % c
     read, write, transition = tokens.read, tokens.write, tokens.transition
@@ -44,7 +40,8 @@ def cut(tokens: Tokens, c: int) -> Tokens:
         read, write = torch.cat([read, zeros], 1), torch.cat([write, zeros], 1)
         transition = torch.cat([transition, _identity(transition[:, :1]).expand(-1, missing, *transition.shape[2:])], 1)
     blocks = (-1, c)
-    return Tokens(*(x.unflatten(1, blocks) for x in (read, write, transition)), tokens.reads_before)
+    read, write, transition = (x.unflatten(1, blocks) for x in (read, write, transition))
+    return Tokens(read, write, transition, tokens.reads_before)
 
 
 def _identity(transition: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 With reachability Gramian `P_a = F F^T` at a block's left edge and observability Gramian `Q_e` at its right edge, let
 `S = F^T Phi^T Q_e Phi F`: its eigenvalues are the squared singular values of `T[e:, :a]`. `S` is diagonalised once per
 block and then serves every tolerance and every shift at the price of one product. `F` comes from QR updates
-(`F^T` of the next edge is the R factor of `[F^T Phi^T; Z]`), never from a factorisation of `P`, which would lose half of the
-digits, and small singular values with them.
+(`F^T` of the next edge is the R factor of `[F^T Phi^T; Z]`), never from a factorisation of `P`, which would lose half
+of the digits, and small singular values with them.
 """
 
 from __future__ import annotations
@@ -125,10 +125,11 @@ class Boundary:
             + largest(self.inner.mT @ self.inner)
         )
 
-    def nodes(self, which: Tensor, shift: Tensor, item: Tensor, start: Tensor, stop: Tensor, definite: bool) -> Nodes:
+    def nodes(self, definite: bool, which: Tensor, shift: Tensor, item: Tensor, start: Tensor, stop: Tensor) -> Nodes:
         """Eliminates the outside for a batch of (block, shift) pairs.
 
         Args:
+            definite: log-determinants (`True`) or counts.
             which: int64 `[B]`, the block of each pair, an index into this boundary.
             shift: `[B]`, `tau` (counts) or `sqrt(t)` (log-determinants).
             item, start, stop: as in `Nodes`.

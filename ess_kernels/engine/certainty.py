@@ -1,8 +1,8 @@
 """When a count by elimination can be believed, and what a certificate says.
 
-Elimination is exact for a matrix that differs from the given one by rounding errors in proportion to the growth `g` of its
-diagonal (in units of the tolerance): a singular value can be on the wrong side of the tolerance only if it lies within
-`tau (1 +- eps g)`. That width grows like `eps (s_1 / tau)^2`, since elimination works on squares.
+Elimination is exact for a matrix that differs from the given one by rounding errors in proportion to the growth `g` of
+its diagonal (in units of the tolerance): a singular value can be on the wrong side of the tolerance only if it lies
+within `tau (1 +- eps g)`. That width grows like `eps (s_1 / tau)^2`, since elimination works on squares.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Certificate(NamedTuple):
 class Counts(NamedTuple):
     """Counts with what a certificate needs; int64, float64, bool, bool tensors of one shape."""
 
-    count: Tensor
+    counts: Tensor
     width: Tensor
     redone: Tensor
     unresolved: Tensor
@@ -72,9 +72,7 @@ def count_values(values: Tensor, tau: Tensor) -> Counts:
     # values that are exactly zero lie beyond the cap, or belong to a zero matrix
     near = ((values - tau[..., None]).abs() <= slack) & (values > 0)
     width = torch.where(tau > 0, slack[..., 0] / tau, 0.0).nan_to_num(0.0)
-    return Counts(
-        (values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), near.any(-1)
-    )
+    return Counts((values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), near.any(-1))
 
 
 def entropy_of_values(values: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ class FewPositions(Engine):
     """`N` heads of a diagonal recurrence; every answer comes from singular values, `O(L n^2)` a position."""
 
     def __init__(self, tokens: Tokens):
-        self.length, self.state_size = tokens.read.shape[1:]
+        self.length, self.n = tokens.read.shape[1:]
+        self.state_size = self.n
         self.group = self.length
         self.tokens, self.unit, self.good = scaled_tokens(tokens)
 
@@ -38,7 +39,7 @@ class FewPositions(Engine):
         raise NotImplementedError
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
-        values = self.unit.new_zeros(len(heads), self.state_size)
+        values = self.unit.new_zeros(len(heads), self.n)
         for i in positions.unique().tolist():
             here = positions == i
             who = heads[here]

@@ -56,7 +56,7 @@ def factor_block(E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def eliminate(E: Tensor, V: Tensor) -> Elimination:
-    """Eliminates the symmetric `E` `[B, h, h]` from its neighbour `V` `[B, h, w]`: about `h^3/3 + h^2 w` multiplications."""
+    """Eliminates symmetric `E` `[B, h, h]` next to `V` `[B, h, w]`: about `h^3 / 3 + h^2 w` multiplications."""
     h, w = E.shape[-1], V.shape[-1]
     if h <= PANEL:
         inverse, pivots, growth = factor_block(E)
@@ -88,8 +88,8 @@ def _updates(rows: Tensor, pivots: Tensor) -> Tensor:
 def eliminate_definite(E: Tensor, V: Tensor, sign: Tensor) -> Elimination:
     """As `eliminate` for positive (`sign` 1) or negative (-1) definite `E`, `sign` `[B]`, by Cholesky: `D` is `sign`.
 
-    The pivots returned are the squared diagonal of the Cholesky factor; there is no growth to watch. A matrix that is not
-    definite, because it is not finite, gives NaN.
+    The pivots returned are the squared diagonal of the Cholesky factor; there is no growth to watch. A matrix that is
+    not definite, because it is not finite, gives NaN.
     """
     sign = sign[:, None, None]
     factor, info = torch.linalg.cholesky_ex(E * sign)
@@ -100,7 +100,7 @@ def eliminate_definite(E: Tensor, V: Tensor, sign: Tensor) -> Elimination:
 
 
 def subtract_symmetric(A: Tensor, scaled: Tensor, rows: Tensor) -> Tensor:
-    """`A -= scaled^T rows` in place, for `A` `[B, m, m]` and a product that is symmetric: about three quarters of its flops."""
+    """`A -= scaled^T rows` in place for `A` `[B, m, m]` and a symmetric product: three quarters of its flops."""
     m = A.shape[-1]
     if m < SPLIT:
         return A.baddbmm_(scaled.mT, rows, alpha=-1)

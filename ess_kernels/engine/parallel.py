@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from threading import Barrier
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
-
-@lru_cache(maxsize=None)
+@cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     """Workers whose own LAPACK calls stay on one thread each; with more, the cores would be oversubscribed."""
     before = torch.get_num_threads()
@@ -30,28 +27,27 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return pool
 
 
-def over_batch(function: Callable[[Tensor], Result], A: Tensor) -> Result:
+def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[Tensor, ...]:
     """`function(A)` for `A` `[batch, m, n]`, the batch cut across torch's number of CPU threads."""
     workers = torch.get_num_threads()
     # too small to be worth a thread, or large enough for LAPACK to thread by itself
     if A.device.type != "cpu" or workers == 1 or A.shape[0] < 2 * workers or A[0].numel() > 512**2:
         return function(A)
-    parts = list(_pool(workers).map(function, A.tensor_split(workers)))
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)  # type: ignore[arg-type,return-value]
-    return tuple(torch.cat(x) for x in zip(*parts, strict=True))  # type: ignore[return-value]
+    parts = _pool(workers).map(function, A.tensor_split(workers))
+    return tuple(torch.cat(results) for results in zip(*parts, strict=True))
 
 
 def svdvals(A: Tensor) -> Tensor:
     """Singular values `[batch, min(m, n)]`, descending, of `[batch, m, n]`."""
-    return over_batch(torch.linalg.svdvals, A)
+    return over_batch(lambda x: (torch.linalg.svdvals(x),), A)[0]
 
 
 def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues `[batch, n]`, ascending, and eigenvectors of symmetric `[batch, n, n]`."""
-    return over_batch(lambda x: tuple(torch.linalg.eigh(x)), A)
+    values, vectors = over_batch(torch.linalg.eigh, A)
+    return values, vectors
 
 
 def triangular_root(A: Tensor) -> Tensor:
-    """Upper triangular `R` `[batch, n, n]` with `R^T R = A^T A`, by QR of `A` `[batch, m, n]`, `m >= n`: no squaring."""
-    return over_batch(lambda x: torch.linalg.qr(x, mode="r").R, A)
+    """Upper triangular `R` `[..., n, n]` with `R^T R = A^T A` for `A` `[..., m, n]`, `m >= n`: no squaring."""
+    return over_batch(lambda x: (torch.linalg.qr(x, mode="r").R,), A)[0]

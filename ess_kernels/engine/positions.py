@@ -1,7 +1,7 @@
 """What recurrences and dense operators share: from eliminations to answers that are certain.
 
-An engine knows three things: to eliminate at given tolerances, to take log-determinants at the nodes of the quadrature, and to
-find the singular values of single positions exactly. This file decides which positions need which.
+An engine knows three things: to eliminate at given tolerances, to take log-determinants at the nodes of the quadrature,
+and to find the singular values of single positions exactly. This file decides which positions need which.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
-        """`log det(I + H H^T / (t_k scale))` `[N, 16, L]` at `wanted` `[N, L]`; `scale` `[N]`, or the engine's own choice."""
+        """`log det(I + H H^T / (t_k scale))` `[N, 16, L]` at `wanted` `[N, L]`; no `scale` `[N]`: the engine's own."""
 
     @abstractmethod
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
@@ -63,12 +63,12 @@ class Engine(ABC):
         missing[..., positions] = (tau <= 0)[..., None]
         groups = -(-L // self.group)
         answer = self._eliminate(wanted, tau[..., None].expand(-1, -1, groups))
-        result.count.copy_(answer.value.view(N, M, L))
+        result.counts.copy_(answer.value.view(N, M, L))
         result.width.copy_(width_of(answer.growth).view(N, M, L))
         doubtful = wanted & ~(result.width <= SURE)
         result.redone.copy_(doubtful | missing)
-        # the smallest width of a group is free of ties (a tolerance on a singular value of an eliminated block); what that
-        # leaves open gets a distance that fits its largest width
+        # the smallest width of a group is free of ties (a tolerance on a singular value of an eliminated block); what
+        # that leaves open gets a distance that fits its largest width
         for widest in (False, True):
             if bool(doubtful.any()):
                 doubtful &= ~self._settle_between(doubtful, widest, tau, result)
@@ -96,9 +96,9 @@ class Engine(ABC):
         lower, upper = answer.value.view(N, M, 2, L).unbind(2)
         reach = width_of(answer.growth).view(N, M, 2, L).amax(2)
         settled = hopeful & (lower == upper) & (reach <= self._spread(move))
-        result.count[settled] = lower[settled].to(torch.int64)
+        result.counts[settled] = lower[settled].to(torch.int64)
         result.width[settled] = 0.0
-        # another round is for those that were not sure enough; a value between the two tolerances stays between wider ones
+        # another round is for those not sure enough; a value between the two tolerances stays between wider ones
         missed = hopeful & ~settled
         result.width[missed] = torch.where(reach <= self._spread(move), torch.inf, reach)[missed]
         return settled

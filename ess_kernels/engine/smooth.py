@@ -1,7 +1,8 @@
 """Differentiable entropy-ESS: the same log-determinants out of place, for autograd.
 
-Log-determinants are smooth where singular values coincide or vanish, where the backward of a singular value decomposition is
-not. Scales are constants for the gradient: the result depends on them only through the error of the quadrature.
+Log-determinants are smooth where singular values coincide or vanish, where the backward of a singular value
+decomposition is not. Scales are constants for the gradient: the result depends on them only through the error of the
+quadrature.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ POSITIONS = 256
 
 def entropy_ess(op: Operator, positions: Tensor) -> Tensor:
     """Entropy-ESS `[N, P]` at distinct positions, with a gradient with respect to the operator's inputs."""
-    return torch.stack([_one_head(op, head, positions) for head in op.all_heads().split(1)]) if op.num_heads else (
-        torch.zeros(0, len(positions), dtype=torch.float64, device=op.device)
-    )
+    return torch.stack([_one_head(op, head, positions) for head in op.all_heads().split(1)])
 
 
 def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
@@ -44,7 +43,7 @@ def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
 def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
     """`[16, P]` from the two Gramians at each position: `log det(I + P_i Q_i / t)`."""
     read, write, transition = tokens.read[0], tokens.write[0], tokens.transition[0]
-    length, n = read.shape
+    length = len(read)
 
     def forward(x: Tensor, t: int) -> Tensor:
         return transition[t][:, None] * x if tokens.diagonal else transition[t] @ x
@@ -58,7 +57,7 @@ def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
     logdets: dict[int, Tensor] = {}
     full = []
     for i in positions.tolist():
-        # near the ends there are fewer tokens than states: one Gramian is singular, its zero eigenvalues are rounding noise
+        # near the ends, with fewer tokens than states, a Gramian is singular and its zero eigenvalues rounding noise
         if i < len(early):
             logdets[i] = _logdets((early[i].mT @ Q[i] @ early[i])[None])[:, 0]
         elif length - i < len(late):
@@ -97,7 +96,7 @@ def _accumulate(
 
 
 def _logdets(product: Tensor) -> Tensor:
-    """`log det(I + product / (t_k scale))` `[16, P]` of `product` `[P, m, m]`, whose eigenvalues are squared singular values."""
+    """`log det(I + product / (t_k scale))` `[16, P]` of `product` `[P, m, m]` with eigenvalues `sigma^2`."""
     # sqrt(sum sigma^4) bounds the largest sigma^2, and is near it
     scale = (product @ product).diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt().detach()
     t = NODES.to(product.device)[:, None] * torch.where(scale > 0, scale, 1.0)
@@ -114,7 +113,7 @@ def _matrix_logdets(T: Tensor) -> Tensor:
 
 
 def _staircase_logdets(K: Tensor) -> Tensor:
-    """`log det(I + H_i H_i^T)` of one strictly lower triangular matrix, `[L]`: `staircase.py` without writing in place."""
+    """`log det(I + H_i H_i^T)` `[L]` of one strictly lower triangular matrix: `staircase.py` out of place."""
     length = K.shape[0]
     K = K[None]
     R = torch.eye(length, dtype=K.dtype, device=K.device)[None]

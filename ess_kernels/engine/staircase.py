@@ -1,13 +1,13 @@
 """The staircase: one elimination serves every position of a block, by bisection.
 
 A node holds the symmetric matrix `[[R, K], [K^T, C]]` on its own `m` rows and columns, after everything that all its
-positions share (later rows, earlier columns) has been eliminated. Position `s` of the node is the principal submatrix of
-rows `s..m-1` and columns `0..s-1`. The left half of the positions shares the later rows, the right half the earlier
+positions share (later rows, earlier columns) has been eliminated. Position `s` of the node is the principal submatrix
+of rows `s..m-1` and columns `0..s-1`. The left half of the positions shares the later rows, the right half the earlier
 columns: each half eliminates its own and keeps the rest.
 
-In units of the shift (`tau` for counts, `sqrt(t)` for log-determinants) the empty node has `R = -I` (counts) or `R = +I`
-(log-determinants), `K = T / shift`, `C = -I`. A position's number of positive pivots is then `#{sigma > tau}`, and the sum
-of its log pivots is `log det(I + H H^T / t)`.
+In units of the shift (`tau` for counts, `sqrt(t)` for log-determinants) the empty node has `R = -I` (counts) or
+`R = +I` (log-determinants), `K = T / shift`, `C = -I`. A position's number of positive pivots is then `#{sigma > tau}`,
+and the sum of its log pivots is `log det(I + H H^T / t)`.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> No
         K = pair([K[:h, :h], K[h:, h:]], -1)
         C = pair([C[:h, :h], C[h:, h:]], -1)
         value, growth = value.repeat(2), growth.repeat(2)
-        update = 0.0
+        update = torch.zeros_like(A[0, 1:])
         for k in range(h):
             row = A[k, k + 1 :]
             scaled = row / A[k, k]
@@ -203,7 +203,7 @@ def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> No
             K.addcmul_(su[:, None], v[None], value=-1)
             C.addcmul_(sv[:, None], v[None], value=-1)
             if not definite:
-                update = update + torch.nn.functional.pad((row * scaled).abs(), (0, 0, k, 0))
+                update[k:] += (row * scaled).abs()
         value = value + _worth(A[torch.arange(h), torch.arange(h)], definite, 0)
         if not definite:
             growth = growth + update.amax(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..operators.structure import Tokens
 from . import quadrature
-from .blocks import Blocks, block_parts, cut
+from .blocks import block_parts, cut
 from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .parallel import svdvals
 from .positions import Engine
@@ -90,8 +90,8 @@ class Recurrence(Engine):
         self, wanted: Tensor, shifts: Callable[[Boundary, Tensor, Tensor], Tensor], definite: bool
     ) -> Answer:
         """Values and growth at `wanted` `[N, S, L]`; `shifts(boundary of J blocks, heads, numbers)` gives `[J, S]`."""
-        N, S, L = wanted.shape
-        B, c = self.blocks.X.shape[1:3]
+        S, L = wanted.shape[1:]
+        c = self.group
         answer = Answer.of(wanted.flatten(0, 1))
         busy = self._grouped(wanted, 0.0).any(-1)
         heads, numbers = busy.any(1).nonzero(as_tuple=True)
@@ -105,15 +105,14 @@ class Recurrence(Engine):
             item = pairs[0][which] * S + s
             batch = (which, shift[which, s], item, start, (start + c).clamp_max(L))
             for part in zip(*(x.split(each) for x in batch), strict=True):
-                descend(boundary.nodes(*part, definite), answer, definite, 4 * NODE_WORKSPACE)
+                descend(boundary.nodes(definite, *part), answer, definite, 4 * NODE_WORKSPACE)
         return answer
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Scaled singular values `[Q, n]`, descending, at `Q` (head, position) pairs, zero beyond the rank's cap."""
         each = max(1, BLOCK_WORKSPACE // (8 * (8 * self.n**2 + 8 * self.n * self.group)))
         parts = [
-            svdvals(self._root_products(*pair))
-            for pair in zip(heads.split(each), positions.split(each), strict=True)
+            svdvals(self._root_products(*pair)) for pair in zip(heads.split(each), positions.split(each), strict=True)
         ]
         values = torch.cat(parts) if parts else self.unit.new_zeros(0, self.n)
         return torch.where(torch.arange(self.n, device=positions.device) < self.cap(positions)[:, None], values, 0.0)

@@ -70,7 +70,7 @@ class Matrix(Engine):
         return self._staircase(wanted, shifts, definite=True).value.view(wanted.shape)
 
     def _scale(self) -> Tensor:
-        """`[N]`, the squared norm of `T` and 5 %: every `H_i` is a submatrix of it. By power iteration from one start."""
+        """`[N]`, the squared norm of `T` by power iteration, and 5 %: every `H_i` is a submatrix of it."""
         v = self.T.new_ones(self.T.shape[0], self.length, 1)
         size = v.new_zeros(v.shape[0])
         for _ in range(20):

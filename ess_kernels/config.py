@@ -1,0 +1,132 @@
+"""`show_config()`: what this installation consists of, which backends are in use, and why the others are not."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+from ess_kernels import environment
+from ess_kernels._version import __version__
+
+# Distribution names, asked for their version and never imported: some take seconds, and triton looks for a GPU.
+OPTIONAL_PACKAGES = ("triton", "safetensors", "matplotlib", "transformers", "flash-linear-attention")
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """One backend: whether it is usable on this machine, and in a few words why (not)."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """The answer of `show_config()`. `str()` is a report for people, `to_dict()` plain values for JSON."""
+
+    version: str
+    python: str
+    platform: str
+    torch: str
+    numpy: str
+    packages: dict[str, str | None]  # optional packages: version, or None where it is not installed
+    cpus: int  # processors that this process may use
+    threads: int  # torch.get_num_threads()
+    cuda: str  # "no", or the number of devices and torch's CUDA (or ROCm) version
+    memory_budget: int  # bytes
+    native: str  # build of the compiled library, or why there is none
+    backends: list[BackendReport]
+    problems: list[str] = field(default_factory=list)  # settings that could not be understood
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [
+            ("ess-kernels", self.version),
+            ("python", self.python),
+            ("platform", self.platform),
+            ("torch", self.torch),
+            ("numpy", self.numpy),
+            *((name, version or "not installed") for name, version in self.packages.items()),
+            ("CPU", f"{self.cpus} usable, torch uses {self.threads} thread{'s' * (self.threads != 1)}"),
+            ("CUDA", self.cuda),
+            ("memory budget", f"{_size(self.memory_budget)} ({environment.MEMORY_BUDGET})"),
+            ("native library", self.native),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {text}" for name, text in rows]
+        lines.append("backends")
+        width = max((len(backend.name) for backend in self.backends), default=0)
+        for backend in self.backends:
+            lines.append(f"  {backend.name:<{width}}  {'usable' if backend.usable else 'not used'}: {backend.reason}")
+        lines.extend(f"problem: {problem}" for problem in self.problems)
+        return "\n".join(lines)
+
+
+def show_config() -> Config:
+    """Versions, machine, settings and backends, as they are now.
+
+    Asks torch whether CUDA is there, and imports no optional package. Never raises because of a setting: what cannot be
+    understood is listed in `problems`.
+    """
+    import numpy
+    import torch
+
+    from ess_kernels import backends
+    from ess_kernels.backends import native
+
+    problems = []
+    try:
+        budget = environment.memory_budget()
+    except ValueError as error:
+        budget = environment.DEFAULT_MEMORY_BUDGET
+        problems.append(f"{error}; calls will fail until it is corrected")
+    found = native.library()
+    return Config(
+        version=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        torch=str(torch.__version__),
+        numpy=numpy.__version__,
+        packages={name: _installed(name) for name in OPTIONAL_PACKAGES},
+        cpus=_usable_cpus(),
+        threads=torch.get_num_threads(),
+        cuda=_cuda(torch),
+        memory_budget=budget,
+        native=found.reason or f"{found.build_info}, {found.threads} threads",
+        backends=[BackendReport(b.name, b.usable, b.reason) for b in backends.describe()],
+        problems=problems,
+    )
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: a container or taskset may allow fewer than the machine has
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cuda(torch: Any) -> str:
+    if not torch.cuda.is_available():
+        return "no"
+    count = torch.cuda.device_count()
+    version = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return f"{count} device{'s' * (count != 1)}, {version}"
+
+
+def _size(n: int) -> str:
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n >= unit:
+            return f"{n / unit:.4g} {name}"
+    return f"{n} bytes"

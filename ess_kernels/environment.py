@@ -1,0 +1,62 @@
+"""Every environment variable that the package reads, with its parser. Nothing else looks at `os.environ`.
+
+| variable                     | meaning                                                              | default |
+|------------------------------|----------------------------------------------------------------------|---------|
+| `ESS_KERNELS_MEMORY_BUDGET`  | workspace of one call: bytes, or a number with K, M, G, KiB, MiB, GiB | `1GiB`  |
+| `ESS_KERNELS_DISABLE_NATIVE` | `1` keeps the compiled CPU library from being loaded                 | `0`     |
+
+They are read when they are needed, not at import, so a program may set them at any time before the call they concern.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+MEMORY_BUDGET = "ESS_KERNELS_MEMORY_BUDGET"
+DISABLE_NATIVE = "ESS_KERNELS_DISABLE_NATIVE"
+
+DEFAULT_MEMORY_BUDGET = 2**30
+
+# Binary units throughout, as in `docker --memory 1G` or `systemd MemoryMax=1G`; KB and MB are left out because they
+# mean 1000 to one half of the readers and 1024 to the other.
+_UNITS = {"": 1, "b": 1, "k": 2**10, "kib": 2**10, "m": 2**20, "mib": 2**20, "g": 2**30, "gib": 2**30}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_ON = frozenset({"1", "true", "yes", "on"})
+_OFF = frozenset({"", "0", "false", "no", "off"})
+
+
+def parse_size(text: str) -> int:
+    """The number of bytes that `text` says: `"4096"`, `"512M"`, `"1.5 GiB"`. Suffixes are powers of 1024, in any case.
+
+    Raises `ValueError` for anything else, and for less than one byte.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None or (size := int(float(match[1]) * unit)) < 1:
+        raise ValueError(
+            f"expected a positive size such as 4096, 512M, 2G or 1.5GiB (K, M, G are KiB, MiB, GiB), got {text!r}"
+        )
+    return size
+
+
+def memory_budget() -> int:
+    """The workspace in bytes that one call may use: `ESS_KERNELS_MEMORY_BUDGET`, 1 GiB where it is unset or empty."""
+    text = os.environ.get(MEMORY_BUDGET, "")
+    if not text.strip():
+        return DEFAULT_MEMORY_BUDGET
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ValueError(f"environment variable {MEMORY_BUDGET}: {error}") from None
+
+
+def native_disabled() -> bool:
+    """Whether `ESS_KERNELS_DISABLE_NATIVE` says so: 1/true/yes/on or 0/false/no/off (also unset or empty)."""
+    text = os.environ.get(DISABLE_NATIVE, "")
+    value = text.strip().lower()
+    if value not in _ON | _OFF:
+        raise ValueError(
+            f"environment variable {DISABLE_NATIVE}: expected 1 or 0 (true/false, yes/no, on/off), got {text!r}"
+        )
+    return value in _ON
