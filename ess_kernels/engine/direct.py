@@ -10,6 +10,7 @@ from .blocks import products_after, products_upto
 from .certainty import Counts
 from .parallel import svdvals, triangular_root
 from .positions import Engine
+from .quadrature import Quadrature
 from .scaling import scaled_tokens
 from .staircase import Answer
 
@@ -35,7 +36,7 @@ class FewPositions(Engine):
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
         raise NotImplementedError
 
-    def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
+    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from . import quadrature
 from .certainty import ENTROPY_BOUND, HOPELESS, SURE, Counts, count_values, entropy_of_values, width_of
+from .quadrature import STANDARD, Quadrature
 from .staircase import Answer
 
 # up to this many positions singular values cost less than sixteen log-determinants
@@ -39,8 +39,8 @@ class Engine(ABC):
         """Counts and growth at `wanted` `[N, S, L]` for tolerances `[N, S, ceil(L / group)]` (scaled)."""
 
     @abstractmethod
-    def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
-        """`log det(I + H H^T / (t_k scale))` `[N, 16, L]` at `wanted` `[N, L]`; no `scale` `[N]`: the engine's own."""
+    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+        """`log det(I + H H^T / (t_k scale))` `[N, K, L]` at `wanted` `[N, L]`; no `scale` `[N]`: the engine's own."""
 
     @abstractmethod
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
@@ -126,17 +126,20 @@ class Engine(ABC):
         wanted = torch.zeros(len(self.unit), self.length, dtype=torch.bool, device=self.unit.device)
         wanted[:, positions] = True
         cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
-        ess, bound = quadrature.entropy_of(self._logdets(wanted), cap)
+        ess, bound = STANDARD.entropy_of(self._logdets(wanted, STANDARD), cap)
         doubtful = wanted & ~(bound <= ENTROPY_BOUND)
         if bool(doubtful.any()):
-            doubtful = self._rescale_entropy(doubtful, cap, ess)
+            doubtful = self._refine_entropy(doubtful, cap, ess)
         heads, at = doubtful.nonzero(as_tuple=True)
         if len(heads):
             ess[heads, at] = entropy_of_values(self.values_at(heads, at))
         return ess[:, positions]
 
-    def _rescale_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
-        """Settles positions by scales of their own, where that is cheaper than singular values; returns the rest."""
+    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
+        """Settles positions by more nodes or scales of their own, where that is cheaper than singular values.
+
+        Returns the rest.
+        """
         return doubtful
 
     def singular_values(self, positions: Tensor, k: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..operators.structure import Operator, StateSpace, Tiled, Tokens
-from .quadrature import NODES, entropy_of
+from .quadrature import STANDARD
 
 # positions of a recurrence whose n x n log-determinants are in work at once
 POSITIONS = 256
@@ -37,7 +37,7 @@ def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
     else:
         assert isinstance(op, Tiled)
         logdets = _matrix_logdets(op.rows(head, 0, op.length)[0].tril(-1))[:, positions]
-    return entropy_of(logdets, cap)[0]
+    return STANDARD.entropy_of(logdets, cap)[0]
 
 
 def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _logdets(product: Tensor) -> Tensor:
     """`log det(I + product / (t_k scale))` `[16, P]` of `product` `[P, m, m]` with eigenvalues `sigma^2`."""
     # sqrt(sum sigma^4) bounds the largest sigma^2, and is near it
     scale = (product @ product).diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt().detach()
-    t = NODES.to(product.device)[:, None] * torch.where(scale > 0, scale, 1.0)
+    t = STANDARD.nodes(product.device)[:, None] * torch.where(scale > 0, scale, 1.0)
     one = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
     return torch.linalg.slogdet(one + product / t[..., None, None]).logabsdet
 
@@ -108,7 +108,7 @@ def _matrix_logdets(T: Tensor) -> Tensor:
     """`[16, L]` for a strictly lower triangular `T` `[L, L]`; the value at position 0, an empty `H`, is 0."""
     with torch.no_grad():
         scale = torch.linalg.matrix_norm(T, 2).square() * 1.05 if T.shape[0] else T.new_ones(())
-        t = NODES.to(T.device) * torch.where(scale > 0, scale, 1.0)
+        t = STANDARD.nodes(T.device) * torch.where(scale > 0, scale, 1.0)
     return torch.stack([checkpoint(_staircase_logdets, T / s, use_reentrant=False) for s in t.sqrt()])
 
 

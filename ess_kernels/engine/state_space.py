@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import Tokens
-from . import quadrature
 from .blocks import block_parts, cut
 from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .parallel import svdvals
 from .positions import Engine
+from .quadrature import Quadrature
 from .scaling import scaled_tokens
 from .staircase import Answer, descend
 
@@ -75,8 +75,8 @@ class Recurrence(Engine):
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
         return self._staircase(wanted, lambda boundary, head, number: tau[head, :, number], definite=False)
 
-    def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
-        nodes = quadrature.NODES.to(wanted.device)
+    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+        nodes = quadrature.nodes(wanted.device)
 
         def shifts(boundary: Boundary, head: Tensor, number: Tensor) -> Tensor:
             # every block has its own scale

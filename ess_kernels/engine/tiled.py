@@ -11,10 +11,10 @@ import logging
 import torch
 from torch import Tensor
 
-from . import quadrature
 from .certainty import ENTROPY_BOUND
 from .elimination import subtract_symmetric
 from .positions import Engine
+from .quadrature import FINE, Quadrature
 from .scaling import power_of_two
 from .staircase import Answer, Nodes, descend
 
@@ -62,8 +62,8 @@ class Matrix(Engine):
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
         return self._staircase(wanted, tau[..., 0], definite=False)
 
-    def _logdets(self, wanted: Tensor, scale: Tensor | None = None) -> Tensor:
-        nodes = quadrature.NODES.to(wanted.device)
+    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+        nodes = quadrature.nodes(wanted.device)
         scale = self._scale() if scale is None else scale
         shifts = (nodes * torch.where(scale > 0, scale, 1.0)[:, None]).sqrt()
         wanted = wanted[:, None].expand(-1, len(nodes), -1)
@@ -117,21 +117,22 @@ class Matrix(Engine):
             stop=torch.full_like(item, last),
         )
 
-    def _rescale_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
-        """Positions far below the norm of `T` again, with scales that fit them."""
+    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
+        """More nodes, and for positions far below the norm of `T` scales that fit them."""
         norms = self._squared_norms()
+        hopeless = torch.zeros_like(doubtful)
         for _ in range(MAX_SCALES):
             if int(doubtful.sum()) <= FEW_SVDS * len(doubtful):
                 break
-            scale = norms.masked_fill(~doubtful, 0.0).amax(-1)
+            scale = torch.minimum(norms.masked_fill(~doubtful, 0.0).amax(-1), self._scale())
             alike = doubtful & (norms * SCALE_RANGE >= scale[:, None])
-            mine, bound = quadrature.entropy_of(self._logdets(alike, scale), cap)
+            mine, bound = FINE.entropy_of(self._logdets(alike, FINE, scale), cap)
             settled = alike & (bound <= ENTROPY_BOUND)
-            if not bool(settled.any()):
-                break
             ess[settled] = mine[settled]
-            doubtful = doubtful & ~settled
-        return doubtful
+            # what this scale does not settle no smaller one will
+            hopeless |= alike & ~settled
+            doubtful = doubtful & ~alike
+        return doubtful | hopeless
 
     def _squared_norms(self) -> Tensor:
         """Squared Frobenius norm of every `H_i`, `[N, L]`, by sums of positive terms only."""
