@@ -95,5 +95,5 @@ def _slices(op: Operator, positions: Tensor, entropy: bool) -> Iterator[tuple[Te
             yield heads, Matrix(op.rows(heads, 0, op.length), op.finite(heads), budget)
             continue
         tokens = cast(StateSpace, op).tokens(heads)
-        few = tokens.diagonal and len(positions) <= FEW
-        yield heads, FewPositions(tokens) if few else Recurrence(tokens, c)
+        few = FewPositions(tokens) if tokens.diagonal and len(positions) <= FEW else None
+        yield heads, few if few is not None and few.safe else Recurrence(tokens, c)

@@ -11,7 +11,7 @@ from .certainty import Counts
 from .parallel import svdvals, triangular_root
 from .positions import Engine
 from .quadrature import Quadrature
-from .scaling import scaled_tokens
+from .scaling import LARGE_UNIT, largest, scaled_tokens
 from .staircase import Answer
 
 
@@ -23,6 +23,8 @@ class FewPositions(Engine):
         self.state_size = self.n
         self.group = self.length
         self.tokens, self.unit, self.good = scaled_tokens(tokens)
+        # nothing overflows on the way
+        self.safe = bool((largest(self.tokens.transition) <= 1).all() and (self.unit <= LARGE_UNIT).all())
 
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:
         tau = atol / self.unit[:, None]
@@ -44,7 +46,9 @@ class FewPositions(Engine):
         for i in positions.unique().tolist():
             here = positions == i
             who = heads[here]
-            read, write, a = (x[who] for x in (self.tokens.read, self.tokens.write, self.tokens.transition))
+            read, write, a = self.tokens.read, self.tokens.write, self.tokens.transition
+            if len(who) < len(read):
+                read, write, a = read[who], write[who], a[who]
             reach = _tall_root(write[:, :i] * products_after(a[:, :i]))
             seen = products_upto(a[:, i:], inclusive=not self.tokens.reads_before)
             found = svdvals(_tall_root(read[:, i:] * seen) @ reach.mT)

@@ -30,10 +30,11 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[Tensor, ...]:
     """`function(A)` for `A` `[batch, m, n]`, the batch cut across torch's number of CPU threads."""
     workers = torch.get_num_threads()
-    # too small to be worth a thread, or large enough for LAPACK to thread by itself
-    if A.device.type != "cpu" or workers == 1 or A.shape[0] < 2 * workers or A[0].numel() > 512**2:
+    # large matrices are threaded by LAPACK itself
+    if A.device.type != "cpu" or workers == 1 or A.shape[0] == 0 or A[0].numel() > 512**2:
         return function(A)
-    parts = _pool(workers).map(function, A.tensor_split(workers))
+    # also a single small matrix: LAPACK's own threads cost it more than they bring
+    parts = _pool(workers).map(function, A.tensor_split(min(workers, A.shape[0])))
     return tuple(torch.cat(results) for results in zip(*parts, strict=True))
 
 

@@ -7,31 +7,49 @@ from torch import Tensor
 
 from ..operators.structure import Tokens
 
+# with a unit above this one, an entry of the operator itself may be beyond float64
+LARGE_UNIT = 2.0**900
 
-def power_of_two(x: Tensor) -> tuple[Tensor, Tensor]:
+
+def largest(x: Tensor) -> Tensor:
+    """The largest magnitude of each `x[n]`, `[N]`; NaN or infinity where there is one."""
+    flat = x.flatten(1)
+    return torch.linalg.vector_norm(flat, torch.inf, dim=1) if flat.shape[1] else x.new_zeros(x.shape[0])
+
+
+def power_of_two(x: Tensor, magnitude: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`x` `[N, ...]` with the largest magnitude of each `x[n]` brought into [1/2, 1), and the unit taken out, `[N]`.
 
     Both factors are exact: `result * unit == x` (but for numbers that were subnormal). All-zero entries keep unit 1.
+    The result may be `x` itself.
     """
-    flat = x.flatten(1)
-    largest = torch.linalg.vector_norm(flat, torch.inf, dim=1) if flat.shape[1] else x.new_zeros(x.shape[0])
-    exponent = torch.frexp(largest).exponent.to(torch.int64).clamp(-1000, 1000)
+    magnitude = largest(x) if magnitude is None else magnitude
+    exponent = torch.frexp(magnitude).exponent.to(torch.int64).clamp(-1000, 1000)
     if not bool(exponent.any()):
-        return x, torch.ones_like(largest)
+        return x, torch.ones_like(magnitude)
     return x * _exp2(-exponent).view(-1, *[1] * (x.dim() - 1)), _exp2(exponent)
 
 
 def scaled_tokens(tokens: Tokens) -> tuple[Tokens, Tensor, Tensor]:
-    """Tokens with reads and writes scaled by powers of two, the unit taken out `[N]`, and which heads are finite `[N]`.
+    """Tokens with reads and writes scaled by powers of two, the unit taken out, and which heads are finite, `[N]`.
 
     Heads that are not finite become zero operators.
     """
-    good = tokens.finite()
-    read, read_unit = power_of_two(torch.where(good[:, None, None], tokens.read, 0.0))
-    write, write_unit = power_of_two(torch.where(good[:, None, None], tokens.write, 0.0))
-    shape = (-1, *[1] * (tokens.transition.dim() - 1))
-    transition = torch.where(good.view(shape), tokens.transition, 0.0)
-    return Tokens(read, write, transition, tokens.reads_before), read_unit * write_unit, good
+    magnitudes = torch.stack([largest(x) for x in (tokens.read, tokens.write, tokens.transition)])
+    good = magnitudes.isfinite().all(0)
+    if not bool(good.all()):
+        tokens, magnitudes = keep_heads(tokens, good), torch.where(good, magnitudes, 0.0)
+    read, read_unit = power_of_two(tokens.read, magnitudes[0])
+    write, write_unit = power_of_two(tokens.write, magnitudes[1])
+    return Tokens(read, write, tokens.transition, tokens.reads_before), read_unit * write_unit, good
+
+
+def keep_heads(tokens: Tokens, keep: Tensor) -> Tokens:
+    """The same with zero operators in place of the heads that are not kept, bool `[N]`."""
+    read, write, transition = (
+        torch.where(keep.view(-1, *[1] * (x.dim() - 1)), x, 0.0) for x in (tokens.read, tokens.write, tokens.transition)
+    )
+    return Tokens(read, write, transition, tokens.reads_before)
 
 
 def _exp2(exponent: Tensor) -> Tensor:

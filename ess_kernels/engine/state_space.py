@@ -13,7 +13,7 @@ from .boundary import Boundary, observe_gramians, observe_root_step, observe_roo
 from .parallel import svdvals
 from .positions import Engine
 from .quadrature import Quadrature
-from .scaling import scaled_tokens
+from .scaling import LARGE_UNIT, keep_heads, largest, scaled_tokens
 from .staircase import Answer, descend
 
 # bytes of nodes in work at once: more falls out of the caches
@@ -45,20 +45,22 @@ class Recurrence(Engine):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size, self.group = self.n, c
         tokens, self.unit, good = scaled_tokens(tokens)
-        self.tokens = cut(tokens, c)
+        stable = self._run(tokens)
+        if not bool(stable.all()):
+            self._run(keep_heads(tokens, stable))
+        self.good = good & stable
+        if bool((self.unit > LARGE_UNIT).any()):
+            self.good &= ~self._overflows()
+        self._observe_roots: Tensor | None = None
+
+    def _run(self, tokens: Tokens) -> Tensor:
+        """Cuts and runs the boundary recurrences; bool `[N]`, false where growing transitions overflow on the way."""
+        self.tokens = cut(tokens, self.group)
         self.blocks = block_parts(self.tokens)
         self.roots = reach_roots(self.blocks)
         self.gramians = observe_gramians(self.blocks)
-        # a transition that grows can overflow on the way; such a head has no answer
         parts = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.roots, self.gramians)
-        stable = torch.stack([x.isfinite().flatten(1).all(1) for x in parts]).all(0)
-        if not bool(stable.all()):
-            for x in (*parts, self.tokens.read, self.tokens.write, self.tokens.transition):
-                x[~stable] = 0.0
-        self.good = good & stable
-        if bool((self.unit > 2.0**900).any()):
-            self.good &= ~self._overflows()
-        self._observe_roots: Tensor | None = None
+        return torch.stack([largest(x) for x in parts]).isfinite().all(0)
 
     def _overflows(self) -> Tensor:
         """bool `[N]`: whether an entry of `T` itself is beyond float64, although the scaled recurrence is not."""

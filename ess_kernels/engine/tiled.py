@@ -15,7 +15,7 @@ from .certainty import ENTROPY_BOUND
 from .elimination import subtract_symmetric
 from .positions import Engine
 from .quadrature import FINE, Quadrature
-from .scaling import power_of_two
+from .scaling import largest, power_of_two
 from .staircase import Answer, Nodes, descend
 
 logger = logging.getLogger("ess_kernels")
@@ -41,11 +41,11 @@ class Matrix(Engine):
 
     def __init__(self, T: Tensor, good: Tensor, budget: int):
         T = T.tril(-1)
-        # not a number in a head shows in its largest magnitude
-        self.good = good & torch.linalg.vector_norm(T, torch.inf, dim=(1, 2)).isfinite()
+        magnitude = largest(T)
+        self.good = good & magnitude.isfinite()
         if not bool(self.good.all()):
             T[~self.good] = 0.0
-        self.T, self.unit = power_of_two(T)
+        self.T, self.unit = power_of_two(T, torch.where(self.good, magnitude, 0.0))
         self.length = self.group = T.shape[-1]
         self.budget = budget
         self._grams: tuple[Tensor, Tensor] | None = None

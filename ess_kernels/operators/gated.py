@@ -39,7 +39,8 @@ class GatedStateSpace(StateSpace):
     def tokens(self, heads: Tensor) -> Tokens:
         batch, head = self.unravel(heads)
         group = head // max(self.batch_shape[1] // max(self.q.shape[2], 1), 1)
-        read = self.q[batch, :, group].double() * self.scale
+        read = self.q[batch, :, group].double()
+        read = read if self.scale == 1 else read * self.scale
         write = self.k[batch, :, group].double()
         if self.read_scale is not None:
             read = read * self.read_scale[batch, :, head].double()[..., None]
