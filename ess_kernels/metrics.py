@@ -200,6 +200,7 @@ def small_spectra(
         good = good & finite
     chosen = backends.choose(backend, "small_spectra", A)
     values = chosen.small_spectra(flat, other).masked_fill(~good[:, None], torch.nan)
+    good = good & values.isfinite().all(-1)
     counts = None
     if atol is not None:
         absolute, _, listed = check_tolerances(atol, None)

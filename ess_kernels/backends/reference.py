@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..engine.certainty import Counts, count_values, entropy_of_values
+from ..engine.parallel import product_values
 from ..operators.structure import Operator
 from ..reference import reference_singular_values
 from .base import Backend, Task
@@ -17,7 +18,8 @@ class ReferenceBackend(Backend):
     name = "reference"
 
     def refuses(self, task: Task, subject: Operator | Tensor) -> str | None:
-        return "it has no backward; use backend='torch'" if subject.requires_grad and task == "entropy_ess" else None
+        wants_gradient = task == "entropy_ess" and subject.requires_grad and torch.is_grad_enabled()
+        return "it has no backward; use backend='torch'" if wants_gradient else None
 
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         values = self._values(op, positions)[:, None]
@@ -38,4 +40,4 @@ class ReferenceBackend(Backend):
             return reference_singular_values(op, positions).reshape(op.num_heads, len(positions), -1)
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
-        return torch.linalg.svdvals(A if right is None else A @ right.mT)
+        return product_values(torch.linalg.svdvals, A, right)

@@ -11,8 +11,9 @@ from torch import Tensor
 from .._progress import progress
 from ..engine import smooth
 from ..engine.certainty import Counts, count_values
+from ..engine.cost import Cost
 from ..engine.direct import FewPositions
-from ..engine.parallel import svdvals
+from ..engine.parallel import product_values, svdvals
 from ..engine.positions import Engine
 from ..engine.state_space import Recurrence, block_length
 from ..engine.state_space import bytes_per_head as recurrence_bytes
@@ -59,7 +60,7 @@ class TorchBackend(Backend):
         return result
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
-        return svdvals(A if right is None else A @ right.mT)
+        return product_values(svdvals, A, right)
 
 
 def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
@@ -83,8 +84,8 @@ def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Co
 
 
 def _slices(op: Operator, positions: Tensor, entropy: bool) -> Iterator[tuple[Tensor, Engine]]:
-    """The operator's heads, as many at a time as fit the budget, and at least one."""
-    budget = memory_budget()
+    """The operator's heads, as many at a time as fit the budget, and at least one; what comes later replaces."""
+    budget, cost = memory_budget(), Cost()
     if isinstance(op, StateSpace):
         c = block_length(op.state_size, entropy)
         need = recurrence_bytes(op.length, op.state_size, op.diagonal, c)
@@ -92,8 +93,17 @@ def _slices(op: Operator, positions: Tensor, entropy: bool) -> Iterator[tuple[Te
         need = matrix_bytes(op.length)
     for heads in progress(op.all_heads().split(max(1, budget // max(1, need))), "heads"):
         if isinstance(op, Tiled):
-            yield heads, Matrix(op.rows(heads, 0, op.length), op.finite(heads), budget)
+            yield heads, Matrix(op.rows(heads, 0, op.length), op.finite(heads), budget, cost)
             continue
         tokens = cast(StateSpace, op).tokens(heads)
-        few = FewPositions(tokens) if tokens.diagonal and len(positions) <= FEW else None
-        yield heads, few if few is not None and few.safe else Recurrence(tokens, c)
+        if tokens.diagonal and len(positions) <= FEW:
+            few = FewPositions(tokens, cost)
+            if few.safe:
+                yield heads, few
+                continue
+        engine = Recurrence(tokens, c, cost)
+        yield heads, engine
+        if bool(engine.unstable.any()):
+            # transitions that grow: squares of the recurrence overflow, T itself may not
+            wild = heads[engine.unstable]
+            yield wild, Matrix(op.dense_heads(wild), torch.ones_like(wild, dtype=torch.bool), budget, cost)

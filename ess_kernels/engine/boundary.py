@@ -148,9 +148,10 @@ class Boundary:
         K = self.inner[which] * inverse[..., None] - sign * product[:, :c, c:]
         C = product[:, c:, c:] - sign * corner - one
         if definite:
-            value, growth = pivots.log().sum(-1), torch.zeros_like(shift)
+            value, growth, least = pivots.log().sum(-1), torch.zeros_like(shift), torch.ones_like(shift)
         else:
             value = (pivots < 0).sum(-1).to(shift.dtype)
             update = (coupling * scaled).abs().sum(1).amax(-1)
             growth = torch.maximum(update, self.magnitude[which] * inverse[:, 0].square())
-        return Nodes(R, K, C, value, growth, item, start, stop)
+            least = torch.maximum(pivots.abs(), coupling.abs().amax(-1)).amin(-1)
+        return Nodes(R, K, C, value, growth, least, item, start, stop)

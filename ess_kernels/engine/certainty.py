@@ -15,6 +15,8 @@ from torch import Tensor
 EPS = torch.finfo(torch.float64).eps
 # a count whose width is below this is taken as it is
 SURE = 1e-6
+# a row of this many ulp of the growth is as good as zero: the tolerance is on a singular value
+TINY_ROW = 1e6 * EPS
 # above this width elimination does not answer at all: the position goes to singular values
 HOPELESS = 1e-2
 # a singular value within this many ulp of the largest one of the tolerance is a true tie
@@ -65,6 +67,11 @@ def width_of(growth: Tensor) -> Tensor:
     return torch.nan_to_num(growth * EPS, nan=torch.inf)
 
 
+def near_tie(growth: Tensor, least: Tensor) -> Tensor:
+    """Whether the least row is too small for the sign of its pivot to be believed."""
+    return ~(least > TINY_ROW * (1 + growth))
+
+
 def count_values(values: Tensor, tau: Tensor) -> Counts:
     """Counts from singular values `[..., S]` (descending, exact to a few ulp of the largest) above `tau` `[...]`."""
     largest = values[..., :1]
@@ -78,5 +85,5 @@ def count_values(values: Tensor, tau: Tensor) -> Counts:
 def entropy_of_values(values: Tensor) -> Tensor:
     """Entropy-ESS `exp(-sum p log p)`, `p = sigma / sum sigma`, of singular values `[..., S]`; 0 where all are 0."""
     total = values.sum(-1, keepdim=True)
-    p = values / torch.where(total > 0, total, 1.0)
-    return torch.where(total[..., 0] > 0, torch.exp(-torch.special.xlogy(p, p).sum(-1)), 0.0)
+    p = values / torch.where(total == 0, 1.0, total)
+    return torch.where(total[..., 0] == 0, 0.0, torch.exp(-torch.special.xlogy(p, p).sum(-1)))

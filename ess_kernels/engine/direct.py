@@ -8,6 +8,7 @@ from torch import Tensor
 from ..operators.structure import Tokens
 from .blocks import products_after, products_upto
 from .certainty import Counts
+from .cost import Cost
 from .parallel import svdvals, triangular_root
 from .positions import Engine
 from .quadrature import Quadrature
@@ -18,10 +19,10 @@ from .staircase import Answer
 class FewPositions(Engine):
     """`N` heads of a diagonal recurrence; every answer comes from singular values, `O(L n^2)` a position."""
 
-    def __init__(self, tokens: Tokens):
+    def __init__(self, tokens: Tokens, cost: Cost):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size = self.n
-        self.group = self.length
+        self.group, self.cost = self.length, cost
         self.tokens, self.unit, self.good = scaled_tokens(tokens)
         # nothing overflows on the way
         self.safe = bool((largest(self.tokens.transition) <= 1).all() and (self.unit <= LARGE_UNIT).all())
@@ -39,6 +40,9 @@ class FewPositions(Engine):
         raise NotImplementedError
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def _zero(self) -> Tensor:
         raise NotImplementedError
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:

@@ -27,19 +27,28 @@ class Elimination(NamedTuple):
         scaled: `D^-1 L^-1 V`, `[B, h, w]`.
         pivots: diagonal of `D`, `[B, h]`.
         growth: `[B]`, the largest sum of absolute updates that a diagonal entry of E or of the rest receives.
+        least: `[B]`, the smallest over the pivots of the largest magnitude in a pivot's row `D L^T`, itself included: a
+            row that is negligible as a whole makes the sign of its pivot a matter of rounding, and no growth shows it.
     """
 
     rows: Tensor
     scaled: Tensor
     pivots: Tensor
     growth: Tensor
+    least: Tensor
 
 
-def factor_block(E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`E = L D L^T` for small blocks `[B, b, b]`: returns `L^-1` `[B, b, b]`, the pivots `[B, b]`, the growth `[B, b]`.
+class Block(NamedTuple):
+    """A small matrix factorised: `L^-1` `[B, b, b]`, pivots, growth and row magnitudes `[B, b]`."""
 
-    A zero pivot turns into inf or NaN and stays visible in the growth.
-    """
+    inverse: Tensor
+    pivots: Tensor
+    growth: Tensor
+    magnitude: Tensor
+
+
+def factor_block(E: Tensor) -> Block:
+    """`E = L D L^T` for small blocks `[B, b, b]`. A zero pivot turns into inf or NaN and stays visible in growth."""
     batch, b, _ = E.shape
     A = torch.cat([E, torch.eye(b, dtype=E.dtype, device=E.device).expand(batch, b, b)], -1)
     A = A.permute(1, 2, 0)
@@ -50,34 +59,40 @@ def factor_block(E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         row = A[k, k + 1 : b + k + 1]
         A[k + 1 :, k + 1 : b + k + 1].addcmul_((row[: b - k - 1] / A[k, k])[:, None], row[None], value=-1)
     pivots = A.diagonal()  # [B, b]
-    upper = A[:, :b].permute(2, 0, 1).triu(1)
-    growth = (upper.square() / pivots.abs()[..., None]).sum(1)
-    return A[:, b:].permute(2, 0, 1).contiguous(), pivots, growth
+    upper = A[:, :b].permute(2, 0, 1).triu()
+    growth = _updates(upper.triu(1), pivots)
+    return Block(A[:, b:].permute(2, 0, 1).contiguous(), pivots, growth, upper.abs().amax(-1))
 
 
 def eliminate(E: Tensor, V: Tensor) -> Elimination:
     """Eliminates symmetric `E` `[B, h, h]` next to `V` `[B, h, w]`: about `h^3 / 3 + h^2 w` multiplications."""
     h, w = E.shape[-1], V.shape[-1]
     if h <= PANEL:
-        inverse, pivots, growth = factor_block(E)
-        rows = inverse @ V
-        growth = torch.maximum(growth.amax(-1), _updates(rows, pivots).amax(-1))
-        return Elimination(rows, rows / pivots[..., None], pivots, growth)
+        block = factor_block(E)
+        rows = block.inverse @ V
+        growth = torch.maximum(block.growth.amax(-1), _updates(rows, block.pivots).amax(-1))
+        least = torch.maximum(block.magnitude, _row_magnitude(rows)).amin(-1)
+        return Elimination(rows, rows / block.pivots[..., None], block.pivots, growth, least)
     M = torch.cat([E, V], -1)
-    pivots = E.new_empty(E.shape[:-1])
+    pivots, magnitude = E.new_empty(E.shape[:-1]), E.new_empty(E.shape[:-1])
     growth = M.new_zeros(M.shape[0], h + w)
     for p in range(0, h, PANEL):
         q = min(p + PANEL, h)
-        inverse, d, inner = factor_block(M[:, p:q, p:q])
-        rows = inverse @ M[:, p:q, q:]
+        block = factor_block(M[:, p:q, p:q])
+        rows = block.inverse @ M[:, p:q, q:]
         M[:, p:q, q:] = rows
-        pivots[:, p:q] = d
-        growth[:, p:q] += inner
-        growth[:, q:] += _updates(rows, d)
+        pivots[:, p:q] = block.pivots
+        magnitude[:, p:q] = torch.maximum(block.magnitude, _row_magnitude(rows))
+        growth[:, p:q] += block.growth
+        growth[:, q:] += _updates(rows, block.pivots)
         if q < h:
-            M[:, q:h, q:].baddbmm_((rows[..., : h - q] / d[..., None]).mT, rows, alpha=-1)
+            M[:, q:h, q:].baddbmm_((rows[..., : h - q] / block.pivots[..., None]).mT, rows, alpha=-1)
     rows = M[..., h:]
-    return Elimination(rows, rows / pivots[..., None], pivots, growth.amax(-1))
+    return Elimination(rows, rows / pivots[..., None], pivots, growth.amax(-1), magnitude.amin(-1))
+
+
+def _row_magnitude(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, torch.inf, dim=-1)
 
 
 def _updates(rows: Tensor, pivots: Tensor) -> Tensor:
@@ -88,15 +103,16 @@ def _updates(rows: Tensor, pivots: Tensor) -> Tensor:
 def eliminate_definite(E: Tensor, V: Tensor, sign: Tensor) -> Elimination:
     """As `eliminate` for positive (`sign` 1) or negative (-1) definite `E`, `sign` `[B]`, by Cholesky: `D` is `sign`.
 
-    The pivots returned are the squared diagonal of the Cholesky factor; there is no growth to watch. A matrix that is
-    not definite, because it is not finite, gives NaN.
+    The pivots returned are the squared diagonal of the Cholesky factor. A matrix that is
+    not definite, because it is not finite, gives NaN. There is no growth to watch, and no least row.
     """
     sign = sign[:, None, None]
     factor, info = torch.linalg.cholesky_ex(E * sign)
     rows = torch.linalg.solve_triangular(factor, V, upper=False)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     pivots = torch.where((info == 0)[:, None], pivots, torch.nan)
-    return Elimination(rows, rows * sign, pivots, E.new_zeros(E.shape[0]))
+    zeros = E.new_zeros(E.shape[0])
+    return Elimination(rows, rows * sign, pivots, zeros, zeros)
 
 
 def subtract_symmetric(A: Tensor, scaled: Tensor, rows: Tensor) -> Tensor:

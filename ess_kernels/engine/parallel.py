@@ -52,3 +52,12 @@ def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
 def triangular_root(A: Tensor) -> Tensor:
     """Upper triangular `R` `[..., n, n]` with `R^T R = A^T A` for `A` `[..., m, n]`, `m >= n`: no squaring."""
     return over_batch(lambda x: (torch.linalg.qr(x, mode="r").R,), A)[0]
+
+
+def product_values(values: Callable[[Tensor], Tensor], A: Tensor, right: Tensor | None) -> Tensor:
+    """Singular values by `values` of finite `A` `[batch, m, n]` or of `A right^T`; NaN where that product overflows."""
+    if right is None:
+        return values(A)
+    product = A @ right.mT
+    good = product.isfinite().flatten(1).all(1)
+    return values(torch.where(good[:, None, None], product, 0.0)).masked_fill(~good[:, None], torch.nan)

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .certainty import ENTROPY_BOUND, HOPELESS, SURE, Counts, count_values, entropy_of_values, width_of
+from .certainty import ENTROPY_BOUND, HOPELESS, SURE, Counts, count_values, entropy_of_values, near_tie, width_of
+from .cost import Cost
 from .quadrature import STANDARD, Quadrature
 from .staircase import Answer
 
@@ -26,6 +27,7 @@ class Engine(ABC):
         unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
         good: bool `[N]`; a head that is not has no answer at any position.
         group: this many positions in a row share one tolerance in an elimination.
+        cost: told about exact singular values.
     """
 
     length: int
@@ -33,6 +35,7 @@ class Engine(ABC):
     unit: Tensor
     good: Tensor
     group: int
+    cost: Cost
 
     @abstractmethod
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
@@ -65,29 +68,34 @@ class Engine(ABC):
         answer = self._eliminate(wanted, tau[..., None].expand(-1, -1, groups))
         result.counts.copy_(answer.value.view(N, M, L))
         result.width.copy_(width_of(answer.growth).view(N, M, L))
-        doubtful = wanted & ~(result.width <= SURE)
+        tie = near_tie(answer.growth, answer.least).view(N, M, L)
+        doubtful = wanted & (tie | ~(result.width <= SURE))
         result.redone.copy_(doubtful | missing)
-        # the smallest width of a group is free of ties (a tolerance on a singular value of an eliminated block); what
-        # that leaves open gets a distance that fits its largest width
-        for widest in (False, True):
+        # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
+        # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
+        typical = self._typical(result.width.masked_fill(~wanted, torch.inf))
+        for _ in range(2):
             if bool(doubtful.any()):
-                doubtful &= ~self._settle_between(doubtful, widest, tau, result)
+                doubtful &= ~self._settle_between(doubtful, typical, tau, result)
+                typical = self._grouped(result.width.masked_fill(~doubtful | (result.width > HOPELESS), 0.0), 0.0).amax(
+                    -1
+                )
         self._settle_by_values(missing | doubtful, tau, result)
         return Counts(*(x[..., positions] for x in result))
 
-    def _settle_between(self, doubtful: Tensor, widest: bool, tau: Tensor, result: Counts) -> Tensor:
-        """Counts doubtful positions at tolerances on both sides of `tau`, as far apart as the error could be.
+    def _typical(self, width: Tensor) -> Tensor:
+        """The smallest width of each group `[N, M, groups]`; where it has none that is finite, that of the head."""
+        mine = self._grouped(width, torch.inf).amin(-1)
+        return torch.where(mine.isfinite(), mine, mine.amin(-1, keepdim=True))
+
+    def _settle_between(self, doubtful: Tensor, width: Tensor, tau: Tensor, result: Counts) -> Tensor:
+        """Counts doubtful positions at tolerances on both sides of `tau`, four times `width` `[N, M, groups]` away.
 
         Where both agree, and each is sure to within that distance, no singular value lies between: the count is right.
-        Positions beyond hope are left alone. Returns bool like `doubtful`, the positions settled.
+        Groups beyond hope are left alone. Returns bool like `doubtful`, the positions settled.
         """
         N, M, L = doubtful.shape
-        hopeful = doubtful & (result.width <= HOPELESS / 4)
-        if widest:
-            width = self._grouped(result.width.masked_fill(~hopeful, 0.0), 0.0).amax(-1)
-        else:
-            width = self._grouped(result.width.masked_fill(~doubtful, torch.inf), torch.inf).amin(-1)
-            hopeful = doubtful & self._spread(width <= HOPELESS / 4)
+        hopeful = doubtful & self._spread(width <= HOPELESS / 4) & ~result.width.isnan()
         if not bool(hopeful.any()):
             return hopeful
         move = (4 * width).clamp(SURE / 4, HOPELESS)
@@ -95,12 +103,13 @@ class Engine(ABC):
         answer = self._eliminate(hopeful[:, :, None].expand(N, M, 2, L).flatten(1, 2), sides.flatten(1, 2))
         lower, upper = answer.value.view(N, M, 2, L).unbind(2)
         reach = width_of(answer.growth).view(N, M, 2, L).amax(2)
-        settled = hopeful & (lower == upper) & (reach <= self._spread(move))
+        sure = (reach <= self._spread(move)) & ~near_tie(answer.growth, answer.least).view(N, M, 2, L).any(2)
+        settled = hopeful & (lower == upper) & sure
         result.counts[settled] = lower[settled].to(torch.int64)
         result.width[settled] = 0.0
         # another round is for those not sure enough; a value between the two tolerances stays between wider ones
         missed = hopeful & ~settled
-        result.width[missed] = torch.where(reach <= self._spread(move), torch.inf, reach)[missed]
+        result.width[missed] = torch.where(sure, torch.nan, reach)[missed]
         return settled
 
     def _grouped(self, x: Tensor, fill: float) -> Tensor:
@@ -129,11 +138,17 @@ class Engine(ABC):
         ess, bound = STANDARD.entropy_of(self._logdets(wanted, STANDARD), cap)
         doubtful = wanted & ~(bound <= ENTROPY_BOUND)
         if bool(doubtful.any()):
-            doubtful = self._refine_entropy(doubtful, cap, ess)
+            zero = doubtful & self._zero()
+            ess[zero] = 0.0
+            doubtful = self._refine_entropy(doubtful & ~zero, cap, ess)
         heads, at = doubtful.nonzero(as_tuple=True)
         if len(heads):
             ess[heads, at] = entropy_of_values(self.values_at(heads, at))
         return ess[:, positions]
+
+    @abstractmethod
+    def _zero(self) -> Tensor:
+        """bool `[N, L]` or `[N, 1]`: where `H` is known to be exactly zero."""
 
     def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
         """Settles positions by more nodes or scales of their own, where that is cheaper than singular values.

@@ -48,19 +48,19 @@ class Quadrature:
             cap: broadcastable to `[..., P]`, the largest possible number of non-zero singular values.
 
         Returns:
-            `ess` `[..., P]`, within `[1, cap]`, or 0 where all log-determinants are 0: H is zero; and `bound` `[...,
-            P]`: the first-order effect of the errors of all singular values on it.
+            `ess` `[..., P]` within `[1, cap]`, and `bound` `[..., P]`, the first-order effect of the errors of all
+            singular values on it: infinite where the log-determinants see nothing.
         """
         weights = torch.tensor([row[1:] for row in self.table], dtype=torch.float64, device=logdets.device)
         total, mixed = (weights.T @ logdets).unbind(-2)
-        zero = logdets[..., 0, :] <= 0
-        total = torch.where(zero, 1.0, total.clamp_min(1e-300))
+        unseen = ~(total > 0)
+        total = torch.where(unseen, 1.0, total)
         ess = torch.exp(total.log() - mixed / total)
         a, b = self.tail
         visible = (logdets[..., a, :] - logdets[..., b, :]) / math.log(self.table[b][0] / self.table[a][0])
         errors = self.error * cap + self.tail_error * (cap - visible).clamp_min(0.0)
         bound = errors / total * (1 + (1 + mixed / total).abs())
-        return torch.where(zero, 0.0, torch.minimum(ess.clamp_min(1.0), cap)), torch.where(zero, 0.0, bound)
+        return torch.minimum(ess.clamp_min(1.0), cap), torch.where(unseen, torch.inf, bound)
 
 
 # fewest nodes, every value to 3.2e-7

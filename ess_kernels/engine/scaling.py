@@ -20,11 +20,11 @@ def largest(x: Tensor) -> Tensor:
 def power_of_two(x: Tensor, magnitude: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`x` `[N, ...]` with the largest magnitude of each `x[n]` brought into [1/2, 1), and the unit taken out, `[N]`.
 
-    Both factors are exact: `result * unit == x` (but for numbers that were subnormal). All-zero entries keep unit 1.
-    The result may be `x` itself.
+    Both factors are exact: `result * unit == x` (but for numbers that were subnormal), and within a factor of four of
+    that range at the very ends of float64. All-zero entries keep unit 1. The result may be `x` itself.
     """
     magnitude = largest(x) if magnitude is None else magnitude
-    exponent = torch.frexp(magnitude).exponent.to(torch.int64).clamp(-1000, 1000)
+    exponent = torch.frexp(magnitude).exponent.to(torch.int64).clamp(-1022, 1022)
     if not bool(exponent.any()):
         return x, torch.ones_like(magnitude)
     return x * _exp2(-exponent).view(-1, *[1] * (x.dim() - 1)), _exp2(exponent)

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..operators.structure import Operator, StateSpace, Tiled, Tokens
+from .certainty import ENTROPY_BOUND, EPS, entropy_of_values
 from .quadrature import STANDARD
+from .scaling import largest, power_of_two
 
 # positions of a recurrence whose n x n log-determinants are in work at once
 POSITIONS = 256
@@ -36,13 +38,32 @@ def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
         logdets = _recurrence_logdets(op.tokens(head), positions)
     else:
         assert isinstance(op, Tiled)
-        logdets = _matrix_logdets(op.rows(head, 0, op.length)[0].tril(-1))[:, positions]
-    return STANDARD.entropy_of(logdets, cap)[0]
+        logdets = _matrix_logdets(op.rows(head, 0, op.length).tril(-1))[:, positions]
+    ess, bound = STANDARD.entropy_of(logdets, cap)
+    doubtful = ~(bound <= ENTROPY_BOUND)
+    if not bool(doubtful.any()):
+        return ess
+    T = op.dense_heads(head)[0]
+    exact = [
+        _exact(T[i:, :i]) if bad else x for i, bad, x in zip(positions.tolist(), doubtful.tolist(), ess, strict=True)
+    ]
+    return torch.stack(exact)
+
+
+def _exact(H: Tensor) -> Tensor:
+    """Entropy-ESS from singular values, for positions that the log-determinants cannot resolve."""
+    if not bool(H.isfinite().all()):
+        return H.new_tensor(torch.nan)
+    s = torch.linalg.svdvals(H)
+    # a value that is zero has no derivative, and rounding noise no meaning
+    return entropy_of_values(s[s > EPS * len(s) * s[0]])
 
 
 def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
     """`[16, P]` from the two Gramians at each position: `log det(I + P_i Q_i / t)`."""
-    read, write, transition = tokens.read[0], tokens.write[0], tokens.transition[0]
+    # powers of two change no ESS, and keep squares within range
+    read, write = (power_of_two(x, largest(x.detach()))[0][0] for x in (tokens.read, tokens.write))
+    transition = tokens.transition[0]
     length = len(read)
 
     def forward(x: Tensor, t: int) -> Tensor:
@@ -58,7 +79,7 @@ def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
     full = []
     for i in positions.tolist():
         # near the ends, with fewer tokens than states, a Gramian is singular and its zero eigenvalues rounding noise
-        if i < len(early):
+        if i < len(early) and i <= length - i:
             logdets[i] = _logdets((early[i].mT @ Q[i] @ early[i])[None])[:, 0]
         elif length - i < len(late):
             logdets[i] = _logdets((late[length - i].mT @ P[i] @ late[length - i])[None])[:, 0]
@@ -105,7 +126,8 @@ def _logdets(product: Tensor) -> Tensor:
 
 
 def _matrix_logdets(T: Tensor) -> Tensor:
-    """`[16, L]` for a strictly lower triangular `T` `[L, L]`; the value at position 0, an empty `H`, is 0."""
+    """`[16, L]` for a strictly lower triangular `T` `[1, L, L]`; the value at position 0, an empty `H`, is 0."""
+    T = power_of_two(T, largest(T.detach()))[0][0]
     with torch.no_grad():
         scale = torch.linalg.matrix_norm(T, 2).square() * 1.05 if T.shape[0] else T.new_ones(())
         t = STANDARD.nodes(T.device) * torch.where(scale > 0, scale, 1.0)

@@ -31,6 +31,7 @@ class Nodes:
         R, K, C: `[B, m, m]`.
         value: `[B]` float64, what the eliminated pivots have contributed.
         growth: `[B]`, the largest update so far, in units of the shift.
+        least: `[B]`, the least row so far, in the same units (see `Elimination`).
         item: `[B]` int64, which row of the answer the node belongs to (a head and a shift).
         start, stop: `[B]` int64, the positions `start..stop-1`; `stop - start < m` where a node was padded.
     """
@@ -40,6 +41,7 @@ class Nodes:
     C: Tensor
     value: Tensor
     growth: Tensor
+    least: Tensor
     item: Tensor
     start: Tensor
     stop: Tensor
@@ -57,7 +59,7 @@ class Nodes:
 
 @dataclass
 class Answer:
-    """What the staircase fills in, `[items, L]`: values by position, and for counts the growth behind each.
+    """What the staircase fills in, `[items, L]`: values by position, for counts with growth and least row.
 
     `wanted` `[items, L]` bool says which positions are asked for; the tree is pruned to them.
     """
@@ -65,11 +67,12 @@ class Answer:
     wanted: Tensor
     value: Tensor
     growth: Tensor
+    least: Tensor
 
     @classmethod
     def of(cls, wanted: Tensor) -> Answer:
         zeros = torch.zeros(wanted.shape, dtype=torch.float64, device=wanted.device)
-        return cls(wanted, zeros, zeros.clone())
+        return cls(wanted, zeros, zeros.clone(), torch.full_like(zeros, torch.inf))
 
 
 class _Wanted:
@@ -116,7 +119,7 @@ def _padded(nodes: Nodes, definite: bool) -> Nodes:
     R, K, C = (torch.nn.functional.pad(x, (0, 1, 0, 1)) for x in (nodes.R, nodes.K, nodes.C))
     R[..., -1, -1] = 1.0 if definite else -1.0
     C[..., -1, -1] = -1.0
-    return Nodes(R, K, C, nodes.value, nodes.growth, nodes.item, nodes.start, nodes.stop)
+    return Nodes(R, K, C, nodes.value, nodes.growth, nodes.least, nodes.item, nodes.start, nodes.stop)
 
 
 def _children(item: Tensor, start: Tensor, stop: Tensor, h: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +156,7 @@ def _halve(nodes: Nodes, wanted: _Wanted, definite: bool) -> Nodes:
     W, scaled = out.rows, out.scaled
 
     rows, cols = slice(0, h), slice(h, 2 * h)
-    value, growth = both(nodes.value, nodes.value), both(nodes.growth, nodes.growth)
+    value, growth, least = (both(x, x) for x in (nodes.value, nodes.growth, nodes.least))
     where = (item, start, stop) if keep is None else (item[keep], start[keep], stop[keep])
     return Nodes(
         subtract_symmetric(both(R[:, :h, :h], R[:, h:, h:]), scaled[..., rows], W[..., rows]),
@@ -161,6 +164,7 @@ def _halve(nodes: Nodes, wanted: _Wanted, definite: bool) -> Nodes:
         subtract_symmetric(both(C[:, :h, :h], C[:, h:, h:]), scaled[..., cols], W[..., cols]),
         value + _worth(out.pivots, definite, -1),
         growth + out.growth,
+        torch.minimum(least, out.least),
         *where,
     )
 
@@ -168,7 +172,7 @@ def _halve(nodes: Nodes, wanted: _Wanted, definite: bool) -> Nodes:
 def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> None:
     """The last levels with the batch innermost, down to one position a node."""
     R, K, C = (x.permute(1, 2, 0).contiguous() for x in (nodes.R, nodes.K, nodes.C))
-    value, growth = nodes.value, nodes.growth
+    value, growth, least = nodes.value, nodes.growth, nodes.least
     item, start, stop = nodes.item, nodes.start, nodes.stop
     m = nodes.size
     while m > 1:
@@ -190,7 +194,7 @@ def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> No
         R = pair([R[:h, :h], R[h:, h:]], -1)
         K = pair([K[:h, :h], K[h:, h:]], -1)
         C = pair([C[:h, :h], C[h:, h:]], -1)
-        value, growth = value.repeat(2), growth.repeat(2)
+        value, growth, least = value.repeat(2), growth.repeat(2), least.repeat(2)
         update = torch.zeros_like(A[0, 1:])
         for k in range(h):
             row = A[k, k + 1 :]
@@ -204,7 +208,9 @@ def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> No
             C.addcmul_(sv[:, None], v[None], value=-1)
             if not definite:
                 update[k:] += (row * scaled).abs()
-        value = value + _worth(A[torch.arange(h), torch.arange(h)], definite, 0)
+                least = torch.minimum(least, A[k, k:].abs().amax(0))
+        pivots = A[:, :h].diagonal().mT
+        value = value + _worth(pivots, definite, 0)
         if not definite:
             growth = growth + update.amax(0)
         item, start, stop = _children(item, start, stop, h)
@@ -214,3 +220,4 @@ def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> No
     at = (item[keep], start[keep])
     answer.value[at] = value[keep]
     answer.growth[at] = growth[keep]
+    answer.least[at] = torch.minimum(least, R[0, 0].abs())[keep]

@@ -10,16 +10,20 @@ from torch import Tensor
 from ..operators.structure import Tokens
 from .blocks import block_parts, cut
 from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
+from .cost import Cost
 from .parallel import svdvals
 from .positions import Engine
 from .quadrature import Quadrature
-from .scaling import LARGE_UNIT, keep_heads, largest, scaled_tokens
+from .scaling import keep_heads, largest, scaled_tokens
 from .staircase import Answer, descend
 
 # bytes of nodes in work at once: more falls out of the caches
 NODE_WORKSPACE = 1 << 24
 # bytes of boundaries or root products in work at once
 BLOCK_WORKSPACE = 1 << 26
+# products of three boundary numbers stay far from overflow below the first, entries of T below the second
+SQUARABLE = 1e70
+REPRESENTABLE = 1e300
 
 
 def block_length(n: int, entropy: bool) -> int:
@@ -38,35 +42,30 @@ def bytes_per_head(length: int, n: int, diagonal: bool, c: int) -> int:
 class Recurrence(Engine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
 
-    `read` and `write` are scaled by powers of two, so that neither overflows when squared.
+    `read` and `write` are scaled by powers of two, so that neither overflows when squared. Heads that are `unstable`
+    `[N]`, because their transitions grow, are left to another engine; zero operators stand in for them here.
     """
 
-    def __init__(self, tokens: Tokens, c: int):
+    def __init__(self, tokens: Tokens, c: int, cost: Cost):
         self.length, self.n = tokens.read.shape[1:]
-        self.state_size, self.group = self.n, c
-        tokens, self.unit, good = scaled_tokens(tokens)
+        self.state_size, self.group, self.cost = self.n, c, cost
+        tokens, self.unit, self.good = scaled_tokens(tokens)
         stable = self._run(tokens)
         if not bool(stable.all()):
             self._run(keep_heads(tokens, stable))
-        self.good = good & stable
-        if bool((self.unit > LARGE_UNIT).any()):
-            self.good &= ~self._overflows()
+        self.unstable = self.good & ~stable
         self._observe_roots: Tensor | None = None
 
     def _run(self, tokens: Tokens) -> Tensor:
-        """Cuts and runs the boundary recurrences; bool `[N]`, false where growing transitions overflow on the way."""
+        """Cuts, runs the boundary recurrences, and says bool `[N]` whether the numbers stay where they can be squared."""
         self.tokens = cut(tokens, self.group)
         self.blocks = block_parts(self.tokens)
         self.roots = reach_roots(self.blocks)
         self.gramians = observe_gramians(self.blocks)
         parts = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.roots, self.gramians)
-        return torch.stack([largest(x) for x in parts]).isfinite().all(0)
-
-    def _overflows(self) -> Tensor:
-        """bool `[N]`: whether an entry of `T` itself is beyond float64, although the scaled recurrence is not."""
-        rows = (self.blocks.X @ self.roots.mT).square().sum(-1).amax((1, 2)).sqrt()
-        inner = self.blocks.Y.abs().amax((1, 2, 3))
-        return ~(torch.maximum(rows, inner) * self.unit).isfinite() | ~self.unit.isfinite()
+        magnitude = torch.stack([largest(x) for x in parts])
+        entry = torch.maximum(self.n * magnitude[0] * magnitude[4], magnitude[1]) * self.unit
+        return (magnitude <= SQUARABLE).all(0) & (entry <= REPRESENTABLE)
 
     @property
     def observe_roots(self) -> Tensor:
@@ -110,7 +109,12 @@ class Recurrence(Engine):
                 descend(boundary.nodes(definite, *part), answer, definite, 4 * NODE_WORKSPACE)
         return answer
 
+    def _zero(self) -> Tensor:
+        return (self.tokens.read == 0).flatten(1).all(1, True) | (self.tokens.write == 0).flatten(1).all(1, True)
+
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        # two QR updates and a values-only decomposition
+        self.cost.note(len(heads), len(heads) * self.n**2 * (4 * self.group + 16 * self.n / 3))
         """Scaled singular values `[Q, n]`, descending, at `Q` (head, position) pairs, zero beyond the rank's cap."""
         each = max(1, BLOCK_WORKSPACE // (8 * (8 * self.n**2 + 8 * self.n * self.group)))
         parts = [

@@ -6,22 +6,17 @@ The root of the staircase is free: its pivots are `-I` or `+I`, so its two halve
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
 from .certainty import ENTROPY_BOUND
+from .cost import Cost
 from .elimination import subtract_symmetric
 from .positions import Engine
 from .quadrature import FINE, Quadrature
 from .scaling import largest, power_of_two
 from .staircase import Answer, Nodes, descend
 
-logger = logging.getLogger("ess_kernels")
-
-# singular value decompositions of whole blocks: from this many on, say what is being done
-MANY_SVDS = 64
 # up to this many positions singular values cost less than another round of eliminations
 FEW_SVDS = 16
 # positions whose squared norms differ by more than this do not share a scale
@@ -39,7 +34,7 @@ class Matrix(Engine):
 
     state_size = None
 
-    def __init__(self, T: Tensor, good: Tensor, budget: int):
+    def __init__(self, T: Tensor, good: Tensor, budget: int, cost: Cost):
         T = T.tril(-1)
         magnitude = largest(T)
         self.good = good & magnitude.isfinite()
@@ -47,7 +42,7 @@ class Matrix(Engine):
             T[~self.good] = 0.0
         self.T, self.unit = power_of_two(T, torch.where(self.good, magnitude, 0.0))
         self.length = self.group = T.shape[-1]
-        self.budget = budget
+        self.budget, self.cost = budget, cost
         self._grams: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -112,6 +107,7 @@ class Matrix(Engine):
             C=-sign * gram - one if left else (-one).expand_as(gram),
             value=torch.zeros_like(growth),
             growth=growth,
+            least=torch.ones_like(growth),
             item=item,
             start=torch.full_like(item, first),
             stop=torch.full_like(item, last),
@@ -119,38 +115,39 @@ class Matrix(Engine):
 
     def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
         """More nodes, and for positions far below the norm of `T` scales that fit them."""
-        norms = self._squared_norms()
-        hopeless = torch.zeros_like(doubtful)
+        norms, whole = self._squared_norms(), self._scale()
+        rest = torch.zeros_like(doubtful)
         for _ in range(MAX_SCALES):
-            if int(doubtful.sum()) <= FEW_SVDS * len(doubtful):
+            # head by head, so that no head's answer depends on another's
+            many = doubtful.sum(1, keepdim=True) > FEW_SVDS
+            if not bool(many.any()):
                 break
-            scale = torch.minimum(norms.masked_fill(~doubtful, 0.0).amax(-1), self._scale())
-            alike = doubtful & (norms * SCALE_RANGE >= scale[:, None])
+            scale = torch.minimum(norms.masked_fill(~doubtful, 0.0).amax(-1), whole)
+            alike = doubtful & many & (norms * SCALE_RANGE >= scale[:, None])
             mine, bound = FINE.entropy_of(self._logdets(alike, FINE, scale), cap)
             settled = alike & (bound <= ENTROPY_BOUND)
             ess[settled] = mine[settled]
             # what this scale does not settle no smaller one will
-            hopeless |= alike & ~settled
+            rest |= alike & ~settled
             doubtful = doubtful & ~alike
-        return doubtful | hopeless
+        return doubtful | rest
+
+    def _zero(self) -> Tensor:
+        return self._below(self.T.abs()) == 0
 
     def _squared_norms(self) -> Tensor:
         """Squared Frobenius norm of every `H_i`, `[N, L]`, by sums of positive terms only."""
-        below = self.T.square().flip(1).cumsum(1).flip(1)
-        return below.tril(-1).sum(-1)
+        return self._below(self.T.square())
+
+    def _below(self, terms: Tensor) -> Tensor:
+        """Sums over `H_i` of terms that are not negative, `[N, L]`."""
+        return terms.flip(1).cumsum(1).flip(1).tril(-1).sum(-1)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
-        widest = int(self.cap(positions).max()) if len(positions) else 0
-        if len(heads) >= MANY_SVDS:
-            size = self.cap(positions).double()
-            work = float((8 / 3 * size**2 * (self.length - size / 3)).sum())
-            logger.warning(
-                "exact singular values of %d blocks of up to %d x %d: about %.1e floating-point operations",
-                len(heads),
-                widest,
-                self.length - widest,
-                work,
-            )
+        size = self.cap(positions).double()
+        # a values-only decomposition of an m x k block, m >= k, takes about 4 m k^2 - 4/3 k^3
+        self.cost.note(len(heads), float((4 * size**2 * (self.length - size) - 4 / 3 * size**3).sum()))
+        widest = int(size.max()) if len(positions) else 0
         values = self.T.new_zeros(len(heads), widest)
         for q, (head, i) in enumerate(zip(heads.tolist(), positions.tolist(), strict=True)):
             s = torch.linalg.svdvals(self.T[head, i:, :i])

@@ -1,0 +1,27 @@
+"""Says once a call what a long exact computation will cost."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("ess_kernels")
+
+# floating-point operations: some seconds of decompositions on a few cores
+LONG = 2e11
+
+
+class Cost:
+    """Counts the work of exact singular values in one call."""
+
+    def __init__(self) -> None:
+        self.work = 0.0
+        self.said = False
+
+    def note(self, count: int, work: float) -> None:
+        """`count` more positions, `work` floating-point operations: logs once when that becomes long."""
+        self.work += work
+        if self.work >= LONG and not self.said:
+            self.said = True
+            logger.warning(
+                "%d positions need exact singular values: at least %.1e floating-point operations", count, self.work
+            )

@@ -1,0 +1,560 @@
+"""The engine against the definition, at every position of every hard case; and its parts one by one."""
+
+import logging
+import math
+
+import pytest
+import torch
+from cases import build, names, orthogonal, powers, rand, randn, spectra, truth
+
+import ess_kernels as ek
+from ess_kernels.backends.reference import ReferenceBackend
+from ess_kernels.engine import blocks as blocks_module
+from ess_kernels.engine import quadrature
+from ess_kernels.engine.blocks import block_parts, cut
+from ess_kernels.engine.boundary import Boundary, observe_gramians, observe_roots, reach_roots
+from ess_kernels.engine.certainty import count_values, entropy_of_values, width_of
+from ess_kernels.engine.elimination import LANES, PANEL, eliminate, eliminate_definite, factor_block
+from ess_kernels.engine.parallel import over_batch
+from ess_kernels.engine.scaling import power_of_two
+from ess_kernels.engine.staircase import Answer, Nodes, descend
+from ess_kernels.operators.structure import Tokens
+from ess_kernels.testing import assert_close
+
+EPS = torch.finfo(torch.float64).eps
+LONG_ENOUGH = [name for name in names() if build(name).length > 1]
+# what stands for all cases where a test is slower or only about bookkeeping
+SOME = [
+    "gla: decay",
+    "gla: resets",
+    "gla: graded spectrum",
+    "gla: rows fall far",
+    "gla: length 101, state 50",
+    "linear_attention: normalised",
+    "ssd: groups",
+    "selective_scan: groups",
+    "recurrence: dense",
+    "recurrence: time-invariant",
+    "short_convolution: many taps",
+    "convolution: noise",
+    "attention: plain",
+    "attention: packed documents",
+    "dense: graded corner",
+    "dense: rows fall far",
+    "dense: clusters",
+]
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    caplog.set_level(logging.ERROR, "ess_kernels")
+
+
+def by_head(x, op, lead=()):
+    """`[*lead, *batch, ...]` with the batch flattened."""
+    rest = x.shape[len(lead) + len(op.batch_shape) :]
+    return x.reshape(*lead, op.num_heads, *rest)
+
+
+def check_counts(name, tau, op=None, known=None):
+    """Counts at all `tau` `[M]` against the definition, wherever the definition itself is clear."""
+    op = build(name) if op is None else op
+    known = truth(name) if known is None else known
+    counts, certificate = ek.tolerance_ess(op, tau, backend="torch", certificate=True)
+    counts, unresolved = (by_head(x, op, tau.shape) for x in (counts, certificate.unresolved))
+    threshold = tau[:, None, None]
+    wanted = (known.values > threshold[..., None]).sum(-1)
+    distance = (known.values - threshold[..., None]).abs().amin(-1)
+    clear = distance > torch.maximum(1e-6 * threshold, 1e-13 * known.largest)
+    wrong = counts != wanted
+
+    def first(which):
+        m, head, at = which.nonzero()[0].tolist()
+        return (
+            f"{name}: {int(which.sum())} of {which.numel()}; first: tau {tau[m]:.17g}, head {head}, position {at + 1}: "
+            f"{counts[m, head, at]} instead of {wanted[m, head, at]}, nearest value at {distance[m, head, at]:.2e}, "
+            f"s_1 {known.largest[head, at]:.2e}"
+        )
+
+    assert not bool((wrong & clear).any()), f"wrong: {first(wrong & clear)}"
+    assert bool((counts >= 0).all()) and bool((counts <= known.cap).all())
+    return counts, wanted, unresolved, wrong, first
+
+
+def tolerances(known):
+    """1e-1 .. 1e-8 of the largest singular value: of the position where it is largest, median, and smallest."""
+    largest = known.largest[known.largest > 0]
+    if len(largest) == 0:
+        return powers(-8, -1, 8)
+    bases = torch.stack([largest.max(), largest.median(), largest.min()])
+    return (bases[:, None] * powers(-8, -1, 8)).flatten()
+
+
+@pytest.mark.parametrize("name", LONG_ENOUGH)
+def test_counts(name):
+    *_, unresolved, wrong, first = check_counts(name, tolerances(truth(name)))
+    # what rounding leaves open must say so
+    assert not bool((wrong & ~unresolved).any()), f"wrong without a warning: {first(wrong & ~unresolved)}"
+
+
+@pytest.mark.parametrize("name", LONG_ENOUGH)
+def test_entropy(name):
+    op, known = build(name), truth(name)
+    entropy = by_head(ek.entropy_ess(op, backend="torch"), op)
+    wanted = entropy_of_values(known.values / torch.where(known.largest > 0, known.largest, 1.0)[..., None])
+    error = (entropy - wanted).abs() / wanted.clamp_min(1)
+    head, at = divmod(int(error.argmax()), error.shape[-1])
+    assert error.max() <= 1e-4, (
+        f"{name}: {int((error > 1e-4).sum())} of {error.numel()}; worst: head {head}, position {at + 1}: "
+        f"{entropy[head, at]} instead of {wanted[head, at]}, s_1 {known.largest[head, at]:.2e}"
+    )
+    assert error.median() <= 1e-5
+    zero = known.largest == 0
+    assert bool((entropy[zero] == 0).all())
+    assert bool((entropy <= known.cap).all()) and bool((entropy[~zero] >= 1).all())
+
+
+@pytest.mark.parametrize("name", LONG_ENOUGH)
+def test_singular_values(name):
+    op, known = build(name), truth(name)
+    values = by_head(ek.singular_values(op, range(1, op.length), backend="torch"), op)
+    assert values.shape[-1] == int(known.cap.max())
+    assert bool((values.diff(dim=-1) <= 0).all())
+    error = (values - known.values[..., : values.shape[-1]]).abs().amax(-1) if values.numel() else known.largest
+    assert bool((error <= 1e-13 * known.largest).all()), f"{name}: {(error / known.largest).nan_to_num().max():.2e} s_1"
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_reference_backend_is_the_definition(name):
+    op, known = build(name), truth(name)
+    if op.length == 1:
+        assert ek.tolerance_ess(op, backend="reference").shape == (*op.batch_shape, 0)
+        return
+    values = by_head(ek.singular_values(op, range(1, op.length), backend="reference"), op)
+    error = (values - known.values[..., : values.shape[-1]]).abs()
+    assert bool((error <= 1e-13 * known.largest[..., None]).all())
+
+
+@pytest.mark.parametrize("name", LONG_ENOUGH)
+def test_differentiable_entropy_has_the_same_value(name):
+    """The path that autograd takes: asked for by an input that requires grad."""
+    op, known = build(name), truth(name)
+    for x in op.inputs:
+        if x.is_floating_point():
+            x.requires_grad_()
+    found = ek.entropy_ess(op)
+    assert found.requires_grad
+    entropy = by_head(found.detach(), op)
+    wanted = entropy_of_values(known.values / torch.where(known.largest > 0, known.largest, 1.0)[..., None])
+    error = (entropy - wanted).abs() / wanted.clamp_min(1)
+    head, at = divmod(int(error.argmax()), error.shape[-1])
+    assert error.max() <= 1e-4, (
+        f"{name}: {int((error > 1e-4).sum())} of {error.numel()}; worst: head {head}, position {at + 1}: "
+        f"{entropy[head, at]} instead of {wanted[head, at]}"
+    )
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_some_positions_are_those_of_all(name):
+    op, known = build(name), truth(name)
+    tau = tolerances(known)[::3]
+    counts = ek.tolerance_ess(op, tau, backend="torch")
+    entropy = ek.entropy_ess(op, backend="torch")
+    everywhere = range(1, op.length)
+    for some in ([op.length // 2], [op.length - 1, 1], everywhere[::7], [*everywhere[20:30], 22]):
+        index = torch.tensor(list(some)) - 1
+        assert torch.equal(ek.tolerance_ess(op, tau, positions=some, backend="torch"), counts[..., index])
+        assert_close("entropy", ek.entropy_ess(op, some, backend="torch"), entropy[..., index], rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_one_tolerance_is_a_list_of_one(name):
+    op, known = build(name), truth(name)
+    tau = tolerances(known)[::5]
+    listed = ek.tolerance_ess(op, tau, backend="torch")
+    for t, counts in zip(tau.tolist(), listed):
+        assert torch.equal(ek.tolerance_ess(op, t, backend="torch"), counts)
+
+
+@pytest.mark.parametrize("name", LONG_ENOUGH)
+def test_relative_tolerances(name):
+    op, known = build(name), truth(name)
+    rtol = powers(-8, -1, 8)
+    # an absolute floor takes over where the operator is faint
+    floor = 3e-3 * known.largest.max().clamp_min(1e-300)
+    for atol in (None, float(floor), torch.linspace(0, float(floor), 8, dtype=torch.float64)):
+        counts = by_head(ek.tolerance_ess(op, atol, rtol, backend="torch"), op, rtol.shape)
+        floors = torch.as_tensor(0.0 if atol is None else atol, dtype=torch.float64).expand(8)
+        threshold = torch.maximum(floors[:, None, None], rtol[:, None, None] * known.largest)
+        distance = (known.values - threshold[..., None]).abs().amin(-1)
+        clear = distance > torch.maximum(1e-6 * threshold, 1e-13 * known.largest)
+        wanted = (known.values > threshold[..., None]).sum(-1)
+        assert bool((counts == wanted)[clear].all())
+        assert bool((counts <= known.cap).all())
+
+
+@pytest.mark.parametrize("name", LONG_ENOUGH)
+def test_tolerance_zero_and_infinity(name):
+    op, known = build(name), truth(name)
+    nothing, everything = ek.tolerance_ess(op, [math.inf, 0.0], backend="torch")
+    assert bool((nothing == 0).all())
+    counts = by_head(everything, op)
+    assert bool((counts <= known.cap).all()) and bool((counts[known.largest == 0] == 0).all())
+    assert bool((counts >= (known.values > 1e-13 * known.largest[..., None]).sum(-1)).all())
+
+
+# --- ties -------------------------------------------------------------------------------------------------------------
+
+
+def own_values(known, seed, how_many):
+    """Singular values of some `H_j`, not too far below their largest."""
+    where = (known.values > 1e-7 * known.largest[..., None]).nonzero()
+    pick = torch.randperm(len(where), generator=torch.Generator().manual_seed(seed))[:how_many]
+    return known.values[tuple(where[pick].T)]
+
+
+def eliminated_values(op, seed, how_many):
+    """Singular values of blocks `T[e:, :a]` with `a < e`, which all positions between a and e share."""
+    generator = torch.Generator().manual_seed(seed)
+    T = op.dense_heads(op.all_heads())
+    found = []
+    for _ in range(how_many):
+        head = int(torch.randint(op.num_heads, (1,), generator=generator))
+        # edges where bisection and blocks really put them, and others
+        a = int(torch.randint(1, op.length // 8, (1,), generator=generator)) * 4
+        e = min(op.length - 1, a + 4 * int(torch.randint(1, 9, (1,), generator=generator)))
+        s = torch.linalg.svdvals(T[head, e:, :a])
+        s = s[s > 1e-7 * s[0]]
+        if len(s):
+            found.append(s[int(torch.randint(len(s), (1,), generator=generator))])
+    return torch.stack(found) if found else torch.ones(0).double()
+
+
+@pytest.mark.parametrize("name", [name for name in LONG_ENOUGH if build(name).length > 16])
+@pytest.mark.parametrize("kind", ["own", "eliminated"])
+def test_forced_ties(name, kind):
+    op, known = build(name), truth(name)
+    ties = own_values(known, 1, 6) if kind == "own" else eliminated_values(op, 1, 6)
+    for shift in (0.0, 1e-13, -1e-13):
+        counts, wanted, unresolved, wrong, first = check_counts(name, ties * (1 + shift))
+        # several values may lie on the tolerance, each may go either way, and then it must say so
+        slack = torch.maximum(64 * EPS * known.largest, 1e-12 * ties.view(-1, 1, 1))
+        near = ((known.values - ties.view(-1, 1, 1, 1)).abs() <= slack[..., None]).sum(-1)
+        assert bool(((counts - wanted).abs() <= near).all())
+        assert not bool((wrong & ~unresolved).any()), f"wrong without a warning: {first(wrong & ~unresolved)}"
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+def symmetric(batch, size, definite=0):
+    Q = torch.stack([orthogonal(size) for _ in range(batch)])
+    values = 0.5 + rand(batch, size)
+    values = values * (definite or torch.where(rand(batch, size) < 0.5, -1.0, 1.0).double())
+    return (Q * values[:, None]) @ Q.mT
+
+
+@pytest.mark.parametrize("batch", [1, LANES - 1, LANES, 40])
+@pytest.mark.parametrize("size", [1, 2, 7, 32])
+def test_factor_block(batch, size):
+    torch.manual_seed(size)
+    E = symmetric(batch, size)
+    inverse, pivots, growth = factor_block(E.clone())
+    assert_close("D", inverse @ E @ inverse.mT, torch.diag_embed(pivots), rtol=1e-9, atol=1e-6)
+    assert bool((inverse.triu(1) == 0).all())
+    assert_close("unit triangular", inverse.diagonal(dim1=1, dim2=2), torch.ones(batch, size).double())
+    lower = torch.linalg.inv(inverse)
+    updates = (lower.tril(-1).square() * pivots.abs()[:, None]).sum(-1)
+    assert_close("growth", growth, updates, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 5, PANEL, PANEL + 1, 3 * PANEL + 5])
+@pytest.mark.parametrize("batch", [2, LANES])
+def test_eliminate(size, batch):
+    torch.manual_seed(size)
+    E, V, C = symmetric(batch, size), randn(batch, size, 9), symmetric(batch, 9)
+    out = eliminate(E.clone(), V.clone())
+    rest = C - out.scaled.mT @ out.rows
+    good = out.growth < 1e6
+    assert bool(good.any())
+    schur = C - V.mT @ torch.linalg.solve(E, V)
+    assert_close("Schur complement", rest[good], schur[good], rtol=1e-8, atol=1e-7)
+    assert torch.equal((out.pivots > 0).sum(-1), (torch.linalg.eigvalsh(E) > 0).sum(-1))
+    # inertia is additive
+    whole = torch.cat([torch.cat([E, V], -1), torch.cat([V.mT, C], -1)], -2)
+    inertia = (out.pivots > 0).sum(-1) + (torch.linalg.eigvalsh(rest) > 0).sum(-1)
+    assert torch.equal(inertia, (torch.linalg.eigvalsh(whole) > 0).sum(-1))
+    assert bool((out.growth >= (out.rows * out.scaled).sum(1).abs().amax(-1) * (1 - 1e-9)).all())
+
+
+def test_a_zero_pivot_shows_in_the_growth():
+    E = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]).double().repeat(3, 1, 1)
+    E[1] = torch.eye(2)
+    growth = eliminate(E, torch.ones(3, 2, 2).double()).growth
+    assert width_of(growth).isfinite().tolist() == [False, True, False]
+    big = torch.zeros(1, PANEL + 4, PANEL + 4).double()
+    assert not bool(width_of(eliminate(big, torch.ones(1, PANEL + 4, 2).double()).growth).isfinite())
+
+
+@pytest.mark.parametrize("size", [1, 6, 40])
+def test_eliminate_definite(size):
+    torch.manual_seed(size)
+    sign = torch.tensor([1.0, -1.0, 1.0]).double()
+    E, V = symmetric(3, size, definite=1) * sign[:, None, None], randn(3, size, 5)
+    out = eliminate_definite(E, V, sign)
+    assert_close("Schur complement", out.scaled.mT @ out.rows, V.mT @ torch.linalg.solve(E, V), rtol=1e-9, atol=1e-9)
+    assert_close("determinant", out.pivots.log().sum(-1), torch.linalg.slogdet(E).logabsdet, rtol=1e-10, atol=1e-10)
+    E[1, 0, 0] = torch.nan
+    assert eliminate_definite(E, V, sign).pivots.isnan().all(-1).tolist() == [False, True, False]
+
+
+def roots_of(T, shift, definite):
+    """The undivided node of every head of `T` `[N, L, L]`."""
+    N, L, _ = T.shape
+    one = torch.eye(L, dtype=torch.float64).expand(N, L, L)
+    zeros, item = torch.zeros(N).double(), torch.arange(N)
+    R = one if definite else -one
+    return Nodes(R.clone(), T / shift, -one.clone(), zeros, zeros, zeros + 1, item, torch.zeros_like(item), torch.full((N,), L))
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 8, 9, 33, 50])
+@pytest.mark.parametrize("budget", [1, 1 << 30])
+def test_staircase(length, budget):
+    torch.manual_seed(length)
+    T = randn(3, length, length).tril(-1)
+    wanted = torch.rand(3, length) < 0.6
+    wanted[:, 0], wanted[:, -1], wanted[2] = False, True, True
+    for everywhere in (torch.ones_like(wanted), wanted):
+        counts, logdets = Answer.of(everywhere), Answer.of(everywhere)
+        descend(roots_of(T, 1.3, definite=False), counts, definite=False, budget=budget)
+        descend(roots_of(T, 0.7, definite=True), logdets, definite=True, budget=budget)
+        for i in range(1, length):
+            s = torch.linalg.svdvals(T[:, i:, :i])
+            for head in everywhere[:, i].nonzero()[:, 0].tolist():
+                assert counts.value[head, i] == (s[head] > 1.3).sum()
+                expected = torch.log1p((s[head] / 0.7).square()).sum()
+                assert_close("log-determinant", logdets.value[head, i], expected, rtol=1e-11, atol=1e-11)
+        assert bool((counts.value[~everywhere] == 0).all()) and bool((logdets.value[~everywhere] == 0).all())
+
+
+def some_tokens(kind, length=27, n=5, heads=2):
+    torch.manual_seed(length)
+    A = randn(heads, length, n, n) / n if kind.startswith("dense") else 2 * rand(heads, length, n) - 1
+    A[0, length // 2] = 0.0
+    return Tokens(randn(heads, length, n), randn(heads, length, n), A, kind.endswith("before"))
+
+
+def matrix_of(tokens):
+    """`T` token by token, without the diagonal."""
+    heads, length, _ = tokens.read.shape
+    T = torch.zeros(heads, length, length, dtype=torch.float64)
+    A = torch.diag_embed(tokens.transition) if tokens.diagonal else tokens.transition
+    for j in range(length):
+        state = tokens.write[:, j, :, None]
+        for i in range(j + 1, length):
+            if not tokens.reads_before:
+                state = A[:, i] @ state
+            T[:, i, j] = (tokens.read[:, i, None] @ state)[:, 0, 0]
+            if tokens.reads_before:
+                state = A[:, i] @ state
+    return T
+
+
+KINDS = ["diagonal after", "diagonal before", "dense after", "dense before"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("c", [1, 2, 4, 8, 32])
+def test_blocks_reproduce_the_matrix(kind, c):
+    tokens = some_tokens(kind)
+    parts = block_parts(cut(tokens, c))
+    number = parts.X.shape[1]
+    size = number * c
+    T = torch.zeros(2, size, size, dtype=torch.float64)
+    for row in range(number):
+        here = slice(row * c, row * c + c)
+        T[:, here, here] = parts.Y[:, row]
+        carried = parts.X[:, row]
+        for column in range(row - 1, -1, -1):
+            T[:, here, column * c : column * c + c] = carried @ parts.Z[:, column].mT
+            Phi = parts.Phi[:, column]
+            carried = carried * Phi[:, None] if tokens.diagonal else carried @ Phi
+    assert_close("T", T[:, :27, :27], matrix_of(tokens), rtol=1e-12, atol=1e-13)
+    assert bool((T[:, 27:] == 0).all()) and bool((T[..., 27:] == 0).all())
+
+
+def test_cut_pads_with_tokens_that_do_nothing():
+    tokens = some_tokens("dense after", length=5)
+    padded = cut(tokens, 4)
+    assert padded.read.shape == (2, 2, 4, 5)
+    assert bool((padded.read[:, 1, 1:] == 0).all()) and bool((padded.write[:, 1, 1:] == 0).all())
+    assert torch.equal(padded.transition[0, 1, 3], torch.eye(5).double())
+    assert blocks_module.cut(some_tokens("diagonal after", length=8), 4).read.shape == (2, 2, 4, 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boundary(kind):
+    tokens, c = some_tokens(kind), 4
+    T = matrix_of(tokens)
+    parts = block_parts(cut(tokens, c))
+    roots, outlooks, Q = reach_roots(parts), observe_roots(parts), observe_gramians(parts)
+    assert_close("observability", outlooks.mT @ outlooks, Q, rtol=1e-11, atol=1e-12)
+    for block in range(1, parts.X.shape[1] - 1):
+        a, e = block * c, block * c + c
+        boundary = Boundary.of(parts[:, block], roots[:, block], Q[:, block])
+        values = torch.linalg.svdvals(T[:, e:, :a])
+        squares = boundary.squares.flip(-1)[:, : values.shape[-1]]
+        assert_close("outside", squares, values[:, :5].square(), rtol=1e-9, atol=1e-11)
+        seen = boundary.coupling[..., :c]
+        assert_close("past", seen.mT @ seen, T[:, a:e, :a] @ T[:, a:e, :a].mT, rtol=1e-9, atol=1e-10)
+        assert_close("corner", boundary.corner, T[:, e:, a:e].mT @ T[:, e:, a:e], rtol=1e-9, atol=1e-10)
+        for i in range(a, e):
+            assert bool((boundary.scale() >= torch.linalg.svdvals(T[:, i:, :i])[:, 0].square() * (1 - 1e-12)).all())
+
+
+# --- quadrature -------------------------------------------------------------------------------------------------------
+
+
+QUADRATURES = {"standard": quadrature.STANDARD, "fine": quadrature.FINE}
+
+
+@pytest.mark.parametrize("which", QUADRATURES)
+def test_node_error(which):
+    rule = QUADRATURES[which]
+    x = torch.cat([torch.zeros(1), powers(-20, 0, 200001)]).double()
+    nodes, *weights = torch.tensor(rule.table, dtype=torch.float64).T
+    assert torch.equal(nodes, rule.nodes(torch.device("cpu"))) and len(rule) == len(nodes)
+    terms = torch.log1p(x[:, None] / nodes)
+    a, b = rule.tail
+    visible = (terms[:, a] - terms[:, b]) / (nodes[b] / nodes[a]).log()
+    allowed = rule.error + rule.tail_error * (1 - visible)
+    root = x.sqrt()
+    for w, wanted in zip(weights, (root, torch.special.xlogy(root, root))):
+        assert bool(((terms @ w - wanted).abs() <= 1.02 * allowed).all())
+
+
+SPECTRA = {
+    "even": torch.ones(60),
+    "graded": powers(0, -8, 60),
+    "half graded": powers(0, -3, 60),
+    "steep": powers(0, -30, 20),
+    "one": torch.ones(1),
+    "one large, many tiny": torch.cat([torch.ones(1), torch.full((255,), 1e-4)]),
+    "one large, many tinier": torch.cat([torch.ones(1), torch.full((1023,), 4e-6)]),
+    "far below the scale": torch.full((40,), 1e-3),
+    "very far below the scale": torch.full((40,), 1e-7),
+    "hardly to be seen": torch.full((40,), 3e-9),
+    "two sizes": torch.tensor([1e-2, 1e-2, 1e-8, 1e-8]),
+}
+
+
+@pytest.mark.parametrize("which", QUADRATURES)
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("scale", [1.0, 1.05, 4.0, 100.0])
+def test_the_error_bound_is_one(name, scale, which):
+    """Where it lets a value pass, the value is right; and it does let pass what is near the scale."""
+    s, rule = SPECTRA[name].double(), QUADRATURES[which]
+    ratio = s.square() / (rule.nodes(s.device)[:, None] * scale)
+    wanted = entropy_of_values(s)
+    # with and without the rounding of pivots that are near 1
+    for logdets in (torch.log1p(ratio), torch.log(1 + ratio)):
+        ess, bound = rule.entropy_of(logdets.sum(-1)[:, None], torch.tensor([float(len(s))]).double())
+        error = abs(float(ess) - float(wanted)) / float(wanted)
+        if float(bound) <= 1e-3:
+            assert error <= 1.05 * float(bound) + 1e-12, f"error {error:.2e}, bound {float(bound):.2e}"
+        if name in ("even", "half graded") and scale < 2:
+            assert float(bound) < 3e-5
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 1e-4, 1e-7, 1e-9, 1e-12, 3e-14, 3e-15, 1e-15, 3e-16, 1e-18, 1e-30, 1e-200])
+def test_what_a_scale_cannot_see_is_not_taken_for_zero(magnitude):
+    """Positions far below the scale of others: 24 equal singular values of that magnitude, and one position of 1."""
+    torch.manual_seed(3)
+    T = torch.zeros(5, 60, 60, dtype=torch.float64)
+    T[:, 2, 1] = 1.0
+    for head in T:
+        head[36:, 12:36] = magnitude * orthogonal(24)
+    entropy = ek.entropy_ess(T, [2, 36], backend="torch")
+    assert_close("entropy", entropy, torch.tensor([1.0, 24.0]).double().expand(5, 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("magnitude", [1e-7, 1e-12, 3e-14, 3e-15, 1e-15, 3e-16, 1e-18, 1e-30, 1e-155, 1e-165, 1e-200])
+def test_what_the_scale_of_a_block_cannot_see_is_not_taken_for_zero(magnitude):
+    """The same for a recurrence: after the reset at token 8, in the middle of a block, everything is faint."""
+    torch.manual_seed(3)
+    q, k, g = randn(1, 24, 4, 12), randn(1, 24, 4, 12), torch.zeros(1, 24, 4, 12).double()
+    g[:, 8] = -torch.inf
+    q[:, 8:] *= magnitude
+    op = ek.operators.gla(q, k, g)
+    wanted = entropy_of_values(spectra(op).values / spectra(op).largest[..., None].clamp_min(1e-300))
+    assert_close("entropy", by_head(ek.entropy_ess(op, backend="torch"), op), wanted, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("which", QUADRATURES)
+def test_zero_log_determinants_are_a_zero_matrix(which):
+    rule = QUADRATURES[which]
+    ess, _ = rule.entropy_of(torch.zeros(len(rule), 3).double(), torch.full((3,), 5.0).double())
+    assert ess.tolist() == [0.0] * 3
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 3e-310, 1e-300, 1e-120, 1e80, 1e300])
+def test_power_of_two(magnitude):
+    torch.manual_seed(0)
+    x = magnitude * torch.nn.functional.normalize(randn(3, 4, 5), p=math.inf, dim=(1, 2))
+    x[1] = 0.0
+    scaled, unit = power_of_two(x)
+    assert bool((scaled[[0, 2]].abs().amax((1, 2)) < 1).all())
+    if magnitude > 1e-300:
+        assert bool((scaled[[0, 2]].abs().amax((1, 2)) >= 0.5).all())
+    assert torch.equal(unit, torch.exp2(torch.log2(unit).round()))
+    assert unit[1] == 1 and bool((scaled[1] == 0).all())
+    assert torch.equal(scaled * unit[:, None, None], x)
+    assert power_of_two(x[:0])[1].shape == (0,)
+
+
+def test_count_values():
+    values = torch.tensor([[3.0, 1.0, 0.0], [2.0, 1.0, 1e-9], [0.0, 0.0, 0.0]]).double()
+    counts = count_values(values, torch.tensor([1.0, 0.5, 1e-3]).double())
+    assert counts.counts.tolist() == [1, 2, 0]
+    assert counts.unresolved.tolist() == [True, False, False]
+    zero = count_values(values, torch.zeros(3).double())
+    assert zero.counts.tolist() == [2, 3, 0] and zero.unresolved.tolist() == [False, False, False]
+
+
+def test_over_batch(monkeypatch):
+    torch.manual_seed(0)
+    A = randn(11, 6, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(over_batch(lambda x: (torch.linalg.svdvals(x),), A)[0], torch.linalg.svdvals(A))
+    pair = over_batch(lambda x: (x.sum(1), x.amax((1, 2))), A)
+    assert torch.equal(pair[0], A.sum(1)) and torch.equal(pair[1], A.amax((1, 2)))
+
+
+def test_definition_helper_agrees_with_the_reference_backend():
+    op = build("attention: plain")
+    values = ReferenceBackend().singular_values(op, torch.arange(1, op.length), 5)
+    assert_close("values", spectra(op).values[..., :5], values, rtol=1e-12, atol=1e-13)
+
+
+# --- longer -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [257, 383])
+@pytest.mark.parametrize("family", ["gla", "attention"])
+def test_longer_sequences(length, family):
+    torch.manual_seed(length)
+    if family == "gla":
+        q, k = randn(1, length, 1, 64) / 8, randn(1, length, 1, 64)
+        op = ek.operators.gla(q, k, torch.nn.functional.logsigmoid(randn(1, length, 1, 64)) / 16)
+    else:
+        op = ek.operators.attention(2 * randn(1, 1, length, 64), randn(1, 1, length, 64))
+    known = spectra(op)
+    for tie in (own_values(known, 3, 8), own_values(known, 3, 8) * (1 + 1e-13), tolerances(known)):
+        *_, unresolved, wrong, first = check_counts(family, tie, op, known)
+        assert not bool((wrong & ~unresolved).any()), first(wrong & ~unresolved)
+    wanted = entropy_of_values(known.values)
+    assert_close("entropy", by_head(ek.entropy_ess(op), op), wanted, rtol=1e-5)
