@@ -6,8 +6,8 @@ import logging
 
 logger = logging.getLogger("ess_kernels")
 
-# floating-point operations: some seconds of decompositions on a few cores
-LONG = 2e11
+# floating-point operations: about a second of small decompositions on a few cores
+LONG = 2e9
 
 
 class Cost:
