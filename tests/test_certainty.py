@@ -80,8 +80,8 @@ def test_true_ties_are_unresolved(name):
     for m, (head, i, _) in enumerate(ties):
         assert abs(int(counts[m, head, i]) - int(wanted[m, head, i])) <= 1
     flags = [bool(certificate.unresolved[m, head, i]) for m, (head, i, _) in enumerate(ties)]
-    # a tie shows in a row of the elimination that is negligible; in a steeply graded spectrum a few hide behind growth, and
-    # then only the width, which is never zero for a count that was not done again, says that they could be there
+    # a tie shows in a row of the elimination that is negligible; in a steeply graded spectrum a few hide behind growth,
+    # and then only the width, which is never zero for a count that was not done again, says that they could be there
     hidden = 2 if name == "dense: graded corner" else 0
     assert flags.count(False) <= hidden, f"{name}: {flags.count(False)} of {len(flags)} ties were not reported"
     for m, (head, i, _) in enumerate(ties):

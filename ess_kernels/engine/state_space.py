@@ -57,7 +57,7 @@ class Recurrence(Engine):
         self._observe_roots: Tensor | None = None
 
     def _run(self, tokens: Tokens) -> Tensor:
-        """Cuts, runs the boundary recurrences, and says bool `[N]` whether the numbers stay where they can be squared."""
+        """Cuts, runs the boundary recurrences, and says bool `[N]` whether all numbers are in a range to be squared."""
         self.tokens = cut(tokens, self.group)
         self.blocks = block_parts(self.tokens)
         self.roots = reach_roots(self.blocks)
