@@ -481,6 +481,22 @@ def test_what_a_scale_cannot_see_is_not_taken_for_zero(magnitude):
     assert_close("entropy", entropy, torch.tensor([1.0, 24.0]).double().expand(5, 2), rtol=1e-4)
 
 
+def test_the_scale_of_a_matrix_that_annihilates_constants():
+    """Rows that sum to zero: power iteration must not start from the one vector that they do not see."""
+    torch.manual_seed(4)
+    T = torch.zeros(40, 40, dtype=torch.float64)
+    T[20:, :20] = 1e3 * torch.randn(20, 20).double()
+    T[20:, :20] -= T[20:, :20].mean(1, keepdim=True)
+    T += 1e-3 * torch.randn(40, 40).double().tril(-1)
+    T[20:, :20] -= T[20:, :20].mean(1, keepdim=True)
+    wanted = entropy_of_values(torch.stack([padded(torch.linalg.svdvals(T[i:, :i]), 20) for i in range(1, 40)]))
+    assert_close("entropy", ek.entropy_ess(T, backend="torch"), wanted, rtol=1e-4)
+
+
+def padded(s, size):
+    return torch.nn.functional.pad(s, (0, size - len(s)))
+
+
 @pytest.mark.parametrize("magnitude", [1e-7, 1e-12, 3e-14, 3e-15, 1e-15, 3e-16, 1e-18, 1e-30, 1e-155, 1e-165, 1e-200])
 def test_what_the_scale_of_a_block_cannot_see_is_not_taken_for_zero(magnitude):
     """The same for a recurrence: after the reset at token 8, in the middle of a block, everything is faint."""

@@ -66,8 +66,10 @@ class Matrix(Engine):
 
     def _scale(self) -> Tensor:
         """`[N]`, the squared norm of `T` by power iteration, and 5 %: every `H_i` is a submatrix of it."""
-        v = self.T.new_ones(self.T.shape[0], self.length, 1)
-        size = v.new_zeros(v.shape[0])
+        # a random start: no structure of T can be orthogonal to it
+        start = torch.randn(self.length, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        v = start.to(self.T.device).expand(self.T.shape[0], -1, -1)
+        size = self.T.new_zeros(self.T.shape[0])
         for _ in range(20):
             v = self.T.mT @ (self.T @ v)
             size = v.square().sum((1, 2)).sqrt()
