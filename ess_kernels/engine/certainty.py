@@ -14,9 +14,11 @@ from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
 # a count whose width is below this is taken as it is
-SURE = 1e-6
+SURE = 1e-7
 # a row of this many ulp of the growth is as good as zero: the tolerance is on a singular value
 TINY_ROW = 4e6 * EPS
+# no larger row is
+SMALL_ROW = 1e-2
 # above this width elimination does not answer at all: the position goes to singular values
 HOPELESS = 1e-2
 # a singular value within this many ulp of the largest one of the tolerance is a true tie
@@ -70,7 +72,7 @@ def width_of(growth: Tensor) -> Tensor:
 
 def near_tie(growth: Tensor, least: Tensor) -> Tensor:
     """Whether the least row is too small for the sign of its pivot to be believed."""
-    return ~(least > TINY_ROW * (1 + growth))
+    return ~(least > (TINY_ROW * (1 + growth)).clamp_max(SMALL_ROW))
 
 
 def count_values(values: Tensor, tau: Tensor) -> Counts:

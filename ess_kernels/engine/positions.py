@@ -103,7 +103,7 @@ class Engine(ABC):
         answer = self._eliminate(hopeful[:, :, None].expand(N, M, 2, L).flatten(1, 2), sides.flatten(1, 2))
         lower, upper = answer.value.view(N, M, 2, L).unbind(2)
         reach = width_of(answer.growth).view(N, M, 2, L).amax(2)
-        sure = (reach <= self._spread(move)) & ~near_tie(answer.growth, answer.least).view(N, M, 2, L).any(2)
+        sure = reach <= self._spread(move)
         settled = hopeful & (lower == upper) & sure
         result.counts[settled] = lower[settled].to(torch.int64)
         result.width[settled] = 0.0
