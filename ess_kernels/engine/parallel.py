@@ -14,6 +14,9 @@ from threading import Barrier
 import torch
 from torch import Tensor
 
+LARGE = 512**2
+TINY = 64**2
+
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
@@ -30,10 +33,13 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[Tensor, ...]:
     """`function(A)` for `A` `[batch, m, n]`, the batch cut across torch's number of CPU threads."""
     workers = torch.get_num_threads()
-    # large matrices are threaded by LAPACK itself
-    if A.device.type != "cpu" or workers == 1 or A.shape[0] == 0 or A[0].numel() > 512**2:
+    if A.device.type != "cpu" or workers == 1 or A.shape[0] == 0:
         return function(A)
-    # also a single small matrix: LAPACK's own threads cost it more than they bring
+    # LAPACK threads large matrices itself, and a few tiny ones are done before a worker wakes up
+    size = A[0].numel()
+    if size > LARGE or (size < TINY and A.shape[0] < 8 * workers):
+        return function(A)
+    # also a single matrix: LAPACK's own threads cost it more than they bring
     parts = _pool(workers).map(function, A.tensor_split(min(workers, A.shape[0])))
     return tuple(torch.cat(results) for results in zip(*parts, strict=True))
 

@@ -29,8 +29,8 @@ REPRESENTABLE = 1e300
 def block_length(n: int, entropy: bool) -> int:
     """Tokens a block: small ones spend on the boundary (`n^3` each), large ones on the staircase."""
     if entropy:
-        return 8 if n <= 8 else 16 if n <= 64 else 32
-    return 8 if n <= 8 else 16 if n <= 24 else 32 if n <= 48 else 64
+        return 16 if n <= 64 else 32
+    return 16 if n <= 24 else 32 if n <= 48 else 64
 
 
 def bytes_per_head(length: int, n: int, diagonal: bool, c: int) -> int:
