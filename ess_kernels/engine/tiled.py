@@ -43,16 +43,16 @@ class Matrix(Engine):
         self.T, self.unit = power_of_two(T, torch.where(self.good, magnitude, 0.0))
         self.length = self.group = T.shape[-1]
         self.budget, self.cost = budget, cost
-        self._grams: tuple[Tensor, Tensor] | None = None
+        self._grams: dict[bool, Tensor] = {}
 
-    @property
-    def grams(self) -> tuple[Tensor, Tensor]:
-        """`T21^T T21` `[N, h, h]` and `T21 T21^T` `[N, L - h, L - h]`."""
-        if self._grams is None:
+    def _gram(self, left: bool) -> Tensor:
+        """`T21^T T21` `[N, h, h]` for the left half of the positions, `T21 T21^T` `[N, L - h, L - h]` for the right."""
+        if left not in self._grams:
             h = (self.length + 1) // 2
-            corner = self.T[:, h:, :h]
-            self._grams = (_gram(corner), _gram(corner.mT))
-        return self._grams
+            A = self.T[:, h:, :h] if left else self.T[:, h:, :h].mT
+            zeros = A.new_zeros(A.shape[0], A.shape[2], A.shape[2])
+            self._grams[left] = subtract_symmetric(zeros, -A, A)
+        return self._grams[left]
 
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
         return self._staircase(wanted, tau[..., 0], definite=False)
@@ -100,7 +100,7 @@ class Matrix(Engine):
         """A half of the root after its elimination: only one of R and C has anything but the empty pivots in it."""
         sign = 1.0 if definite else -1.0
         inverse = (1 / shift)[:, None, None]
-        gram = self.grams[0 if left else 1][head] * inverse.square()
+        gram = self._gram(left)[head] * inverse.square()
         one = torch.eye(last - first, dtype=gram.dtype, device=gram.device)
         growth = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
         return Nodes(
@@ -155,8 +155,3 @@ class Matrix(Engine):
             s = torch.linalg.svdvals(self.T[head, i:, :i])
             values[q, : len(s)] = s
         return values
-
-
-def _gram(A: Tensor) -> Tensor:
-    """`A^T A` of `A` `[N, m, n]`."""
-    return subtract_symmetric(A.new_zeros(A.shape[0], A.shape[2], A.shape[2]), -A, A)
