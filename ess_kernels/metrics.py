@@ -31,7 +31,7 @@ def tolerance_ess(
     """Tolerance-ESS: how many singular values of `H_i = T[i:, :i]` exceed the tolerance (paper, equation 2).
 
     The threshold is `max(atol, rtol * s_1(H_i))`, position by position, as in `torch.linalg.matrix_rank`; values equal
-    to it do not count. Every count is exact, or reported as unresolved by the certificate.
+    to it do not count. A count is exact where no singular value lies within the certificate's width of the threshold.
 
     Args:
         op: an operator of `ess_kernels.operators`, or a dense `T` `[..., L, L]` of which only the strictly lower part

@@ -14,7 +14,8 @@ LARGE_UNIT = 2.0**900
 def largest(x: Tensor) -> Tensor:
     """The largest magnitude of each `x[n]`, `[N]`; NaN or infinity where there is one."""
     flat = x.flatten(1)
-    return torch.linalg.vector_norm(flat, torch.inf, dim=1) if flat.shape[1] else x.new_zeros(x.shape[0])
+    # several times faster than the maximum norm of torch.linalg, and NaN passes through as well
+    return torch.maximum(flat.amax(1), -flat.amin(1)) if flat.shape[1] else x.new_zeros(x.shape[0])
 
 
 def power_of_two(x: Tensor, magnitude: Tensor | None = None) -> tuple[Tensor, Tensor]:
