@@ -64,10 +64,13 @@ def smaller_gram(op: Operator, positions: Tensor) -> Peer:
 
 
 def _threaded(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Batched LAPACK walks through a batch on one core: cut it across a pool."""
+    """Batched LAPACK walks through a batch on one core: cut it across a pool of workers of one thread each."""
     workers = torch.get_num_threads()
-    with ThreadPoolExecutor(workers) as pool:
-        return torch.cat(list(pool.map(function, x.tensor_split(4 * workers))))
+    with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
+        result = torch.cat(list(pool.map(function, x.tensor_split(4 * workers))))
+    # what a worker sets is also the default of threads that start later
+    torch.set_num_threads(workers)
+    return result
 
 
 def gramians(op: StateSpace) -> Peer:

@@ -68,12 +68,10 @@ def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Co
     relative = rtol > 0
     if not bool(relative.any()):
         return engine.counts(positions, atol)
-    N, P = len(engine.unit), len(positions)
-    result = Counts.empty((N, len(atol), P), positions.device)
+    result = Counts.empty((len(engine.unit), len(atol), len(positions)), positions.device)
     if not bool(relative.all()):
         result.put((slice(None), ~relative), engine.counts(positions, atol[~relative]))
-    heads = torch.arange(N, device=positions.device).repeat_interleave(P)
-    values = engine.values_at(heads, positions.repeat(N)).view(N, 1, P, -1)
+    values = engine.values_of_all_heads(positions)[:, None]
     threshold = torch.maximum(
         (atol[relative] / engine.unit[:, None])[..., None], rtol[relative][:, None] * values[..., 0]
     )

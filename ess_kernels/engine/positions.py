@@ -49,6 +49,12 @@ class Engine(ABC):
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Scaled singular values `[Q, S]`, descending and zero padded, at `Q` (head, position) pairs, exact."""
 
+    def values_of_all_heads(self, positions: Tensor) -> Tensor:
+        """Scaled singular values `[N, P, S]` at the same positions of every head."""
+        N, P = len(self.unit), len(positions)
+        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
+        return self.values_at(heads, positions.repeat(N)).view(N, P, -1)
+
     def cap(self, positions: Tensor) -> Tensor:
         """The largest rank that `H_i` can have."""
         cap = torch.minimum(positions, self.length - positions)
@@ -73,13 +79,12 @@ class Engine(ABC):
         result.redone.copy_(doubtful | missing)
         # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
         # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
-        typical = self._typical(result.width.masked_fill(~wanted, torch.inf))
-        for _ in range(2):
-            if bool(doubtful.any()):
-                doubtful &= ~self._settle_between(doubtful, typical, tau, result)
-                typical = self._grouped(result.width.masked_fill(~doubtful | (result.width > HOPELESS), 0.0), 0.0).amax(
-                    -1
-                )
+        if bool(doubtful.any()):
+            typical = self._typical(result.width.masked_fill(~wanted, torch.inf))
+            doubtful &= ~self._settle_between(doubtful, typical, tau, result)
+        if bool(doubtful.any()):
+            own = result.width.masked_fill(~doubtful | (result.width > HOPELESS), 0.0)
+            doubtful &= ~self._settle_between(doubtful, self._grouped(own, 0.0).amax(-1), tau, result)
         self._settle_by_values(missing | doubtful, tau, result)
         return Counts(*(x[..., positions] for x in result))
 
@@ -129,9 +134,7 @@ class Engine(ABC):
     def entropy(self, positions: Tensor) -> Tensor:
         """Entropy-ESS `[N, P]` at distinct positions."""
         if len(positions) <= FEW:
-            heads = torch.arange(len(self.unit), device=positions.device).repeat_interleave(len(positions))
-            values = self.values_at(heads, positions.repeat(len(self.unit)))
-            return entropy_of_values(values).view(-1, len(positions))
+            return entropy_of_values(self.values_of_all_heads(positions))
         wanted = torch.zeros(len(self.unit), self.length, dtype=torch.bool, device=self.unit.device)
         wanted[:, positions] = True
         cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
@@ -159,8 +162,6 @@ class Engine(ABC):
 
     def singular_values(self, positions: Tensor, k: int) -> Tensor:
         """The `k` largest singular values of the operator itself, `[N, P, k]`, zero padded."""
-        N, P = len(self.unit), len(positions)
-        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
-        values = self.values_at(heads, positions.repeat(N)).view(N, P, -1)[..., :k]
+        values = self.values_of_all_heads(positions)[..., :k]
         values = torch.nn.functional.pad(values, (0, k - values.shape[-1]))
         return values * self.unit[:, None, None]

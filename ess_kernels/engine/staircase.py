@@ -61,28 +61,26 @@ class Nodes:
 class Answer:
     """What the staircase fills in, `[items, L]`: values by position, for counts with growth and least row.
 
-    `wanted` `[items, L]` bool says which positions are asked for; the tree is pruned to them.
+    `wanted` `[items, L]` bool says which positions are asked for; the tree is pruned to them. `everything` says
+    whether all are, `sums` `[items, L + 1]` counts them up to each position.
     """
 
     wanted: Tensor
     value: Tensor
     growth: Tensor
     least: Tensor
+    everything: bool
+    sums: Tensor
 
     @classmethod
     def of(cls, wanted: Tensor) -> Answer:
         zeros = torch.zeros(wanted.shape, dtype=torch.float64, device=wanted.device)
-        return cls(wanted, zeros, zeros.clone(), torch.full_like(zeros, torch.inf))
+        sums = torch.nn.functional.pad(wanted.cumsum(-1, dtype=torch.int32), (1, 0))
+        least = torch.full_like(zeros, torch.inf)
+        return cls(wanted, zeros, zeros.clone(), least, bool(wanted[:, 1:].all()), sums)
 
-
-class _Wanted:
-    """Answers 'does this node hold a wanted position' from running sums."""
-
-    def __init__(self, wanted: Tensor):
-        self.everything = bool(wanted[:, 1:].all())
-        self.sums = torch.nn.functional.pad(wanted.to(torch.int32).cumsum(-1, dtype=torch.int32), (1, 0))
-
-    def __call__(self, item: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    def wants(self, item: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+        """bool `[B]`: whether any of the positions `start..stop-1` of the item is asked for, from running sums."""
         return self.sums[item, stop] > self.sums[item, start]
 
 
@@ -95,19 +93,15 @@ def descend(nodes: Nodes, answer: Answer, definite: bool, budget: int) -> None:
         definite: log-determinants (`True`) or counts.
         budget: bytes of workspace; a batch that needs more is cut.
     """
-    _descend(nodes, answer, _Wanted(answer.wanted), definite, budget)
-
-
-def _descend(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool, budget: int) -> None:
     # a level holds the node, its halves with their factors and scaled factors: about 9 m^2 numbers
     limit = max(1, budget // (72 * nodes.size**2))
     if len(nodes) > limit:
         for first in range(0, len(nodes), limit):
-            _descend(nodes[first : first + limit], answer, wanted, definite, budget)
+            descend(nodes[first : first + limit], answer, definite, budget)
         return
     while nodes.size > SMALL:
-        nodes = _halve(nodes, wanted, definite)
-    _finish(nodes, answer, wanted, definite)
+        nodes = _halve(nodes, answer, definite)
+    _finish(nodes, answer, definite)
 
 
 def _worth(pivots: Tensor, definite: bool, dim: int) -> Tensor:
@@ -128,7 +122,7 @@ def _children(item: Tensor, start: Tensor, stop: Tensor, h: int) -> tuple[Tensor
     return item.repeat(2), torch.cat([start, middle]), torch.cat([middle, stop])
 
 
-def _halve(nodes: Nodes, wanted: _Wanted, definite: bool) -> Nodes:
+def _halve(nodes: Nodes, answer: Answer, definite: bool) -> Nodes:
     """One level of the bisection by batched matrix products."""
     if nodes.size % 2:
         nodes = _padded(nodes, definite)
@@ -136,8 +130,8 @@ def _halve(nodes: Nodes, wanted: _Wanted, definite: bool) -> Nodes:
     R, K, C = nodes.R, nodes.K, nodes.C
     item, start, stop = _children(nodes.item, nodes.start, nodes.stop, h)
     keep = None
-    if not (wanted.everything and bool((start < stop).all())):
-        keep = wanted(item, start, stop)
+    if not (answer.everything and bool((start < stop).all())):
+        keep = answer.wants(item, start, stop)
         keep = None if bool(keep.all()) else keep
 
     def both(left: Tensor, right: Tensor) -> Tensor:
@@ -169,7 +163,7 @@ def _halve(nodes: Nodes, wanted: _Wanted, definite: bool) -> Nodes:
     )
 
 
-def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> None:
+def _finish(nodes: Nodes, answer: Answer, definite: bool) -> None:
     """The last levels with the batch innermost, down to one position a node."""
     R, K, C = (x.permute(1, 2, 0).contiguous() for x in (nodes.R, nodes.K, nodes.C))
     value, growth, least = nodes.value, nodes.growth, nodes.least
@@ -216,7 +210,7 @@ def _finish(nodes: Nodes, answer: Answer, wanted: _Wanted, definite: bool) -> No
         item, start, stop = _children(item, start, stop, h)
         m = h
     value = value + _worth(R[0], definite, 0)
-    keep = wanted(item, start, stop)
+    keep = answer.wants(item, start, stop)
     at = (item[keep], start[keep])
     answer.value[at] = value[keep]
     answer.growth[at] = growth[keep]

@@ -113,9 +113,9 @@ class Recurrence(Engine):
         return (self.tokens.read == 0).flatten(1).all(1, True) | (self.tokens.write == 0).flatten(1).all(1, True)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """Scaled singular values `[Q, n]`, descending, at `Q` (head, position) pairs, zero beyond the rank's cap."""
         # two QR updates and a values-only decomposition
         self.cost.note(len(heads), len(heads) * self.n**2 * (4 * self.group + 16 * self.n / 3))
-        """Scaled singular values `[Q, n]`, descending, at `Q` (head, position) pairs, zero beyond the rank's cap."""
         each = max(1, BLOCK_WORKSPACE // (8 * (8 * self.n**2 + 8 * self.n * self.group)))
         parts = [
             svdvals(self._root_products(*pair)) for pair in zip(heads.split(each), positions.split(each), strict=True)
