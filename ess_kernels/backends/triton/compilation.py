@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import pkgutil
 import re
 import subprocess
 import tempfile
@@ -21,9 +22,6 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-# the modules that define kernels; each has a function `variants()`
-MODULES: tuple[str, ...] = ()
 
 DOUBLE_PRECISION = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
 
@@ -64,9 +62,11 @@ class Resources:
 
 
 def variants() -> Iterator[Variant]:
-    """Every variant that a launch rule can choose."""
-    for module in MODULES:
-        yield from importlib.import_module(f"{__package__}.{module}").variants()
+    """Every variant that a launch rule can choose: all that the package's modules tell by their `variants()`."""
+    for module in pkgutil.iter_modules(importlib.import_module("ess_kernels.backends.triton").__path__):
+        if module.name != "compilation":
+            found = importlib.import_module(f"ess_kernels.backends.triton.{module.name}")
+            yield from getattr(found, "variants", lambda: ())()
 
 
 def machine_code(variant: Variant, capability: int) -> tuple[Any, str, str]:
@@ -88,7 +88,9 @@ def machine_code(variant: Variant, capability: int) -> tuple[Any, str, str]:
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         ptx.write_text(compiled.asm["ptx"])
         # newer architectures may need the assembler that Triton ships beside the usual one
-        assembler = tools / ("ptxas-blackwell" if capability >= 100 and (tools / "ptxas-blackwell").exists() else "ptxas")
+        assembler = tools / (
+            "ptxas-blackwell" if capability >= 100 and (tools / "ptxas-blackwell").exists() else "ptxas"
+        )
         said = subprocess.run(
             [assembler, "-v", f"-arch={architecture}", ptx, "-o", cubin], capture_output=True, text=True, check=True
         )
