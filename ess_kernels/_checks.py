@@ -100,51 +100,93 @@ def integer(name: str, value: Any, *, minimum: int) -> int:
     return number
 
 
-def check_positions(positions: Any, length: int) -> Tensor:
-    """The positions asked for as int64 `[P]` on the CPU, in the caller's order, repeats kept; `None` means all of them.
+def position_list(positions: Any, length: int) -> list[int] | None:
+    """The positions asked for, in the caller's order, repeats kept; `None`, which means all of them, stays `None`.
 
     Each must be an integer in `1..length-1`, in a sequence, a range, an array or a 1-D tensor.
     """
     if positions is None:
-        return torch.arange(1, max(length, 1))
-    expected = f"positions: expected integers in 1..{length - 1}"
+        return None
     if isinstance(positions, Tensor):
         if positions.dtype == torch.bool or positions.is_floating_point() or positions.is_complex():
-            raise ValueError(f"{expected}, got a tensor of {positions.dtype}")
+            raise ValueError(f"{_expected_positions(length)}, got a tensor of {positions.dtype}")
         if positions.dim() != 1:
             raise ValueError(f"positions: expected 1 axis, got shape {_shape(positions.shape)}")
         positions = positions.tolist()
     elif isinstance(positions, (str, bytes)) or not hasattr(positions, "__iter__"):
         raise TypeError(f"positions: expected a sequence of integers, got {type(positions).__name__}")
+    if isinstance(positions, range):
+        # a range that a traced function is given may have symbolic ends, which the tracer unfolds only if made anew
+        positions = range(positions.start, positions.stop, positions.step)
     values = list(positions)
     for value in values:
-        # numpy's bool has no common ancestor with bool, and in some versions an index
-        if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__") or not 1 <= value < length:
-            raise ValueError(f"{expected}, got {value!r}")
-    return torch.tensor([int(value) for value in values], dtype=torch.int64)
+        if not _is_integer(value) or not 1 <= value < length:
+            raise ValueError(f"{_expected_positions(length)}, got {value!r}")
+    return [value if type(value) is int else operator.index(value) for value in values]
 
 
-def check_tolerances(atol: Any, rtol: Any) -> tuple[Tensor, Tensor, bool]:
-    """The pairs `(atol, rtol)` asked for as float64 `[M]` each on the CPU, and whether either came as a list.
+def _expected_positions(length: int) -> str:
+    # made only for an error: writing a symbolic length out makes it a constant of the graph being traced
+    return f"positions: expected integers in 1..{length - 1}"
+
+
+def _is_integer(value: Any) -> bool:
+    # numpy's bool has no common ancestor with bool, and in some versions an index
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    return isinstance(value, int) or hasattr(value, "__index__")
+
+
+def check_positions(positions: Any, length: int) -> Tensor:
+    """The positions asked for as int64 `[P]` on the CPU; see `position_list`."""
+    values = position_list(positions, length)
+    return torch.arange(1, max(length, 1)) if values is None else torch.tensor(values, dtype=torch.int64)
+
+
+def tolerance_lists(atol: Any, rtol: Any) -> tuple[list[float], list[float], bool]:
+    """The pairs `(atol, rtol)` asked for, `M` floats each, and whether either came as a list.
 
     Both `None` means `atol=1e-3, rtol=0`; one `None` beside a given one means 0. Each is a number >= 0, or a
     list, a tuple or a 1-D tensor of them; two lists pair up.
     """
     if atol is None and rtol is None:
         atol = 1e-3
-    absolute, relative = _tolerance("atol", atol), _tolerance("rtol", rtol)
-    listed = absolute.dim() == 1 or relative.dim() == 1
-    if absolute.dim() == relative.dim() == 1 and len(absolute) != len(relative):
+    absolute, several = _tolerance("atol", atol)
+    relative, several_relative = _tolerance("rtol", rtol)
+    if several and several_relative and len(absolute) != len(relative):
         raise ValueError(
             f"atol and rtol: expected lists of equal length (pairs), got {len(absolute)} and {len(relative)} values"
         )
-    absolute, relative = torch.broadcast_tensors(absolute.reshape(-1), relative.reshape(-1))
-    return absolute, relative, listed
+    if not several:
+        absolute = absolute * len(relative)
+    elif not several_relative:
+        relative = relative * len(absolute)
+    return absolute, relative, several or several_relative
 
 
-def _tolerance(name: str, value: Any) -> Tensor:
+def check_tolerances(atol: Any, rtol: Any) -> tuple[Tensor, Tensor, bool]:
+    """The pairs as float64 `[M]` each on the CPU, and whether either came as a list; see `tolerance_lists`."""
+    absolute, relative, listed = tolerance_lists(atol, rtol)
+    return torch.tensor(absolute, dtype=torch.float64), torch.tensor(relative, dtype=torch.float64), listed
+
+
+def _tolerance(name: str, value: Any) -> tuple[list[float], bool]:
+    """One number or several, and which of the two."""
     if value is None:
-        return torch.zeros((), dtype=torch.float64)
+        return [0.0], False
+    several = isinstance(value, (list, tuple))
+    numbers = list(value) if several else [value]
+    # plain numbers are told apart here, without tensors, which could not be looked into while a graph is traced
+    if not all(isinstance(x, (float, int)) and not isinstance(x, bool) for x in numbers):
+        numbers, several = _from_tensor(name, value)
+    for number in numbers:
+        if not number >= 0:
+            raise ValueError(f"{name}: expected values >= 0, got {float(number)}")
+    return [float(x) for x in numbers], several
+
+
+def _from_tensor(name: str, value: Any) -> tuple[list[float], bool]:
+    """`_tolerance` of what is no plain number: tensors and arrays, numpy's scalars, and what must be refused."""
     expected = f"{name}: expected a number or a 1-D list of numbers"
     # without a dtype first: what is no number must not be turned into one, True for instance into 1.0
     try:
@@ -156,7 +198,4 @@ def _tolerance(name: str, value: Any) -> Tensor:
         raise TypeError(f"{expected}, got {value!r}")
     if numbers.dim() > 1:
         raise ValueError(f"{expected}, got shape {_shape(numbers.shape)}")
-    for number in numbers.reshape(-1).tolist():
-        if not number >= 0:
-            raise ValueError(f"{name}: expected values >= 0, got {number}")
-    return numbers
+    return numbers.reshape(-1).tolist(), numbers.dim() == 1

@@ -1,4 +1,4 @@
-"""The public calls: check the arguments, choose a backend, put the answer in shape."""
+"""The public calls: check the arguments, and put together the answer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends
-from ._checks import check_positions, check_tolerances
-from .engine.certainty import Certificate, Counts, entropy_of_values
+from . import _ops
+from ._checks import position_list, tolerance_lists
+from .engine.certainty import Certificate
 from .operators.dense import as_operator
 from .operators.structure import Operator
 
@@ -54,22 +54,10 @@ def tolerance_ess(
         RuntimeError: a backend asked for by name that cannot take the call.
     """
     op = as_operator(op)
-    absolute, relative, listed = check_tolerances(atol, rtol)
-    wanted = check_positions(positions, op.length)
-    distinct, back = wanted.unique(return_inverse=True)
-    absolute, relative, distinct = (x.to(op.device) for x in (absolute, relative, distinct))
-    chosen = backends.choose(backend, "tolerance_ess", op)
-    if op.num_heads and len(distinct):
-        found = chosen.tolerance_ess(op, distinct, absolute, relative)
-    else:
-        found = Counts.empty((op.num_heads, len(absolute), len(distinct)), op.device)
-
-    def shaped(x: Tensor) -> Tensor:
-        x = x[..., back.to(op.device)].movedim(1, 0)
-        x = x.reshape(len(absolute), *op.batch_shape, len(back))
-        return x if listed else x[0]
-
-    counts, width, redone, unresolved = map(shaped, found)
+    absolute, relative, listed = tolerance_lists(atol, rtol)
+    wanted = position_list(positions, op.length)
+    found = _ops.tolerance_ess(op, absolute, relative, wanted, backend)
+    width, counts, redone, unresolved = found if listed else (x[0] for x in found)
     return (counts, Certificate(width, redone, unresolved)) if certificate else counts
 
 
@@ -89,13 +77,7 @@ def entropy_ess(op: Operator | Tensor, positions: Positions | None = None, backe
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`.
     """
     op = as_operator(op)
-    distinct, back = check_positions(positions, op.length).unique(return_inverse=True)
-    chosen = backends.choose(backend, "entropy_ess", op)
-    if op.num_heads and len(distinct):
-        found = chosen.entropy_ess(op, distinct.to(op.device))
-    else:
-        found = torch.zeros(op.num_heads, len(distinct), dtype=torch.float64, device=op.device)
-    return found[:, back.to(op.device)].reshape(*op.batch_shape, len(back))
+    return _ops.entropy_ess(op, position_list(positions, op.length), backend)
 
 
 def singular_values(op: Operator | Tensor, positions: Positions, k: int | None = None, backend: str = "auto") -> Tensor:
@@ -115,22 +97,12 @@ def singular_values(op: Operator | Tensor, positions: Positions, k: int | None =
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`; `k` must be a non-negative integer.
     """
     op = as_operator(op)
-    wanted = check_positions(positions, op.length)
-    if k is None:
-        cap = torch.minimum(wanted, op.length - wanted)
-        k = int(cap.max()) if len(cap) else 0
-        k = k if op.state_size is None else min(k, op.state_size)
-    elif isinstance(k, bool) or not isinstance(k, int):
+    wanted = position_list(positions, op.length)
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int)):
         raise TypeError(f"k: expected an integer or None, got {type(k).__name__}")
-    elif k < 0:
+    if k is not None and k < 0:
         raise ValueError(f"k: expected a non-negative integer, got {k}")
-    distinct, back = wanted.unique(return_inverse=True)
-    chosen = backends.choose(backend, "singular_values", op)
-    if op.num_heads and len(distinct):
-        found = chosen.singular_values(op, distinct.to(op.device), k)
-    else:
-        found = torch.zeros(op.num_heads, len(distinct), k, dtype=torch.float64, device=op.device)
-    return found[:, back.to(op.device)].reshape(*op.batch_shape, len(back), k)
+    return _ops.singular_values(op, wanted, k, backend)
 
 
 class SmallSpectra(NamedTuple):
@@ -189,23 +161,10 @@ def small_spectra(
             f"right: expected shape {(*A.shape[:-2], 'k', A.shape[-1])} and dtype {A.dtype} to go with A, "
             f"got {tuple(right.shape)} and {right.dtype}"
         )
-    batch = A.shape[:-2]
-    flat = A.detach().reshape(batch.numel(), *A.shape[-2:])
-    other = None if right is None else right.detach().reshape(batch.numel(), *right.shape[-2:])
-    good = flat.isfinite().flatten(1).all(1)
-    flat = torch.where(good[:, None, None], flat, 0.0)
-    if other is not None:
-        finite = other.isfinite().flatten(1).all(1)
-        other = torch.where(finite[:, None, None], other, 0.0)
-        good = good & finite
-    chosen = backends.choose(backend, "small_spectra", A)
-    values = chosen.small_spectra(flat, other).masked_fill(~good[:, None], torch.nan)
-    good = good & values.isfinite().all(-1)
-    counts = None
+    absolute, listed = None, False
     if atol is not None:
-        absolute, _, listed = check_tolerances(atol, None)
-        counts = (values > absolute.to(values)[:, None, None]).sum(-1).masked_fill(~good, -1)
-        counts = counts.reshape(len(absolute), *batch)
-        counts = counts if listed else counts[0]
-    ess = entropy_of_values(values).reshape(batch) if entropy else None
-    return SmallSpectra(values.reshape(*batch, values.shape[-1]), counts, ess)
+        absolute, _, listed = tolerance_lists(atol, None)
+    values, ess, counts = _ops.small_spectra(A, right, absolute, entropy, backend)
+    if atol is None:
+        return SmallSpectra(values, None, ess if entropy else None)
+    return SmallSpectra(values, counts if listed else counts[0], ess if entropy else None)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 
 from torch import Tensor
 
 from ..operators.structure import Operator
-from .base import Backend, Task
+from .base import Backend, Task, wants_gradient
 from .native import NativeBackend
 from .reference import ReferenceBackend
 from .torch import TorchBackend
+from .triton import TritonBackend
 
-NAMES = ("reference", "torch", "native")
+logger = logging.getLogger("ess_kernels")
+
+NAMES = ("reference", "torch", "native", "triton")
+# what `auto` tries before the engine in PyTorch, by the kind of device
+FASTER = {"cpu": "native", "cuda": "triton"}
 
 
 @dataclass(frozen=True)
@@ -27,21 +33,17 @@ class BackendStatus:
 
 @cache
 def _backend(name: str) -> Backend:
-    return {"reference": ReferenceBackend, "torch": TorchBackend, "native": NativeBackend}[name]()
+    kinds = (ReferenceBackend, TorchBackend, NativeBackend, TritonBackend)
+    return {kind.name: kind for kind in kinds}[name]()
 
 
 def describe() -> list[BackendStatus]:
     """Every backend as it stands on this machine."""
-    usable = {
-        "reference": "the definition: one singular value decomposition per position, slow",
-        "torch": "the engine in PyTorch, for CPU and CUDA tensors; `auto` uses it where no faster backend can",
-        "native": "compiled library loaded and self-tested; it has no kernels yet",
-    }
     rows = []
     for name in NAMES:
-        reason = _backend(name).unavailable()
-        rows.append(BackendStatus(name, reason is None, reason or usable[name]))
-    rows.append(BackendStatus("triton", False, "this version has no Triton kernels"))
+        backend = _backend(name)
+        reason = backend.unavailable()
+        rows.append(BackendStatus(name, reason is None, reason or backend.about()))
     return rows
 
 
@@ -57,10 +59,8 @@ def choose(name: str, task: Task, subject: Operator | Tensor) -> Backend:
     """
     if name == "auto":
         return _choose_automatically(task, subject)
-    if name not in (*NAMES, "triton"):
-        raise ValueError(f"backend: expected one of 'auto', {', '.join(map(repr, NAMES))}, 'triton', got {name!r}")
-    if name == "triton":
-        raise RuntimeError("backend 'triton' cannot be used: this version has no Triton kernels")
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")
     backend = _backend(name)
     reason = backend.unavailable() or backend.refuses(task, subject)
     if reason is not None:
@@ -70,8 +70,17 @@ def choose(name: str, task: Task, subject: Operator | Tensor) -> Backend:
 
 def _choose_automatically(task: Task, subject: Operator | Tensor) -> Backend:
     # a gradient needs the engine's differentiable path
-    if subject.device.type == "cpu" and not subject.requires_grad:
-        native = _backend("native")
-        if native.unavailable() is None and native.refuses(task, subject) is None:
-            return native
+    faster = None if wants_gradient(task, subject) else FASTER.get(subject.device.type)
+    if faster is not None:
+        backend = _backend(faster)
+        reason = backend.unavailable() or backend.refuses(task, subject)
+        if reason is None:
+            return backend
+        if faster == "triton":
+            _say_once(f"CUDA tensors are left to backend 'torch', not 'triton': {reason}")
     return _backend("torch")
+
+
+@cache
+def _say_once(line: str) -> None:
+    logger.warning(line)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ..engine.certainty import Counts
 from ..operators.structure import Operator
 
 Task = Literal["tolerance_ess", "entropy_ess", "singular_values", "small_spectra"]
+
+NO_BACKWARD = "it has no backward; use backend='torch'"
+
+
+def wants_gradient(task: Task, subject: Operator | Tensor) -> bool:
+    """Whether the answer has to be differentiable: only the entropy is."""
+    return task == "entropy_ess" and subject.requires_grad and torch.is_grad_enabled()
 
 
 class Backend:
@@ -28,6 +36,10 @@ class Backend:
     def refuses(self, task: Task, subject: Operator | Tensor) -> str | None:
         """Why this backend does not take this task on this subject, or None."""
         return None
+
+    def about(self) -> str:
+        """What it is, in a few words, where it is available."""
+        raise NotImplementedError
 
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         """Counts above `max(atol, rtol s_1)` for float64 `atol`, `rtol` `[M]`: fields `[N, M, P]`."""

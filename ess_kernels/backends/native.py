@@ -87,6 +87,9 @@ class NativeBackend(Backend):
     def refuses(self, task: Task, subject: Operator | Tensor) -> str | None:
         return f"the native library has no kernel for {task} yet"
 
+    def about(self) -> str:
+        return "compiled library loaded and self-tested; it has no kernels yet"
+
 
 @functools.cache
 def _open_installed() -> NativeLibrary:

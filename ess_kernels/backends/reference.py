@@ -9,7 +9,7 @@ from ..engine.certainty import Counts, count_values, entropy_of_values
 from ..engine.parallel import product_values
 from ..operators.structure import Operator
 from ..reference import reference_singular_values
-from .base import Backend, Task
+from .base import NO_BACKWARD, Backend, Task, wants_gradient
 
 
 class ReferenceBackend(Backend):
@@ -18,8 +18,10 @@ class ReferenceBackend(Backend):
     name = "reference"
 
     def refuses(self, task: Task, subject: Operator | Tensor) -> str | None:
-        wants_gradient = task == "entropy_ess" and subject.requires_grad and torch.is_grad_enabled()
-        return "it has no backward; use backend='torch'" if wants_gradient else None
+        return NO_BACKWARD if wants_gradient(task, subject) else None
+
+    def about(self) -> str:
+        return "the definition: one singular value decomposition per position, slow"
 
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         values = self._values(op, positions)[:, None]

@@ -21,21 +21,27 @@ from ..engine.tiled import Matrix
 from ..engine.tiled import bytes_per_head as matrix_bytes
 from ..environment import memory_budget
 from ..operators.structure import Operator, StateSpace, Tiled
-from .base import Backend
+from .base import Backend, wants_gradient
 
 # up to this many positions of a recurrence are found one by one
 FEW = 2
 
 
 class TorchBackend(Backend):
-    """Plain PyTorch on CPU and CUDA tensors; differentiable entropy."""
+    """Plain PyTorch on CPU and CUDA tensors; differentiable entropy.
+
+    A backend with engines of its own overrides the methods that make them, and `small_spectra`.
+    """
 
     name = "torch"
+
+    def about(self) -> str:
+        return "the engine in PyTorch, for CPU and CUDA tensors; `auto` uses it where no faster backend can"
 
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         result = Counts.empty((op.num_heads, len(atol), len(positions)), op.device)
         with torch.no_grad():
-            for heads, engine in _slices(op, positions, entropy=False):
+            for heads, engine in self._engines(op, positions, entropy=False):
                 part = _counts(engine, positions, atol, rtol)
                 bad = ~engine.good
                 part.counts[bad], part.unresolved[bad] = -1, True
@@ -43,24 +49,71 @@ class TorchBackend(Backend):
         return result
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
-        if op.requires_grad and torch.is_grad_enabled():
+        if wants_gradient("entropy_ess", op):
             return smooth.entropy_ess(op, positions)
         result = torch.zeros(op.num_heads, len(positions), dtype=torch.float64, device=op.device)
         with torch.no_grad():
-            for heads, engine in _slices(op, positions, entropy=True):
+            for heads, engine in self._engines(op, positions, entropy=True):
                 result[heads] = engine.entropy(positions).masked_fill(~engine.good[:, None], torch.nan)
         return result
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         result = torch.zeros(op.num_heads, len(positions), k, dtype=torch.float64, device=op.device)
         with torch.no_grad():
-            for heads, engine in _slices(op, positions, entropy=False):
+            for heads, engine in self._engines(op, positions, entropy=False):
                 values = engine.singular_values(positions, k)
                 result[heads] = values.masked_fill(~engine.good[:, None, None], torch.nan)
         return result
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         return product_values(svdvals, A, right)
+
+    def _engines(self, op: Operator, positions: Tensor, entropy: bool) -> Iterator[tuple[Tensor, Engine]]:
+        """The operator's heads, as many at a time as fit the budget, and at least one; what comes later replaces."""
+        budget, cost = memory_budget(), Cost()
+        if isinstance(op, StateSpace):
+            need = self._recurrence_bytes(op, entropy)
+        else:
+            need = self._matrix_bytes(op.length)
+        for heads in progress(op.all_heads().split(max(1, budget // max(1, need))), "heads"):
+            if isinstance(op, Tiled):
+                yield heads, self._matrix(self._rows(op, heads), op.finite(heads), budget, cost)
+                continue
+            space = cast(StateSpace, op)
+            if space.diagonal and len(positions) <= FEW:
+                few = FewPositions(space.tokens(heads), cost)
+                if few.safe:
+                    yield heads, few
+                    continue
+            yield from self._recurrences(space, heads, entropy, budget, cost)
+
+    def _recurrences(
+        self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
+    ) -> Iterator[tuple[Tensor, Engine]]:
+        """Engines of some heads, for entropies or for counts and singular values; what comes later replaces."""
+        engine = Recurrence(op.tokens(heads), block_length(op.state_size, entropy), cost)
+        yield heads, engine
+        if bool(engine.unstable.any()):
+            # transitions that grow: squares of the recurrence overflow, T itself may not
+            wild = heads[engine.unstable]
+            good = torch.ones_like(wild, dtype=torch.bool)
+            yield wild, self._matrix(op.dense_heads(wild), good, budget, cost)
+
+    def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
+        """The workspace of one head in `_recurrences`."""
+        return recurrence_bytes(op.length, op.state_size, op.diagonal, block_length(op.state_size, entropy))
+
+    def _rows(self, op: Tiled, heads: Tensor) -> Tensor:
+        """`T` `[N, L, L]` of some heads, float64."""
+        return op.rows(heads, 0, op.length)
+
+    def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:
+        """The engine of `T` `[N, L, L]`, float64, which it may overwrite; `good` `[N]`: whose input was finite."""
+        return Matrix(T, good, budget, cost)
+
+    def _matrix_bytes(self, length: int) -> int:
+        """The workspace of one head in `_matrix`."""
+        return matrix_bytes(length)
 
 
 def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
@@ -79,29 +132,3 @@ def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Co
     counts.redone.fill_(False)
     result.put((slice(None), relative), counts)
     return result
-
-
-def _slices(op: Operator, positions: Tensor, entropy: bool) -> Iterator[tuple[Tensor, Engine]]:
-    """The operator's heads, as many at a time as fit the budget, and at least one; what comes later replaces."""
-    budget, cost = memory_budget(), Cost()
-    if isinstance(op, StateSpace):
-        c = block_length(op.state_size, entropy)
-        need = recurrence_bytes(op.length, op.state_size, op.diagonal, c)
-    else:
-        need = matrix_bytes(op.length)
-    for heads in progress(op.all_heads().split(max(1, budget // max(1, need))), "heads"):
-        if isinstance(op, Tiled):
-            yield heads, Matrix(op.rows(heads, 0, op.length), op.finite(heads), budget, cost)
-            continue
-        tokens = cast(StateSpace, op).tokens(heads)
-        if tokens.diagonal and len(positions) <= FEW:
-            few = FewPositions(tokens, cost)
-            if few.safe:
-                yield heads, few
-                continue
-        engine = Recurrence(tokens, c, cost)
-        yield heads, engine
-        if bool(engine.unstable.any()):
-            # transitions that grow: squares of the recurrence overflow, T itself may not
-            wild = heads[engine.unstable]
-            yield wild, Matrix(op.dense_heads(wild), torch.ones_like(wild, dtype=torch.bool), budget, cost)

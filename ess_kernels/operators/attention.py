@@ -23,6 +23,9 @@ from .structure import Tiled
 class Attention(Tiled):
     """Causal softmax attention; see `attention`. The attributes are its arguments, `attn_mask` with four axes."""
 
+    TENSORS = ("q", "k", "attn_mask", "sinks")
+    NUMBERS = ("scale", "window_size", "softcap")
+
     def __init__(
         self,
         q: Tensor,

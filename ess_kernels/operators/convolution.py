@@ -26,6 +26,9 @@ class Convolution(Tiled):
         x0, x1: gates `[B, channels, L]`, or both `None`.
     """
 
+    TENSORS = ("k", "x0", "x1")
+    NUMBERS = ("state_size",)
+
     def __init__(self, k: Tensor, x0: Tensor | None = None, x1: Tensor | None = None, state_size: int | None = None):
         gates = [x for x in (x0, x1) if x is not None]
         super().__init__(k.shape[1], gates[0].shape[:2] if gates else k.shape[:1], state_size, [k, *gates])
@@ -65,6 +68,8 @@ class ShortConvolution(StateSpace):
         weight: `[D, W]`, the last tap is the current input's.
     """
 
+    TENSORS = ("weight",)
+    NUMBERS = ("length",)
     reads_before = True
     diagonal = False
 

@@ -12,6 +12,8 @@ from .structure import Operator, Tiled
 class Dense(Tiled):
     """A given matrix; see `dense`."""
 
+    TENSORS = ("T",)
+
     def __init__(self, T: Tensor):
         super().__init__(T.shape[-1], T.shape[:-2], None, (T,))
         self.T = T

@@ -19,6 +19,9 @@ class GatedStateSpace(StateSpace):
         read_scale, write_scale: `r` and `w` above, `[B, T, H]`, or `None` for ones.
     """
 
+    TENSORS = ("q", "k", "g", "read_scale", "write_scale")
+    NUMBERS = ("scale",)
+
     def __init__(
         self,
         q: Tensor,
@@ -28,10 +31,10 @@ class GatedStateSpace(StateSpace):
         scale: float = 1.0,
         read_scale: Tensor | None = None,
         write_scale: Tensor | None = None,
-        inputs: Sequence[Tensor],
+        inputs: Sequence[Tensor] | None = None,
     ):
         batch, length, heads, state_size = g.shape
-        super().__init__(length, (batch, heads), state_size, inputs)
+        super().__init__(length, (batch, heads), state_size, (q, k, g) if inputs is None else inputs)
         self.q, self.k, self.g = q, k, g
         self.scale = scale
         self.read_scale, self.write_scale = read_scale, write_scale

@@ -25,6 +25,8 @@ class LinearRecurrence(StateSpace):
         constant: whether `A`, `B` and `C` have no axis for the time.
     """
 
+    TENSORS = ("A", "B", "C")
+    NUMBERS = ("diagonal", "length", "constant")
     reads_before = True
 
     def __init__(self, A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int, constant: bool):

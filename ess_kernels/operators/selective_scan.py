@@ -32,8 +32,10 @@ class SelectiveStateSpace(StateSpace):
         B, C: `[D, N]` where constant, or `[B, G, N, L]`; channel `d` reads group `d // (D // G)`.
     """
 
-    def __init__(self, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, inputs: Sequence[Tensor]):
-        super().__init__(delta.shape[2], delta.shape[:2], A.shape[1], inputs)
+    TENSORS = ("delta", "A", "B", "C")
+
+    def __init__(self, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, inputs: Sequence[Tensor] | None = None):
+        super().__init__(delta.shape[2], delta.shape[:2], A.shape[1], (delta, A, B, C) if inputs is None else inputs)
         self.delta, self.A, self.B, self.C = delta, A, B, C
 
     def tokens(self, heads: Tensor) -> Tokens:

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,11 +26,17 @@ class Operator(ABC):
         batch_shape: leading dimensions of every result, for instance `(B, H)`.
         state_size: the theoretically realisable state size (TSS), `None` where there is no finite state.
         inputs: the caller's tensors, as they came (used to find the device and whether a gradient is wanted).
+        TENSORS, NUMBERS: the constructor's arguments, each also an attribute: tensors or None, and plain numbers or
+            None. An operator can be rebuilt from them.
     """
 
+    TENSORS: ClassVar[tuple[str, ...]] = ()
+    NUMBERS: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, length: int, batch_shape: Sequence[int], state_size: int | None, inputs: Sequence[Tensor]):
-        self.length = int(length)
-        self.batch_shape = tuple(int(size) for size in batch_shape)
+        # sizes stay as they come: while a graph is traced they may be symbolic
+        self.length = length
+        self.batch_shape = tuple(batch_shape)
         self.state_size = state_size
         self.inputs = tuple(inputs)
 

@@ -1,0 +1,247 @@
+"""The metrics as custom ops: what `torch.compile` keeps of them in a graph.
+
+Whatever looks at numbers (checks of the data, redone positions, the backend's choice) happens inside an op, so that a
+function that builds an operator and calls a metric compiles in one piece. Where nothing is being compiled the same
+code is called directly: it costs nothing, and profilers and counters see what it does.
+
+Every result comes in its final shape, float before integer and bool, and shares no memory with an input. Gradients do
+not pass through the ops: entropy-ESS with a gradient runs outside of graphs, as plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .backends.base import wants_gradient
+from .engine.certainty import Counts, entropy_of_values
+from .operators.packing import pack, unpack
+from .operators.structure import Operator
+
+Result = TypeVar("Result")
+
+# an op looks at numbers on the way, for which the CPU waits: not to be captured
+TAGS = (torch.Tag.cudagraph_unsafe,)
+
+# --- tolerance-ESS ----------------------------------------------------------------------------------------------------
+
+
+def tolerance_ess(
+    op: Operator, atol: list[float], rtol: list[float], positions: list[int] | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Width, count, redone, unresolved of `M` pairs of tolerances: float64, int64, bool, bool `[M, *batch, P]`."""
+    return _call(_tolerance_op, _tolerance_ess, op, atol, rtol, positions, backend)
+
+
+def _tolerance_ess(
+    op: Operator, atol: Sequence[float], rtol: Sequence[float], positions: Sequence[int] | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chosen = backends.choose(backend, "tolerance_ess", op)
+    distinct, back = _distinct(op, positions)
+    absolute, relative = (torch.tensor(x, dtype=torch.float64, device=op.device) for x in (atol, rtol))
+    if op.num_heads and len(distinct):
+        found = chosen.tolerance_ess(op, distinct, absolute, relative)
+    else:
+        found = Counts.empty((op.num_heads, len(absolute), len(distinct)), op.device)
+    counts, width, redone, unresolved = (
+        x[..., back].movedim(1, 0).reshape(len(absolute), *op.batch_shape, len(back)).contiguous() for x in found
+    )
+    return width, counts, redone, unresolved
+
+
+@torch.library.custom_op("ess_kernels::tolerance_ess", mutates_args=(), tags=TAGS)
+def _tolerance_op(
+    tensors: Sequence[Tensor | None],
+    description: str,
+    length: int,
+    atol: Sequence[float],
+    rtol: Sequence[float],
+    positions: Sequence[int] | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _tolerance_ess(unpack(tensors, description, length), atol, rtol, positions, backend)
+
+
+@_tolerance_op.register_fake
+def _(tensors, description, length, atol, rtol, positions, backend):
+    op = unpack(tensors, description, length)
+    shape = (len(atol), *op.batch_shape, _how_many(op, positions))
+    return tuple(
+        torch.empty(shape, dtype=dtype, device=op.device)
+        for dtype in (torch.float64, torch.int64, torch.bool, torch.bool)
+    )
+
+
+# --- entropy-ESS ------------------------------------------------------------------------------------------------------
+
+
+def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> Tensor:
+    """float64 `[*batch, P]`."""
+    if wants_gradient("entropy_ess", op):
+        if torch.compiler.is_compiling():
+            from ._uncompiled import differentiable
+
+            return differentiable(_entropy_ess, op, positions, backend)
+        return _entropy_ess(op, positions, backend)
+    return _call(_entropy_op, _entropy_ess, op, positions, backend)
+
+
+def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) -> Tensor:
+    chosen = backends.choose(backend, "entropy_ess", op)
+    distinct, back = _distinct(op, positions)
+    if op.num_heads and len(distinct):
+        found = chosen.entropy_ess(op, distinct)
+    else:
+        found = torch.zeros(op.num_heads, len(distinct), dtype=torch.float64, device=op.device)
+    return found[:, back].reshape(*op.batch_shape, len(back)).contiguous()
+
+
+@torch.library.custom_op("ess_kernels::entropy_ess", mutates_args=(), tags=TAGS)
+def _entropy_op(
+    tensors: Sequence[Tensor | None], description: str, length: int, positions: Sequence[int] | None, backend: str
+) -> Tensor:
+    return _entropy_ess(unpack(tensors, description, length), positions, backend)
+
+
+@_entropy_op.register_fake
+def _(tensors, description, length, positions, backend):
+    op = unpack(tensors, description, length)
+    return torch.empty(*op.batch_shape, _how_many(op, positions), dtype=torch.float64, device=op.device)
+
+
+# --- singular values --------------------------------------------------------------------------------------------------
+
+
+def singular_values(op: Operator, positions: list[int] | None, k: int | None, backend: str) -> Tensor:
+    """float64 `[*batch, P, k]`."""
+    return _call(_values_op, _singular_values, op, positions, k, backend)
+
+
+def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | None, backend: str) -> Tensor:
+    chosen = backends.choose(backend, "singular_values", op)
+    distinct, back = _distinct(op, positions)
+    k = _largest_rank(op, positions) if k is None else k
+    if op.num_heads and len(distinct):
+        found = chosen.singular_values(op, distinct, k)
+    else:
+        found = torch.zeros(op.num_heads, len(distinct), k, dtype=torch.float64, device=op.device)
+    return found[:, back].reshape(*op.batch_shape, len(back), k).contiguous()
+
+
+@torch.library.custom_op("ess_kernels::singular_values", mutates_args=(), tags=TAGS)
+def _values_op(
+    tensors: Sequence[Tensor | None],
+    description: str,
+    length: int,
+    positions: Sequence[int] | None,
+    k: int | None,
+    backend: str,
+) -> Tensor:
+    return _singular_values(unpack(tensors, description, length), positions, k, backend)
+
+
+@_values_op.register_fake
+def _(tensors, description, length, positions, k, backend):
+    op = unpack(tensors, description, length)
+    k = _largest_rank(op, positions) if k is None else k
+    return torch.empty(*op.batch_shape, _how_many(op, positions), k, dtype=torch.float64, device=op.device)
+
+
+# --- small spectra ----------------------------------------------------------------------------------------------------
+
+
+def small_spectra(
+    A: Tensor, right: Tensor | None, atol: list[float] | None, entropy: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values `[*batch, S]`, entropy `[*batch]` and counts `[M, *batch]`; what is not asked for is empty `[0]`."""
+    A, right = A.detach(), None if right is None else right.detach()
+    call = _spectra_op if torch.compiler.is_compiling() else _small_spectra
+    return call(A, right, atol, entropy, backend)
+
+
+def _small_spectra(
+    A: Tensor, right: Tensor | None, atol: Sequence[float] | None, entropy: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = backends.choose(backend, "small_spectra", A)
+    batch = A.shape[:-2]
+    matrices, good = _without_bad(A)
+    other = None
+    if right is not None:
+        other, finite = _without_bad(right)
+        good = good & finite
+    values = chosen.small_spectra(matrices, other).masked_fill(~good[:, None], torch.nan)
+    good = good & values.isfinite().all(-1)
+    counts = torch.empty(0, dtype=torch.int64, device=A.device)
+    if atol is not None:
+        absolute = torch.tensor(atol, dtype=torch.float64, device=A.device).to(values.dtype)
+        counts = (values > absolute[:, None, None]).sum(-1).masked_fill(~good, -1).reshape(len(atol), *batch)
+    ess = entropy_of_values(values).reshape(batch) if entropy else values.new_empty(0)
+    return values.reshape(*batch, values.shape[-1]).contiguous(), ess, counts
+
+
+def _without_bad(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices `[N, m, n]`, zero where one is not finite, and bool `[N]` whether it is."""
+    x = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    good = x.isfinite().flatten(1).all(1)
+    return torch.where(good[:, None, None], x, 0.0), good
+
+
+@torch.library.custom_op("ess_kernels::small_spectra", mutates_args=(), tags=TAGS)
+def _spectra_op(
+    A: Tensor, right: Tensor | None, atol: Sequence[float] | None, entropy: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _small_spectra(A, right, atol, entropy, backend)
+
+
+@_spectra_op.register_fake
+def _(A, right, atol, entropy, backend):
+    batch = A.shape[:-2]
+    columns = A.shape[-1] if right is None else right.shape[-2]
+    return (
+        A.new_empty(*batch, torch.sym_min(A.shape[-2], columns)),
+        A.new_empty(batch if entropy else 0),
+        A.new_empty(0 if atol is None else (len(atol), *batch), dtype=torch.int64),
+    )
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------
+
+
+def _call(custom_op: Callable[..., Result], function: Callable[..., Result], op: Operator, *arguments: Any) -> Result:
+    """`function(op, *arguments)` without a gradient; while a graph is traced, through its custom op."""
+    if not torch.compiler.is_compiling():
+        with torch.no_grad():
+            return function(op, *arguments)
+    parts = pack(op)
+    if parts is None:
+        from ._uncompiled import unknown_operator
+
+        return unknown_operator(function, op, *arguments)
+    return custom_op(*parts, *arguments)
+
+
+def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """Distinct positions on the operator's device, and for each position asked for its number among them."""
+    if positions is None:
+        distinct = torch.arange(1, max(op.length, 1), device=op.device)
+        return distinct, distinct - 1
+    wanted = torch.tensor(positions, dtype=torch.int64)
+    distinct, back = wanted.unique(return_inverse=True)
+    return distinct.to(op.device), back.to(op.device)
+
+
+def _how_many(op: Operator, positions: Sequence[int] | None) -> int:
+    return max(op.length - 1, 0) if positions is None else len(positions)
+
+
+def _largest_rank(op: Operator, positions: Sequence[int] | None) -> int:
+    """The largest `min(state_size, i, L - i)` of the positions, 0 where there are none."""
+    if positions is None:
+        cap = op.length // 2
+    else:
+        cap = max((min(i, op.length - i) for i in positions), default=0)
+    return cap if op.state_size is None else min(cap, op.state_size)

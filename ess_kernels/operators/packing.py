@@ -1,0 +1,67 @@
+"""Operators taken apart into tensors and plain numbers, and put together again.
+
+A compiled graph holds no operators: what crosses its border into a custom op are tensors, numbers and strings.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .attention import Attention
+from .convolution import Convolution, ShortConvolution
+from .dense import Dense
+from .gated import GatedStateSpace
+from .recurrence import LinearRecurrence
+from .selective_scan import SelectiveStateSpace
+from .structure import Operator
+
+FAMILIES: dict[str, type[Operator]] = {
+    family.__name__: family
+    for family in (
+        Attention,
+        Convolution,
+        Dense,
+        GatedStateSpace,
+        LinearRecurrence,
+        SelectiveStateSpace,
+        ShortConvolution,
+    )
+}
+
+
+class Parts(NamedTuple):
+    """An operator taken apart.
+
+    Attributes:
+        tensors: the family's `TENSORS`, detached.
+        description: the family's name and its `NUMBERS`, as text. The length is not among them: it may be symbolic.
+        length: of the sequence.
+    """
+
+    tensors: list[Tensor | None]
+    description: str
+    length: int
+
+
+def pack(op: Operator) -> Parts | None:
+    """The parts of an operator, or None where its class is none of this package's."""
+    family = type(op)
+    name = family.__name__
+    if FAMILIES.get(name) is not family:
+        return None
+    tensors = [getattr(op, tensor) for tensor in family.TENSORS]
+    numbers = {number: getattr(op, number) for number in family.NUMBERS if number != "length"}
+    return Parts([None if x is None else x.detach() for x in tensors], repr((name, numbers)), op.length)
+
+
+def unpack(tensors: Sequence[Tensor | None], description: str, length: int) -> Operator:
+    """The operator of these parts. Its `inputs` are the tensors themselves."""
+    name, numbers = ast.literal_eval(description)
+    family: Any = FAMILIES[name]
+    if "length" in family.NUMBERS:
+        numbers["length"] = length
+    return family(**dict(zip(family.TENSORS, tensors, strict=True)), **numbers)
