@@ -138,7 +138,7 @@ class Engine(ABC):
         wanted = torch.zeros(len(self.unit), self.length, dtype=torch.bool, device=self.unit.device)
         wanted[:, positions] = True
         cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
-        ess, bound = STANDARD.entropy_of(self._logdets(wanted, STANDARD), cap)
+        ess, bound = self._entropy_of(STANDARD, self._logdets(wanted, STANDARD), cap)
         doubtful = wanted & ~(bound <= ENTROPY_BOUND)
         if bool(doubtful.any()):
             zero = doubtful & self._zero()
@@ -148,6 +148,10 @@ class Engine(ABC):
         if len(heads):
             ess[heads, at] = entropy_of_values(self.values_at(heads, at))
         return ess[:, positions]
+
+    def _entropy_of(self, quadrature: Quadrature, logdets: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Quadrature.entropy_of`, for an engine that has it faster."""
+        return quadrature.entropy_of(logdets, cap)
 
     @abstractmethod
     def _zero(self) -> Tensor:

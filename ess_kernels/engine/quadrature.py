@@ -37,6 +37,11 @@ class Quadrature:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def tail_span(self) -> float:
+        a, b = self.tail
+        return math.log(self.table[b][0] / self.table[a][0])
+
     def nodes(self, device: torch.device) -> Tensor:
         return torch.tensor([row[0] for row in self.table], dtype=torch.float64, device=device)
 
@@ -57,7 +62,7 @@ class Quadrature:
         total = torch.where(unseen, 1.0, total)
         ess = torch.exp(total.log() - mixed / total)
         a, b = self.tail
-        visible = (logdets[..., a, :] - logdets[..., b, :]) / math.log(self.table[b][0] / self.table[a][0])
+        visible = (logdets[..., a, :] - logdets[..., b, :]) / self.tail_span
         errors = self.error * cap + self.tail_error * (cap - visible).clamp_min(0.0)
         bound = errors / total * (1 + (1 + mixed / total).abs())
         return torch.minimum(ess.clamp_min(1.0), cap), torch.where(unseen, torch.inf, bound)

@@ -1,1 +1,89 @@
-"""`backend="triton"`: the engine's inner work in Triton kernels, for CUDA tensors."""
+"""`backend="triton"`: the engine's inner work in Triton kernels, for CUDA tensors.
+
+Kernels are imported when they are first needed: importing this package imports no triton and looks for no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ...engine.cost import Cost
+from ...engine.positions import Engine
+from ...engine.tiled import Matrix
+from ...operators.attention import Attention
+from ...operators.structure import Operator, StateSpace, Tiled
+from ..base import NO_BACKWARD, Task, wants_gradient
+from ..torch import TorchBackend
+from . import runtime
+
+# the largest state of a recurrence that the kernels hold
+MAX_STATE_SIZE = 256
+
+
+class TritonBackend(TorchBackend):
+    """The same slices of heads, certainty and bad data as in PyTorch, with engines that run kernels."""
+
+    name = "triton"
+
+    def unavailable(self) -> str | None:
+        return runtime.unavailable()
+
+    def refuses(self, task: Task, subject: Operator | Tensor) -> str | None:
+        if reason := runtime.refuses(subject.device):
+            return reason
+        if wants_gradient(task, subject):
+            return NO_BACKWARD
+        if isinstance(subject, StateSpace) and subject.state_size > MAX_STATE_SIZE:
+            return f"its kernels take recurrences of at most {MAX_STATE_SIZE} states, this one has {subject.state_size}"
+        return None
+
+    def about(self) -> str:
+        if runtime.interpreting():
+            return "kernels in Triton's interpreter, for CPU tensors and only when asked for by name: slow, for tests"
+        count = torch.cuda.device_count()
+        return f"kernels for CUDA tensors, {count} device{'s' * (count != 1)}"
+
+    def _recurrences(
+        self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
+    ) -> Iterator[tuple[Tensor, Engine]]:
+        from .recurrence import TritonRecurrence, tame
+
+        fair, read, write = tame(op, heads)
+        rest = heads[~fair]
+        if len(rest) < len(heads):
+            mine = heads[fair]
+            engine = TritonRecurrence(op, mine, read[fair], write[fair], cost)
+            yield mine, engine
+            rest = torch.cat([rest, mine[engine.unstable]])
+        if len(rest):
+            # bad data, and transitions that grow
+            yield from super()._recurrences(op, rest, entropy, budget, cost)
+
+    def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
+        from .recurrence import bytes_per_head
+
+        return bytes_per_head(op.length, op.state_size)
+
+    def _rows(self, op: Tiled, heads: Tensor) -> Tensor:
+        if not isinstance(op, Attention):
+            return super()._rows(op, heads)
+        from .attention import tiles
+
+        return tiles(op, heads)
+
+    def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:
+        from .matrix import TritonMatrix
+
+        return TritonMatrix(T, good, budget, cost)
+
+    def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
+        from .spectra import LARGEST, singular_values
+
+        columns = A.shape[2] if right is None else right.shape[1]
+        if min(A.shape[1], columns) > LARGEST:
+            # a product may be larger than its factors
+            return super().small_spectra(A, right)
+        return singular_values(A, right)

@@ -1,0 +1,231 @@
+"""The boundary of a block eliminated, for one tolerance or one shift a program: what is left is the staircase's root.
+
+`N = I -+ S / tau^2` (counts, log-determinants) is factorised unpivoted in panels of 16, left-looking, next to its right
+hand sides `[F^T X^T / tau, F^T Phi^T Q Z^T / tau^2]`; then come the products that make `R`, `K` and `C`. The factored
+rows lie in scratch of the program's own, which a GPU keeps in its caches: programs are as many as run at once, and each
+takes one pair of a block and a shift after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .compilation import Variant
+from .staircase import Roots
+from .tiles import (
+    INFINITY,
+    diagonal16,
+    growth16,
+    indices16,
+    inverse_factor16,
+    largest,
+    ldl16,
+    log_of_pivots16,
+    magnitude16,
+    reciprocal,
+)
+
+
+@triton.jit
+def _solved(t, U, DI, inverse, p, j, n: tl.constexpr, ld: tl.constexpr, W: tl.constexpr):
+    """Columns `j..j+W` of panel `p` after the panels before it: `L^-1 (t - sum_q U_qp^T D_q U_qj)`."""
+    i, w = tl.arange(0, 16), tl.arange(0, W)
+    for q in range(0, p, 16):
+        u = tl.load(U + q * ld + p + i[:, None] * ld + i[None, :]) * tl.load(DI + q + i)[:, None]
+        v = tl.load(U + q * ld + j + i[:, None] * ld + w[None, :])
+        t -= tl.dot(tl.trans(u), v, out_dtype=tl.float64)
+    return tl.dot(inverse, t, out_dtype=tl.float64)
+
+
+@triton.jit
+def boundary_kernel(
+    S, AE, G, Y, WHICH, TAU, RKC, VALUE, GROWTH, LEAST, U, DI, pairs,
+    n: tl.constexpr, c: tl.constexpr, W: tl.constexpr, DEFINITE: tl.constexpr,
+):  # fmt: skip
+    """Pairs `program_id, program_id + programs, ...`; `GROWTH` comes with what the data bring and is added to."""
+    ld: tl.constexpr = n + 2 * c
+    sign: tl.constexpr = 1.0 if DEFINITE else -1.0
+    slot = tl.program_id(0).to(tl.int64)
+    U += slot * n * ld
+    DI += slot * n
+    i, w = tl.arange(0, 16), tl.arange(0, W)
+    ii, jj = indices16()
+    one = tl.where(ii == jj, 1.0, 0.0)
+    pair = slot
+    while pair < pairs:
+        item = tl.load(WHICH + pair)
+        inverse_tau = 1.0 / tl.load(TAU + pair)
+        square = sign * inverse_tau * inverse_tau
+        value = inverse_tau * 0.0
+        growth = inverse_tau * 0.0
+        least = inverse_tau * 0.0 + 1.0
+        for p in range(0, n, 16):
+            a = one + square * tl.load(S + item * n * n + p * n + p + ii * n + jj)
+            for q in range(0, p, 16):
+                u = tl.load(U + q * ld + p + i[:, None] * ld + i[None, :])
+                a -= tl.dot(tl.trans(u * tl.load(DI + q + i)[:, None]), u, out_dtype=tl.float64)
+            B = ldl16(a)
+            d = diagonal16(B)
+            di = reciprocal(d)
+            inverse = inverse_factor16(B)
+            tl.store(DI + p + i, di)
+            if DEFINITE:
+                value += log_of_pivots16(d)
+            else:
+                value += tl.sum((d < 0.0).to(tl.float64), 0)
+            update = tl.zeros([W], tl.float64)
+            magnitude = magnitude16(B)
+            for j in range((p + 16) // W * W, n, W):
+                t = square * tl.load(S + item * n * n + p * n + j + i[:, None] * n + w[None, :])
+                t = _solved(t, U, DI, inverse, p, j, n, ld, W)
+                tl.store(U + p * ld + j + i[:, None] * ld + w[None, :], t)
+                if not DEFINITE:
+                    t = tl.where((j + w)[None, :] >= p + 16, t, 0.0)
+                    update = tl.maximum(update, _updates(t, di))
+                    magnitude = tl.maximum(magnitude, tl.max(tl.abs(t), 1))
+            for j in range(0, 2 * c, W):
+                unit = tl.where(j + w < c, inverse_tau, inverse_tau * inverse_tau)
+                t = unit[None, :] * tl.load(AE + item * n * 2 * c + p * 2 * c + j + i[:, None] * 2 * c + w[None, :])
+                t = _solved(t, U, DI, inverse, p, n + j, n, ld, W)
+                tl.store(U + p * ld + n + j + i[:, None] * ld + w[None, :], t)
+                if not DEFINITE:
+                    update = tl.maximum(update, _updates(t, di))
+                    magnitude = tl.maximum(magnitude, tl.max(tl.abs(t), 1))
+            if not DEFINITE:
+                growth += tl.maximum(largest(update), growth16(B, di))
+                growth = tl.where(tl.max((d != d).to(tl.int32), 0) > 0, INFINITY, growth)
+                least = tl.minimum(least, tl.min(magnitude, 0))
+            # rows and reciprocals of this panel are read by other lanes below
+            tl.debug_barrier()
+        out = RKC + pair * 3 * c * c
+        for r in range(0, c, 16):
+            for j in range(0, c, W):
+                R = tl.zeros([16, W], tl.float64)
+                K = tl.zeros([16, W], tl.float64)
+                C = tl.zeros([16, W], tl.float64)
+                for q in range(0, n, 16):
+                    row = U + q * ld + n
+                    di = tl.load(DI + q + i)[:, None]
+                    ua = tl.trans(tl.load(row + r + i[:, None] * ld + i[None, :]) * di)
+                    ue = tl.trans(tl.load(row + c + r + i[:, None] * ld + i[None, :]) * di)
+                    va = tl.load(row + j + i[:, None] * ld + w[None, :])
+                    ve = tl.load(row + c + j + i[:, None] * ld + w[None, :])
+                    R += tl.dot(ua, va, out_dtype=tl.float64)
+                    K += tl.dot(ua, ve, out_dtype=tl.float64)
+                    C += tl.dot(ue, ve, out_dtype=tl.float64)
+                unity = tl.where((r + i)[:, None] == (j + w)[None, :], 1.0, 0.0)
+                at = r * c + j + i[:, None] * c + w[None, :]
+                y = tl.load(Y + item * c * c + at)
+                corner = tl.load(G + item * c * c + at)
+                tl.store(out + at, sign * unity + R)
+                tl.store(out + c * c + at, inverse_tau * y - sign * K)
+                tl.store(out + 2 * c * c + at, C - unity - square * corner)
+        tl.store(VALUE + pair, value)
+        if not DEFINITE:
+            tl.store(GROWTH + pair, tl.load(GROWTH + pair) + growth)
+            tl.store(LEAST + pair, least)
+        # the scratch is used again
+        tl.debug_barrier()
+        pair += tl.num_programs(0)
+
+
+@triton.jit
+def _updates(t, di):
+    """By how much each column's diagonal entry is changed by 16 rows, all terms positive; NaN is infinite."""
+    change = tl.sum(tl.abs(t * t * di[:, None]), 0)
+    return tl.where(change == change, change, INFINITY)
+
+
+class Outside(NamedTuple):
+    """What a block's boundary consists of, for `items` blocks: float64, contiguous.
+
+    Attributes:
+        S: `[items, n, n]`, `F^T Phi^T Q Phi F`.
+        AE: `[items, n, 2c]`, `[F^T X^T, F^T Phi^T Q Z^T]`.
+        G: `[items, c, c]`, `Z Q Z^T`.
+        Y: `[items, c, c]`, the block's own strictly lower `T`.
+    """
+
+    S: Tensor
+    AE: Tensor
+    G: Tensor
+    Y: Tensor
+
+
+def launch(n: int, c: int) -> tuple[int, int]:
+    """Width of a tile and warps: from 128 on fewer, wider programs, for all factored rows must fit the caches."""
+    return (64, 4) if n % 64 == 0 and n >= 128 and c == 64 else (min(32, n, 2 * c), 1)
+
+
+def programs(device: torch.device, warps: int) -> int:
+    """As many as run at once: two wide or eight narrow ones a multiprocessor; a few in the interpreter."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count * (8 // warps)
+
+
+def eliminate(
+    outside: Outside, which: Tensor, tau: Tensor, growth: Tensor, place: Tensor, limit: Tensor, definite: bool
+) -> Roots:
+    """The staircase's roots of `J` pairs of a block and a tolerance (or a shift).
+
+    Args:
+        outside: the blocks.
+        which: int64 `[J]`, the block of each pair.
+        tau: float64 `[J]`, tolerances (counts) or square roots of shifts (`definite`).
+        growth: float64 `[J]`, the growth that the data come with; the result holds what the elimination adds.
+        place, limit: passed on.
+
+    Twin: `eliminate_in_torch`.
+    """
+    n, c, J = outside.S.shape[1], outside.Y.shape[1], len(which)
+    width, warps = launch(n, c)
+    slots = max(1, min(J, programs(tau.device, warps)))
+    new = outside.S.new_empty
+    rkc, value, least = new(J, 3, c, c), new(J), new(J)
+    growth = growth.clone()
+    rows, reciprocals = new(slots, n, n + 2 * c), new(slots, n)
+    if J:
+        boundary_kernel[(slots,)](
+            *outside, which, tau, rkc, value, growth, least, rows, reciprocals, J,
+            n=n, c=c, W=width, DEFINITE=definite, num_warps=warps,
+        )  # fmt: skip
+    return Roots(rkc, value, growth, least, place, limit)
+
+
+def eliminate_in_torch(
+    outside: Outside, which: Tensor, tau: Tensor, growth: Tensor, place: Tensor, limit: Tensor, definite: bool
+) -> Roots:
+    from ...engine.elimination import eliminate as unpivoted
+
+    sign = 1.0 if definite else -1.0
+    S, AE, G, Y = (x[which] for x in outside)
+    c, n = Y.shape[1], S.shape[1]
+    inverse = (1 / tau)[:, None, None]
+    units = torch.cat([inverse.expand(-1, 1, c), inverse.square().expand(-1, 1, c)], 2)
+    one = torch.eye(n, dtype=S.dtype, device=S.device)
+    out = unpivoted(one + sign * inverse.square() * S, AE * units)
+    product = out.scaled.mT @ out.rows
+    one = one.new_ones(c).diag()
+    R = sign * one + product[:, :c, :c]
+    K = inverse * Y - sign * product[:, :c, c:]
+    C = product[:, c:, c:] - one - sign * inverse.square() * G
+    value = out.pivots.log().sum(1) if definite else (out.pivots < 0).sum(1).to(S.dtype)
+    return Roots(torch.stack([R, K, C], 1), value, growth + out.growth, out.least.clamp_max(1.0), place, limit)
+
+
+def variants() -> Iterator[Variant]:
+    pointers = ["S", "AE", "G", "Y", "TAU", "RKC", "VALUE", "GROWTH", "LEAST", "U", "DI"]
+    arguments = dict.fromkeys(pointers, "*fp64") | {"WHICH": "*i64", "pairs": "i32"}
+    for n, c in ((16, 16), (32, 32), (64, 32), (96, 64), (128, 64), (256, 64)):
+        width, warps = launch(n, c)
+        for definite in (False, True):
+            kind = "log-determinants" if definite else "counts"
+            constants = {"n": n, "c": c, "W": width, "DEFINITE": definite}
+            yield Variant(f"boundary {kind} n={n} c={c}", boundary_kernel, arguments, constants, warps)

@@ -1,0 +1,131 @@
+"""The block builder: from a recurrence's own tensors to what each block of `c` tokens shows, never `T`.
+
+Inside 16 rows, decays are running products of gates over dyadic segments, one 16 x 16 product a level. Between such
+sub-blocks the writes of earlier rows, carried to the end of the previous sub-block, lie in the output itself, one
+product away. All factors are products of gates: nothing is divided, nothing overflows that the recurrence does not
+overflow itself, a gate of exactly zero stays an exact zero, and the relative error is a few ulp times `c`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...engine.blocks import Blocks, block_parts, cut
+from ...operators.structure import Tokens
+from .compilation import Variant
+from .source import KINDS, Source
+from .tokens import at_block, inner16, load16
+
+
+@triton.jit
+def parts_kernel(
+    Q, K, G, RATE, QS, KS, HEADS, QUNIT, KUNIT, length, H, q_repeat, k_repeat,
+    q_b, q_t, q_h, q_n, k_b, k_t, k_h, k_n, g_b, g_t, g_h, g_n, rate_h, rate_n, qs_b, qs_t, qs_h, ks_b, ks_t, ks_h,
+    X, Z, PHI, Y, blocks,
+    n: tl.constexpr, SHARED: tl.constexpr, RATED: tl.constexpr, LOG: tl.constexpr, BEFORE: tl.constexpr,
+    QSCALED: tl.constexpr, KSCALED: tl.constexpr, N: tl.constexpr, c: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """A program a block: `X`, `Z` `[items, c, N]`, `PHI` `[items, N]`, `Y` `[items, c, c]` (zero before)."""
+    item = tl.program_id(0).to(tl.int64)
+    row = item // blocks
+    first = item % blocks * c
+    Q, K, G, RATE, QS, KS = at_block(
+        Q, K, G, RATE, QS, KS, HEADS, row, first, H, q_repeat, k_repeat,
+        q_b, q_t, q_h, k_b, k_t, k_h, g_b, g_t, g_h, rate_h, qs_b, qs_t, qs_h, ks_b, ks_t, ks_h,
+    )  # fmt: skip
+    q_unit, k_unit = tl.load(QUNIT + row), tl.load(KUNIT + row)
+    X += item * c * N
+    Z += item * c * N
+    Y += item * c * c
+    PHI += item * N
+    r, w = tl.arange(0, 16), tl.arange(0, W)
+    tile = r[:, None] * N + w[None, :]
+    square = r[:, None] * c + r[None, :]
+    left = (length - first).to(tl.int32)
+    for n0 in range(0, N, W):
+        exists = n0 + w < n
+        rate = tl.full([W], 1.0, tl.float64)
+        if RATED:
+            rate = tl.load(RATE + (n0 + w) * rate_n, mask=exists, other=0.0).to(tl.float64)
+        carried = tl.full([W], 1.0, tl.float64)
+        for i0 in range(0, c, 16):
+            q, k, a, after, last = load16(
+                Q + i0 * q_t + n0 * q_n, K + i0 * k_t + n0 * k_n, G + i0 * g_t + n0 * g_n, QS + i0 * qs_t,
+                KS + i0 * ks_t, rate, q_t, q_n, k_t, k_n, g_t, g_n, qs_t, ks_t, left - i0, exists,
+                W, SHARED, LOG, BEFORE, QSCALED, KSCALED,
+            )  # fmt: skip
+            q *= q_unit
+            k *= k_unit
+            y = inner16(q, k, a, after, last, W, BEFORE)
+            upto = tl.cumprod(a, 0)
+            phi = tl.sum(tl.where((r == 15)[:, None], upto, 0.0), 0)
+            if BEFORE:
+                upto = tl.cumprod(last, 0)
+            q = q * upto
+            tl.store(X + i0 * N + n0 + tile, q * carried[None, :])
+            tl.store(Y + i0 * c + i0 + square, y + tl.load(Y + i0 * c + i0 + square))
+            for j0 in range(0, i0, 16):
+                z = tl.load(Z + j0 * N + n0 + tile)
+                before = tl.load(Y + i0 * c + j0 + square)
+                tl.store(Y + i0 * c + j0 + square, tl.dot(q, tl.trans(z), out_dtype=tl.float64) + before)
+                tl.store(Z + j0 * N + n0 + tile, z * phi[None, :])
+            tl.store(Z + i0 * N + n0 + tile, k * tl.cumprod(after, 0, reverse=True))
+            # other lanes of this program read these rows of Z and Y below
+            tl.debug_barrier()
+            carried = carried * phi
+        tl.store(PHI + n0 + w, carried)
+
+
+def padded(n: int) -> int:
+    """The state size that kernels work with: further coordinates are zero, which changes nothing."""
+    return 16 if n <= 16 else -(-n // 32) * 32
+
+
+def warps(N: int, heavy: bool) -> int:
+    """One warp needs no barriers; rates, or a third copy of the gates, do not fit its registers beyond n = 16."""
+    return 2 if heavy and N > 16 else 1
+
+
+def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int) -> Blocks:
+    """Block parts of every head of a source, its blocks in a row: `items = N * ceil(L / c)`.
+
+    Args:
+        source: the recurrence.
+        read_unit, write_unit: float64 `[N]`, multiplied onto reads and writes.
+        c: tokens a block: 16, 32 or 64. Missing tokens of the last block are zero.
+
+    Returns:
+        float64 `X`, `Z` `[items, c, padded n]`, `Y` `[items, c, c]`, `Phi` `[items, padded n]`; twin:
+        `engine.blocks.block_parts`.
+    """
+    N = padded(source.state_size)
+    blocks = -(-source.length // c)
+    items = len(source.heads) * blocks
+    new = source.read.new_empty
+    X, Z = (new(items, c, N, dtype=torch.float64) for _ in range(2))
+    Phi, Y = new(items, N, dtype=torch.float64), source.read.new_zeros(items, c, c, dtype=torch.float64)
+    arguments, flags = source.arguments(read_unit, write_unit)
+    parts_kernel[(items,)](
+        *arguments, X, Z, Phi, Y, blocks, **flags, N=N, c=c, W=16, num_warps=warps(N, flags["RATED"] or flags["BEFORE"])
+    )
+    return Blocks(X, Y, Z, Phi)
+
+
+def build_in_torch(tokens: Tokens, c: int) -> Blocks:
+    """The twin of `build`, from upcast tokens: the same arrays, without padding of the state."""
+    parts = block_parts(cut(tokens, c))
+    return Blocks(parts.X.flatten(0, 1), parts.Y.flatten(0, 1), parts.Z.flatten(0, 1), parts.Phi.flatten(0, 1))
+
+
+def variants() -> Iterator[Variant]:
+    for kind, (arguments, flags) in KINDS.items():
+        for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (256, 64)):
+            out = dict.fromkeys(("X", "Z", "PHI", "Y"), "*fp64") | {"blocks": "i32"}
+            constants = {"n": n, "N": n, "c": c, "W": 16} | flags
+            heavy = flags["RATED"] or flags["BEFORE"]
+            yield Variant(f"parts {kind} n={n} c={c}", parts_kernel, arguments | out, constants, warps(n, heavy))

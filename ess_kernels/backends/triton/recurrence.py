@@ -1,0 +1,317 @@
+"""Recurrences on the GPU: the engine's certainty, with eliminations by the kernels of this package.
+
+Block parts and Gramians come once a head; for every batch of blocks then square roots, products by cuBLAS, and for
+every pair of a block and a tolerance (or shift) the boundary's elimination and the staircase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...engine.blocks import Blocks, block_parts, cut
+from ...engine.boundary import norm_bound
+from ...engine.certainty import HOPELESS
+from ...engine.cost import Cost
+from ...engine.positions import Engine
+from ...engine.quadrature import Quadrature
+from ...engine.scaling import LARGE_UNIT, largest, power_of_two, scaled_tokens
+from ...engine.staircase import Answer
+from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
+from ...engine.state_space import block_length as exact_block_length
+from ...operators.structure import StateSpace
+from . import parts, scans, small, weights
+from .boundary import Outside, eliminate
+from .roots import EPS, pivoted_roots, shifted_roots
+from .roots import shift as root_shift
+from .runtime import on
+from .source import Source, source_of
+from .staircase import Roots, descend
+
+# bytes of boundaries (without the eliminations' scratch) and of staircase roots in work at once
+BLOCK_WORKSPACE = 1 << 28
+NODE_WORKSPACE = 1 << 28
+
+
+def block_length(n: int) -> int:
+    """Tokens a block: boundaries cost `n^3` each, the staircase `c^2` a position."""
+    return 16 if n <= 16 else 32 if n <= 64 else 64
+
+
+def bytes_per_head(length: int, n: int) -> int:
+    """What one head needs while its recurrence is in work: block parts and the two Gramians of every block."""
+    n, c = parts.padded(n), block_length(n)
+    return 8 * -(-length // c) * (2 * n * n + 2 * c * n + c * c + n) + 8 * 4 * length
+
+
+def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which heads the kernels can take as they are, bool `[N]`, and the largest magnitude of reads and writes `[N]`.
+
+    Finite, with transitions that do not grow: then no number that is squared can overflow. The tensors are looked at as
+    they came, in their own precision. Heads of dense transitions are judged later: all may try.
+    """
+    if not op.diagonal:
+        one = torch.ones(len(heads), dtype=torch.float64, device=heads.device)
+        return torch.ones_like(heads, dtype=torch.bool), one, one
+    source = source_of(op, heads)
+    read = _peak(source, source.read, source.read_scale) * abs(source.scale)
+    write = _peak(source, source.write, source.write_scale)
+    gate = _by_head(source, source.gate, torch.amax)
+    if source.rate is not None:
+        lowest = _by_head(source, source.gate, torch.amin)
+        head = source.heads % source.H
+        rates = source.rate.double()
+        corners = [g * r[head] for g in (gate, lowest) for r in (rates.amax(1), rates.amin(1))]
+        gate = torch.stack(corners).amax(0)
+    fair = gate <= 0 if source.log else _by_head(source, source.gate.abs(), torch.amax) <= 1
+    # a step, a rate or a gate that is not finite ends in a comparison that fails, or in a write that is not finite;
+    # -inf is a fair gate, but no fair step or rate
+    if source.rate is not None:
+        fair &= torch.stack(corners).isfinite().all(0)
+    unit = read * write
+    return fair & (unit * op.state_size <= REPRESENTABLE) & (unit <= LARGE_UNIT), read, write
+
+
+def _peak(source: Source, x: Tensor, scale: Tensor | None) -> Tensor:
+    """The largest magnitude of each head's reads or writes, or a bound of it; NaN and infinity stay visible."""
+    groups = x.shape[2]
+    flat = torch.linalg.vector_norm(x, torch.inf, dim=(1, 3)).double()
+    batch, head = source.heads // source.H, source.heads % source.H
+    peak = flat[batch.clamp_max(x.shape[0] - 1), head // max(1, source.H // groups)]
+    if scale is not None:
+        peak = peak * torch.linalg.vector_norm(scale, torch.inf, dim=1).double()[batch, head]
+    return peak
+
+
+def _by_head(source: Source, gate: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    flat = reduce(gate, (1, 3)).double()
+    return flat[(source.heads // source.H).clamp_max(gate.shape[0] - 1), source.heads % source.H]
+
+
+# (heads, numbers of blocks) -> [J, S]
+Shifts = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class _Work:
+    """One pass over blocks: bool `[N, S, blocks]`, which pairs are to be done; the rest as in `_staircase`."""
+
+    busy: Tensor
+    answer: Answer
+    shifts: Shifts
+    definite: bool
+    scale: Tensor | None
+
+    @property
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.answer.value.view(-1), self.answer.growth.view(-1), self.answer.least.view(-1)
+
+
+class TritonRecurrence(Engine):
+    """`N` heads of a recurrence, cut into blocks of `c` tokens, with Gramians at all edges.
+
+    Heads that are `unstable` `[N]` (only dense transitions can be) are left to another engine.
+    """
+
+    def __init__(self, op: StateSpace, heads: Tensor, read: Tensor, write: Tensor, cost: Cost):
+        """`read`, `write` `[N]`: the largest magnitudes, from `tame`."""
+        self.op, self.heads, self.cost = op, heads, cost
+        self.length, self.state_size = op.length, op.state_size
+        self.group = block_length(op.state_size)
+        self.number = -(-self.length // self.group)
+        self.small = op.diagonal and self.group == 16
+        with on(op.device):
+            if op.diagonal:
+                self._run_diagonal(read, write)
+            else:
+                self._run_dense()
+
+    def _run_diagonal(self, read: Tensor, write: Tensor) -> None:
+        (read_unit, self.read_inverse), (write_unit, self.write_inverse) = _unit(read), _unit(write)
+        self.unit = read_unit * write_unit
+        self.nothing = (read == 0) | (write == 0)
+        self.good = torch.ones_like(self.heads, dtype=torch.bool)
+        self.unstable = ~self.good
+        self.source = source_of(self.op, self.heads)
+        if self.small:
+            self.P, self.Q = small.gramians(self.source, self.read_inverse, self.write_inverse)
+        else:
+            self.P, self.Q = scans.gramians(self.blocks, len(self.heads))
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The parts of all blocks. Small states need them only where the cheap root is too coarse."""
+        return parts.build(self.source, self.read_inverse, self.write_inverse, self.group)
+
+    def _run_dense(self) -> None:
+        tokens, self.unit, self.good = scaled_tokens(self.op.tokens(self.heads))
+        self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
+        built = block_parts(cut(tokens, self.group))
+        missing = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
+
+        def padded(x: Tensor, axes: int) -> Tensor:
+            return torch.nn.functional.pad(x.flatten(0, 1), (0, missing) * axes).contiguous()
+
+        self.blocks = Blocks(padded(built.X, 1), built.Y.flatten(0, 1), padded(built.Z, 1), padded(built.Phi, 2))
+        self.P, self.Q = scans.gramians_in_torch(self.blocks, len(self.heads))
+        pieces = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.P, self.Q)
+        sizes = torch.stack([largest(x.reshape(len(self.heads), -1)) for x in pieces])
+        entry = torch.maximum(self.op.state_size * sizes[0] * sizes[4].sqrt(), sizes[1]) * self.unit
+        self.unstable = self.good & ~((sizes <= SQUARABLE).all(0) & (entry <= REPRESENTABLE))
+        for x in (*vars(self.blocks).values(), self.P, self.Q):
+            x.view(len(self.heads), -1)[self.unstable] = 0.0
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """`[items, n]`, the diagonal of `Phi^T Q Phi`: how visible each coordinate is at the block's left edge."""
+        Phi = self.blocks.Phi
+        if Phi.dim() == 2:
+            return Phi.square() * self.Q.diagonal(dim1=1, dim2=2)
+        return torch.einsum("bij,bij->bj", Phi, self.Q @ Phi)
+
+    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
+        return self._staircase(wanted, lambda head, number: tau[head, :, number], definite=False)
+
+    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+        nodes = quadrature.nodes(wanted.device)
+        wanted = wanted[:, None].expand(-1, len(nodes), -1)
+        answer = self._staircase(wanted, lambda head, number: nodes.expand(len(head), -1), True, scale)
+        return answer.value.view(wanted.shape)
+
+    def _entropy_of(self, quadrature: Quadrature, logdets: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
+        with on(logdets.device):
+            return weights.entropy_of(quadrature, logdets, cap)
+
+    def _staircase(self, wanted: Tensor, shifts: Shifts, definite: bool, scale: Tensor | None = None) -> Answer:
+        """Values and growth at `wanted` `[N, S, L]`.
+
+        All positions of a block come together: those not wanted are filled in too.
+
+        Args:
+            wanted: bool.
+            shifts: `(heads, numbers) -> [J, S]`, the tolerances of some blocks, or (`definite`) the nodes of a
+                quadrature, in units of `scale` `[N]`, or of each block's own scale if there is none.
+            definite: log-determinants or counts.
+            scale: see above.
+        """
+        answer = Answer.of(wanted.flatten(0, 1))
+        busy = self._grouped(wanted, 0.0).any(-1)
+        work = _Work(busy, answer, shifts, definite, scale)
+        heads, numbers = busy.any(1).nonzero(as_tuple=True)
+        with on(wanted.device):
+            if self.small and scale is None:
+                heads, numbers = self._small_blocks(work, heads, numbers)
+            self._blocks(work, heads, numbers)
+        return answer
+
+    def _place(self, work: _Work, head: Tensor, number: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in the flat answer the positions of some (block, shift) pairs begin, and how many there are."""
+        start = number * self.group
+        return (head * work.busy.shape[1] + s) * self.length + start, (self.length - start).clamp_max(self.group)
+
+    def _small_blocks(self, work: _Work, heads: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """All of some blocks' positions by the fused kernels; returns the blocks that these are too coarse for."""
+        each = max(1, NODE_WORKSPACE // (8 * 6 * self.group**2 * work.busy.shape[1]))
+        units = (self.read_inverse, self.write_inverse)
+        poor = []
+        for head, number in zip(heads.split(each), numbers.split(each), strict=True):
+            shift = work.shifts(head, number)
+            busy = work.busy[head, :, number]
+            item = head * self.number + number
+            out = small.eliminate(self.source, *units, self.P, self.Q, item, shift, busy, work.definite)
+            which, s = busy.nonzero(as_tuple=True)
+            place, limit = self._place(work, head[which], number[which], s)
+            nodes = Roots(out.rkc, out.value, out.growth, out.least, place, limit)
+            descend(nodes, *work.flat, work.definite, budget=NODE_WORKSPACE)
+            if not work.definite:
+                poor.append(_too_coarse(out.coarse, shift))
+        if not poor:
+            return heads[:0], numbers[:0]
+        again = torch.cat(poor)
+        return heads[again], numbers[again]
+
+    def _blocks(self, work: _Work, heads: Tensor, numbers: Tensor) -> None:
+        """All of some blocks' positions: products for the blocks, then pairs of a block and a shift."""
+        if len(heads) == 0:
+            return
+        c, n = self.group, self.blocks.X.shape[-1]
+        step = max(1, BLOCK_WORKSPACE // (8 * (5 * n * n + 6 * n * c + 2 * c * c)))
+        each = max(1, NODE_WORKSPACE // (8 * 9 * c * c))
+        for head, number in zip(heads.split(step), numbers.split(step), strict=True):
+            outside, shift, growth = self._outside(work, head, number)
+            which, s = work.busy[head, :, number].nonzero(as_tuple=True)
+            pairs = (which, shift[which, s], growth[which, s], *self._place(work, head[which], number[which], s))
+            for part in zip(*(x.split(each) for x in pairs), strict=True):
+                descend(eliminate(outside, *part, work.definite), *work.flat, work.definite, budget=NODE_WORKSPACE)
+
+    def _outside(self, work: _Work, head: Tensor, number: Tensor) -> tuple[Outside, Tensor, Tensor]:
+        """Boundaries of some blocks, their shifts `[J, S]`, and the growth that their data bring, `[J, S]`.
+
+        The shifted root is tried first. Blocks whose smallest tolerance it is too coarse for get the pivoted one.
+        """
+        item = head * self.number + number
+        P, Q = self.P[item], self.Q[item]
+        mass = self.mass[item]
+        X, Z, Phi, Y = (getattr(self.blocks, name)[item] for name in ("X", "Z", "Phi", "Y"))
+        F, size = shifted_roots(P, mass)
+        outside = _products(F, X, Z, Phi, Q, Y)
+        shift = work.shifts(head, number)
+        if work.definite:
+            own = _scale(outside) if work.scale is None else work.scale[head]
+            shift = (shift * torch.where(own > 0, own, 1.0)[:, None]).sqrt()
+            return outside, shift, torch.zeros_like(shift)
+        reached = (P.diagonal(dim1=1, dim2=2) * mass).sum(1)
+        corner = (Z.square() @ Q.diagonal(dim1=1, dim2=2)[..., None])[..., 0].amax(1)
+        # what the root's shift adds to a squared singular value, at most, in units of eps; half of it as a width
+        coarse = reached * (root_shift(X.shape[-1]) / EPS / 2)
+        poor = _too_coarse(coarse, shift)
+        if len(poor):
+            F[poor], size[poor] = pivoted_roots(P[poor], mass[poor])
+            outside = _products(F, X, Z, Phi, Q, Y)
+            coarse[poor] = 2 * reached[poor]
+        return outside, shift, (coarse + torch.maximum(size, corner))[:, None] * _inverse_square(shift)
+
+    def _zero(self) -> Tensor:
+        return self.nothing[:, None]
+
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """As the PyTorch engine finds them, from QR factors of the recurrence, for the heads that need it."""
+        needed, back = heads.unique(return_inverse=True)
+        tokens = self.op.tokens(self.heads[needed])
+        exact = Recurrence(tokens, exact_block_length(self.op.state_size, False), self.cost)
+        return exact.values_at(back, positions) * (exact.unit / self.unit[needed])[back][:, None]
+
+
+def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    """A power of two near each magnitude, one where it is zero, and its inverse."""
+    unit = power_of_two(magnitude[:, None])[1]
+    return unit, 1 / unit
+
+
+def _products(F: Tensor, X: Tensor, Z: Tensor, Phi: Tensor, Q: Tensor, Y: Tensor) -> Outside:
+    carried = F * Phi[:, None] if Phi.dim() == 2 else F @ Phi.mT
+    seen = carried @ Q
+    AE = torch.cat([F @ X.mT, seen @ Z.mT], 2)
+    return Outside(seen @ carried.mT, AE, Z @ (Q @ Z.mT), Y)
+
+
+def _inverse_square(tolerance: Tensor) -> Tensor:
+    """`1 / tolerance^2`, zero where there is no tolerance to eliminate at."""
+    return torch.where(tolerance > 0, tolerance.square().reciprocal(), 0.0)
+
+
+def _too_coarse(coarse: Tensor, tolerance: Tensor) -> Tensor:
+    """Which blocks have a tolerance `[J, S]` at which the root's shift leaves no hope to settle a count, int64."""
+    return (EPS * coarse * _inverse_square(tolerance).amax(1) > HOPELESS / 4).nonzero()[:, 0]
+
+
+def _scale(outside: Outside) -> Tensor:
+    """`[J]`: a bound of the squared largest singular value at all positions of each block."""
+    c = outside.Y.shape[1]
+    past_rows = outside.AE[..., :c]
+    grams = (outside.S, past_rows.mT @ past_rows, outside.G, outside.Y.mT @ outside.Y)
+    return torch.stack([norm_bound(gram) for gram in grams]).sum(0)

@@ -1,0 +1,79 @@
+"""Gramians at the edges of all blocks: what earlier writes put into the state, what later reads see of it.
+
+`P_e = Phi P_a Phi + Z^T Z` forward and `Q_a = Phi Q_e Phi + X^T X` backward, for diagonal `Phi`. Serial over a head's
+blocks, parallel over heads, directions and tiles of the matrix, which stay in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...engine.blocks import Blocks
+from .compilation import Variant
+
+
+@triton.jit
+def scan_kernel(X, Z, PHI, P, Q, blocks, n: tl.constexpr, c: tl.constexpr, W: tl.constexpr):
+    """A program a (head, tile, direction); `P`, `Q` `[items, n, n]` are stored before each block is passed."""
+    first = tl.program_id(0).to(tl.int64) * blocks
+    tiles: tl.constexpr = n // W
+    i = (tl.program_id(1) // tiles) * W + tl.arange(0, W)
+    j = (tl.program_id(1) % tiles) * W + tl.arange(0, W)
+    forward = tl.program_id(2) == 0
+    rows = tl.where(forward, Z, X)
+    out = tl.where(forward, P, Q)
+    r = tl.arange(0, c)
+    gramian = tl.zeros([W, W], tl.float64)
+    step = 0
+    while step < blocks:
+        item = first + tl.where(forward, step, blocks - 1 - step)
+        tl.store(out + item * n * n + i[:, None] * n + j[None, :], gramian)
+        block = rows + item * c * n
+        left = tl.load(block + r[None, :] * n + i[:, None])
+        right = tl.load(block + r[:, None] * n + j[None, :])
+        phi_i, phi_j = tl.load(PHI + item * n + i), tl.load(PHI + item * n + j)
+        gramian = phi_i[:, None] * gramian * phi_j[None, :] + tl.dot(left, right, out_dtype=tl.float64)
+        step += 1
+
+
+def _tile(n: int, heads: int) -> tuple[int, int]:
+    """Width and warps: wide tiles reread less, but a few heads need all their tiles to fill a GPU."""
+    if n % 64 == 0 and heads * (n // 64) ** 2 >= 64:
+        return 64, 4
+    return (32, 2) if n % 32 == 0 else (16, 1)
+
+
+def gramians(blocks: Blocks, heads: int) -> tuple[Tensor, Tensor]:
+    """`P` at the left and `Q` at the right edge of every block, `[items, n, n]`, from parts with diagonal `Phi`."""
+    items, c, n = blocks.X.shape
+    P, Q = (torch.empty(items, n, n, dtype=torch.float64, device=blocks.X.device) for _ in range(2))
+    width, warps = _tile(n, heads)
+    grid = (heads, (n // width) ** 2, 2)
+    scan_kernel[grid](blocks.X, blocks.Z, blocks.Phi, P, Q, items // max(heads, 1), n=n, c=c, W=width, num_warps=warps)
+    return P, Q
+
+
+def gramians_in_torch(blocks: Blocks, heads: int) -> tuple[Tensor, Tensor]:
+    """The twin of `gramians`; also takes dense `Phi` `[items, n, n]`."""
+    items, _, n = blocks.X.shape
+    number = items // max(heads, 1)
+    dense = blocks.Phi.dim() == 3
+    Phi = (blocks.Phi if dense else torch.diag_embed(blocks.Phi)).view(heads, number, n, n)
+    reached, seen = ((x.mT @ x).view(heads, number, n, n) for x in (blocks.Z, blocks.X))
+    P, Q = torch.zeros_like(reached), torch.zeros_like(seen)
+    for b in range(number - 1):
+        P[:, b + 1] = Phi[:, b] @ P[:, b] @ Phi[:, b].mT + reached[:, b]
+    for b in range(number - 1, 0, -1):
+        Q[:, b - 1] = Phi[:, b].mT @ Q[:, b] @ Phi[:, b] + seen[:, b]
+    return P.flatten(0, 1), Q.flatten(0, 1)
+
+
+def variants() -> Iterator[Variant]:
+    arguments = dict.fromkeys(("X", "Z", "PHI", "P", "Q"), "*fp64") | {"blocks": "i32"}
+    for n, c, W, warps in ((16, 16, 16, 1), (32, 32, 32, 2), (64, 32, 64, 4), (128, 64, 64, 4), (128, 64, 32, 2)):
+        yield Variant(f"scan n={n} c={c} W={W}", scan_kernel, arguments, {"n": n, "c": c, "W": W}, warps)
