@@ -32,7 +32,8 @@ class Certificate(NamedTuple):
 
     Attributes:
         width: float64, the relative band around the tolerance in which a singular value could have been miscounted.
-        redone: bool, whether the position was done again because its first width was too large.
+        redone: bool, whether the position was done again because its first width was too large, or was counted on both
+            sides of the tolerance from the start because it would have been.
         unresolved: bool, whether a singular value was found equal to the tolerance to within rounding error of the
             largest: the count may then differ by the number of such values. In steeply graded spectra a few such ties
             are not noticed; the width, never zero for a count that was taken as it came, covers them.

@@ -41,6 +41,10 @@ class Engine(ABC):
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
         """Counts and growth at `wanted` `[N, S, L]` for tolerances `[N, S, ceil(L / group)]` (scaled)."""
 
+    def _foreseen_width(self, tau: Tensor) -> Tensor:
+        """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`."""
+        return torch.zeros_like(tau)
+
     @abstractmethod
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
         """`log det(I + H H^T / (t_k scale))` `[N, K, L]` at `wanted` `[N, L]`; no `scale` `[N]`: the engine's own."""
@@ -70,10 +74,13 @@ class Engine(ABC):
         # a tolerance of zero has no units to eliminate in, and nothing exceeds an infinite one
         wanted[..., positions] = ((tau > 0) & tau.isfinite())[..., None]
         missing[..., positions] = (tau <= 0)[..., None]
-        groups = -(-L // self.group)
-        answer = self._eliminate(wanted, tau[..., None].expand(-1, -1, groups))
+        grouped_tau = tau[..., None].expand(-1, -1, -(-L // self.group))
+        # where one elimination is known not to do, the two on both sides of the tolerance come at once
+        foreseen = self._foreseen_width(grouped_tau)
+        skipped = wanted & self._spread((foreseen > SURE) & (foreseen <= HOPELESS / 4))
+        answer = self._eliminate(wanted & ~skipped, grouped_tau)
         result.counts.copy_(answer.value.view(N, M, L))
-        result.width.copy_(width_of(answer.growth).view(N, M, L))
+        result.width.copy_(torch.where(skipped, self._spread(foreseen), width_of(answer.growth).view(N, M, L)))
         tie = near_tie(answer.growth, answer.least).view(N, M, L)
         doubtful = wanted & (tie | ~(result.width <= SURE))
         result.redone.copy_(doubtful | missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chain_operators import DEVICE, control, gates, gla, mamba, normal, ssd
 
 triton = pytest.importorskip("triton")
 
@@ -11,42 +12,6 @@ from ess_kernels import operators  # noqa: E402
 from ess_kernels.backends.triton import boundary, parts, roots, scans  # noqa: E402
 from ess_kernels.backends.triton.source import source_of, source_of_tokens  # noqa: E402
 from ess_kernels.engine.blocks import Blocks  # noqa: E402
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
-
-
-def gates(seed: int, *shape: int, strength: float = 0.3) -> torch.Tensor:
-    return torch.nn.functional.logsigmoid(normal(seed, *shape)) * strength
-
-
-def gla(B=2, T=37, H=2, K=5, dtype=torch.float64):
-    g = gates(2, B, T, H, K)
-    g[:, T // 2] = -torch.inf
-    return operators.gla(normal(0, B, T, H, K, dtype=dtype), normal(1, B, T, H, K, dtype=dtype), g.to(dtype))
-
-
-def ssd(B=2, T=33, H=4, G=2, n=16):
-    dt = torch.rand(B, T, H, device=DEVICE, dtype=torch.float64) * 0.3
-    return operators.ssd(dt, -torch.arange(1.0, H + 1, device=DEVICE), normal(0, B, T, G, n), normal(1, B, T, G, n))
-
-
-def mamba(B=2, D=3, L=40, N=6, constant=False):
-    delta = torch.rand(B, D, L, device=DEVICE, dtype=torch.float64) * 0.3
-    A = -torch.rand(D, N, device=DEVICE, dtype=torch.float64) * 3
-    shape = (D, N) if constant else (B, N, L)
-    return operators.selective_scan(delta, A, normal(0, *shape), normal(1, *shape))
-
-
-def control(L=35, n=7, constant=False):
-    A = torch.rand(*(() if constant else (L,)), n, device=DEVICE, dtype=torch.float64)
-    shape = (n,) if constant else (L, n)
-    length = L if constant else None
-    return operators.recurrence(A, normal(0, *shape), normal(1, *shape), diagonal=True, length=length)
-
 
 OPERATORS = {
     "gla": gla,

@@ -173,6 +173,14 @@ class TritonRecurrence(Engine):
             return Phi.square() * self.Q.diagonal(dim1=1, dim2=2)
         return torch.einsum("bij,bij->bj", Phi, self.Q @ Phi)
 
+    def _foreseen_width(self, tau: Tensor) -> Tensor:
+        """What the cheap root is known to cost."""
+        if self.small:
+            # its shift of 16 ulp is no more than the rounding errors of the rest
+            return torch.zeros_like(tau)
+        reached = (self.P.diagonal(dim1=1, dim2=2) * self.mass).sum(1).view(len(self.heads), 1, -1)
+        return EPS * _root_error(reached, self.P.shape[1]) * _inverse_square(tau)
+
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
         return self._staircase(wanted, lambda head, number: tau[head, :, number], definite=False)
 
@@ -266,8 +274,7 @@ class TritonRecurrence(Engine):
             return outside, shift, torch.zeros_like(shift)
         reached = (P.diagonal(dim1=1, dim2=2) * mass).sum(1)
         corner = (Z.square() @ Q.diagonal(dim1=1, dim2=2)[..., None])[..., 0].amax(1)
-        # what the root's shift adds to a squared singular value, at most, in units of eps; half of it as a width
-        coarse = reached * (root_shift(X.shape[-1]) / EPS / 2)
+        coarse = _root_error(reached, X.shape[-1])
         poor = _too_coarse(coarse, shift)
         if len(poor):
             F[poor], size[poor] = pivoted_roots(P[poor], mass[poor])
@@ -297,6 +304,11 @@ def _products(F: Tensor, X: Tensor, Z: Tensor, Phi: Tensor, Q: Tensor, Y: Tensor
     seen = carried @ Q
     AE = torch.cat([F @ X.mT, seen @ Z.mT], 2)
     return Outside(seen @ carried.mT, AE, Z @ (Q @ Z.mT), Y)
+
+
+def _root_error(reached: Tensor, n: int) -> Tensor:
+    """Half of what the root's shift adds to a squared singular value, at most, in units of eps."""
+    return reached * (root_shift(n) / EPS / 2)
 
 
 def _inverse_square(tolerance: Tensor) -> Tensor:
