@@ -14,14 +14,17 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from .runtime import interpreting
 
 DOUBLE_PRECISION = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
 
@@ -127,26 +130,46 @@ def _operations(code: str) -> Iterator[str]:
         yield match.group(1)
 
 
+def one_of_each(chosen: Iterable[Variant]) -> list[Variant]:
+    """The last variant of every kernel, which is one of the largest."""
+    return list({variant.kernel: variant for variant in chosen}.values())
+
+
+def _compile(task: tuple[str, int]) -> Resources:
+    name, capability = task
+    return resources(next(variant for variant in variants() if variant.name == name), capability)
+
+
+def compile_all(chosen: Iterable[Variant], capabilities: Iterable[int], processes: int = 1) -> Iterator[Resources]:
+    """What every variant takes on every architecture, as it becomes known."""
+    tasks = [(variant.name, capability) for variant in chosen for capability in capabilities]
+    with get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap_unordered(_compile, tasks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capability", type=int, nargs="+", default=[90], help="80, 86, 89, 90, 120, ...")
     parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--one-of-each", action="store_true", help="one variant of every kernel")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
-    for capability in arguments.capability:
-        for variant in variants():
-            if arguments.only not in variant.name:
-                continue
-            row = resources(variant, capability)
-            if arguments.json:
-                print(json.dumps(asdict(row)), flush=True)
-            else:
-                print(
-                    f"sm_{capability} {row.name:44s} {row.registers:3d} registers {row.spill:4d} B spill "
-                    f"{row.shared:6d} B shared {row.instructions:6d} instructions ({row.matrix_instructions} matrix "
-                    f"{row.matrix_shape}, {row.double_instructions} float64) {row.seconds:.1f} s",
-                    flush=True,
-                )
+    if interpreting():
+        parser.error("TRITON_INTERPRET is set: there is nothing to compile")
+    chosen = [variant for variant in variants() if arguments.only in variant.name]
+    if arguments.one_of_each:
+        chosen = one_of_each(chosen)
+    for row in compile_all(chosen, arguments.capability, arguments.processes):
+        if arguments.json:
+            print(json.dumps(asdict(row)), flush=True)
+        else:
+            print(
+                f"sm_{row.capability} {row.name:44s} {row.registers:3d} registers {row.spill:4d} B spill "
+                f"{row.shared:6d} B shared {row.instructions:6d} instructions ({row.matrix_instructions} matrix "
+                f"{row.matrix_shape}, {row.double_instructions} float64) {row.seconds:.1f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def cholesky16(A):
 
 
 @triton.jit
-def root_kernel(P, MASS, F, SIZE, shift, n: tl.constexpr, W: tl.constexpr):
+def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.constexpr):
     """A program an item: `F^T` `[n, n]` upper triangular, rows in panels of 16, left-looking."""
     item = tl.program_id(0).to(tl.int64)
     P += item * n * n
@@ -91,7 +91,7 @@ def shifted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """
     items, n, _ = P.shape
     F, size = torch.empty_like(P), torch.empty_like(mass[:, 0])
-    root_kernel[(items,)](P, mass, F, size, shift(n), n=n, W=min(n, 32), num_warps=1)
+    root_kernel[(items,)](P, mass, F, size, shift(n), n, min(n, 32), num_warps=1)
     return F, size
 
 
@@ -187,7 +187,6 @@ def pivoted_roots_in_torch(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
 
 def variants() -> Iterator[Variant]:
     pointers = dict.fromkeys(("P", "MASS", "F", "SIZE"), "*fp64")
-    arguments = pointers | {"shift": "fp64"}
     for n in (16, 32, 64, 128, 256):
-        yield Variant(f"root n={n}", root_kernel, arguments, {"n": n, "W": min(n, 32)}, 1)
+        yield Variant(f"root n={n}", root_kernel, pointers, {"shift": shift(n), "n": n, "W": min(n, 32)}, 1)
         yield Variant(f"pivoted root n={n}", pivoted_root_kernel, pointers, {"n": n, "N": n}, max(1, n // 64))

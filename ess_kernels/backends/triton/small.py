@@ -32,6 +32,9 @@ from .tiles import (
 )
 from .tokens import at_block, inner16, load16
 
+# a Python number among the arguments would be rounded to float32
+ROOT = {"root_shift": shift(16), "root_factor": shift(16) / EPS / 2}
+
 
 @triton.jit
 def _carried(q, k, a, after, last, BEFORE: tl.constexpr):
@@ -99,9 +102,10 @@ def _norm_bound16(A):
 def block16_kernel(
     Q, K, G, RATE, QS, KS, HEADS, QUNIT, KUNIT, length, H, q_repeat, k_repeat,
     q_b, q_t, q_h, q_n, k_b, k_t, k_h, k_n, g_b, g_t, g_h, g_n, rate_h, rate_n, qs_b, qs_t, qs_h, ks_b, ks_t, ks_h,
-    REACH, SEE, ITEM, TAU, SLOT, RKC, VALUE, GROWTH, LEAST, COARSE, blocks, shifts, root_shift, root_factor,
+    REACH, SEE, ITEM, TAU, SLOT, RKC, VALUE, GROWTH, LEAST, COARSE, blocks, shifts,
     n: tl.constexpr, SHARED: tl.constexpr, RATED: tl.constexpr, LOG: tl.constexpr, BEFORE: tl.constexpr,
     QSCALED: tl.constexpr, KSCALED: tl.constexpr, DEFINITE: tl.constexpr,
+    root_shift: tl.constexpr, root_factor: tl.constexpr,
 ):  # fmt: skip
     """A program a block `ITEM[program]`: its shift `m` goes to node `SLOT[program, m]`, or nowhere if that is -1.
 
@@ -232,8 +236,8 @@ def eliminate(
     arguments, flags = source.arguments(read_unit, write_unit)
     if nodes:
         block16_kernel[(J,)](
-            *arguments, P, Q, item, tau.contiguous(), slot, *out, -(-source.length // 16), M, shift(16),
-            shift(16) / EPS / 2, **flags, DEFINITE=definite, num_warps=1,
+            *arguments, P, Q, item, tau.contiguous(), slot, *out, -(-source.length // 16), M,
+            **flags, **ROOT, DEFINITE=definite, num_warps=1,
         )  # fmt: skip
     return out
 
@@ -244,7 +248,7 @@ def variants() -> Iterator[Variant]:
         scan = arguments | {"REACH": "*fp64", "SEE": "*fp64", "blocks": "i32"}
         yield Variant(f"scan16 {kind}", scan16_kernel, scan, constants, 1)
         block = scan | dict.fromkeys(("TAU", "RKC", "VALUE", "GROWTH", "LEAST", "COARSE"), "*fp64")
-        block |= {"ITEM": "*i64", "SLOT": "*i64", "shifts": "i32", "root_shift": "fp64", "root_factor": "fp64"}
+        block |= {"ITEM": "*i64", "SLOT": "*i64", "shifts": "i32"}
         for definite in (False, True):
             name = f"block16 {kind} {'log-determinants' if definite else 'counts'}"
-            yield Variant(name, block16_kernel, block, constants | {"DEFINITE": definite}, 1)
+            yield Variant(name, block16_kernel, block, constants | ROOT | {"DEFINITE": definite}, 1)

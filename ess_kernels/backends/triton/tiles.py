@@ -85,5 +85,5 @@ def product(a, b):
 
 @triton.jit
 def log_of_pivots16(d):
-    """`sum log |d|` of 16 pivots by one logarithm: those of one shift lie between 1 and 1e15, their product below 1e240."""
+    """`sum log |d|` of 16 definite pivots by one logarithm: they lie between 1 and 1e15, their product below 1e240."""
     return tl.log(tl.reduce(tl.abs(d), 0, product))

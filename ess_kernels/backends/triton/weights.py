@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.quadrature import Quadrature
+from ...engine.quadrature import FINE, STANDARD, Quadrature
 from .compilation import Variant
 
 WIDTH = 256
@@ -17,7 +17,8 @@ WIDTH = 256
 
 @triton.jit
 def weights_kernel(
-    LOGDETS, WEIGHTS, CAP, ESS, BOUND, length, error, tail_error, tail_unit,
+    LOGDETS, WEIGHTS, CAP, ESS, BOUND, length,
+    error: tl.constexpr, tail_error: tl.constexpr, tail_unit: tl.constexpr,
     K: tl.constexpr, A: tl.constexpr, B: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """A program `W` positions of a head: the shifts are added up in their order, whatever the launch."""
@@ -53,20 +54,25 @@ def entropy_of(quadrature: Quadrature, logdets: Tensor, cap: Tensor) -> tuple[Te
 
     Twin: `Quadrature.entropy_of`.
     """
-    N, K, L = logdets.shape
+    N, _, L = logdets.shape
     ess, bound = (torch.empty(N, L, dtype=torch.float64, device=logdets.device) for _ in range(2))
     table = torch.tensor([row[1:] for row in quadrature.table], dtype=torch.float64, device=logdets.device)
-    a, b = quadrature.tail
     if ess.numel():
         weights_kernel[(N, triton.cdiv(L, WIDTH))](
-            logdets.contiguous(), table, cap, ess, bound, L, quadrature.error, quadrature.tail_error,
-            1.0 / quadrature.tail_span, K=K, A=a, B=b, W=WIDTH, num_warps=4,
+            logdets.contiguous(), table, cap, ess, bound, L, **_constants(quadrature), W=WIDTH, num_warps=4
         )  # fmt: skip
     return ess, bound
 
 
+def _constants(quadrature: Quadrature) -> dict[str, float]:
+    """A Python number among the arguments would be rounded to float32; there are two quadratures."""
+    a, b = quadrature.tail
+    errors = {"error": quadrature.error, "tail_error": quadrature.tail_error, "tail_unit": 1.0 / quadrature.tail_span}
+    return errors | {"K": len(quadrature), "A": a, "B": b}
+
+
 def variants() -> Iterator[Variant]:
-    arguments = dict.fromkeys(("LOGDETS", "WEIGHTS", "CAP", "ESS", "BOUND"), "*fp64")
-    arguments |= {"length": "i32"} | dict.fromkeys(("error", "tail_error", "tail_unit"), "fp64")
-    for K, B in ((16, 1), (24, 2)):
-        yield Variant(f"weights of {K} shifts", weights_kernel, arguments, {"K": K, "A": 0, "B": B, "W": WIDTH}, 4)
+    arguments = dict.fromkeys(("LOGDETS", "WEIGHTS", "CAP", "ESS", "BOUND"), "*fp64") | {"length": "i32"}
+    for quadrature in (STANDARD, FINE):
+        constants = _constants(quadrature) | {"W": WIDTH}
+        yield Variant(f"weights of {len(quadrature)} shifts", weights_kernel, arguments, constants, 4)

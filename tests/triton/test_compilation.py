@@ -1,0 +1,71 @@
+"""Kernels compiled ahead of time, without a GPU, for the cards they are meant for: no variant may spill.
+
+Compiling happens in processes of its own: here Triton may be interpreting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+from ess_kernels.backends.triton import compilation
+
+# bytes of stores and loads together
+SPILL = 64
+
+
+def compiled(*arguments: str) -> list[compilation.Resources]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [
+        sys.executable,
+        "-m",
+        "ess_kernels.backends.triton.compilation",
+        "--json",
+        "--processes",
+        "2",
+        *arguments,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [compilation.Resources(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def without_spills(rows: list[compilation.Resources]) -> None:
+    spilling = [(row.name, row.capability, row.spill) for row in rows if row.spill > SPILL]
+    assert not spilling
+
+
+def names() -> list[str]:
+    return [variant.name for variant in compilation.variants()]
+
+
+def test_names_are_unique():
+    assert len(set(names())) == len(names())
+
+
+def test_one_variant_of_every_kernel_on_hopper():
+    rows = compiled("--one-of-each", "--capability", "90")
+    assert len(rows) == len(compilation.one_of_each(compilation.variants()))
+    without_spills(rows)
+    # float64 products must come out as the wide matrix instruction: with the narrow one they take much longer
+    assert {row.matrix_shape for row in rows if row.name.startswith("boundary")} == {"m16n8k16"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [90, 80])
+def test_every_variant_without_spills(capability):
+    rows = compiled("--capability", str(capability))
+    assert sorted(row.name for row in rows) == sorted(names())
+    without_spills(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [86, 89, 120])
+def test_every_kernel_compiles_for_other_cards(capability):
+    assert compiled("--one-of-each", "--capability", str(capability))
