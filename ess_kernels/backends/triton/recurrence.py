@@ -249,19 +249,23 @@ class TritonRecurrence(Engine):
         c, n = self.group, self.blocks.X.shape[-1]
         step = max(1, BLOCK_WORKSPACE // (8 * (5 * n * n + 6 * n * c + 2 * c * c)))
         each = max(1, NODE_WORKSPACE // (8 * 9 * c * c))
-        for head, number in zip(heads.split(step), numbers.split(step), strict=True):
-            outside, shift, growth = self._outside(work, head, number)
+        everything = len(heads) == len(self.P)
+        for first, head, number in zip(range(0, len(heads), step), heads.split(step), numbers.split(step), strict=True):
+            # a range is read in place, anything else is gathered
+            item = slice(first, first + len(head)) if everything else head * self.number + number
+            outside, shift, growth = self._outside(work, item, head, number)
             which, s = work.busy[head, :, number].nonzero(as_tuple=True)
             pairs = (which, shift[which, s], growth[which, s], *self._place(work, head[which], number[which], s))
             for part in zip(*(x.split(each) for x in pairs), strict=True):
                 descend(eliminate(outside, *part, work.definite), *work.flat, work.definite, budget=NODE_WORKSPACE)
 
-    def _outside(self, work: _Work, head: Tensor, number: Tensor) -> tuple[Outside, Tensor, Tensor]:
+    def _outside(
+        self, work: _Work, item: Tensor | slice, head: Tensor, number: Tensor
+    ) -> tuple[Outside, Tensor, Tensor]:
         """Boundaries of some blocks, their shifts `[J, S]`, and the growth that their data bring, `[J, S]`.
 
         The shifted root is tried first. Blocks whose smallest tolerance it is too coarse for get the pivoted one.
         """
-        item = head * self.number + number
         P, Q = self.P[item], self.Q[item]
         mass = self.mass[item]
         X, Z, Phi, Y = (getattr(self.blocks, name)[item] for name in ("X", "Z", "Phi", "Y"))
@@ -302,7 +306,10 @@ def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
 def _products(F: Tensor, X: Tensor, Z: Tensor, Phi: Tensor, Q: Tensor, Y: Tensor) -> Outside:
     carried = F * Phi[:, None] if Phi.dim() == 2 else F @ Phi.mT
     seen = carried @ Q
-    AE = torch.cat([F @ X.mT, seen @ Z.mT], 2)
+    c = X.shape[1]
+    AE = F.new_empty(*F.shape[:2], 2 * c)
+    torch.bmm(F, X.mT, out=AE[..., :c])
+    torch.bmm(seen, Z.mT, out=AE[..., c:])
     return Outside(seen @ carried.mT, AE, Z @ (Q @ Z.mT), Y)
 
 
