@@ -10,14 +10,17 @@ from ._version import __version__
 from .config import show_config
 from .engine.certainty import Certificate
 from .metrics import SmallSpectra, entropy_ess, singular_values, small_spectra, tolerance_ess
+from .randomized import RandomizedESS, randomized_ess
 
 __all__ = [
     "Certificate",
+    "RandomizedESS",
     "SmallSpectra",
     "__version__",
     "aggregate",
     "entropy_ess",
     "operators",
+    "randomized_ess",
     "show_config",
     "singular_values",
     "small_spectra",

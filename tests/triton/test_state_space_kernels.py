@@ -59,6 +59,24 @@ def test_a_block_is_the_operator_itself():
     close(built.X[1] @ built.Z[0].mT, T[32:, :32])
 
 
+def test_offsets_beyond_32_bits():
+    length, n, stride = 80, 16, 2**25 + 16
+    try:
+        store = torch.empty((length - 1) * stride + n, device=DEVICE)
+    except RuntimeError:
+        pytest.skip("no 11 GB to be had, though next to nothing of it is used")
+    assert store.numel() > 2**31
+    q = store.as_strided((1, length, 1, n), (0, stride, n, 1))
+    q.copy_(normal(0, 1, length, 1, n, dtype=torch.float32))
+    k, g = normal(1, 1, length, 1, n, dtype=torch.float32), gates(2, 1, length, 1, n)
+    units = torch.ones(1, dtype=torch.float64, device=DEVICE)
+    heads = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    far = parts.build(source_of(operators.gla(q, k, g), heads), units, units, 16)
+    near = parts.build(source_of(operators.gla(q.contiguous(), k, g), heads), units, units, 16)
+    for found, expected in zip(vars(far).values(), vars(near).values()):
+        assert torch.equal(found, expected)
+
+
 def test_parts_of_ready_made_tokens():
     op = mamba()
     heads = op.all_heads()

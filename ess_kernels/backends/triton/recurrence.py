@@ -255,9 +255,12 @@ class TritonRecurrence(Engine):
             item = slice(first, first + len(head)) if everything else head * self.number + number
             outside, shift, growth = self._outside(work, item, head, number)
             which, s = work.busy[head, :, number].nonzero(as_tuple=True)
-            pairs = (which, shift[which, s], growth[which, s], *self._place(work, head[which], number[which], s))
-            for part in zip(*(x.split(each) for x in pairs), strict=True):
-                descend(eliminate(outside, *part, work.definite), *work.flat, work.definite, budget=NODE_WORKSPACE)
+            tau, brought = shift[which, s], growth[which, s]
+            place, limit = self._place(work, head[which], number[which], s)
+            for start in range(0, len(which), each):
+                part = slice(start, start + each)
+                pairs = (which[part], tau[part], brought[part], place[part], limit[part])
+                descend(eliminate(outside, *pairs, work.definite), *work.flat, work.definite, budget=NODE_WORKSPACE)
 
     def _outside(
         self, work: _Work, item: Tensor | slice, head: Tensor, number: Tensor

@@ -7,7 +7,7 @@ Families differ in how a gate is stored, not in what is done with it: one number
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,7 +124,7 @@ def source_of_tokens(tokens: Tokens) -> Source:
     """Ready-made float64 tokens `[N, L, n]` as a batch of `N` with one head each."""
     N = tokens.read.shape[0]
     heads = torch.arange(N, device=tokens.read.device)
-    read, write, transition = (cast(Tensor, x)[:, :, None] for x in (tokens.read, tokens.write, tokens.transition))
+    read, write, transition = (x[:, :, None] for x in (tokens.read, tokens.write, tokens.transition))
     return Source(read, write, transition, None, None, None, 1.0, False, tokens.reads_before, heads, 1)
 
 
@@ -136,8 +136,14 @@ def _by_token(x: Tensor, length: int) -> Tensor:
 
 
 def _full(x: Tensor) -> Tensor:
-    """float32 in place of half precision: Triton's float64 matrix products do not take what was loaded as 16 bits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """A tensor as kernels can read it.
+
+    float32 in place of half precision, for Triton's float64 matrix products do not take what was loaded as 16 bits; and
+    16 strides must fit 32 bits.
+    """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return x.float()
+    return x if max(x.stride(), default=0) < 2**27 else x.contiguous()
 
 
 _POINTERS = ("Q", "K", "G", "RATE", "QS", "KS")

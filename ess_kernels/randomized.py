@@ -1,0 +1,188 @@
+"""Counts from a few random vectors: lower bounds everywhere, exact where they can be certified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends
+from ._checks import check_positions, check_tolerances, integer
+from ._progress import progress
+from .engine.sketch import PROBES, certify, draw, sketch
+from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head, thin_products
+from .environment import memory_budget
+from .metrics import Positions, Tolerance
+from .operators.attention import Attention
+from .operators.dense import as_operator
+from .operators.structure import Operator, StateSpace
+
+Precision = Literal["float64", "float32"]
+
+
+class RandomizedESS(NamedTuple):
+    """What `randomized_ess` found; tensors of the counts' shape.
+
+    Attributes:
+        count: int64, singular values surely above the tolerance: never more than there are. -1 where the operator holds
+            NaN or infinity, or its products overflow.
+        certified: bool, whether `count` is the tolerance-ESS.
+        error: float64, bound on the 2-norm of what the sketch does not see of `H_i`, rounding errors included; NaN
+            where the count is -1. It fails with probability 1e-10 at one position of one head.
+    """
+
+    count: Tensor  # type: ignore[assignment]  # tuples have a method of that name
+    certified: Tensor
+    error: Tensor
+
+
+def randomized_ess(
+    op: Operator | Tensor,
+    positions: Positions | None,
+    *,
+    atol: Tolerance | None = None,
+    rtol: Tolerance | None = None,
+    rank: int = 64,
+    power_iterations: int = 2,
+    seed: int = 0,
+    backend: str = "auto",
+) -> RandomizedESS:
+    """Tolerance-ESS at chosen positions by a randomized singular value decomposition of rank `rank`.
+
+    `H_i` is only multiplied with thin matrices, `2 power_iterations + 3` times, and never stored: for long sequences
+    whose `H_i` are numerically of low rank. `Q` `[L - i, rank]` is an orthonormal basis for its range found from a
+    Gaussian matrix; then `H_i = Q B + E` with `B = Q^T H_i` and `E = (I - Q Q^T) H_i`, and for the j-th singular values
+
+        s_j(B) <= s_j(H_i) <= sqrt(s_j(B)^2 + error^2),    error >= |E|_2,
+
+    with `s_j(B) = 0` for j > rank. The count is that of the values of B above the tolerance: a lower bound. It is
+    certified where no interval reaches across the tolerance, which then has as many values of `H_i` above it as of B;
+    in particular `error` itself must not exceed the tolerance, unless `rank >= min(i, L - i)`, where there are no more
+    values than those of B. For `rtol` the tolerance is an interval too, because `s_1` is. Intervals are widened by
+    rounding errors, about 1e-13 of `s_1`.
+
+    `error` is `alpha sqrt(2 / pi) max |E w|` over 16 Gaussian probes w, with alpha such that it is below `|E|_2` with
+    probability 1e-10 at one position of one head (Halko, Martinsson, Tropp 2011, lemma 4.1).
+
+    Args:
+        op, positions, atol, rtol: as in `tolerance_ess`.
+        rank: columns of the Gaussian matrix, at least 1: all that can be counted. Take some more than the count.
+        power_iterations: at least 0. Each costs two products and makes Q fit the largest values better.
+        seed: of the Gaussian numbers, which are the same on every device, and for every head and position.
+        backend: `"auto"`, `"torch"`, or `"triton"` for attention: tiles of `T` rebuilt on the fly. `"auto"` takes
+            it for CUDA tensors.
+
+    Returns:
+        `RandomizedESS(count, certified, error)`, each `[*batch, P]`, with a leading axis `M` where a tolerance is a
+        list. No gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+        RuntimeError: a backend asked for by name that cannot take the call.
+    """
+    op = as_operator(op)
+    absolute, relative, listed = check_tolerances(atol, rtol)
+    distinct, back = check_positions(positions, op.length).unique(return_inverse=True)
+    rank = integer("rank", rank, minimum=1)
+    power_iterations = integer("power_iterations", power_iterations, minimum=0)
+    seed = integer("seed", seed, minimum=0)
+    products = _choose(backend, op)
+    absolute, relative, distinct, back = (x.to(op.device) for x in (absolute, relative, distinct, back))
+    found = answer(op, distinct, absolute, relative, products, rank, power_iterations, seed)
+
+    def shaped(x: Tensor) -> Tensor:
+        x = x[..., back].movedim(1, 0).reshape(len(absolute), *op.batch_shape, len(back))
+        return x if listed else x[0]
+
+    return RandomizedESS(*map(shaped, found))
+
+
+@torch.no_grad()
+def answer(
+    op: Operator,
+    positions: Tensor,
+    atol: Tensor,
+    rtol: Tensor,
+    products: Callable[[Operator, Tensor, int], ThinProducts],
+    rank: int,
+    power_iterations: int,
+    seed: int,
+) -> RandomizedESS:
+    """The answer at distinct positions `[P]`, ascending, for tolerances `[M]`: fields `[N, M, P]`.
+
+    `products` makes the thin products of some heads within a number of bytes.
+    """
+    shape = (op.num_heads, len(atol), len(positions))
+    count = torch.full(shape, -1, dtype=torch.int64, device=op.device)
+    certified = torch.zeros(shape, dtype=torch.bool, device=op.device)
+    error = torch.full(shape, torch.nan, dtype=torch.float64, device=op.device)
+    if not count.numel():
+        return RandomizedESS(count, certified, error)
+    cap = torch.minimum(positions, op.length - positions)
+    cap = cap if op.state_size is None else cap.clamp_max(op.state_size)
+    # a wider sketch sees no more
+    rank = min(rank, op.length // 2)
+    test, probes = draw(op.length, rank, seed, op.device)
+    heads_at_once, positions_at_once, rest = _slices(op, len(positions), rank)
+    for heads in progress(op.all_heads().split(heads_at_once), "heads"):
+        good = heads[op.finite(heads)]
+        if not len(good):
+            continue
+        source = products(op, good, rest)
+        for part in torch.arange(len(positions), device=op.device).split(positions_at_once):
+            seen = sketch(source, positions[part], len(good), test, probes, power_iterations, _svdvals)
+            index = (good[:, None, None], torch.arange(len(atol), device=op.device)[:, None], part)
+            count[index], certified[index] = certify(seen, cap[part], atol, rtol)
+            error[index] = seen.error[:, None].expand(-1, len(atol), -1)
+    return RandomizedESS(count, certified, error)
+
+
+def _svdvals(A: Tensor) -> Tensor:
+    return backends.choose("auto", "small_spectra", A).small_spectra(A, None)
+
+
+def _slices(op: Operator, positions: int, rank: int) -> tuple[int, int, int]:
+    """How many heads and positions are worked on at a time, and the bytes left beside their thin matrices."""
+    budget = memory_budget() // 2
+    thin = 8 * op.length * (8 * rank + 3 * PROBES)
+    if isinstance(op, StateSpace):
+        thin += 16 * op.length // BLOCK * op.state_size * rank
+    at_once = min(positions, max(1, budget // thin))
+    heads = min(budget // (thin * at_once), memory_budget() // max(1, 2 * bytes_per_head(op)))
+    return max(1, min(op.num_heads, heads)), at_once, budget
+
+
+def _choose(backend: str, op: Operator) -> Callable[[Operator, Tensor, int], ThinProducts]:
+    """What multiplies with the operator, by the name of a backend."""
+    if backend not in ("auto", "torch", "triton", "reference", "native"):
+        raise ValueError(f"backend: expected one of 'auto', 'reference', 'torch', 'native', 'triton', got {backend!r}")
+    reason: str | None = "it has no products with thin matrices"
+    if backend == "triton" or (backend == "auto" and op.device.type == "cuda"):
+        reason = _refuses(op)
+        if reason is None:
+            return attention_products("float64")
+    if backend in ("auto", "torch"):
+        return thin_products
+    raise RuntimeError(f"backend {backend!r} cannot be used for randomized_ess: {reason}")
+
+
+def _refuses(op: Operator) -> str | None:
+    """Why Triton kernels cannot multiply with the operator, or None."""
+    from .backends.triton import runtime
+
+    if not isinstance(op, Attention):
+        return "it multiplies with attention only"
+    return runtime.unavailable() or runtime.refuses(op.device)
+
+
+def attention_products(precision: Precision) -> Callable[[Any, Tensor, int], ThinProducts]:
+    """Thin products by Triton kernels, with scores in float64, or in float32 for operands that are no wider.
+
+    In float32 nothing is certified below 1e-5 of `s_1`, nor below the error that rounded scores make in `T`. No public
+    call chooses it; `answer` takes it for measurements.
+    """
+    from .backends.triton.attention import AttentionProducts
+
+    return lambda op, heads, budget: AttentionProducts(op, heads, precision)
