@@ -46,6 +46,7 @@ class TorchBackend(Backend):
                 bad = ~engine.good
                 part.counts[bad], part.unresolved[bad] = -1, True
                 result.put(heads, part)
+                del engine  # before the next one is made: there is room for one
         return result
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
@@ -55,6 +56,7 @@ class TorchBackend(Backend):
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=True):
                 result[heads] = engine.entropy(positions).masked_fill(~engine.good[:, None], torch.nan)
+                del engine
         return result
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
@@ -63,6 +65,7 @@ class TorchBackend(Backend):
             for heads, engine in self._engines(op, positions, entropy=False):
                 values = engine.singular_values(positions, k)
                 result[heads] = values.masked_fill(~engine.good[:, None, None], torch.nan)
+                del engine
         return result
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
