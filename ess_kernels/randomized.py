@@ -183,6 +183,6 @@ def attention_products(precision: Precision) -> Callable[[Any, Tensor, int], Thi
     In float32 nothing is certified below 1e-5 of `s_1`, nor below the error that rounded scores make in `T`. No public
     call chooses it; `answer` takes it for measurements.
     """
-    from .backends.triton.attention import AttentionProducts
+    from .backends.triton.attention_products import AttentionProducts
 
     return lambda op, heads, budget: AttentionProducts(op, heads, precision)

@@ -13,6 +13,7 @@ from ess_kernels.operators.attention import Attention
 pytest.importorskip("triton")
 
 from ess_kernels.backends.triton import attention as kernels
+from ess_kernels.backends.triton import attention_products
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = float("inf")
@@ -126,7 +127,7 @@ def test_products(op: Attention, transposed: bool):
     positions = torch.tensor(sorted({1, L // 2, L - 1}), device=DEVICE)
     X = torch.randn(len(heads), len(positions), L, 3, dtype=torch.float64, device=DEVICE)
     expected = Bands(op, heads, 2**30)(positions, X, transposed)
-    Y = kernels.thin_product(op, heads, positions, X, transposed)
+    Y = attention_products.thin_product(op, heads, positions, X, transposed)
     torch.testing.assert_close(Y, expected, rtol=1e-12, atol=1e-13)
     assert not ((Y != 0) & (expected == 0)).any()
 
@@ -138,7 +139,7 @@ def test_any_number_of_columns(columns: int, transposed: bool, mask: Tensor | No
     op = build(size=8, window_size=20, attn_mask=mask)
     heads, positions = op.all_heads()[1:], torch.tensor([20], device=DEVICE)
     X = torch.randn(1, 1, 33, columns, dtype=torch.float64, device=DEVICE)
-    Y = kernels.thin_product(op, heads, positions, X, transposed)
+    Y = attention_products.thin_product(op, heads, positions, X, transposed)
     torch.testing.assert_close(Y, Bands(op, heads, 2**30)(positions, X, transposed), rtol=1e-12, atol=1e-13)
 
 
@@ -149,7 +150,7 @@ def test_tokens_on_the_other_side_are_not_read(transposed: bool):
     X = torch.randn(2, 2, 40, 4, dtype=torch.float64, device=DEVICE)
     after = (torch.arange(40, device=DEVICE) >= positions[:, None])[..., None]
     spoilt = X.masked_fill(after != transposed, torch.nan)
-    products = [kernels.thin_product(op, heads, positions, x, transposed) for x in (X, spoilt)]
+    products = [attention_products.thin_product(op, heads, positions, x, transposed) for x in (X, spoilt)]
     assert torch.equal(*products)
 
 
@@ -164,7 +165,7 @@ def test_scores_in_float32(name: str, transposed: bool):
     heads, L = op.all_heads(), op.length
     positions = torch.tensor([L // 3, L // 2], device=DEVICE)
     X = torch.rand(len(heads), 2, L, 20, dtype=torch.float64, device=DEVICE)
-    products = kernels.AttentionProducts(narrow, heads, "float32")
+    products = attention_products.AttentionProducts(narrow, heads, "float32")
     Y, expected = products(positions, X, transposed), Bands(narrow, heads, 2**30)(positions, X, transposed)
     # T and X are positive, so the entries' relative errors are those of T's
     error = (Y - expected).abs() / expected.where(expected > 0, 1.0)
@@ -174,14 +175,14 @@ def test_scores_in_float32(name: str, transposed: bool):
 
 def test_float32_scores_are_not_for_float64():
     with pytest.raises(ValueError, match="precision"):
-        kernels.AttentionProducts(build(), torch.tensor([0], device=DEVICE), "float32")
+        attention_products.AttentionProducts(build(), torch.tensor([0], device=DEVICE), "float32")
 
 
 def test_the_same_twice():
     op = build(70, 16)
     X = torch.randn(2, 1, 70, 16, dtype=torch.float64, device=DEVICE)
     heads, positions = op.all_heads(), torch.tensor([31], device=DEVICE)
-    assert torch.equal(*(kernels.thin_product(op, heads, positions, X, True) for _ in range(2)))
+    assert torch.equal(*(attention_products.thin_product(op, heads, positions, X, True) for _ in range(2)))
 
 
 @pytest.mark.gpu
@@ -200,10 +201,10 @@ def test_more_entries_than_int32_counts(masked: bool):
     del T
     i = L // 2 + 1
     X = torch.randn(1, 1, L, 64, dtype=torch.float64, device="cuda", generator=generator)
-    Y = kernels.thin_product(op, last, torch.tensor([i], device="cuda"), X, False)
+    Y = attention_products.thin_product(op, last, torch.tensor([i], device="cuda"), X, False)
     torch.testing.assert_close(Y[0, 0, -100:], (expected[0, :, :i] @ X[0, 0, :i]), rtol=1e-11, atol=1e-12)
     # more numbers in X than int32 counts
     P = 2**31 // (heads * L * 64) + 1
     X = X.expand(heads, P, L, 64).contiguous()
-    last = kernels.thin_product(op, op.all_heads(), torch.full((P,), i, device="cuda"), X, False)[-1, -1]
+    last = attention_products.thin_product(op, op.all_heads(), torch.full((P,), i, device="cuda"), X, False)[-1, -1]
     torch.testing.assert_close(last, Y[0, 0], rtol=0, atol=0)
