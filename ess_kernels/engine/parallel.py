@@ -64,6 +64,8 @@ def product_values(values: Callable[[Tensor], Tensor], A: Tensor, right: Tensor 
     """Singular values by `values` of finite `A` `[batch, m, n]` or of `A right^T`; NaN where that product overflows."""
     if right is None:
         return values(A)
-    product = A @ right.mT
+    # a float32 product on CUDA is TF32 where the user allows it, which is none of ours
+    loose = A.is_cuda and A.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    product = (A.double() @ right.mT.double()).to(A.dtype) if loose else A @ right.mT
     good = product.isfinite().flatten(1).all(1)
     return values(torch.where(good[:, None, None], product, 0.0)).masked_fill(~good[:, None], torch.nan)

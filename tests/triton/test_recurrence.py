@@ -58,14 +58,16 @@ def test_counts(name):
     check_counts(SMALL[name](), [0.3, 1e-3])
 
 
-@pytest.mark.parametrize("name", ["gla", "mamba"])
-def test_entropy(name):
-    check_entropy(SMALL[name]())
+@pytest.mark.parametrize(
+    "op", [ops.gla(B=1, T=20, H=1, K=17), ops.mamba(B=1, D=1, L=20)], ids=["general kernels", "small states"]
+)
+def test_entropy(op):
+    check_entropy(op)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("gla", "mamba")])
-def test_entropy_of_the_others(name):
+@pytest.mark.parametrize("name", SMALL)
+def test_entropy_of_all_families(name):
     check_entropy(SMALL[name]())
 
 
