@@ -13,9 +13,7 @@ import torch
 Result = TypeVar("Result")
 
 
-@torch.compiler.disable(
-    reason="the gradient of entropy_ess is not compiled (under torch.no_grad() there is none)"
-)
+@torch.compiler.disable(reason="the gradient of entropy_ess is not compiled (under torch.no_grad() there is none)")
 def differentiable(function: Callable[..., Result], *arguments: Any) -> Result:
     return function(*arguments)
 

@@ -60,12 +60,18 @@ def triangular_root(A: Tensor) -> Tensor:
     return over_batch(lambda x: (torch.linalg.qr(x, mode="r").R,), A)[0]
 
 
+def transposed_product(A: Tensor, right: Tensor) -> Tensor:
+    """`A right^T` for matrices `[batch, m, n]` and `[batch, k, n]`, in their own precision."""
+    if A.is_cuda and A.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        # the user allows TF32 in place of float32; we do not
+        return (A.double() @ right.mT.double()).float()
+    return A @ right.mT
+
+
 def product_values(values: Callable[[Tensor], Tensor], A: Tensor, right: Tensor | None) -> Tensor:
     """Singular values by `values` of finite `A` `[batch, m, n]` or of `A right^T`; NaN where that product overflows."""
     if right is None:
         return values(A)
-    # a float32 product on CUDA is TF32 where the user allows it, which is none of ours
-    loose = A.is_cuda and A.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    product = (A.double() @ right.mT.double()).to(A.dtype) if loose else A @ right.mT
+    product = transposed_product(A, right)
     good = product.isfinite().flatten(1).all(1)
     return values(torch.where(good[:, None, None], product, 0.0)).masked_fill(~good[:, None], torch.nan)

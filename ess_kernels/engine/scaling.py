@@ -28,7 +28,7 @@ def power_of_two(x: Tensor, magnitude: Tensor | None = None) -> tuple[Tensor, Te
     exponent = torch.frexp(magnitude).exponent.to(torch.int64).clamp(-1022, 1022)
     if not bool(exponent.any()):
         return x, torch.ones_like(magnitude)
-    return x * _exp2(-exponent).view(-1, *[1] * (x.dim() - 1)), _exp2(exponent)
+    return x * exp2(-exponent).view(-1, *[1] * (x.dim() - 1)), exp2(exponent)
 
 
 def scaled_tokens(tokens: Tokens) -> tuple[Tokens, Tensor, Tensor]:
@@ -53,6 +53,6 @@ def keep_heads(tokens: Tokens, keep: Tensor) -> Tokens:
     return Tokens(read, write, transition, tokens.reads_before)
 
 
-def _exp2(exponent: Tensor) -> Tensor:
+def exp2(exponent: Tensor) -> Tensor:
     """`2.0 ** exponent` exactly, for int64 exponents of normal numbers."""
     return ((exponent + 1023) << 52).view(torch.float64)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ...engine.certainty import entropy_of_values
-from ...engine.parallel import product_values
+from ...engine.parallel import product_values, transposed_product
+from ...engine.scaling import exp2
 from ...environment import memory_budget
 from .spectra_bidiagonal import IN_REGISTERS, reduce_in_registers
 from .spectra_leading import reduce_leading
@@ -50,7 +51,7 @@ def counts_above(A: Tensor, tau: Tensor, right: Tensor | None = None) -> Tensor:
         the largest value times n) may be counted or not; so may zeros at `tau = 0`.
     """
     if right is not None:
-        product = A @ right.mT
+        product = transposed_product(A, right)
         good = product.isfinite().flatten(1).all(1)
         return counts_above(torch.where(good[:, None, None], product, 0.0), tau).masked_fill(~good, -1)
     none = torch.empty(0, len(tau), dtype=torch.int64, device=A.device)
@@ -94,6 +95,6 @@ def _scaled(A: Tensor) -> tuple[Tensor, Tensor]:
     exponent = torch.frexp(largest).exponent - 1
     # two factors: the power itself may be out of range where the product is not
     half = exponent // 2
-    one, other = (torch.exp2(x.to(A.dtype)) for x in (half, exponent - half))
+    one, other = (exp2(x.to(torch.int64)).to(A.dtype) for x in (half, exponent - half))
     A = (A * (1 / one)[:, None, None]).mul_((1 / other)[:, None, None]).contiguous()
     return A, torch.where(largest == 0, 0.0, one * other)
