@@ -32,8 +32,9 @@ from .runtime import on
 from .source import Source, source_of
 from .staircase import Roots, descend
 
-# bytes of boundaries (without the eliminations' scratch) and of staircase roots in work at once
-BLOCK_WORKSPACE = 1 << 28
+# bytes of boundaries (without the eliminations' scratch) and of staircase nodes in work at once: of the largest states
+# a few hundred blocks, fewer would leave a GPU idle
+BLOCK_WORKSPACE = 1 << 30
 NODE_WORKSPACE = 1 << 28
 
 
@@ -43,9 +44,12 @@ def block_length(n: int) -> int:
 
 
 def bytes_per_head(length: int, n: int) -> int:
-    """What one head needs while its recurrence is in work: block parts and the two Gramians of every block."""
+    """What one head needs while its recurrence is in work: block parts and the two Gramians of every block, twice.
+
+    Twice, for as much again is in work beside them.
+    """
     n, c = parts.padded(n), block_length(n)
-    return 8 * -(-length // c) * (2 * n * n + 2 * c * n + c * c + n) + 8 * 4 * length
+    return 16 * (-(-length // c) * (2 * n * n + 2 * c * n + c * c + n) + 4 * length)
 
 
 def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,7 +251,7 @@ class TritonRecurrence(Engine):
         if len(heads) == 0:
             return
         c, n = self.group, self.blocks.X.shape[-1]
-        step = max(1, BLOCK_WORKSPACE // (8 * (5 * n * n + 6 * n * c + 2 * c * c)))
+        step = max(1, BLOCK_WORKSPACE // (8 * (3 * n * n + 4 * n * c + 2 * c * c)))
         each = max(1, NODE_WORKSPACE // (8 * 9 * c * c))
         everything = len(heads) == len(self.P)
         for first, head, number in zip(range(0, len(heads), step), heads.split(step), numbers.split(step), strict=True):
@@ -269,25 +273,24 @@ class TritonRecurrence(Engine):
 
         The shifted root is tried first. Blocks whose smallest tolerance it is too coarse for get the pivoted one.
         """
-        P, Q = self.P[item], self.Q[item]
-        mass = self.mass[item]
-        X, Z, Phi, Y = (getattr(self.blocks, name)[item] for name in ("X", "Z", "Phi", "Y"))
-        F, size = shifted_roots(P, mass)
-        outside = _products(F, X, Z, Phi, Q, Y)
+        P, Q, mass = self.P[item], self.Q[item], self.mass[item]
+        blocks = self.blocks[item]
         shift = work.shifts(head, number)
+        F, size = shifted_roots(P, mass)
         if work.definite:
+            outside = _products(F, blocks, Q)
             own = _scale(outside) if work.scale is None else work.scale[head]
             shift = (shift * torch.where(own > 0, own, 1.0)[:, None]).sqrt()
             return outside, shift, torch.zeros_like(shift)
         reached = (P.diagonal(dim1=1, dim2=2) * mass).sum(1)
-        corner = (Z.square() @ Q.diagonal(dim1=1, dim2=2)[..., None])[..., 0].amax(1)
-        coarse = _root_error(reached, X.shape[-1])
+        coarse = _root_error(reached, P.shape[1])
         poor = _too_coarse(coarse, shift)
         if len(poor):
             F[poor], size[poor] = pivoted_roots(P[poor], mass[poor])
-            outside = _products(F, X, Z, Phi, Q, Y)
             coarse[poor] = 2 * reached[poor]
-        return outside, shift, (coarse + torch.maximum(size, corner))[:, None] * _inverse_square(shift)
+        corner = (blocks.Z.square() @ Q.diagonal(dim1=1, dim2=2)[..., None])[..., 0].amax(1)
+        growth = (coarse + torch.maximum(size, corner))[:, None] * _inverse_square(shift)
+        return _products(F, blocks, Q), shift, growth
 
     def _zero(self) -> Tensor:
         return self.nothing[:, None]
@@ -306,14 +309,15 @@ def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     return unit, 1 / unit
 
 
-def _products(F: Tensor, X: Tensor, Z: Tensor, Phi: Tensor, Q: Tensor, Y: Tensor) -> Outside:
-    carried = F * Phi[:, None] if Phi.dim() == 2 else F @ Phi.mT
-    seen = carried @ Q
-    c = X.shape[1]
+def _products(F: Tensor, blocks: Blocks, Q: Tensor) -> Outside:
+    """Boundaries of blocks from `F^T`, which is overwritten."""
+    c = blocks.X.shape[1]
     AE = F.new_empty(*F.shape[:2], 2 * c)
-    torch.bmm(F, X.mT, out=AE[..., :c])
-    torch.bmm(seen, Z.mT, out=AE[..., c:])
-    return Outside(seen @ carried.mT, AE, Z @ (Q @ Z.mT), Y)
+    torch.bmm(F, blocks.X.mT, out=AE[..., :c])
+    carried = F.mul_(blocks.Phi[:, None]) if blocks.Phi.dim() == 2 else F @ blocks.Phi.mT
+    seen = carried @ Q
+    torch.bmm(seen, blocks.Z.mT, out=AE[..., c:])
+    return Outside(seen @ carried.mT, AE, blocks.Z @ (Q @ blocks.Z.mT), blocks.Y)
 
 
 def _root_error(reached: Tensor, n: int) -> Tensor:

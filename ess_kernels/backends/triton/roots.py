@@ -83,6 +83,11 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
     tl.store(SIZE + item, tl.max(size, 0))
 
 
+def launch(n: int) -> tuple[int, int]:
+    """Width of a tile and warps: few blocks of large states fit the workspace at once, so each gets more warps."""
+    return (64, 4) if n >= 192 and n % 64 == 0 else (min(n, 32), 1)
+
+
 def shifted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """`F^T` `[items, n, n]`, upper triangular, of `P + shift(n) diag(P)`; a coordinate that is zero in P is zero in F.
 
@@ -91,7 +96,8 @@ def shifted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """
     items, n, _ = P.shape
     F, size = torch.empty_like(P), torch.empty_like(mass[:, 0])
-    root_kernel[(items,)](P, mass, F, size, shift(n), n, min(n, 32), num_warps=1)
+    width, warps = launch(n)
+    root_kernel[(items,)](P, mass, F, size, shift(n), n, width, num_warps=warps)
     return F, size
 
 
@@ -188,5 +194,6 @@ def pivoted_roots_in_torch(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
 def variants() -> Iterator[Variant]:
     pointers = dict.fromkeys(("P", "MASS", "F", "SIZE"), "*fp64")
     for n in (16, 32, 64, 128, 256):
-        yield Variant(f"root n={n}", root_kernel, pointers, {"shift": shift(n), "n": n, "W": min(n, 32)}, 1)
+        width, warps = launch(n)
+        yield Variant(f"root n={n}", root_kernel, pointers, {"shift": shift(n), "n": n, "W": width}, warps)
         yield Variant(f"pivoted root n={n}", pivoted_root_kernel, pointers, {"n": n, "N": n}, max(1, n // 64))
