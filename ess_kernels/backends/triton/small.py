@@ -51,15 +51,13 @@ def _carried(q, k, a, after, last, BEFORE: tl.constexpr):
 def scan16_kernel(
     Q, K, G, RATE, QS, KS, HEADS, QUNIT, KUNIT, length, H, q_repeat, k_repeat,
     q_b, q_t, q_h, q_n, k_b, k_t, k_h, k_n, g_b, g_t, g_h, g_n, rate_h, rate_n, qs_b, qs_t, qs_h, ks_b, ks_t, ks_h,
-    REACH, SEE, blocks,
+    OUT, blocks,
     n: tl.constexpr, SHARED: tl.constexpr, RATED: tl.constexpr, LOG: tl.constexpr, BEFORE: tl.constexpr,
-    QSCALED: tl.constexpr, KSCALED: tl.constexpr,
+    QSCALED: tl.constexpr, KSCALED: tl.constexpr, FORWARD: tl.constexpr,
 ):  # fmt: skip
-    """A program a (head, direction): `P` at the left and `Q` at the right edge of every block, `[items, 16, 16]`."""
+    """A program a head: `P` at the left (`FORWARD`) or `Q` at the right edge of every block, `[items, 16, 16]`."""
     row = tl.program_id(0).to(tl.int64)
-    forward = tl.program_id(1) == 0
-    out = tl.where(forward, REACH, SEE)
-    unit = tl.load(tl.where(forward, KUNIT, QUNIT) + row)
+    unit = tl.load((KUNIT if FORWARD else QUNIT) + row)
     Q, K, G, RATE, QS, KS = at_block(
         Q, K, G, RATE, QS, KS, HEADS, row, 0, H, q_repeat, k_repeat,
         q_b, q_t, q_h, k_b, k_t, k_h, g_b, g_t, g_h, rate_h, qs_b, qs_t, qs_h, ks_b, ks_t, ks_h,
@@ -72,8 +70,8 @@ def scan16_kernel(
     gramian = tl.zeros([16, 16], tl.float64)
     step = 0
     while step < blocks:
-        block = tl.where(forward, step, blocks - 1 - step).to(tl.int64)
-        tl.store(out + (row * blocks + block) * 256 + ii * 16 + jj, gramian)
+        block = (step if FORWARD else blocks - 1 - step) + row * 0
+        tl.store(OUT + (row * blocks + block) * 256 + ii * 16 + jj, gramian)
         first = block * 16
         q, k, a, after, last = load16(
             Q + first * q_t, K + first * k_t, G + first * g_t, QS + first * qs_t, KS + first * ks_t, rate,
@@ -81,7 +79,7 @@ def scan16_kernel(
             16, SHARED, LOG, BEFORE, QSCALED, KSCALED,
         )  # fmt: skip
         X, Z, phi = _carried(q, k, a, after, last, BEFORE)
-        rows = tl.where(forward, Z, X) * unit
+        rows = (Z if FORWARD else X) * unit
         gramian = phi[:, None] * gramian * phi[None, :] + tl.dot(tl.trans(rows), rows, out_dtype=tl.float64)
         step += 1
 
@@ -199,7 +197,8 @@ def gramians(source: Source, read_unit: Tensor, write_unit: Tensor) -> tuple[Ten
     blocks = -(-source.length // 16)
     P, Q = (source.read.new_empty(len(source.heads) * blocks, 16, 16, dtype=torch.float64) for _ in range(2))
     arguments, flags = source.arguments(read_unit, write_unit)
-    scan16_kernel[(len(source.heads), 2)](*arguments, P, Q, blocks, **flags, num_warps=1)
+    for out, forward in ((P, True), (Q, False)):
+        scan16_kernel[(len(source.heads),)](*arguments, out, blocks, **flags, FORWARD=forward, num_warps=1)
     return P, Q
 
 
@@ -245,9 +244,12 @@ def eliminate(
 def variants() -> Iterator[Variant]:
     for kind, (arguments, flags) in KINDS.items():
         constants = {"n": 16} | flags
-        scan = arguments | {"REACH": "*fp64", "SEE": "*fp64", "blocks": "i32"}
-        yield Variant(f"scan16 {kind}", scan16_kernel, scan, constants, 1)
-        block = scan | dict.fromkeys(("TAU", "RKC", "VALUE", "GROWTH", "LEAST", "COARSE"), "*fp64")
+        scan = arguments | {"OUT": "*fp64", "blocks": "i32"}
+        for forward in (True, False):
+            name = f"scan16 {kind} {'forward' if forward else 'backward'}"
+            yield Variant(name, scan16_kernel, scan, constants | {"FORWARD": forward}, 1)
+        block = arguments | {"blocks": "i32"}
+        block |= dict.fromkeys(("REACH", "SEE", "TAU", "RKC", "VALUE", "GROWTH", "LEAST", "COARSE"), "*fp64")
         block |= {"ITEM": "*i64", "SLOT": "*i64", "shifts": "i32"}
         for definite in (False, True):
             name = f"block16 {kind} {'log-determinants' if definite else 'counts'}"
