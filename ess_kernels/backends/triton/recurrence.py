@@ -32,9 +32,10 @@ from .runtime import on
 from .source import Source, source_of
 from .staircase import Roots, descend
 
-# bytes of boundaries (without the eliminations' scratch) and of staircase nodes in work at once: of the largest states
-# a few hundred blocks, fewer would leave a GPU idle
-BLOCK_WORKSPACE = 1 << 30
+# bytes of boundaries (without the eliminations' scratch) and of staircase nodes in work at once; fewer blocks than some
+# would leave a GPU idle
+BLOCK_WORKSPACE = 1 << 29
+FEWEST_BLOCKS = 512
 NODE_WORKSPACE = 1 << 28
 
 
@@ -44,12 +45,20 @@ def block_length(n: int) -> int:
 
 
 def bytes_per_head(length: int, n: int) -> int:
-    """What one head needs while its recurrence is in work: block parts and the two Gramians of every block, twice.
-
-    Twice, for as much again is in work beside them.
-    """
+    """What one head needs while it is in work: two Gramians of every block and, but for small states, its parts."""
     n, c = parts.padded(n), block_length(n)
-    return 16 * (-(-length // c) * (2 * n * n + 2 * c * n + c * c + n) + 4 * length)
+    of_block = 2 * n * n + (0 if n == 16 else 2 * c * n + c * c + n)
+    return 8 * (-(-length // c) * of_block + 4 * length)
+
+
+def blocks_at_once(n: int, c: int) -> int:
+    """How many boundaries of padded state size `n` are made before their pairs with the shifts are eliminated."""
+    return max(FEWEST_BLOCKS, BLOCK_WORKSPACE // (8 * (3 * n * n + 4 * n * c + 2 * c * c)))
+
+
+def pairs_at_once(c: int) -> int:
+    """How many of these pairs are carried down the staircase together."""
+    return max(1, NODE_WORKSPACE // (8 * 9 * c * c))
 
 
 def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,8 +260,7 @@ class TritonRecurrence(Engine):
         if len(heads) == 0:
             return
         c, n = self.group, self.blocks.X.shape[-1]
-        step = max(1, BLOCK_WORKSPACE // (8 * (3 * n * n + 4 * n * c + 2 * c * c)))
-        each = max(1, NODE_WORKSPACE // (8 * 9 * c * c))
+        step, each = blocks_at_once(n, c), pairs_at_once(c)
         everything = len(heads) == len(self.P)
         for first, head, number in zip(range(0, len(heads), step), heads.split(step), numbers.split(step), strict=True):
             # a range is read in place, anything else is gathered
