@@ -21,6 +21,10 @@ OPERATORS = {
     "ssd": ssd,
     "mamba": mamba,
     "mamba-constant": lambda: mamba(constant=True),
+    "mamba-20": lambda: mamba(N=20),
+    "one gate a token": lambda: operators.simple_gla(
+        normal(0, 1, 33, 2, 20), normal(1, 1, 33, 2, 20), g=gates(2, 1, 33, 2)
+    ),
     "control": control,
     "control-constant": lambda: control(constant=True),
     "wla": lambda: operators.wla(normal(0, 1, 33, 2, 4), normal(1, 1, 33, 2, 4), gates(2, 2, 4)),

@@ -36,7 +36,7 @@ from .staircase import Roots, descend
 # would leave a GPU idle
 BLOCK_WORKSPACE = 1 << 29
 FEWEST_BLOCKS = 512
-NODE_WORKSPACE = 1 << 28
+NODE_WORKSPACE = 1 << 30
 
 
 def block_length(n: int) -> int:

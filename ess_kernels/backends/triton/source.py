@@ -56,6 +56,9 @@ class Source:
             # an axis of size one, where the batch is larger, is shared by the whole batch
             return (0 if x.shape[0] == 1 else x.stride(0), *x.stride()[1:])
 
+        if gate.shape[3] == 1:
+            # all coordinates read the one number, whatever its stride
+            gate = gate.as_strided(gate.shape, (*gate.stride()[:3], 0))
         optional = (self.rate, self.read_scale, self.write_scale)
         groups = (max(1, self.H // x.shape[2]) for x in (read, write))
         strides = (s for x, axes in zip(optional, (2, 3, 3)) for s in ((0,) * axes if x is None else x.stride()))
