@@ -304,14 +304,24 @@ def randomized_row(row: Row) -> Work:
     length, heads, n, rank = sizes["length"], sizes["heads"], sizes["n"], sizes["rank"]
     positions = [round((k + 1) * length / (sizes["positions"] + 1)) for k in range(sizes["positions"])]
     plain = transposed = sizes["iterations"] + 1
+    times = plain + transposed
+    stored = 8 * length**2 <= DEFAULT_MEMORY_BUDGET // 2
+    if stored:
+        # as in `randomized.attention_products`: T is formed once a head
+        tiles = heads * (length / 64) ** 2 / 2
+        work.launch("tiles", code.attention_tile(n), tiles, 4, heads * 8.0 * length**2)
+        flops = sum(2.0 * i * (length - i) * (times * rank + 16) for i in positions)
+        moved = sum(8.0 * i * (length - i) * (times + 1) for i in positions)
+        calls = heads * len(positions) * (times + 1)
+        work.products("products", heads * flops, heads * moved, SMALL_PRODUCTS, calls)
     for i in positions:
-        for width, flipped, times in ((rank, False, plain), (rank, True, transposed), (16, False, 1)):
+        kinds = () if stored else ((rank, False, plain), (rank, True, transposed), (16, False, 1))
+        for width, flipped, launches in kinds:
             kept, passed = (i, length - i) if flipped else (length - i, i)
             count = code.attention_product(n, width, flipped, passed / 32)
             moved = heads * 8 * length * width * 2 + heads * 4 * length * n * 2
-            work.launch("products", count, heads * kept / 64, 4, moved, times)
+            work.launch("products", count, heads * kept / 64, 4, moved, launches)
         # orthonormalised by Cholesky factors of Gram matrices, three passes each: five products with r columns
-        times = plain + transposed
         flops = heads * times * 3 * 3 * 2.0 * length * rank * rank
         work.products("orthonormal", flops, heads * times * 3 * 5 * 8.0 * length * rank, SMALL_PRODUCTS, times * 3 * 12)
     work.host_operations += 400

@@ -12,7 +12,7 @@ from . import backends
 from ._checks import check_positions, check_tolerances, integer
 from ._progress import progress
 from .engine.sketch import PROBES, certify, draw, sketch
-from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head, thin_products
+from .engine.thin_products import BLOCK, Stored, ThinProducts, bytes_per_head, thin_products
 from .environment import memory_budget
 from .metrics import Positions, Tolerance
 from .operators.attention import Attention
@@ -178,11 +178,20 @@ def _refuses(op: Operator) -> str | None:
 
 
 def attention_products(precision: Precision) -> Callable[[Any, Tensor, int], ThinProducts]:
-    """Thin products by Triton kernels, with scores in float64, or in float32 for operands that are no wider.
+    """Thin products with `T` from Triton kernels, with scores in float64, or in float32 for operands that are no wider.
+
+    `T` is written once where the budget has room for it, and rebuilt tile by tile for every product where it has not.
 
     In float32 nothing is certified below 1e-5 of `s_1`, nor below the error that rounded scores make in `T`. No public
     call chooses it; `answer` takes it for measurements.
     """
+    from .backends.triton.attention import tiles
     from .backends.triton.attention_products import AttentionProducts
 
-    return lambda op, heads, budget: AttentionProducts(op, heads, precision)
+    def products(op: Any, heads: Tensor, budget: int) -> ThinProducts:
+        # forming scores costs as much as multiplying with them: where T has room it is formed once for all products
+        if precision == "float64" and 8 * len(heads) * op.length**2 <= budget:
+            return Stored(tiles(op, heads))
+        return AttentionProducts(op, heads, precision)
+
+    return products

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ess_kernels import operators as ops
 from ess_kernels.engine.sketch import cholesky_qr, draw, householder, orthonormal
-from ess_kernels.engine.thin_products import Bands, Blockwise, thin_products
+from ess_kernels.engine.thin_products import Bands, Blockwise, Stored, thin_products
 from ess_kernels.operators import Operator
 from ess_kernels.operators.structure import StateSpace
 from ess_kernels.randomized import RandomizedESS, answer, attention_products, randomized_ess
@@ -240,6 +240,7 @@ def test_thin_products(name: str, budget: int, transposed: bool):
     products = thin_products(op, heads, budget)
     assert isinstance(products, Blockwise if isinstance(op, StateSpace) else Bands)
     Y = products(positions, X, transposed)
+    torch.testing.assert_close(Stored(T)(positions, X, transposed), Y, rtol=1e-12, atol=1e-13 * float(Y.abs().max()))
     for p, i in enumerate(positions.tolist()):
         H, expected = T[:, i:, :i], torch.zeros_like(Y[:, p])
         if transposed:
@@ -302,10 +303,14 @@ def on_device(op: Operator, dtype: torch.dtype = torch.float64) -> Operator:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels_give_the_same(name: str):
+def test_kernels_give_the_same(name: str, stored: bool, monkeypatch):
     pytest.importorskip("triton")
     op = on_device(build(name))
+    if not stored:
+        # there is room for T in no budget: it is rebuilt for every product
+        monkeypatch.setenv("ESS_KERNELS_MEMORY_BUDGET", str(8 * op.length**2))
     L = op.length
     arguments = {"positions": [5, L // 2, L - 3], "atol": ATOL, "rtol": RTOL, "rank": 20, "power_iterations": 1}
     kernels, plain = (randomized_ess(op, **arguments, backend=backend) for backend in ("triton", "torch"))

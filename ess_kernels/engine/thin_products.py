@@ -66,6 +66,24 @@ def bytes_per_head(op: Operator) -> int:
     return 8 * op.length * each
 
 
+class Stored(ThinProducts):
+    """Matrices `T` `[N, L, L]` that are at hand: one product a position, with no more of them than it needs."""
+
+    def __init__(self, T: Tensor):
+        self.T = T
+        self.relative = T.new_zeros(len(T))
+
+    def __call__(self, positions: Tensor, X: Tensor, transposed: bool) -> Tensor:
+        Y = torch.zeros_like(X)
+        for p, i in enumerate(positions.tolist()):
+            H = self.T[:, i:, :i]
+            if transposed:
+                Y[:, p, :i] = H.mT @ X[:, p, i:]
+            else:
+                Y[:, p, i:] = H @ X[:, p, :i]
+        return Y
+
+
 class Bands(ThinProducts):
     """Any operator by bands of its rows, or by the whole matrix where that fits the budget."""
 
