@@ -30,11 +30,12 @@ def ssd(B=2, T=33, H=4, G=2, n=16):
     return operators.ssd(dt, -torch.arange(1.0, H + 1, device=DEVICE), normal(0, B, T, G, n), normal(1, B, T, G, n))
 
 
-def mamba(B=2, D=3, L=40, N=6, constant=False):
+def mamba(B=2, D=3, L=40, N=6, constant=False, dtype=torch.float64):
     delta = torch.rand(B, D, L, device=DEVICE, dtype=torch.float64) * 0.3
     A = -torch.rand(D, N, device=DEVICE, dtype=torch.float64) * 3
     shape = (D, N) if constant else (B, N, L)
-    return operators.selective_scan(delta, A, normal(0, *shape), normal(1, *shape))
+    B_, C_ = (normal(seed, *shape, dtype=dtype) for seed in (0, 1))
+    return operators.selective_scan(delta.to(dtype), A.to(dtype), B_, C_)
 
 
 def control(L=35, n=7, constant=False):

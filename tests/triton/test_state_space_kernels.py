@@ -21,6 +21,7 @@ OPERATORS = {
     "ssd": ssd,
     "mamba": mamba,
     "mamba-constant": lambda: mamba(constant=True),
+    "mamba-float16": lambda: mamba(dtype=torch.float16),
     "mamba-20": lambda: mamba(N=20),
     "one gate a token": lambda: operators.simple_gla(
         normal(0, 1, 33, 2, 20), normal(1, 1, 33, 2, 20), g=gates(2, 1, 33, 2)

@@ -19,7 +19,7 @@ from ...engine.blocks import Blocks, block_parts, cut
 from ...operators.structure import Tokens
 from .compilation import Variant
 from .source import KINDS, Source
-from .tokens import at_block, inner16, load16
+from .tokens import at_block, inner16, load16, widened
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def parts_kernel(
         exists = n0 + w < n
         rate = tl.full([W], 1.0, tl.float64)
         if RATED:
-            rate = tl.load(RATE + (n0 + w) * rate_n, mask=exists, other=0.0).to(tl.float64)
+            rate = widened(RATE + (n0 + w) * rate_n, exists, 0.0, left)
         carried = tl.full([W], 1.0, tl.float64)
         for i0 in range(0, c, 16):
             q, k, a, after, last = load16(

@@ -30,7 +30,7 @@ from .tiles import (
     magnitude16,
     reciprocal,
 )
-from .tokens import at_block, inner16, load16
+from .tokens import at_block, inner16, load16, widened
 
 # a Python number among the arguments would be rounded to float32
 ROOT = {"root_shift": shift(16), "root_factor": shift(16) / EPS / 2}
@@ -66,7 +66,7 @@ def scan16_kernel(
     ii, jj = indices16()
     rate = tl.full([16], 1.0, tl.float64)
     if RATED:
-        rate = tl.load(RATE + w * rate_n, mask=w < n, other=0.0).to(tl.float64)
+        rate = widened(RATE + w * rate_n, w < n, 0.0, length)
     gramian = tl.zeros([16, 16], tl.float64)
     step = 0
     while step < blocks:
@@ -124,7 +124,7 @@ def block16_kernel(
     one = tl.where(ii == jj, 1.0, 0.0)
     rate = tl.full([16], 1.0, tl.float64)
     if RATED:
-        rate = tl.load(RATE + w * rate_n, mask=w < n, other=0.0).to(tl.float64)
+        rate = widened(RATE + w * rate_n, w < n, 0.0, length)
     q, k, a, after, last = load16(
         Q, K, G, QS, KS, rate, q_t, q_n, k_t, k_n, g_t, g_n, qs_t, ks_t, (length - first).to(tl.int32), w < n,
         16, SHARED, LOG, BEFORE, QSCALED, KSCALED,

@@ -139,13 +139,7 @@ def _by_token(x: Tensor, length: int) -> Tensor:
 
 
 def _full(x: Tensor) -> Tensor:
-    """A tensor as kernels can read it.
-
-    float32 in place of half precision, for Triton's float64 matrix products do not take what was loaded as 16 bits; and
-    16 strides must fit 32 bits.
-    """
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return x.float()
+    """A tensor as kernels can read it: 16 strides must fit 32 bits."""
     return x if max(x.stride(), default=0) < 2**27 else x.contiguous()
 
 
@@ -167,7 +161,9 @@ def _kind(dtype: str, unit_strides: tuple[str, ...], *on: str) -> tuple[dict[str
 # types of the arguments and constants of each kind of source, for compiling ahead of time
 KINDS = {
     "gla": _kind("*fp32", ("q_n", "k_n", "g_n"), "LOG"),
+    "gla bf16": _kind("*bf16", ("q_n", "k_n", "g_n"), "LOG"),
     "ssd": _kind("*fp32", ("q_n", "k_n", "g_h", "ks_h"), "SHARED", "LOG", "KSCALED"),
     "mamba": _kind("*fp32", ("q_t", "k_t", "g_t", "ks_t", "rate_n"), "SHARED", "RATED", "LOG", "KSCALED"),
+    "mamba bf16": _kind("*bf16", ("q_t", "k_t", "g_t", "ks_t", "rate_n"), "SHARED", "RATED", "LOG", "KSCALED"),
     "factors": _kind("*fp64", ("q_n", "k_n", "g_n"), "BEFORE"),
 }

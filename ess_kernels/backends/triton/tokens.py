@@ -24,30 +24,42 @@ def at_block(
 
 
 @triton.jit
-def _rows(X, SCALE, stride_t, stride_n, scale_stride, alive, exists, W: tl.constexpr, SCALED: tl.constexpr):
-    """16 rows of a strided array as float64, times one number a row."""
-    r, w = tl.arange(0, 16), tl.arange(0, W)
-    x = tl.load(
-        X + (r[:, None] * stride_t + w[None, :] * stride_n), mask=alive[:, None] & exists[None, :], other=0.0
-    ).to(tl.float64)  # fmt: skip
-    if SCALED:
-        x = x * tl.load(SCALE + r * scale_stride, mask=alive, other=0.0).to(tl.float64)[:, None]
+def widened(X, mask, other: tl.constexpr, rest):
+    """A load as float64; `other` where the mask is off."""
+    if X.dtype.scalar.element_ty.primitive_bitwidth < 32:
+        # Triton traces a float64 operand of a product back to the load that it came from, and has no layout for one of
+        # fewer than 32 bits. What comes out of a branch has no known origin; nothing is lost where no token is left
+        x = tl.full(mask.shape, other, tl.float64)
+        if rest > 0:
+            x = tl.load(X, mask=mask, other=other).to(tl.float64)
+    else:
+        x = tl.load(X, mask=mask, other=other).to(tl.float64)
     return x
 
 
 @triton.jit
-def _gates(G, rate, stride_t, stride_n, alive, exists, W: tl.constexpr, SHARED: tl.constexpr, LOG: tl.constexpr):
+def _rows(X, SCALE, stride_t, stride_n, scale_stride, rest, exists, W: tl.constexpr, SCALED: tl.constexpr):
+    """16 rows of a strided array as float64, times one number a row."""
+    r, w = tl.arange(0, 16), tl.arange(0, W)
+    alive = r < rest
+    x = widened(X + (r[:, None] * stride_t + w[None, :] * stride_n), alive[:, None] & exists[None, :], 0.0, rest)
+    if SCALED:
+        x = x * widened(SCALE + r * scale_stride, alive, 0.0, rest)[:, None]
+    return x
+
+
+@triton.jit
+def _gates(G, rate, stride_t, stride_n, alive, exists, rest, W: tl.constexpr, SHARED: tl.constexpr, LOG: tl.constexpr):
     """Transitions of 16 rows; one where there is no token."""
     r, w = tl.arange(0, 16), tl.arange(0, W)
     neutral: tl.constexpr = 0.0 if LOG else 1.0
     if SHARED:
-        g = tl.load(G + r * stride_t, mask=alive, other=neutral).to(tl.float64)[:, None]
+        g = widened(G + r * stride_t, alive, neutral, rest)[:, None]
         # also where coordinates share it: scans of a single column fail to compile in Triton 3.6
         g = g * rate[None, :]
     else:
-        g = tl.load(
-            G + (r[:, None] * stride_t + w[None, :] * stride_n), mask=alive[:, None] & exists[None, :], other=neutral
-        ).to(tl.float64)  # fmt: skip
+        mask = alive[:, None] & exists[None, :]
+        g = widened(G + (r[:, None] * stride_t + w[None, :] * stride_n), mask, neutral, rest)
     return tl.exp(g) if LOG else g
 
 
@@ -80,13 +92,12 @@ def load16(
     registers cannot be shifted.
     """
     r = tl.arange(0, 16)
-    alive = r < rest
-    q = _rows(Q, QS, q_t, q_n, qs_t, alive, exists, W, QSCALED)
-    k = _rows(K, KS, k_t, k_n, ks_t, alive, exists, W, KSCALED)
-    a = _gates(G, rate, g_t, g_n, alive, exists, W, SHARED, LOG)
-    after = _gates(G + g_t, rate, g_t, g_n, (r + 1 < rest) & (r < 15), exists, W, SHARED, LOG)
+    q = _rows(Q, QS, q_t, q_n, qs_t, rest, exists, W, QSCALED)
+    k = _rows(K, KS, k_t, k_n, ks_t, rest, exists, W, KSCALED)
+    a = _gates(G, rate, g_t, g_n, r < rest, exists, rest, W, SHARED, LOG)
+    after = _gates(G + g_t, rate, g_t, g_n, (r + 1 < rest) & (r < 15), exists, rest, W, SHARED, LOG)
     if BEFORE:
-        last = _gates(G - g_t, rate, g_t, g_n, (r - 1 < rest) & (r > 0), exists, W, SHARED, LOG)
+        last = _gates(G - g_t, rate, g_t, g_n, (r - 1 < rest) & (r > 0), exists, rest, W, SHARED, LOG)
     else:
         last = a
     return q, k, a, after, last
