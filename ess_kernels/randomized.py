@@ -51,8 +51,9 @@ def randomized_ess(
 ) -> RandomizedESS:
     """Tolerance-ESS at chosen positions by a randomized singular value decomposition of rank `rank`.
 
-    `H_i` is only multiplied with thin matrices, `2 power_iterations + 3` times, and never stored: for long sequences
-    whose `H_i` are numerically of low rank. `Q` `[L - i, rank]` is an orthonormal basis for its range found from a
+    `H_i` is only multiplied with thin matrices, `2 power_iterations + 3` times: for long sequences whose `H_i` are
+    numerically of low rank. `T` is rebuilt in tiles or bands for every product, but for heads whose `T` has room in half
+    of the memory budget: these form it once. `Q` `[L - i, rank]` is an orthonormal basis for its range found from a
     Gaussian matrix; then `H_i = Q B + E` with `B = Q^T H_i` and `E = (I - Q Q^T) H_i`, and for the j-th singular values
 
         s_j(B) <= s_j(H_i) <= sqrt(s_j(B)^2 + error^2),    error >= |E|_2,
@@ -71,8 +72,7 @@ def randomized_ess(
         rank: columns of the Gaussian matrix, at least 1: all that can be counted. Take some more than the count.
         power_iterations: at least 0. Each costs two products and makes Q fit the largest values better.
         seed: of the Gaussian numbers, which are the same on every device, and for every head and position.
-        backend: `"auto"`, `"torch"`, or `"triton"` for attention: tiles of `T` rebuilt on the fly. `"auto"` takes
-            it for CUDA tensors.
+        backend: `"auto"`, `"torch"`, or `"triton"` for attention, which `"auto"` takes for CUDA tensors.
 
     Returns:
         `RandomizedESS(count, certified, error)`, each `[*batch, P]`, with a leading axis `M` where a tolerance is a
