@@ -53,8 +53,9 @@ def randomized_ess(
 
     `H_i` is only multiplied with thin matrices, `2 power_iterations + 3` times: for long sequences whose `H_i` are
     numerically of low rank. `T` is rebuilt in tiles or bands for every product, but for heads whose `T` has room in
-    half of the memory budget: these form it once. `Q` `[L - i, rank]` is an orthonormal basis for its range found from a
-    Gaussian matrix; then `H_i = Q B + E` with `B = Q^T H_i` and `E = (I - Q Q^T) H_i`, and for the j-th singular values
+    half of the memory budget: these form it once. `Q` `[L - i, rank]` is an orthonormal basis for the range of `H_i`,
+    found from a Gaussian matrix; then `H_i = Q B + E` with `B = Q^T H_i` and `E = (I - Q Q^T) H_i`, and for the j-th
+    singular values
 
         s_j(B) <= s_j(H_i) <= sqrt(s_j(B)^2 + error^2),    error >= |E|_2,
 
