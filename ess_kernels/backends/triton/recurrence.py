@@ -91,18 +91,21 @@ def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _peak(source: Source, x: Tensor, scale: Tensor | None) -> Tensor:
     """The largest magnitude of each head's reads or writes, or a bound of it; NaN and infinity stay visible."""
-    groups = x.shape[2]
-    flat = torch.linalg.vector_norm(x, torch.inf, dim=(1, 3)).double()
-    batch, head = source.heads // source.H, source.heads % source.H
-    peak = flat[batch.clamp_max(x.shape[0] - 1), head // max(1, source.H // groups)]
-    if scale is not None:
-        peak = peak * torch.linalg.vector_norm(scale, torch.inf, dim=1).double()[batch, head]
-    return peak
+
+    def largest_magnitude(x: Tensor, dim: tuple[int, int]) -> Tensor:
+        return torch.linalg.vector_norm(x, torch.inf, dim=dim)
+
+    peak = _by_head(source, x, largest_magnitude)
+    return peak if scale is None else peak * _by_head(source, scale[..., None], largest_magnitude)
 
 
-def _by_head(source: Source, gate: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    flat = reduce(gate, (1, 3)).double()
-    return flat[(source.heads // source.H).clamp_max(gate.shape[0] - 1), source.heads % source.H]
+def _by_head(source: Source, x: Tensor, reduce: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
+    """`x` `[B, T, G, n]` reduced over tokens and coordinates for each head; nothing else is looked at."""
+    batch = source.heads // source.H if x.shape[0] > 1 else torch.zeros_like(source.heads)
+    group = source.heads % source.H // max(1, source.H // x.shape[2])
+    b, last_b, g, last_g = torch.stack([batch.min(), batch.max(), group.min(), group.max()]).tolist()
+    flat = reduce(x[b : last_b + 1, :, g : last_g + 1], (1, 3)).double()
+    return flat[batch - b, group - g]
 
 
 # (heads, numbers of blocks) -> [J, S]
