@@ -160,7 +160,7 @@ class Outside(NamedTuple):
 
 def launch(n: int, c: int) -> tuple[int, int]:
     """Width of a tile and warps: from 128 on fewer, wider programs, for all factored rows must fit the caches."""
-    return (64, 4) if n % 64 == 0 and n >= 128 and c == 64 else (min(32, n, 2 * c), 1)
+    return (64, 4) if n >= 128 else (min(32, n), 1)
 
 
 def programs(device: torch.device, warps: int) -> int:
@@ -223,7 +223,7 @@ def eliminate_in_torch(
 def variants() -> Iterator[Variant]:
     pointers = ["S", "AE", "G", "Y", "TAU", "RKC", "VALUE", "GROWTH", "LEAST", "U", "DI"]
     arguments = dict.fromkeys(pointers, "*fp64") | {"WHICH": "*i64", "pairs": "i32"}
-    for n, c in ((16, 16), (32, 32), (64, 32), (96, 64), (128, 64), (256, 64)):
+    for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
         width, warps = launch(n, c)
         for definite in (False, True):
             kind = "log-determinants" if definite else "counts"

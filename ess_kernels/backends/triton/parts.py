@@ -83,7 +83,7 @@ def parts_kernel(
 
 def padded(n: int) -> int:
     """The state size that kernels work with: further coordinates are zero, which changes nothing."""
-    return 16 if n <= 16 else -(-n // 32) * 32
+    return 16 if n <= 16 else 32 if n <= 32 else -(-n // 64) * 64
 
 
 def warps(N: int, heavy: bool) -> int:
@@ -124,7 +124,7 @@ def build_in_torch(tokens: Tokens, c: int) -> Blocks:
 
 def variants() -> Iterator[Variant]:
     for kind, (arguments, flags) in KINDS.items():
-        for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (256, 64)):
+        for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
             out = dict.fromkeys(("X", "Z", "PHI", "Y"), "*fp64") | {"blocks": "i32"}
             constants = {"n": n, "N": n, "c": c, "W": 16} | flags
             heavy = flags["RATED"] or flags["BEFORE"]

@@ -85,7 +85,7 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
 
 def launch(n: int) -> tuple[int, int]:
     """Width of a tile and warps: few blocks of large states fit the workspace at once, so each gets more warps."""
-    return (64, 4) if n >= 192 and n % 64 == 0 else (min(n, 32), 1)
+    return (64, 4) if n >= 192 else (min(n, 32), 1)
 
 
 def shifted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,8 @@ def pivoted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """
     items, n, _ = P.shape
     F, size = torch.empty_like(P), torch.empty_like(mass[:, 0])
-    pivoted_root_kernel[(items,)](P, mass, F, size, n=n, N=triton.next_power_of_2(n), num_warps=max(1, n // 64))
+    lanes = triton.next_power_of_2(n)
+    pivoted_root_kernel[(items,)](P, mass, F, size, n=n, N=lanes, num_warps=max(1, lanes // 64))
     return F, size
 
 
@@ -193,7 +194,9 @@ def pivoted_roots_in_torch(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
 
 def variants() -> Iterator[Variant]:
     pointers = dict.fromkeys(("P", "MASS", "F", "SIZE"), "*fp64")
-    for n in (16, 32, 64, 128, 256):
+    for n in (16, 32, 64, 128, 192, 256):
         width, warps = launch(n)
         yield Variant(f"root n={n}", root_kernel, pointers, {"shift": shift(n), "n": n, "W": width}, warps)
-        yield Variant(f"pivoted root n={n}", pivoted_root_kernel, pointers, {"n": n, "N": n}, max(1, n // 64))
+        lanes = triton.next_power_of_2(n)
+        constants = {"n": n, "N": lanes}
+        yield Variant(f"pivoted root n={n}", pivoted_root_kernel, pointers, constants, max(1, lanes // 64))

@@ -75,5 +75,6 @@ def gramians_in_torch(blocks: Blocks, heads: int) -> tuple[Tensor, Tensor]:
 
 def variants() -> Iterator[Variant]:
     arguments = dict.fromkeys(("X", "Z", "PHI", "P", "Q"), "*fp64") | {"blocks": "i32"}
-    for n, c, W, warps in ((16, 16, 16, 1), (32, 32, 32, 2), (64, 32, 64, 4), (128, 64, 64, 4), (128, 64, 32, 2)):
-        yield Variant(f"scan n={n} c={c} W={W}", scan_kernel, arguments, {"n": n, "c": c, "W": W}, warps)
+    for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
+        for W, warps in sorted({_tile(n, heads) for heads in (1, 1000)}):
+            yield Variant(f"scan n={n} c={c} W={W}", scan_kernel, arguments, {"n": n, "c": c, "W": W}, warps)
