@@ -21,6 +21,8 @@ TINY_ROW = 4e6 * EPS
 SMALL_ROW = 1e-2
 # above this width elimination does not answer at all: the position goes to singular values
 HOPELESS = 1e-2
+# up to this width a count can be settled by tolerances on both sides, four times as far away
+HOPEFUL = HOPELESS / 4
 # a singular value within this many ulp of the largest one of the tolerance is a true tie
 TIE = 64 * EPS
 # entropy-ESS whose own error bound is above this goes to singular values

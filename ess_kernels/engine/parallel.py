@@ -68,10 +68,12 @@ def transposed_product(A: Tensor, right: Tensor) -> Tensor:
     return A @ right.mT
 
 
-def product_values(values: Callable[[Tensor], Tensor], A: Tensor, right: Tensor | None) -> Tensor:
-    """Singular values by `values` of finite `A` `[batch, m, n]` or of `A right^T`; NaN where that product overflows."""
+def product_values(
+    values: Callable[[Tensor], Tensor], A: Tensor, right: Tensor | None, bad: float = torch.nan
+) -> Tensor:
+    """What `values` finds in finite `A` `[batch, m, n]` or in `A right^T`, `[batch, S]`; `bad` where that overflows."""
     if right is None:
         return values(A)
     product = transposed_product(A, right)
     good = product.isfinite().flatten(1).all(1)
-    return values(torch.where(good[:, None, None], product, 0.0)).masked_fill(~good[:, None], torch.nan)
+    return values(torch.where(good[:, None, None], product, 0.0)).masked_fill(~good[:, None], bad)

@@ -11,7 +11,17 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .certainty import ENTROPY_BOUND, HOPELESS, SURE, Counts, count_values, entropy_of_values, near_tie, width_of
+from .certainty import (
+    ENTROPY_BOUND,
+    HOPEFUL,
+    HOPELESS,
+    SURE,
+    Counts,
+    count_values,
+    entropy_of_values,
+    near_tie,
+    width_of,
+)
 from .cost import Cost
 from .quadrature import STANDARD, Quadrature
 from .staircase import Answer
@@ -77,7 +87,7 @@ class Engine(ABC):
         grouped_tau = tau[..., None].expand(-1, -1, -(-L // self.group))
         # where one elimination is known not to do, the two on both sides of the tolerance come at once
         foreseen = self._foreseen_width(grouped_tau)
-        skipped = wanted & self._spread((foreseen > SURE) & (foreseen <= HOPELESS / 4))
+        skipped = wanted & self._spread((foreseen > SURE) & (foreseen <= HOPEFUL))
         answer = self._eliminate(wanted & ~skipped, grouped_tau)
         result.counts.copy_(answer.value.view(N, M, L))
         result.width.copy_(torch.where(skipped, self._spread(foreseen), width_of(answer.growth).view(N, M, L)))
@@ -107,7 +117,7 @@ class Engine(ABC):
         Groups beyond hope are left alone. Returns bool like `doubtful`, the positions settled.
         """
         N, M, L = doubtful.shape
-        hopeful = doubtful & self._spread(width <= HOPELESS / 4) & ~result.width.isnan()
+        hopeful = doubtful & self._spread(width <= HOPEFUL) & ~result.width.isnan()
         if not bool(hopeful.any()):
             return hopeful
         move = (4 * width).clamp(SURE / 4, HOPELESS)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...engine.blocks import Blocks, block_parts, cut
 from ...engine.boundary import norm_bound
-from ...engine.certainty import HOPELESS
+from ...engine.certainty import HOPEFUL
 from ...engine.cost import Cost
 from ...engine.positions import Engine
 from ...engine.quadrature import Quadrature
@@ -343,7 +343,7 @@ def _inverse_square(tolerance: Tensor) -> Tensor:
 
 def _too_coarse(coarse: Tensor, tolerance: Tensor) -> Tensor:
     """Which blocks have a tolerance `[J, S]` at which the root's shift leaves no hope to settle a count, int64."""
-    return (EPS * coarse * _inverse_square(tolerance).amax(1) > HOPELESS / 4).nonzero()[:, 0]
+    return (EPS * coarse * _inverse_square(tolerance).amax(1) > HOPEFUL).nonzero()[:, 0]
 
 
 def _scale(outside: Outside) -> Tensor:

@@ -41,6 +41,14 @@ def cholesky16(A):
 
 
 @triton.jit
+def inverse_root16(B):
+    """The inverse Cholesky factor from what `cholesky16` returns, zero in the rows of pivots that it has skipped."""
+    d = diagonal16(B)
+    scale = tl.where(d > 0.0, 1.0 / tl.sqrt(tl.where(d > 0.0, d, 1.0)), 0.0)
+    return inverse_factor16(B) * scale[:, None]
+
+
+@triton.jit
 def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.constexpr):
     """A program an item: `F^T` `[n, n]` upper triangular, rows in panels of 16, left-looking."""
     item = tl.program_id(0).to(tl.int64)
@@ -59,10 +67,7 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
         for q in range(0, p, 16):
             u = tl.load(F + q * n + p + square)
             a -= tl.dot(tl.trans(u), u, out_dtype=tl.float64)
-        B = cholesky16(a)
-        d = diagonal16(B)
-        scale = tl.where(d > 0.0, 1.0 / tl.sqrt(tl.where(d > 0.0, d, 1.0)), 0.0)
-        inverse = inverse_factor16(B) * scale[:, None]
+        inverse = inverse_root16(cholesky16(a))
         for j in range(0, n, W):
             if j + W > p:
                 t = tl.load(P + p * n + j + tile)

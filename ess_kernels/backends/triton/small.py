@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Variant
-from .roots import EPS, cholesky16, shift
+from .roots import EPS, cholesky16, inverse_root16, shift
 from .source import KINDS, Source
 from .tiles import (
     INFINITY,
@@ -137,10 +137,7 @@ def block16_kernel(
     P = tl.load(REACH + item * 256 + square)
     reached = diagonal16(P)
     P = tl.where(ii == jj, P * (1.0 + root_shift), P)
-    B = cholesky16(P)
-    d = diagonal16(B)
-    scale = tl.where(d > 0.0, 1.0 / tl.sqrt(tl.where(d > 0.0, d, 1.0)), 0.0)
-    F = tl.dot(inverse_factor16(B) * scale[:, None], P, out_dtype=tl.float64)
+    F = tl.dot(inverse_root16(cholesky16(P)), P, out_dtype=tl.float64)
     F = tl.where(jj >= ii, F, 0.0)
     seen = tl.load(SEE + item * 256 + square)
     carried = F * phi[None, :]

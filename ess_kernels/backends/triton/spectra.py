@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...engine.certainty import entropy_of_values
-from ...engine.parallel import product_values, transposed_product
+from ...engine.parallel import product_values
 from ...engine.scaling import exp2
 from ...environment import memory_budget
 from .spectra_bidiagonal import IN_REGISTERS, reduce_in_registers
@@ -50,12 +50,12 @@ def counts_above(A: Tensor, tau: Tensor, right: Tensor | None = None) -> Tensor:
         int64 `[M, batch]`; -1 where the product overflows. A value within rounding errors of a tolerance (a few ulp of
         the largest value times n) may be counted or not; so may zeros at `tau = 0`.
     """
-    if right is not None:
-        product = transposed_product(A, right)
-        good = product.isfinite().flatten(1).all(1)
-        return counts_above(torch.where(good[:, None, None], product, 0.0), tau).masked_fill(~good, -1)
     none = torch.empty(0, len(tau), dtype=torch.int64, device=A.device)
-    return _sliced(A, none, lambda squares, unit, n: counts_of_squares(squares, unit, n, tau)).T
+
+    def count(squares: Tensor, unit: Tensor, n: int) -> Tensor:
+        return counts_of_squares(squares, unit, n, tau)
+
+    return product_values(lambda x: _sliced(x, none, count), A, right, bad=-1).T
 
 
 def _sliced(A: Tensor, none: Tensor, finish: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
