@@ -49,6 +49,9 @@ const char *ess_error_string(int32_t code) {
     case ESS_ERR_SIZE: return "size or stride out of range";
     case ESS_ERR_NONFINITE: return "non-finite input";
     case ESS_ERR_PIVOT: return "pivot is zero to working precision";
+    case ESS_ERR_WORKSPACE: return "workspace is null, misaligned or too small";
+    case ESS_ERR_LEVEL: return "this machine cannot run the dispatch level";
+    case ESS_ERR_MEMORY: return "out of memory";
     default: return "unknown error code";
     }
 }

@@ -78,7 +78,7 @@ def show_config() -> Config:
     import torch
 
     from ess_kernels import backends
-    from ess_kernels.backends import native
+    from ess_kernels.backends.native.loading import library
 
     problems = []
     try:
@@ -86,7 +86,7 @@ def show_config() -> Config:
     except ValueError as error:
         budget = environment.DEFAULT_MEMORY_BUDGET
         problems.append(f"{error}; calls will fail until it is corrected")
-    found = native.library()
+    found = library()
     return Config(
         version=__version__,
         python=platform.python_version(),

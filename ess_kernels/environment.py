@@ -4,6 +4,8 @@
 |------------------------------|----------------------------------------------------------------------|---------|
 | `ESS_KERNELS_MEMORY_BUDGET`  | workspace of one call: bytes, or a number with K, M, G, KiB, MiB, GiB | `1GiB`  |
 | `ESS_KERNELS_DISABLE_NATIVE` | `1` keeps the compiled CPU library from being loaded                 | `0`     |
+| `ESS_KERNELS_NUM_THREADS`    | threads of the compiled CPU kernels                                  | torch's |
+| `ESS_KERNELS_CPU_LEVEL`      | vector instructions they use: `baseline`, `avx2`, `avx512` or `best`  | `best`  |
 
 They are read when they are needed, not at import, so a program may set them at any time before the call they concern.
 """
@@ -15,6 +17,8 @@ import re
 
 MEMORY_BUDGET = "ESS_KERNELS_MEMORY_BUDGET"
 DISABLE_NATIVE = "ESS_KERNELS_DISABLE_NATIVE"
+NUM_THREADS = "ESS_KERNELS_NUM_THREADS"
+CPU_LEVEL = "ESS_KERNELS_CPU_LEVEL"
 
 DEFAULT_MEMORY_BUDGET = 2**30
 
@@ -24,6 +28,9 @@ _UNITS = {"": 1, "b": 1, "k": 2**10, "kib": 2**10, "m": 2**20, "mib": 2**20, "g"
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _ON = frozenset({"1", "true", "yes", "on"})
 _OFF = frozenset({"", "0", "false", "no", "off"})
+# ESS_LEVEL_* of csrc/ess_native.h
+_LEVELS = {"": 0, "best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
+MOST_THREADS = 1024
 
 
 def parse_size(text: str) -> int:
@@ -60,3 +67,22 @@ def native_disabled() -> bool:
             f"environment variable {DISABLE_NATIVE}: expected 1 or 0 (true/false, yes/no, on/off), got {text!r}"
         )
     return value in _ON
+
+
+def num_threads() -> int | None:
+    """`ESS_KERNELS_NUM_THREADS`, or None where it is unset or empty. Raises `ValueError` unless it is in 1..1024."""
+    text = os.environ.get(NUM_THREADS, "").strip()
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_THREADS:
+        raise ValueError(f"environment variable {NUM_THREADS}: expected a number in 1..{MOST_THREADS}, got {text!r}")
+    return int(text)
+
+
+def cpu_level() -> int:
+    """The dispatch level that `ESS_KERNELS_CPU_LEVEL` names, 0 for the best one that the machine has."""
+    text = os.environ.get(CPU_LEVEL, "")
+    level = _LEVELS.get(text.strip().lower())
+    if level is None:
+        raise ValueError(f"environment variable {CPU_LEVEL}: expected best, baseline, avx2 or avx512, got {text!r}")
+    return level

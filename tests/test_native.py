@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ess_kernels
-from ess_kernels.backends import native
+from ess_kernels.backends.native import NativeBackend
+from ess_kernels.backends.native import loading as native
 
 
 class Function:
@@ -32,6 +33,7 @@ class FakeLibrary:
 
         self.ess_abi_version = Function(lambda: version)
         self.ess_build_info = Function(lambda: b"fake")
+        self.ess_level_name = Function(lambda level: b"fake")
         self.ess_num_threads = Function(lambda: 1)
         self.ess_error_string = Function(lambda code: b"made-up error")
         self.ess_positive_pivots = Function(positive_pivots)
@@ -98,11 +100,11 @@ def test_no_file(tmp_path):
 
 def test_disabled_by_environment(monkeypatch):
     monkeypatch.setenv("ESS_KERNELS_DISABLE_NATIVE", "1")
-    assert native.NativeBackend().unavailable() == "disabled by ESS_KERNELS_DISABLE_NATIVE"
+    assert NativeBackend().unavailable() == "disabled by ESS_KERNELS_DISABLE_NATIVE"
     assert ess_kernels.show_config().native == "disabled by ESS_KERNELS_DISABLE_NATIVE"
 
     monkeypatch.setenv("ESS_KERNELS_DISABLE_NATIVE", "perhaps")  # a reason, not an exception out of some metric
-    assert "'perhaps'" in native.NativeBackend().unavailable()
+    assert "'perhaps'" in NativeBackend().unavailable()
 
     monkeypatch.setenv("ESS_KERNELS_DISABLE_NATIVE", "0")
     assert native.library() == native.library()
@@ -117,9 +119,7 @@ def test_asked_for_by_name_it_raises_with_the_reason():
 
 
 def test_import_does_not_open_the_library():
-    code = (
-        "import ess_kernels; from ess_kernels.backends import native; print(native._open_installed.cache_info().misses)"
-    )
+    code = "from ess_kernels.backends.native import loading; print(loading._open_installed.cache_info().misses)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"
 

@@ -13,16 +13,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from ... import environment
 
-from ess_kernels import environment
-from ess_kernels.backends.base import Backend, Task
-from ess_kernels.operators.structure import Operator
-
-ABI_VERSION = 1  # ESS_ABI_VERSION of csrc/ess_native.h; a library of any other version is refused
+ABI_VERSION = 2  # ESS_ABI_VERSION of csrc/ess_native.h; a library of any other version is refused
 
 # setup.py gives the file this fixed name: the C ABI ties it to no Python version, so no Python tag belongs in it.
-LIBRARY = Path(__file__).with_name("_native.dll" if os.name == "nt" else "_native.so")
+LIBRARY = Path(__file__).parent.with_name("_native.dll" if os.name == "nt" else "_native.so")
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ def open_library(path: Path) -> NativeLibrary:
 
     Never raises for a library that is missing, broken or of another version: the result's `reason` says which.
     """
-    # torch has been imported above, and must be: both libraries then share the OpenMP runtime that torch ships, and
+    # torch has been imported by then, and must be: both libraries then share the OpenMP runtime that torch ships, and
     # torch.set_num_threads governs both. The other way round, the system's OpenMP would be loaded in torch's place.
     if not path.exists():
         return NativeLibrary(None, "not built (installation compiles it where there is a C++ compiler)")
@@ -76,21 +72,6 @@ def library() -> NativeLibrary:
     return _open_installed()
 
 
-class NativeBackend(Backend):
-    """`backend="native"`: the kernels of `csrc/`."""
-
-    name = "native"
-
-    def unavailable(self) -> str | None:
-        return library().reason
-
-    def refuses(self, task: Task, subject: Operator | Tensor) -> str | None:
-        return f"the native library has no kernel for {task} yet"
-
-    def about(self) -> str:
-        return "compiled library loaded and self-tested; it has no kernels yet"
-
-
 @functools.cache
 def _open_installed() -> NativeLibrary:
     return open_library(LIBRARY)
@@ -101,6 +82,8 @@ def _declare(handle: ctypes.CDLL) -> None:
     doubles = ctypes.POINTER(ctypes.c_double)
     handle.ess_build_info.restype = ctypes.c_char_p
     handle.ess_build_info.argtypes = []
+    handle.ess_level_name.restype = ctypes.c_char_p
+    handle.ess_level_name.argtypes = [ctypes.c_int32]
     handle.ess_num_threads.restype = ctypes.c_int32
     handle.ess_num_threads.argtypes = []
     handle.ess_error_string.restype = ctypes.c_char_p

@@ -1,0 +1,78 @@
+"""How kernels of the compiled library are called: threads, dispatch level, workspace, and errors as exceptions."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import environment
+from .loading import library
+
+# workspace up to this size is kept for the thread's next call: fresh pages cost more than the arithmetic done on them
+KEPT_WORKSPACE = 2**28
+LINE = 64
+
+_SIZE, _MEMORY = 2, 7
+
+
+class Run(ctypes.Structure):
+    """`ess_run` of `csrc/ess_native.h`."""
+
+    _fields_ = (
+        ("threads", ctypes.c_int32),
+        ("level", ctypes.c_int32),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
+    )
+
+
+class _Workspace(threading.local):
+    memory: Tensor | None = None
+
+
+_kept = _Workspace()
+
+
+def threads() -> int:
+    """How many threads kernels may use: `ESS_KERNELS_NUM_THREADS`, or as many as torch."""
+    return environment.num_threads() or torch.get_num_threads()
+
+
+def run(name: str, *arguments: Any) -> None:
+    """Calls `ess_NAME(run, *arguments)`, with the workspace that `ess_NAME_workspace(run, *arguments)` asks for.
+
+    Raises:
+        ValueError: the library refuses the arguments; the message says which function and why.
+        MemoryError: there is not enough memory.
+    """
+    handle = library().handle
+    assert handle is not None, "a backend without its library takes no calls"
+    context = Run(threads(), environment.cpu_level(), None, 0)
+    query = getattr(handle, f"ess_{name}_workspace")
+    context.workspace_bytes = query(ctypes.byref(context), *arguments)
+    if context.workspace_bytes < 0:
+        _check(handle, name, -context.workspace_bytes)
+    memory = _workspace(context.workspace_bytes)
+    context.workspace = memory.data_ptr() + -memory.data_ptr() % LINE
+    _check(handle, name, getattr(handle, f"ess_{name}")(ctypes.byref(context), *arguments))
+
+
+def _workspace(size: int) -> Tensor:
+    kept = _kept.memory
+    if kept is not None and kept.numel() >= size + LINE:
+        return kept
+    memory = torch.empty(size + LINE, dtype=torch.uint8)
+    if size <= KEPT_WORKSPACE:
+        _kept.memory = memory
+    return memory
+
+
+def _check(handle: ctypes.CDLL, name: str, code: int) -> None:
+    if code == 0:
+        return
+    message = f"ess_{name}: {handle.ess_error_string(code).decode()}"
+    raise MemoryError(message) if code == _MEMORY else ValueError(message)
