@@ -27,6 +27,7 @@ from torch import Tensor
 
 import ess_kernels as ek
 from ess_kernels import reference
+from ess_kernels.backends.sources import source_of
 from ess_kernels.backends.triton import attention as tiles
 from ess_kernels.backends.triton import (
     attention_products,
@@ -40,7 +41,6 @@ from ess_kernels.backends.triton import (
     spectra,
     weights,
 )
-from ess_kernels.backends.triton.source import source_of
 from ess_kernels.backends.triton.staircase import Roots, descend
 from ess_kernels.engine import staircase
 from ess_kernels.engine.quadrature import FINE, STANDARD

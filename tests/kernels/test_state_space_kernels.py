@@ -9,8 +9,8 @@ from chain_operators import DEVICE, control, gates, gla, mamba, normal, ssd
 triton = pytest.importorskip("triton")
 
 from ess_kernels import operators  # noqa: E402
+from ess_kernels.backends.sources import source_of, source_of_tokens  # noqa: E402
 from ess_kernels.backends.triton import boundary, parts, roots, scans  # noqa: E402
-from ess_kernels.backends.triton.source import source_of, source_of_tokens  # noqa: E402
 from ess_kernels.engine.blocks import Blocks  # noqa: E402
 
 OPERATORS = {

@@ -49,7 +49,8 @@ class TritonBackend(TorchBackend):
     def _recurrences(
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
-        from .recurrence import TritonRecurrence, tame
+        from ..sources import tame
+        from .recurrence import TritonRecurrence
 
         fair, read, write = tame(op, heads)
         rest = heads[~fair]

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...engine.blocks import Blocks, block_parts, cut
 from ...operators.structure import Tokens
+from ..sources import Source
 from .compilation import Variant
-from .source import KINDS, Source
+from .source import KINDS, arguments_of
 from .tokens import at_block, inner16, load16, widened
 
 
@@ -109,7 +110,7 @@ def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int) -> Bloc
     new = source.read.new_empty
     X, Z = (new(items, c, N, dtype=torch.float64) for _ in range(2))
     Phi, Y = new(items, N, dtype=torch.float64), source.read.new_zeros(items, c, c, dtype=torch.float64)
-    arguments, flags = source.arguments(read_unit, write_unit)
+    arguments, flags = arguments_of(source, read_unit, write_unit)
     parts_kernel[(items,)](
         *arguments, X, Z, Phi, Y, blocks, **flags, N=N, c=c, W=16, num_warps=warps(N, flags["RATED"] or flags["BEFORE"])
     )

@@ -19,17 +19,17 @@ from ...engine.certainty import HOPEFUL
 from ...engine.cost import Cost
 from ...engine.positions import Engine
 from ...engine.quadrature import Quadrature
-from ...engine.scaling import LARGE_UNIT, largest, power_of_two, scaled_tokens
+from ...engine.scaling import largest, power_of_two, scaled_tokens
 from ...engine.staircase import Answer
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace
+from ..sources import source_of
 from . import parts, scans, small, weights
 from .boundary import Outside, eliminate
 from .roots import EPS, pivoted_roots, shifted_roots
 from .roots import shift as root_shift
 from .runtime import on
-from .source import Source, source_of
 from .staircase import Roots, descend
 
 # bytes of boundaries (without the eliminations' scratch) and of staircase nodes in work at once; fewer blocks than some
@@ -59,53 +59,6 @@ def blocks_at_once(n: int, c: int) -> int:
 def pairs_at_once(c: int) -> int:
     """How many of these pairs are carried down the staircase together."""
     return max(1, NODE_WORKSPACE // (8 * 9 * c * c))
-
-
-def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which heads the kernels can take as they are, bool `[N]`, and the largest magnitude of reads and writes `[N]`.
-
-    Finite, with transitions that do not grow: then no number that is squared can overflow. The tensors are looked at as
-    they came, in their own precision. Heads of dense transitions are judged later: all may try.
-    """
-    if not op.diagonal:
-        one = torch.ones(len(heads), dtype=torch.float64, device=heads.device)
-        return torch.ones_like(heads, dtype=torch.bool), one, one
-    source = source_of(op, heads)
-    read = _peak(source, source.read, source.read_scale) * abs(source.scale)
-    write = _peak(source, source.write, source.write_scale)
-    gate = _by_head(source, source.gate, torch.amax)
-    if source.rate is not None:
-        lowest = _by_head(source, source.gate, torch.amin)
-        head = source.heads % source.H
-        rates = source.rate.double()
-        corners = [g * r[head] for g in (gate, lowest) for r in (rates.amax(1), rates.amin(1))]
-        gate = torch.stack(corners).amax(0)
-    fair = gate <= 0 if source.log else _by_head(source, source.gate.abs(), torch.amax) <= 1
-    # a step, a rate or a gate that is not finite ends in a comparison that fails, or in a write that is not finite;
-    # -inf is a fair gate, but no fair step or rate
-    if source.rate is not None:
-        fair &= torch.stack(corners).isfinite().all(0)
-    unit = read * write
-    return fair & (unit * op.state_size <= REPRESENTABLE) & (unit <= LARGE_UNIT), read, write
-
-
-def _peak(source: Source, x: Tensor, scale: Tensor | None) -> Tensor:
-    """The largest magnitude of each head's reads or writes, or a bound of it; NaN and infinity stay visible."""
-
-    def largest_magnitude(x: Tensor, dim: tuple[int, int]) -> Tensor:
-        return torch.linalg.vector_norm(x, torch.inf, dim=dim)
-
-    peak = _by_head(source, x, largest_magnitude)
-    return peak if scale is None else peak * _by_head(source, scale[..., None], largest_magnitude)
-
-
-def _by_head(source: Source, x: Tensor, reduce: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
-    """`x` `[B, T, G, n]` reduced over tokens and coordinates for each head; nothing else is looked at."""
-    batch = source.heads // source.H if x.shape[0] > 1 else torch.zeros_like(source.heads)
-    group = source.heads % source.H // max(1, source.H // x.shape[2])
-    b, last_b, g, last_g = torch.stack([batch.min(), batch.max(), group.min(), group.max()]).tolist()
-    flat = reduce(x[b : last_b + 1, :, g : last_g + 1], (1, 3)).double()
-    return flat[batch - b, group - g]
 
 
 # (heads, numbers of blocks) -> [J, S]

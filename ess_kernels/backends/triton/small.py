@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..sources import Source
 from .compilation import Variant
 from .roots import EPS, cholesky16, inverse_root16, shift
-from .source import KINDS, Source
+from .source import KINDS, arguments_of
 from .tiles import (
     INFINITY,
     diagonal16,
@@ -193,7 +194,7 @@ def gramians(source: Source, read_unit: Tensor, write_unit: Tensor) -> tuple[Ten
     """`P` at the left and `Q` at the right edges of all blocks of 16 tokens, `[items, 16, 16]`; twin: `scans`."""
     blocks = -(-source.length // 16)
     P, Q = (source.read.new_empty(len(source.heads) * blocks, 16, 16, dtype=torch.float64) for _ in range(2))
-    arguments, flags = source.arguments(read_unit, write_unit)
+    arguments, flags = arguments_of(source, read_unit, write_unit)
     for out, forward in ((P, True), (Q, False)):
         scan16_kernel[(len(source.heads),)](*arguments, out, blocks, **flags, FORWARD=forward, num_warps=1)
     return P, Q
@@ -229,7 +230,7 @@ def eliminate(
     nodes = int(slot.max()) + 1 if wanted.numel() else 0
     new = P.new_empty
     out = Eliminated(new(nodes, 3, 16, 16), new(nodes), new(nodes), new(nodes), new(J))
-    arguments, flags = source.arguments(read_unit, write_unit)
+    arguments, flags = arguments_of(source, read_unit, write_unit)
     if nodes:
         block16_kernel[(J,)](
             *arguments, P, Q, item, tau.contiguous(), slot, *out, -(-source.length // 16), M,

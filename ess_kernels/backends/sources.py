@@ -1,0 +1,153 @@
+"""A diagonal recurrence as strided views of the caller's own tensors, for backends that read them where they lie.
+
+Families differ in how a gate is stored, not in what is done with it: one number per coordinate (GLA), one per token
+(Mamba-2), a step times a rate (Mamba), or a factor instead of its logarithm (control recurrences).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..engine.scaling import LARGE_UNIT
+from ..engine.state_space import REPRESENTABLE
+from ..operators.gated import GatedStateSpace
+from ..operators.selective_scan import SelectiveStateSpace
+from ..operators.structure import StateSpace, Tokens
+
+
+@dataclass(frozen=True)
+class Source:
+    """A diagonal recurrence of `N` heads, head `n` being number `heads[n]` of the flattened `[B, H]`.
+
+    Attributes:
+        read, write: `[B, T, G, n]`, any strides; head `h` of `H` reads group `h // (H // G)`.
+        gate: `[B, T, H, n]`, or `[B, T, H, 1]` where all coordinates of a token share it.
+        rate: `[H, n]` multiplied onto the gate, or None.
+        read_scale, write_scale: `[B, T, H]` or None.
+        scale: folded into the read.
+        log: whether the gate is the logarithm of the transition.
+        reads_before: whether a row reads the state before its own transition.
+        heads: int64 `[N]`.
+        H: number of heads.
+    """
+
+    read: Tensor
+    write: Tensor
+    gate: Tensor
+    rate: Tensor | None
+    read_scale: Tensor | None
+    write_scale: Tensor | None
+    scale: float
+    log: bool
+    reads_before: bool
+    heads: Tensor
+    H: int
+
+    @property
+    def length(self) -> int:
+        return self.read.shape[1]
+
+    @property
+    def state_size(self) -> int:
+        return self.read.shape[3]
+
+
+def source_of(op: StateSpace, heads: Tensor) -> Source:
+    """The source of some heads of an operator with diagonal transitions; upcasts nothing where it need not."""
+    if isinstance(op, GatedStateSpace):
+        shared = op.g.stride(3) == 0 or op.g.shape[3] == 1
+        return Source(
+            op.q,
+            op.k,
+            op.g[..., :1] if shared else op.g,
+            None,
+            op.read_scale,
+            op.write_scale,
+            op.scale,
+            True,
+            op.reads_before,
+            heads,
+            op.g.shape[2],
+        )
+    if isinstance(op, SelectiveStateSpace):
+        steps = op.delta.transpose(1, 2)
+        return Source(
+            _by_token(op.C, op.length),
+            _by_token(op.B, op.length),
+            steps[..., None],
+            op.A,
+            None,
+            steps,
+            1.0,
+            True,
+            op.reads_before,
+            heads,
+            op.delta.shape[1],
+        )
+    return source_of_tokens(op.tokens(heads))
+
+
+def source_of_tokens(tokens: Tokens) -> Source:
+    """Ready-made float64 tokens `[N, L, n]` as a batch of `N` with one head each."""
+    N = tokens.read.shape[0]
+    heads = torch.arange(N, device=tokens.read.device)
+    read, write, transition = (x[:, :, None] for x in (tokens.read, tokens.write, tokens.transition))
+    return Source(read, write, transition, None, None, None, 1.0, False, tokens.reads_before, heads, 1)
+
+
+def _by_token(x: Tensor, length: int) -> Tensor:
+    """Mamba's `B` or `C`, `[D, n]` or `[B, G, n, L]`, as a view `[B, L, G, n]`."""
+    if x.dim() == 2:
+        return x[None, None].expand(1, length, -1, -1)
+    return x.permute(0, 3, 1, 2)
+
+
+def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which heads the kernels can take as they are, bool `[N]`, and the largest magnitude of reads and writes `[N]`.
+
+    Finite, with transitions that do not grow: then no number that is squared can overflow. The tensors are looked at as
+    they came, in their own precision. Heads of dense transitions are judged later: all may try.
+    """
+    if not op.diagonal:
+        one = torch.ones(len(heads), dtype=torch.float64, device=heads.device)
+        return torch.ones_like(heads, dtype=torch.bool), one, one
+    source = source_of(op, heads)
+    read = _peak(source, source.read, source.read_scale) * abs(source.scale)
+    write = _peak(source, source.write, source.write_scale)
+    gate = _by_head(source, source.gate, torch.amax)
+    if source.rate is not None:
+        lowest = _by_head(source, source.gate, torch.amin)
+        head = source.heads % source.H
+        rates = source.rate.double()
+        corners = [g * r[head] for g in (gate, lowest) for r in (rates.amax(1), rates.amin(1))]
+        gate = torch.stack(corners).amax(0)
+    fair = gate <= 0 if source.log else _by_head(source, source.gate.abs(), torch.amax) <= 1
+    # a step, a rate or a gate that is not finite ends in a comparison that fails, or in a write that is not finite;
+    # -inf is a fair gate, but no fair step or rate
+    if source.rate is not None:
+        fair &= torch.stack(corners).isfinite().all(0)
+    unit = read * write
+    return fair & (unit * op.state_size <= REPRESENTABLE) & (unit <= LARGE_UNIT), read, write
+
+
+def _peak(source: Source, x: Tensor, scale: Tensor | None) -> Tensor:
+    """The largest magnitude of each head's reads or writes, or a bound of it; NaN and infinity stay visible."""
+
+    def largest_magnitude(x: Tensor, dim: tuple[int, int]) -> Tensor:
+        return torch.linalg.vector_norm(x, torch.inf, dim=dim)
+
+    peak = _by_head(source, x, largest_magnitude)
+    return peak if scale is None else peak * _by_head(source, scale[..., None], largest_magnitude)
+
+
+def _by_head(source: Source, x: Tensor, reduce: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
+    """`x` `[B, T, G, n]` reduced over tokens and coordinates for each head; nothing else is looked at."""
+    batch = source.heads // source.H if x.shape[0] > 1 else torch.zeros_like(source.heads)
+    group = source.heads % source.H // max(1, source.H // x.shape[2])
+    b, last_b, g, last_g = torch.stack([batch.min(), batch.max(), group.min(), group.max()]).tolist()
+    flat = reduce(x[b : last_b + 1, :, g : last_g + 1], (1, 3)).double()
+    return flat[batch - b, group - g]
