@@ -86,4 +86,7 @@ ESS_API int32_t ess_positive_pivots(int64_t n, const double *a, int64_t lda, dou
 }
 #endif
 
+/* the kernels, a header a family */
+#include "ess_recurrence.h"
+
 #endif /* ESS_NATIVE_H */

@@ -1,8 +1,6 @@
 // All kernels of one dispatch level, and its table. Included once by each level_*.cpp.
 
-#include "factor.h"
-#include "products.h"
-#include "simd.h"
+#include "recurrence_counts.h"
 
 #define ESS_TEXT_(x) #x
 #define ESS_TEXT(x) ESS_TEXT_(x)
@@ -14,6 +12,7 @@ namespace {
 const Kernels table = {
     ESS_TEXT(ESS_LEVEL),
     ESS_VECTOR_BYTES,
+    &recurrence_kernels,
 };
 
 } // namespace

@@ -3,12 +3,14 @@
 #pragma once
 
 #include "ess_native.h"
+#include "recurrence_jobs.h"
 
 namespace ess {
 
 struct Kernels {
     const char *name;
     int32_t vector_bytes;
+    const RecurrenceKernels *recurrence;
 };
 
 // null where the level does not exist on this architecture

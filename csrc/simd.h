@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-#define ESS_INLINE static inline __attribute__((always_inline))
+#define ESS_INLINE inline __attribute__((always_inline))
 // before a loop with a fixed number of turns whose arrays are to live in registers
 #define ESS_UNROLL _Pragma("GCC unroll 16")
 

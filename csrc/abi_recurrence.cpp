@@ -1,0 +1,108 @@
+// Entry points for recurrences: checks, then the kernels of the run's dispatch level.
+
+#include "checks.h"
+#include "ess_recurrence.h"
+#include "recurrence_jobs.h"
+
+namespace ess {
+namespace {
+
+int32_t check_parts(const ess_recurrence *p) {
+    if (p == nullptr) return ESS_ERR_NULL;
+    if (p->n < 8 || p->n > ESS_MAX_STATES || p->n % 8 != 0) return ESS_ERR_SIZE;
+    if (p->c != 8 && p->c != 16 && p->c != 32 && p->c != ESS_MAX_BLOCK) return ESS_ERR_SIZE;
+    if (p->heads < 1 || p->blocks < 1) return ESS_ERR_SIZE;
+    const void *arrays[] = {p->X, p->Z, p->Y, p->Phi, p->F, p->Q};
+    for (const void *array : arrays) {
+        if (array == nullptr) return ESS_ERR_NULL;
+        if (!aligned(array)) return ESS_ERR_SIZE;
+    }
+    return ESS_OK;
+}
+
+bool fits(const ess_recurrence *p, int64_t length) {
+    return length > (p->blocks - 1) * p->c && length <= p->blocks * p->c;
+}
+
+RecurrenceParts parts_of(const ess_recurrence *p) {
+    return {p->heads, p->blocks, p->n, p->c, p->dense != 0, p->X, p->Z, p->Y, p->Phi, p->F, p->Q};
+}
+
+int32_t parts_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                  const double *const *transition, const Kernels *&kernels, RecurrencePartsJob &job) {
+    if (int32_t error = check_run(run, kernels)) return error;
+    if (int32_t error = check_parts(parts)) return error;
+    if (tokens == nullptr || tokens->read == nullptr || tokens->write == nullptr) return ESS_ERR_NULL;
+    if (tokens->read_unit == nullptr || tokens->write_unit == nullptr) return ESS_ERR_NULL;
+    if (parts->dense ? transition == nullptr : tokens->gate == nullptr) return ESS_ERR_NULL;
+    if (tokens->heads != parts->heads || tokens->states < 1 || tokens->states > parts->n) return ESS_ERR_SIZE;
+    if (!fits(parts, tokens->length)) return ESS_ERR_SIZE;
+    for (int64_t h = 0; h < tokens->heads; h++) {
+        if (tokens->read[h] == nullptr || tokens->write[h] == nullptr) return ESS_ERR_NULL;
+        if (parts->dense ? transition[h] == nullptr : tokens->gate[h] == nullptr) return ESS_ERR_NULL;
+        if (tokens->rate && tokens->rate[h] == nullptr) return ESS_ERR_NULL;
+        if (tokens->read_scale && tokens->read_scale[h] == nullptr) return ESS_ERR_NULL;
+        if (tokens->write_scale && tokens->write_scale[h] == nullptr) return ESS_ERR_NULL;
+    }
+    job = {parts_of(parts), *tokens, transition, run->threads, run->workspace};
+    return ESS_OK;
+}
+
+int32_t counts_job(const ess_run *run, const ess_recurrence *parts, int64_t length, int64_t tolerances,
+                   const double *tau, const uint8_t *wanted, double *counts, double *growth, double *least,
+                   const Kernels *&kernels, RecurrenceCountsJob &job) {
+    if (int32_t error = check_run(run, kernels)) return error;
+    if (int32_t error = check_parts(parts)) return error;
+    if (!fits(parts, length) || tolerances < 1) return ESS_ERR_SIZE;
+    if (!tau || !wanted || !counts || !growth || !least) return ESS_ERR_NULL;
+    job = {parts_of(parts), length, tolerances, tau, wanted, counts, growth, least, run->threads, run->workspace};
+    return ESS_OK;
+}
+
+} // namespace
+} // namespace ess
+
+extern "C" {
+
+int64_t ess_recurrence_parts_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                       const double *const *transition) {
+    const ess::Kernels *kernels;
+    ess::RecurrencePartsJob job;
+    if (int32_t error = ess::parts_job(run, parts, tokens, transition, kernels, job)) return -error;
+    return kernels->recurrence->parts_workspace(job);
+}
+
+int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                             const double *const *transition) {
+    const ess::Kernels *kernels;
+    ess::RecurrencePartsJob job;
+    if (int32_t error = ess::parts_job(run, parts, tokens, transition, kernels, job)) return error;
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->parts_workspace(job))) return error;
+    kernels->recurrence->parts(job);
+    return ESS_OK;
+}
+
+int64_t ess_recurrence_counts_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                        int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts,
+                                        double *growth, double *least) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceCountsJob job;
+    if (int32_t error = ess::counts_job(run, parts, length, tolerances, tau, wanted, counts, growth, least, kernels, job)) {
+        return -error;
+    }
+    return kernels->recurrence->counts_workspace(job);
+}
+
+int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, int64_t length, int64_t tolerances,
+                              const double *tau, const uint8_t *wanted, double *counts, double *growth, double *least) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceCountsJob job;
+    if (int32_t error = ess::counts_job(run, parts, length, tolerances, tau, wanted, counts, growth, least, kernels, job)) {
+        return error;
+    }
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->counts_workspace(job))) return error;
+    kernels->recurrence->counts(job);
+    return ESS_OK;
+}
+
+} // extern "C"

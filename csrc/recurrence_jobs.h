@@ -1,0 +1,55 @@
+// What the kernels for recurrences are asked to do; plain data, the same at every dispatch level.
+
+#pragma once
+
+#include <cstdint>
+
+#include "ess_tokens.h"
+
+namespace ess {
+
+// A recurrence of `heads` heads cut into `blocks` blocks of `c` tokens. State size n is padded to a multiple of ROWS (with
+// coordinates that are never written), the last block with zero tokens. Block b of head h is number h * blocks + b of
+// every array; see algorithms in parts.h and scans.h.
+struct RecurrenceParts {
+    int64_t heads, blocks, n, c;
+    bool dense; // Phi is a matrix
+    double *X;  // [n, c] column-major: token r's read-out seen from the block's left edge in column r
+    double *Z;  // [n, c]: token j's write carried to the right edge in column j
+    double *Y;  // [c, c]: Y[j + r c] = T[a + c - 1 - r, a + j], rows reversed, zero on and above T's diagonal
+    double *Phi; // [n], or [n, n] column-major
+    double *F;   // [n, n] lower triangular root of the reachability Gramian at the left edge, zeros above the diagonal
+    double *Q;   // [n, n] observability Gramian at the right edge, its lower triangle
+
+    int64_t count() const { return heads * blocks; }
+    int64_t phi_size() const { return dense ? n * n : n; }
+};
+
+// Fills X, Z, Y, Phi, F and Q from tokens; `transition` instead of a gate where transitions are dense.
+struct RecurrencePartsJob {
+    RecurrenceParts parts;
+    ess_tokens tokens;
+    const double *const *transition; // [heads] pointers to [length, n0, n0] row-major, n0 = tokens.states, or null
+    int32_t threads;
+    void *workspace;
+};
+
+// Counts of singular values above tolerances at every position.
+struct RecurrenceCountsJob {
+    RecurrenceParts parts;
+    int64_t length, tolerances;
+    const double *tau;               // [heads, tolerances, blocks]
+    const uint8_t *wanted;           // the same: which blocks are to be done at which tolerance
+    double *counts, *growth, *least; // [heads, tolerances, length], written where wanted
+    int32_t threads;
+    void *workspace;
+};
+
+struct RecurrenceKernels {
+    int64_t (*parts_workspace)(const RecurrencePartsJob &);
+    void (*parts)(const RecurrencePartsJob &);
+    int64_t (*counts_workspace)(const RecurrenceCountsJob &);
+    void (*counts)(const RecurrenceCountsJob &);
+};
+
+} // namespace ess
