@@ -8,7 +8,11 @@
 #include <cstring>
 
 #if defined(__x86_64__)
+// GCC's own header warns about itself where its functions are inlined
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "arena.h"
