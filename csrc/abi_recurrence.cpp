@@ -59,6 +59,36 @@ int32_t counts_job(const ess_run *run, const ess_recurrence *parts, int64_t leng
     return ESS_OK;
 }
 
+int32_t roots_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                  const double *const *transition, double *observe_roots, const Kernels *&kernels, RecurrenceRootsJob &job) {
+    job = {};
+    if (int32_t error = parts_job(run, parts, tokens, transition, kernels, job.parts)) return error;
+    if (observe_roots == nullptr) return ESS_ERR_NULL;
+    if (!aligned(observe_roots)) return ESS_ERR_SIZE;
+    job.observe_roots = observe_roots;
+    return ESS_OK;
+}
+
+int32_t products_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                     const double *const *transition, double *observe_roots, int64_t count, const int64_t *heads,
+                     const int64_t *positions, double *products, const Kernels *&kernels, RecurrenceRootsJob &job) {
+    if (int32_t error = roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return error;
+    if (!heads || !positions || !products) return ESS_ERR_NULL;
+    if (count < 1 || !aligned(products)) return ESS_ERR_SIZE;
+    for (int64_t q = 0; q < count; q++) {
+        if (heads[q] < 0 || heads[q] >= parts->heads) return ESS_ERR_SIZE;
+        if (positions[q] < 1 || positions[q] >= tokens->length) return ESS_ERR_SIZE;
+        if (q > 0 && (heads[q] < heads[q - 1] || (heads[q] == heads[q - 1] && positions[q] < positions[q - 1]))) {
+            return ESS_ERR_SIZE;
+        }
+    }
+    job.count = count;
+    job.heads = heads;
+    job.positions = positions;
+    job.products = products;
+    return ESS_OK;
+}
+
 } // namespace
 } // namespace ess
 
@@ -102,6 +132,50 @@ int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, i
     }
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->counts_workspace(job))) return error;
     kernels->recurrence->counts(job);
+    return ESS_OK;
+}
+
+int64_t ess_recurrence_observe_roots_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                               const double *const *transition, double *observe_roots) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceRootsJob job;
+    if (int32_t error = ess::roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return -error;
+    return kernels->recurrence->roots_workspace(job);
+}
+
+int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                     const double *const *transition, double *observe_roots) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceRootsJob job;
+    if (int32_t error = ess::roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return error;
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->roots_workspace(job))) return error;
+    kernels->recurrence->observe_roots(job);
+    return ESS_OK;
+}
+
+int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                               const double *const *transition, double *observe_roots, int64_t count,
+                                               const int64_t *heads, const int64_t *positions, double *products) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceRootsJob job;
+    if (int32_t error = ess::products_job(run, parts, tokens, transition, observe_roots, count, heads, positions, products,
+                                          kernels, job)) {
+        return -error;
+    }
+    return kernels->recurrence->roots_workspace(job);
+}
+
+int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                     const double *const *transition, double *observe_roots, int64_t count,
+                                     const int64_t *heads, const int64_t *positions, double *products) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceRootsJob job;
+    if (int32_t error = ess::products_job(run, parts, tokens, transition, observe_roots, count, heads, positions, products,
+                                          kernels, job)) {
+        return error;
+    }
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->roots_workspace(job))) return error;
+    kernels->recurrence->root_products(job);
     return ESS_OK;
 }
 

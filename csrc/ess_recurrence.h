@@ -63,6 +63,33 @@ ESS_API int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *
                                       int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts,
                                       double *growth, double *least);
 
+/* Roots of the observability Gramians at every block's right edge, by QR, in O(blocks n^2 c) flops.
+ *
+ *   parts, tokens, transition   as in ess_recurrence_parts, which has filled the parts
+ *   observe_roots               [n, n] a block, aligned to 64 bytes: G lower triangular, G G^T = Q
+ */
+ESS_API int64_t ess_recurrence_observe_roots_workspace(const ess_run *run, const ess_recurrence *parts,
+                                                       const ess_tokens *tokens, const double *const *transition,
+                                                       double *observe_roots);
+ESS_API int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                             const double *const *transition, double *observe_roots);
+
+/* n x n matrices with the singular values of H_i at chosen positions, to a few 2^-52 s_1: about 3 n^2 c flops a block that
+ * is asked for, 3 n^2 + n^3 a position (dense transitions 6 n^3).
+ *
+ *   observe_roots      from ess_recurrence_observe_roots
+ *   count              how many, at least 1
+ *   heads, positions   [count], sorted by head, then by position; 1 <= position < length
+ *   products           [count][n, n], aligned to 64 bytes
+ */
+ESS_API int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_recurrence *parts,
+                                                       const ess_tokens *tokens, const double *const *transition,
+                                                       double *observe_roots, int64_t count, const int64_t *heads,
+                                                       const int64_t *positions, double *products);
+ESS_API int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                             const double *const *transition, double *observe_roots, int64_t count,
+                                             const int64_t *heads, const int64_t *positions, double *products);
+
 #ifdef __cplusplus
 }
 #endif

@@ -177,46 +177,6 @@ inline void run_counts(const RecurrenceCountsJob &job) {
     });
 }
 
-inline int64_t parts_workspace(const RecurrencePartsJob &job) {
-    Arena arena;
-    for (int32_t t = 0; t < job.threads; t++) {
-        PartsWork(arena, job.parts.n, job.parts.c, job.parts.dense);
-        ScanWork(arena, job.parts.n, job.parts.c, job.parts.dense);
-    }
-    return arena.used();
-}
-
-// Parts of all blocks, then the two scans of every head.
-inline void run_parts(const RecurrencePartsJob &job) {
-    const RecurrenceParts &parts = job.parts;
-    const int64_t each = [&] {
-        Arena one;
-        PartsWork(one, parts.n, parts.c, parts.dense);
-        ScanWork(one, parts.n, parts.c, parts.dense);
-        return one.used();
-    }();
-    TaskCounter blocks(parts.count()), scans(2 * parts.heads);
-    team(job.threads, [&](int32_t thread) {
-        FlushDenormals flush;
-        Arena arena(static_cast<char *>(job.workspace) + thread * each);
-        PartsWork work(arena, parts.n, parts.c, parts.dense);
-        for (int64_t b = blocks.take(); b >= 0; b = blocks.take()) block_parts(job, b / parts.blocks, b % parts.blocks, work);
-    });
-    team(job.threads, [&](int32_t thread) {
-        FlushDenormals flush;
-        Arena arena(static_cast<char *>(job.workspace) + thread * each);
-        PartsWork before(arena, parts.n, parts.c, parts.dense);
-        ScanWork work(arena, parts.n, parts.c, parts.dense);
-        for (int64_t task = scans.take(); task >= 0; task = scans.take()) {
-            // the slow direction first
-            if (task < parts.heads) reach_scan(parts, task, work);
-            else observe_scan(parts, task - parts.heads, work);
-        }
-    });
-}
-
-const RecurrenceKernels recurrence_kernels = {parts_workspace, run_parts, counts_workspace, run_counts};
-
 } // namespace
 } // namespace ESS_LEVEL
 } // namespace ess

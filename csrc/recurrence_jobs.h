@@ -45,11 +45,23 @@ struct RecurrenceCountsJob {
     void *workspace;
 };
 
+// Matrices with the singular values of H_i at some positions.
+struct RecurrenceRootsJob {
+    RecurrencePartsJob parts;
+    double *observe_roots; // [n, n] a block: lower triangular root of Q at its right edge
+    int64_t count;
+    const int64_t *heads, *positions; // [count], in ascending order
+    double *products;                 // [count][n, n] column-major
+};
+
 struct RecurrenceKernels {
     int64_t (*parts_workspace)(const RecurrencePartsJob &);
     void (*parts)(const RecurrencePartsJob &);
     int64_t (*counts_workspace)(const RecurrenceCountsJob &);
     void (*counts)(const RecurrenceCountsJob &);
+    int64_t (*roots_workspace)(const RecurrenceRootsJob &);
+    void (*observe_roots)(const RecurrenceRootsJob &);
+    void (*root_products)(const RecurrenceRootsJob &);
 };
 
 } // namespace ess

@@ -138,7 +138,8 @@ def _peak(source: Source, x: Tensor, scale: Tensor | None) -> Tensor:
     """The largest magnitude of each head's reads or writes, or a bound of it; NaN and infinity stay visible."""
 
     def largest_magnitude(x: Tensor, dim: tuple[int, int]) -> Tensor:
-        return torch.linalg.vector_norm(x, torch.inf, dim=dim)
+        # several times faster than the maximum norm of torch.linalg, and NaN passes through as well
+        return torch.maximum(x.amax(dim), -x.amin(dim))
 
     peak = _by_head(source, x, largest_magnitude)
     return peak if scale is None else peak * _by_head(source, scale[..., None], largest_magnitude)

@@ -24,7 +24,7 @@ from .certainty import (
 )
 from .cost import Cost
 from .quadrature import STANDARD, Quadrature
-from .staircase import Answer
+from .staircase import Answer, Eliminated
 
 # up to this many positions singular values cost less than sixteen log-determinants
 FEW = 4
@@ -48,7 +48,7 @@ class Engine(ABC):
     cost: Cost
 
     @abstractmethod
-    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
+    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer | Eliminated:
         """Counts and growth at `wanted` `[N, S, L]` for tolerances `[N, S, ceil(L / group)]` (scaled)."""
 
     def _foreseen_width(self, tau: Tensor) -> Tensor:

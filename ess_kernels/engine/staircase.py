@@ -13,6 +13,7 @@ and the sum of its log pivots is `log det(I + H H^T / t)`.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +56,14 @@ class Nodes:
 
     def __getitem__(self, index: Tensor | slice) -> Nodes:
         return Nodes(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+class Eliminated(NamedTuple):
+    """What an elimination says about positions: float64 tensors of one shape, for counts as in `Answer`."""
+
+    value: Tensor
+    growth: Tensor
+    least: Tensor
 
 
 @dataclass

@@ -5,9 +5,14 @@ The library is opened at the first use: importing this package loads nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
 
-from ...operators.structure import Operator
+from ...engine.cost import Cost
+from ...engine.positions import Engine
+from ...operators.structure import Operator, StateSpace
 from ..base import NO_BACKWARD, Task, wants_gradient
 from ..torch import TorchBackend
 from .loading import library
@@ -26,7 +31,34 @@ class NativeBackend(TorchBackend):
             return f"it takes CPU tensors, these are on {subject.device}"
         if wants_gradient(task, subject):
             return NO_BACKWARD
-        return f"the native library has no kernel for {task} yet"
+        if not isinstance(subject, StateSpace) or task == "entropy_ess":
+            return f"the native library has no kernel for {task} yet"
+        return None
 
     def about(self) -> str:
         return "compiled kernels for CPU tensors; `auto` takes it for them"
+
+    def _recurrences(
+        self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
+    ) -> Iterator[tuple[Tensor, Engine]]:
+        from ..sources import tame
+        from .recurrence import MAX_STATE_SIZE, NativeRecurrence
+
+        if op.state_size > MAX_STATE_SIZE:
+            yield from super()._recurrences(op, heads, entropy, budget, cost)
+            return
+        fair, read, write = tame(op, heads)
+        rest = heads[~fair]
+        if len(rest) < len(heads):
+            mine = heads[fair]
+            engine = NativeRecurrence(op, mine, read[fair], write[fair], entropy, cost)
+            yield mine, engine
+            rest = torch.cat([rest, mine[engine.unstable]])
+        if len(rest):
+            # bad data, and transitions that grow
+            yield from super()._recurrences(op, rest, entropy, budget, cost)
+
+    def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
+        from .recurrence import bytes_per_head
+
+        return bytes_per_head(op.length, op.state_size, op.diagonal, entropy)

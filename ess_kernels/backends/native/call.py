@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from typing import Any
 
@@ -59,6 +60,14 @@ def run(name: str, *arguments: Any) -> None:
     memory = _workspace(context.workspace_bytes)
     context.workspace = memory.data_ptr() + -memory.data_ptr() % LINE
     _check(handle, name, getattr(handle, f"ess_{name}")(ctypes.byref(context), *arguments))
+
+
+def aligned(*shape: int) -> Tensor:
+    """An uninitialised float64 tensor at an address that kernels take for an array of theirs."""
+    count = math.prod(shape)
+    memory = torch.empty(count + LINE // 8, dtype=torch.float64)
+    start = (-memory.data_ptr() % LINE) // 8
+    return memory[start : start + count].view(shape)
 
 
 def _workspace(size: int) -> Tensor:

@@ -79,6 +79,9 @@ def _open_installed() -> NativeLibrary:
 
 def _declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_native.h`. ctypes would otherwise pass every number as a C int."""
+    from . import recurrence
+
+    recurrence.declare(handle)
     doubles = ctypes.POINTER(ctypes.c_double)
     handle.ess_build_info.restype = ctypes.c_char_p
     handle.ess_build_info.argtypes = []

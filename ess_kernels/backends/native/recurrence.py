@@ -1,0 +1,177 @@
+"""Recurrences by the compiled kernels: the engine's certainty, with block parts, scans and eliminations of `csrc/`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...engine.cost import Cost
+from ...engine.positions import Engine
+from ...engine.quadrature import Quadrature
+from ...engine.scaling import largest, power_of_two, scaled_tokens
+from ...engine.staircase import Eliminated
+from ...engine.state_space import REPRESENTABLE, SQUARABLE
+from ...operators.structure import StateSpace, Tokens
+from ..sources import source_of, source_of_tokens
+from . import spectra
+from .call import aligned, run
+from .tokens import NativeTokens
+
+# the largest state that the kernels hold, padded
+MAX_STATE_SIZE = 256
+# bytes of matrices whose singular values are taken together
+PRODUCTS_WORKSPACE = 1 << 26
+ROWS = 8
+
+
+def block_length(n: int, entropy: bool) -> int:
+    """Tokens a block, as measured: boundaries cost `n^3` each, the staircase `c^2` a position."""
+    if entropy:
+        return 16 if n <= 64 else 32
+    return 16 if n <= 16 else 32
+
+
+def padded(n: int) -> int:
+    return -(-n // ROWS) * ROWS
+
+
+def bytes_per_head(length: int, n: int, diagonal: bool, entropy: bool) -> int:
+    """What one head needs while it is in work: the parts and boundaries of its blocks."""
+    c, m = block_length(n, entropy), padded(n)
+    per_block = 2 * m * c + c * c + (m if diagonal else m * m) + 2 * m * m
+    return 8 * (-(-length // c) * per_block + (0 if diagonal else length * n * n) + 64 * length)
+
+
+class _Structure(ctypes.Structure):
+    """`ess_recurrence` of `csrc/ess_recurrence.h`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("heads", "blocks", "n", "c")),
+        *((name, ctypes.c_int32) for name in ("dense", "reserved")),
+        *((name, ctypes.c_void_p) for name in ("X", "Z", "Y", "Phi", "F", "Q")),
+    )
+
+
+class _Parts:
+    """Block parts and boundaries of some heads, with the memory that they lie in."""
+
+    def __init__(self, heads: int, length: int, n: int, c: int, diagonal: bool):
+        blocks, m = -(-length // c), padded(n)
+        sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
+        self.arrays = {name: aligned(heads, blocks * size) for name, size in sizes.items()}
+        addresses = {name: x.data_ptr() for name, x in self.arrays.items()}
+        self.structure = _Structure(heads, blocks, m, c, not diagonal, 0, **addresses)
+        self.pointer = ctypes.byref(self.structure)
+
+
+class NativeRecurrence(Engine):
+    """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
+
+    Heads that are `unstable` `[N]` (only dense transitions can be) are left to another engine.
+    """
+
+    def __init__(self, op: StateSpace, heads: Tensor, read: Tensor, write: Tensor, entropy: bool, cost: Cost):
+        """`read`, `write` `[N]`: the largest magnitudes, from `sources.tame`."""
+        self.op, self.heads, self.cost = op, heads, cost
+        self.transition: int | None
+        self.length, self.state_size = op.length, op.state_size
+        self.group = block_length(op.state_size, entropy)
+        self.good = torch.ones_like(heads, dtype=torch.bool)
+        self.parts = _Parts(len(heads), self.length, op.state_size, self.group, op.diagonal)
+        if op.diagonal:
+            (read_unit, read_inverse), (write_unit, write_inverse) = _unit(read), _unit(write)
+            self.unit = read_unit * write_unit
+            self.nothing = (read == 0) | (write == 0)
+            self.tokens = NativeTokens(source_of(op, heads), read_inverse, write_inverse)
+            self.transition = None
+            run("recurrence_parts", self.parts.pointer, self.tokens.pointer, None)
+            self.unstable = ~self.good
+        else:
+            self._run_dense()
+
+    def _run_dense(self) -> None:
+        tokens, self.unit, self.good = scaled_tokens(self.op.tokens(self.heads))
+        self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
+        matrices = tokens.transition.contiguous()
+        addresses = matrices.data_ptr() + 8 * matrices.stride(0) * torch.arange(len(self.heads))
+        self._alive = matrices, addresses
+        self.transition = addresses.data_ptr()
+        one = torch.ones_like(self.unit)
+        # no gate is read where transitions are matrices
+        source = source_of_tokens(Tokens(tokens.read, tokens.write, tokens.write, tokens.reads_before))
+        self.tokens = NativeTokens(source, one, one)
+        run("recurrence_parts", self.parts.pointer, self.tokens.pointer, self.transition)
+        size = {name: largest(x) for name, x in self.parts.arrays.items() if name != "Q"}
+        # of Q the tiles above the diagonal are undefined
+        n = self.parts.structure.n
+        size["Q"] = self.parts.arrays["Q"].view(-1, n, n).diagonal(dim1=1, dim2=2).reshape(len(self.heads), -1).amax(1)
+        entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
+        fair = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
+        self.unstable = self.good & ~fair
+
+    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Eliminated:
+        N, S, L = wanted.shape
+        busy = self._grouped(wanted, 0.0).any(-1).contiguous()
+        tau = tau.contiguous()
+        result = Eliminated(*(tau.new_zeros(N, S, L) for _ in range(3)))
+        addresses = (x.data_ptr() for x in (tau, busy, *result))
+        run("recurrence_counts", self.parts.pointer, L, S, *addresses)
+        return result
+
+    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def _zero(self) -> Tensor:
+        return self.nothing[:, None]
+
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """Scaled singular values `[Q, n]`, descending, zero beyond the rank's cap, from triangular roots."""
+        n = self.parts.structure.n
+        self.cost.note(len(heads), len(heads) * n**2 * (6 + n + 8 * n / 3))
+        order = (heads * self.length + positions).argsort()
+        values = heads.new_zeros(len(heads), self.state_size, dtype=torch.float64)
+        for part in order.split(max(1, PRODUCTS_WORKSPACE // (8 * n * n))):
+            products = self._root_products(heads[part].contiguous(), positions[part].contiguous())
+            values[part] = spectra.singular_values(products.mT, None)[:, : self.state_size]
+        beyond = torch.arange(self.state_size) >= self.cap(positions)[:, None]
+        return values.masked_fill(beyond, 0.0)
+
+    def _root_products(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """Matrices `[Q, n, n]` with the singular values of `H_i`, column-major; heads and positions are sorted."""
+        products = aligned(len(heads), self.parts.structure.n, self.parts.structure.n)
+        arguments = (self.parts.pointer, self.tokens.pointer, self.transition, self._observe_roots.data_ptr())
+        addresses = (x.data_ptr() for x in (heads, positions, products))
+        run("recurrence_root_products", *arguments, len(heads), *addresses)
+        return products
+
+    @cached_property
+    def _observe_roots(self) -> Tensor:
+        """Roots of the observability Gramians at all right edges."""
+        roots = aligned(len(self.heads), self.parts.structure.blocks, self.parts.structure.n, self.parts.structure.n)
+        run("recurrence_observe_roots", self.parts.pointer, self.tokens.pointer, self.transition, roots.data_ptr())
+        return roots
+
+
+def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    """A power of two near each magnitude, one where it is zero, and its inverse."""
+    unit = power_of_two(magnitude[:, None])[1]
+    return unit, 1 / unit
+
+
+def declare(handle: ctypes.CDLL) -> None:
+    """The signatures of `csrc/ess_recurrence.h`."""
+    address, size = ctypes.c_void_p, ctypes.c_int64
+    signatures: dict[str, list[Callable]] = {
+        "recurrence_parts": [address] * 4,
+        "recurrence_observe_roots": [address] * 5,
+        "recurrence_root_products": [*[address] * 5, size, *[address] * 3],
+        "recurrence_counts": [address, address, size, size, *[address] * 5],
+    }
+    for name, arguments in signatures.items():
+        for suffix, result in (("_workspace", ctypes.c_int64), ("", ctypes.c_int32)):
+            function = getattr(handle, f"ess_{name}{suffix}")
+            function.restype, function.argtypes = result, arguments
