@@ -14,7 +14,8 @@ from ...engine.positions import Engine
 from ...engine.quadrature import Quadrature
 from ...engine.scaling import largest, power_of_two, scaled_tokens
 from ...engine.staircase import Eliminated
-from ...engine.state_space import REPRESENTABLE, SQUARABLE
+from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
+from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of, source_of_tokens
 from . import spectra
@@ -25,6 +26,8 @@ from .tokens import NativeTokens
 MAX_STATE_SIZE = 256
 # bytes of matrices whose singular values are taken together
 PRODUCTS_WORKSPACE = 1 << 26
+# the kernels' roots take numbers below 1e-140 for zero: positions that are hardly larger are found without them
+FAINT = 1e-120
 ROWS = 8
 
 
@@ -118,8 +121,9 @@ class NativeRecurrence(Engine):
         busy = self._grouped(wanted, 0.0).any(-1).contiguous()
         tau = tau.contiguous()
         result = Eliminated(*(tau.new_zeros(N, S, L) for _ in range(3)))
-        addresses = (x.data_ptr() for x in (tau, busy, *result))
-        run("recurrence_counts", self.parts.pointer, L, S, *addresses)
+        if bool(busy.any()):
+            addresses = (x.data_ptr() for x in (tau, busy, *result))
+            run("recurrence_counts", self.parts.pointer, L, S, *addresses)
         return result
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
@@ -137,8 +141,18 @@ class NativeRecurrence(Engine):
         for part in order.split(max(1, PRODUCTS_WORKSPACE // (8 * n * n))):
             products = self._root_products(heads[part].contiguous(), positions[part].contiguous())
             values[part] = spectra.singular_values(products.mT, None)[:, : self.state_size]
+        faint = (values[:, 0] < FAINT).nonzero()[:, 0]
+        if len(faint):
+            values[faint] = self._faint_values(heads[faint], positions[faint])
         beyond = torch.arange(self.state_size) >= self.cap(positions)[:, None]
         return values.masked_fill(beyond, 0.0)
+
+    def _faint_values(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """The same by LAPACK, which takes no norm by its square."""
+        needed, back = heads.unique(return_inverse=True)
+        tokens = self.op.tokens(self.heads[needed])
+        exact = Recurrence(tokens, exact_block_length(self.op.state_size, False), self.cost)
+        return exact.values_at(back, positions) * (exact.unit / self.unit[needed])[back][:, None]
 
     def _root_products(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Matrices `[Q, n, n]` with the singular values of `H_i`, column-major; heads and positions are sorted."""
