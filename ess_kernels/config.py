@@ -38,7 +38,7 @@ class Config:
     threads: int  # torch.get_num_threads()
     cuda: str  # "no", or the number of devices and torch's CUDA (or ROCm) version
     memory_budget: int  # bytes
-    native: str  # build of the compiled library, or why there is none
+    native: str  # build, dispatch level and threads of the compiled library, or why it is not used
     backends: list[BackendReport]
     problems: list[str] = field(default_factory=list)  # settings that could not be understood
 
@@ -78,15 +78,11 @@ def show_config() -> Config:
     import torch
 
     from ess_kernels import backends
-    from ess_kernels.backends.native.loading import library
 
-    problems = []
     try:
         budget = environment.memory_budget()
-    except ValueError as error:
+    except ValueError:  # among the problems
         budget = environment.DEFAULT_MEMORY_BUDGET
-        problems.append(f"{error}; calls will fail until it is corrected")
-    found = library()
     return Config(
         version=__version__,
         python=platform.python_version(),
@@ -98,10 +94,23 @@ def show_config() -> Config:
         threads=torch.get_num_threads(),
         cuda=_cuda(torch),
         memory_budget=budget,
-        native=found.reason or f"{found.build_info}, {found.threads} threads",
+        native=_native(),
         backends=[BackendReport(b.name, b.usable, b.reason) for b in backends.describe()],
-        problems=problems,
+        problems=environment.problems(),
     )
+
+
+def _native() -> str:
+    from ess_kernels.backends.native import call
+    from ess_kernels.backends.native.loading import LIBRARY, library
+
+    found = library()
+    if found.reason is not None:
+        return found.reason
+    threads = call.threads()
+    text = f"{found.build_info}, {found.level(environment.cpu_level())}, {threads} thread{'s' * (threads != 1)}"
+    chosen = environment.native_library()
+    return f"{text}, from {chosen}" if chosen not in (None, LIBRARY) else text
 
 
 def _installed(distribution: str) -> str | None:

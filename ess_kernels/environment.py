@@ -4,19 +4,24 @@
 |------------------------------|----------------------------------------------------------------------|---------|
 | `ESS_KERNELS_MEMORY_BUDGET`  | workspace of one call: bytes, or a number with K, M, G, KiB, MiB, GiB | `1GiB`  |
 | `ESS_KERNELS_DISABLE_NATIVE` | `1` keeps the compiled CPU library from being loaded                 | `0`     |
+| `ESS_KERNELS_NATIVE_LIBRARY` | path of a compiled CPU library to use in place of the installed one  | none    |
 | `ESS_KERNELS_NUM_THREADS`    | threads of the compiled CPU kernels                                  | torch's |
 | `ESS_KERNELS_CPU_LEVEL`      | vector instructions they use: `baseline`, `avx2`, `avx512` or `best`  | `best`  |
 
 They are read when they are needed, not at import, so a program may set them at any time before the call they concern.
+A value that cannot be understood is a `ValueError` that names the variable. Of the settings of the compiled library it
+keeps only that library from being used: `backend="auto"` then says so once and leaves the call to PyTorch.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 MEMORY_BUDGET = "ESS_KERNELS_MEMORY_BUDGET"
 DISABLE_NATIVE = "ESS_KERNELS_DISABLE_NATIVE"
+NATIVE_LIBRARY = "ESS_KERNELS_NATIVE_LIBRARY"
 NUM_THREADS = "ESS_KERNELS_NUM_THREADS"
 CPU_LEVEL = "ESS_KERNELS_CPU_LEVEL"
 
@@ -29,7 +34,7 @@ _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _ON = frozenset({"1", "true", "yes", "on"})
 _OFF = frozenset({"", "0", "false", "no", "off"})
 # ESS_LEVEL_* of csrc/ess_native.h
-_LEVELS = {"": 0, "best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
+LEVELS = {"best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
 MOST_THREADS = 1024
 
 
@@ -69,6 +74,12 @@ def native_disabled() -> bool:
     return value in _ON
 
 
+def native_library() -> Path | None:
+    """The file that `ESS_KERNELS_NATIVE_LIBRARY` names, or None where it is unset or empty."""
+    text = os.environ.get(NATIVE_LIBRARY, "")
+    return Path(text) if text.strip() else None
+
+
 def num_threads() -> int | None:
     """`ESS_KERNELS_NUM_THREADS`, or None where it is unset or empty. Raises `ValueError` unless it is in 1..1024."""
     text = os.environ.get(NUM_THREADS, "").strip()
@@ -82,7 +93,18 @@ def num_threads() -> int | None:
 def cpu_level() -> int:
     """The dispatch level that `ESS_KERNELS_CPU_LEVEL` names, 0 for the best one that the machine has."""
     text = os.environ.get(CPU_LEVEL, "")
-    level = _LEVELS.get(text.strip().lower())
+    level = LEVELS.get(text.strip().lower() or "best")
     if level is None:
         raise ValueError(f"environment variable {CPU_LEVEL}: expected best, baseline, avx2 or avx512, got {text!r}")
     return level
+
+
+def problems() -> list[str]:
+    """What is wrong with the settings as they are now, a line each."""
+    found = []
+    for read in (memory_budget, native_disabled, num_threads, cpu_level):
+        try:
+            read()
+        except ValueError as error:
+            found.append(str(error))
+    return found

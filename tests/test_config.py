@@ -57,6 +57,48 @@ def test_native_switch_refuses(monkeypatch):
         environment.native_disabled()
 
 
+@pytest.mark.parametrize("text, value", [("", None), (" ", None), ("1", 1), (" 16 ", 16), ("1024", 1024)])
+def test_num_threads(monkeypatch, text, value):
+    monkeypatch.setenv("ESS_KERNELS_NUM_THREADS", text)
+    assert environment.num_threads() == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1025", "2.0", "two", "1e1", "٢", "0x2", "1 2"])
+def test_num_threads_refuses(monkeypatch, text):
+    monkeypatch.setenv("ESS_KERNELS_NUM_THREADS", text)
+    with pytest.raises(ValueError, match=r"ESS_KERNELS_NUM_THREADS: expected a number in 1..1024"):
+        environment.num_threads()
+
+
+@pytest.mark.parametrize("text, value", [("", 0), (" ", 0), ("best", 0), ("baseline", 1), ("AVX2", 2), (" avx512 ", 3)])
+def test_cpu_level(monkeypatch, text, value):
+    monkeypatch.setenv("ESS_KERNELS_CPU_LEVEL", text)
+    assert environment.cpu_level() == value
+
+
+@pytest.mark.parametrize("text", ["sse2", "avx", "avx-512", "0", "best,avx2"])
+def test_cpu_level_refuses(monkeypatch, text):
+    monkeypatch.setenv("ESS_KERNELS_CPU_LEVEL", text)
+    with pytest.raises(ValueError, match=rf"ESS_KERNELS_CPU_LEVEL.*{text!r}"):
+        environment.cpu_level()
+
+
+def test_native_library_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("ESS_KERNELS_NATIVE_LIBRARY", " ")
+    assert environment.native_library() is None
+    monkeypatch.setenv("ESS_KERNELS_NATIVE_LIBRARY", str(tmp_path / "a library.so"))
+    assert environment.native_library() == tmp_path / "a library.so"
+
+
+def test_every_problem_is_listed(monkeypatch):
+    for name in environment.problems():
+        pytest.fail(f"the environment of the tests has a bad setting: {name}")
+    names = ("MEMORY_BUDGET", "DISABLE_NATIVE", "NUM_THREADS", "CPU_LEVEL")
+    for name in names:
+        monkeypatch.setenv(f"ESS_KERNELS_{name}", "?")
+    assert [name in problem for name, problem in zip(names, environment.problems(), strict=True)] == [True] * 4
+
+
 def test_show_config_says_what_is_there(monkeypatch):
     monkeypatch.setenv("ESS_KERNELS_MEMORY_BUDGET", "512M")
     config = ess_kernels.show_config()

@@ -1,15 +1,20 @@
 """The door to the compiled library: what is loaded, what is refused and why, and that the library counts correctly."""
 
 import ctypes
+import functools
+import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from identical import assert_same_bits, levels, running
 
 import ess_kernels
-from ess_kernels.backends.native import NativeBackend
+from ess_kernels import environment
+from ess_kernels.backends.native import NativeBackend, call, selftest
 from ess_kernels.backends.native import loading as native
 
 
@@ -54,7 +59,7 @@ def fake(monkeypatch, tmp_path):
 
 @pytest.fixture
 def built():
-    found = native.open_library(native.LIBRARY)
+    found = native.open_library(environment.native_library() or native.LIBRARY)
     if found.handle is None:
         pytest.skip(f"native library: {found.reason}")
     return found
@@ -111,6 +116,141 @@ def test_disabled_by_environment(monkeypatch):
     assert "ESS_KERNELS_DISABLE_NATIVE" not in (native.library().reason or "")
 
 
+@pytest.fixture
+def forget(monkeypatch):
+    """Nothing has been opened yet, and nothing said; the settings are the default ones."""
+    for name in (
+        environment.DISABLE_NATIVE,
+        environment.NATIVE_LIBRARY,
+        environment.NUM_THREADS,
+        environment.CPU_LEVEL,
+    ):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("_opened", "_not_used"):
+        monkeypatch.setattr(native, name, functools.cache(getattr(native, name).__wrapped__))
+
+
+@pytest.mark.parametrize(
+    "variable, text",
+    [
+        (environment.NUM_THREADS, "0"),
+        (environment.NUM_THREADS, "two"),
+        (environment.CPU_LEVEL, "sse9"),
+        (environment.DISABLE_NATIVE, "perhaps"),
+    ],
+)
+def test_bad_setting_keeps_only_the_library_from_being_used(forget, monkeypatch, caplog, variable, text):
+    monkeypatch.setenv(variable, text)
+    T = torch.ones(4, 4)
+    with pytest.raises(RuntimeError, match=rf"native.*{variable}.*'{text}'"):
+        ess_kernels.tolerance_ess(T, backend="native")
+    for _ in range(2):
+        assert ess_kernels.tolerance_ess(T).tolist() == [1, 1, 1]
+    assert [record.name for record in caplog.records] == ["ess_kernels"]
+    assert variable in caplog.text
+    config = ess_kernels.show_config()
+    assert variable in config.native
+    assert [variable in problem for problem in config.problems] == [True]
+
+
+def test_level_that_the_machine_has_not(forget, monkeypatch, caplog):
+    monkeypatch.setenv(environment.CPU_LEVEL, "avx512")
+    monkeypatch.setattr(native.NativeLibrary, "level", lambda self, number: None if number == 3 else "some")
+    monkeypatch.setattr(native, "_opened", lambda path: native.NativeLibrary(object(), None, "fake"))
+    assert native.library().reason == "environment variable ESS_KERNELS_CPU_LEVEL: this machine has no avx512"
+    assert len(caplog.records) == 1
+    monkeypatch.setenv(environment.CPU_LEVEL, "avx2")
+    assert native.library().reason is None
+
+
+def test_library_that_misbehaves_is_not_used_and_said_once(forget, monkeypatch, caplog, tmp_path):
+    path = tmp_path / "_native.so"
+    path.touch()
+    monkeypatch.setenv(environment.NATIVE_LIBRARY, str(path))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeLibrary(count=5))
+    for _ in range(3):
+        assert "self-test failed" in native.library().reason
+        assert str(path) in native.library().reason
+    assert [(record.name, record.levelno) for record in caplog.records] == [("ess_kernels", logging.WARNING)]
+    assert ess_kernels.tolerance_ess(torch.ones(4, 4)).tolist() == [1, 1, 1]
+
+
+def test_library_that_is_not_there(forget, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "_native.so")
+    assert native.library().reason.startswith("not built")
+    assert not caplog.records  # nobody asked for one
+    monkeypatch.setenv(environment.NATIVE_LIBRARY, str(tmp_path / "mine.so"))
+    assert "mine.so" in native.library().reason
+    assert len(caplog.records) == 1
+
+
+def test_another_library_by_its_path(forget, built, monkeypatch, tmp_path):
+    copy = tmp_path / "copy.so"
+    copy.write_bytes(Path(built.handle._name).read_bytes())
+    monkeypatch.setenv(environment.NATIVE_LIBRARY, str(copy))
+    found = native.library()
+    assert found.reason is None
+    assert found.handle._name == str(copy)
+    assert ess_kernels.show_config().native.endswith(f"from {copy}")
+
+
+def test_self_test_asks_every_level(built, monkeypatch):
+    asked = []
+
+    def note(handle):
+        assert handle is built.handle
+        pin = call._pinned.get()
+        asked.append(pin[1:])
+        return 1.0
+
+    monkeypatch.setattr(selftest, "CHECKS", [selftest.Check("noted", note, 1.0 + 1e-12, tolerance=1e-11)])
+    assert selftest.first_failure(built.handle) is None
+    expected = [
+        (threads, number) for level, number in environment.LEVELS.items() if level in levels() for threads in (1, 2)
+    ]
+    assert asked == expected
+    monkeypatch.setattr(selftest, "CHECKS", [selftest.Check("noted", note, 2)])
+    assert selftest.first_failure(built.handle) == "noted (baseline, 1 threads): 1.0, expected 2"
+
+
+@pytest.mark.parametrize("answer", [float("nan"), [1.0, 1.0], torch.ones(3), [1.0, [2.0]]])
+def test_self_test_refuses_other_answers(answer):
+    check = selftest.Check("check", lambda handle: answer, [1.0, 1.5], tolerance=0.1)
+    assert "expected" in selftest._failure(check, None)
+
+
+def test_threads_setting_wins_over_torch(forget, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert call.threads() == 3
+        monkeypatch.setenv(environment.NUM_THREADS, "5")
+        assert call.threads() == 5
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_config_says_level_and_threads(forget, built, monkeypatch):
+    with running(threads=1, level="baseline"):
+        assert ess_kernels.show_config().native == f"{built.build_info}, baseline, 1 thread"
+    with running(threads=7):
+        assert ess_kernels.show_config().native == f"{built.build_info}, {built.level(0)}, 7 threads"
+
+
+def test_levels_of_the_machine(built):
+    assert levels()[0] == "baseline"
+    assert built.level(0) == levels()[-1]
+    assert [built.level(number) for number in (-1, 4, 99)] == [None] * 3
+
+
+def test_same_bits_means_bits():
+    zero, nan = torch.tensor([0.0, float("nan")]), torch.tensor([0.0, float("nan")])
+    assert_same_bits([zero, (zero,)], [nan, (nan,)])
+    for other in (torch.tensor([-0.0, float("nan")]), zero.double(), zero[:1]):
+        with pytest.raises(AssertionError):
+            assert_same_bits(other, zero)
+
+
 def test_asked_for_by_name_it_raises_with_the_reason():
     T = torch.ones(4, 4)
     with pytest.raises(RuntimeError, match="native"):
@@ -119,7 +259,7 @@ def test_asked_for_by_name_it_raises_with_the_reason():
 
 
 def test_import_does_not_open_the_library():
-    code = "from ess_kernels.backends.native import loading; print(loading._open_installed.cache_info().misses)"
+    code = "from ess_kernels.backends.native import loading; print(loading._opened.cache_info().misses)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"
 
@@ -150,7 +290,7 @@ def test_positive_pivots_counts_eigenvalues(built, n):
         A = torch.randn(n, n, dtype=torch.float64)
         A = A + A.T + shift * torch.eye(n, dtype=torch.float64)
         expected = int((torch.linalg.eigvalsh(A) > 0).sum())
-        assert native.positive_pivots(built.handle, A.tril().tolist()) == expected
+        assert selftest.positive_pivots(built.handle, A.tril().tolist()) == expected
 
 
 @pytest.mark.parametrize(
@@ -167,7 +307,7 @@ def test_positive_pivots_counts_eigenvalues(built, n):
 )
 def test_positive_pivots_refuses_what_it_cannot_count(built, rows, message):
     with pytest.raises(ValueError, match=message):
-        native.positive_pivots(built.handle, rows)
+        selftest.positive_pivots(built.handle, rows)
 
 
 def test_positive_pivots_checks_before_it_reads(built):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -36,11 +39,24 @@ class _Workspace(threading.local):
 
 
 _kept = _Workspace()
+# library, threads and level in place of the ones in use, for this thread
+_pinned: ContextVar[tuple[ctypes.CDLL, int, int] | None] = ContextVar("_pinned", default=None)
+
+
+@contextmanager
+def pinned(handle: ctypes.CDLL, threads: int, level: int) -> Iterator[None]:
+    """Within it, calls of this thread go to that library, with so many threads, at that dispatch level."""
+    token = _pinned.set((handle, threads, level))
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
 
 
 def threads() -> int:
     """How many threads kernels may use: `ESS_KERNELS_NUM_THREADS`, or as many as torch."""
-    return environment.num_threads() or torch.get_num_threads()
+    pin = _pinned.get()
+    return pin[1] if pin else environment.num_threads() or torch.get_num_threads()
 
 
 def run(name: str, *arguments: Any) -> None:
@@ -50,9 +66,10 @@ def run(name: str, *arguments: Any) -> None:
         ValueError: the library refuses the arguments; the message says which function and why.
         MemoryError: there is not enough memory.
     """
-    handle = library().handle
+    pin = _pinned.get()
+    handle = pin[0] if pin else library().handle
     assert handle is not None, "a backend without its library takes no calls"
-    context = Run(threads(), environment.cpu_level(), None, 0)
+    context = Run(threads(), pin[2] if pin else environment.cpu_level(), None, 0)
     query = getattr(handle, f"ess_{name}_workspace")
     context.workspace_bytes = query(ctypes.byref(context), *arguments)
     if context.workspace_bytes < 0:

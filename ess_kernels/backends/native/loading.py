@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ... import environment
+
+logger = logging.getLogger("ess_kernels")
 
 ABI_VERSION = 2  # ESS_ABI_VERSION of csrc/ess_native.h; a library of any other version is refused
 
@@ -33,6 +36,11 @@ class NativeLibrary:
     def threads(self) -> int:
         """How many threads a parallel kernel would use now; 0 without a library."""
         return int(self.handle.ess_num_threads()) if self.handle is not None else 0
+
+    def level(self, number: int) -> str | None:
+        """The name of dispatch level `number` (0: of the best one); None if the machine has not got it."""
+        name = self.handle.ess_level_name(number) if self.handle is not None else None
+        return name.decode() if name else None
 
 
 def open_library(path: Path) -> NativeLibrary:
@@ -57,24 +65,47 @@ def open_library(path: Path) -> NativeLibrary:
         _declare(handle)
     except AttributeError as error:
         return NativeLibrary(None, f"a symbol is missing: {error}")
-    if failure := _self_test(handle):
+    from .selftest import first_failure  # not above: the checks call kernels by way of `call`, which needs this module
+
+    if failure := first_failure(handle):
         return NativeLibrary(None, f"self-test failed: {failure}")
     return NativeLibrary(handle, None, handle.ess_build_info().decode("utf-8", "replace"))
 
 
 def library() -> NativeLibrary:
-    """The installed library, opened once a process; `ESS_KERNELS_DISABLE_NATIVE` is looked at on every call."""
+    """The library in use, as the settings are now; each file is opened once a process.
+
+    A library that is there and still cannot be used gives one warning: whoever is served by PyTorch instead is to know.
+    """
     try:
         if environment.native_disabled():
             return NativeLibrary(None, f"disabled by {environment.DISABLE_NATIVE}")
+        level = environment.cpu_level()
+        environment.num_threads()
     except ValueError as error:
-        return NativeLibrary(None, str(error))
-    return _open_installed()
+        return _not_used(str(error))
+    chosen = environment.native_library()
+    path = chosen or LIBRARY
+    found = _opened(path)
+    if found.reason is not None:
+        if chosen is not None:
+            return _not_used(f"{environment.NATIVE_LIBRARY}={chosen}: {found.reason}")
+        return _not_used(found.reason) if path.exists() else found
+    if found.level(level) is None:
+        names = [name for name, number in environment.LEVELS.items() if number == level]
+        return _not_used(f"environment variable {environment.CPU_LEVEL}: this machine has no {names[0]}")
+    return found
 
 
 @functools.cache
-def _open_installed() -> NativeLibrary:
-    return open_library(LIBRARY)
+def _opened(path: Path) -> NativeLibrary:
+    return open_library(path)
+
+
+@functools.cache
+def _not_used(reason: str) -> NativeLibrary:
+    logger.warning("the compiled CPU library is not used: %s", reason)
+    return NativeLibrary(None, reason)
 
 
 def _declare(handle: ctypes.CDLL) -> None:
@@ -99,42 +130,3 @@ def _declare(handle: ctypes.CDLL) -> None:
         doubles,
         ctypes.POINTER(ctypes.c_int64),
     ]
-
-
-def positive_pivots(handle: ctypes.CDLL, rows: list[list[float]]) -> int:
-    """The number of positive eigenvalues of a small symmetric matrix, of which only the lower triangle is read.
-
-    Raises `ValueError` with the library's own words when it refuses the matrix.
-    """
-    n = len(rows)
-    a = (ctypes.c_double * (n * n))(*(x for row in rows for x in row))
-    work = (ctypes.c_double * (n * n))()
-    count = ctypes.c_int64(-1)
-    code = handle.ess_positive_pivots(n, a, n, work, ctypes.byref(count))
-    if code != 0:
-        raise ValueError(handle.ess_error_string(code).decode())
-    return count.value
-
-
-def _self_test(handle: ctypes.CDLL) -> str | None:
-    """What is wrong with the library's answers, or None.
-
-    The matrix is the one on which this package rests, `[[-tau I, H], [H^T, -tau I]]`, with H = diag(3, 1/2, 2): as many
-    of its eigenvalues are positive as H has singular values above tau. What lies above the diagonal must not be read.
-    """
-    singular, unread = (3.0, 0.5, 2.0), float("nan")
-    for tau, expected in ((1.0, 2), (0.25, 3), (4.0, 0)):
-        rows = [[-tau if j == i else unread if j > i else 0.0 for j in range(6)] for i in range(6)]
-        for i, s in enumerate(singular):
-            rows[3 + i][i] = s
-        try:
-            found = positive_pivots(handle, rows)
-        except ValueError as error:
-            return f"inertia at tau {tau:g}: {error}"
-        if found != expected:
-            return f"inertia at tau {tau:g} is {found}, expected {expected}"
-    try:
-        positive_pivots(handle, [[0.0]])
-    except ValueError:
-        return None
-    return "a zero pivot was accepted"
