@@ -5,6 +5,18 @@
 
 #include <cstdint>
 
+// AddressSanitizer knows the caller's memory as one piece: it is told where each piece in it ends.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ESS_WATCH_ARENA
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define ESS_WATCH_ARENA
+#endif
+#ifdef ESS_WATCH_ARENA
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace ess {
 namespace {
 
@@ -14,15 +26,25 @@ class Arena {
 
     // `count` objects of type T, on a cache line of their own; null when only measuring
     template <class T> T *take(int64_t count) {
-        int64_t start = used_;
-        used_ += (count * static_cast<int64_t>(sizeof(T)) + LINE - 1) / LINE * LINE;
-        return memory_ ? reinterpret_cast<T *>(memory_ + start) : nullptr;
+        int64_t start = used_, bytes = count * static_cast<int64_t>(sizeof(T));
+        used_ += (bytes + LINE - 1) / LINE * LINE + MARGIN;
+        if (!memory_) return nullptr;
+#ifdef ESS_WATCH_ARENA
+        __asan_unpoison_memory_region(memory_ + start, static_cast<size_t>(bytes));
+        __asan_poison_memory_region(memory_ + start + bytes, static_cast<size_t>(used_ - start - bytes));
+#endif
+        return reinterpret_cast<T *>(memory_ + start);
     }
 
     int64_t used() const { return used_; }
 
   private:
     static constexpr int64_t LINE = 64;
+#ifdef ESS_WATCH_ARENA
+    static constexpr int64_t MARGIN = LINE;
+#else
+    static constexpr int64_t MARGIN = 0;
+#endif
     char *memory_;
     int64_t used_ = 0;
 };
