@@ -6,7 +6,9 @@ fixed name. Where it cannot be compiled, the package is installed without it and
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -38,6 +40,19 @@ class BuildLibrary(build_ext):
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []  # the header marks what is exported
+
+    def build_extensions(self) -> None:
+        """With as many sources at a time as there are processors: the kernels are compiled once per dispatch level."""
+        compile_all = self.compiler.compile
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+        def compile_in_parallel(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(processors) as pool:
+                objects = pool.map(lambda source: compile_all([source], **options), sources)
+                return [path for paths in objects for path in paths]
+
+        self.compiler.compile = compile_in_parallel
+        super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
         try:
