@@ -90,6 +90,39 @@ ESS_API int32_t ess_recurrence_root_products(const ess_run *run, const ess_recur
                                              const double *const *transition, double *observe_roots, int64_t count,
                                              const int64_t *heads, const int64_t *positions, double *products);
 
+/* Nodes and weights of a quadrature; its smallest node may be ESS_LEAST_NODE, below which rounding errors of the squares
+ * would be all that it sees. */
+#define ESS_MAX_NODES 64
+#define ESS_LEAST_NODE 1e-16
+
+/*   nodes                       a multiple of 8, at most ESS_MAX_NODES
+ *   t                           [nodes], in units of the scale
+ *   total_weight, mixed_weight  [nodes]
+ *   tail_a, tail_b              two of the nodes, 0..nodes-1 */
+typedef struct {
+    int64_t nodes;
+    const double *t, *total_weight, *mixed_weight;
+    int64_t tail_a, tail_b;
+} ess_quadrature;
+
+/* Sums over the nodes k of ld_k = log det(I + H_i H_i^T / (t_k scale)) at every position of the wanted blocks. About
+ * 4 n^3 + 9 n^2 c flops a block and n (3 c^2 + 6 c) + 2 c^3 a block and node.
+ *
+ *   length   positions; (blocks - 1) c < length <= blocks c
+ *   scale    [heads], a bound of the squared largest singular value at all positions; null: every block has its own
+ *   wanted   [heads, blocks], not 0 where a block is to be done
+ *   total    [heads, length], sum of total_weight_k ld_k, written for all positions of wanted blocks, as are the next two
+ *   mixed    sum of mixed_weight_k ld_k
+ *   visible  ld at tail_a less ld at tail_b
+ *
+ * All are zero where the scale is, and NaN where the squares of a block overflow. */
+ESS_API int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                                 const double *scale, const ess_quadrature *quadrature,
+                                                 const uint8_t *wanted, double *total, double *mixed, double *visible);
+ESS_API int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                       const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted,
+                                       double *total, double *mixed, double *visible);
+
 #ifdef __cplusplus
 }
 #endif

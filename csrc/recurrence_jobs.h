@@ -54,11 +54,27 @@ struct RecurrenceRootsJob {
     double *products;                 // [count][n, n] column-major
 };
 
+// Sums over a quadrature's nodes t_k of log det(I + H H^T / (t_k scale)) at every position.
+struct RecurrenceEntropyJob {
+    RecurrenceParts parts;
+    int64_t length;
+    const double *scale; // [heads], bounds of the squared largest singular value; null: every block has its own
+    int64_t nodes;       // a multiple of ROWS
+    const double *t, *total_weight, *mixed_weight; // [nodes]
+    int64_t tail_a, tail_b;
+    const uint8_t *wanted;            // [heads, blocks]
+    double *total, *mixed, *visible;  // [heads, length], written where wanted; visible: node tail_a less node tail_b
+    int32_t threads;
+    void *workspace;
+};
+
 struct RecurrenceKernels {
     int64_t (*parts_workspace)(const RecurrencePartsJob &);
     void (*parts)(const RecurrencePartsJob &);
     int64_t (*counts_workspace)(const RecurrenceCountsJob &);
     void (*counts)(const RecurrenceCountsJob &);
+    int64_t (*entropy_workspace)(const RecurrenceEntropyJob &);
+    void (*entropy)(const RecurrenceEntropyJob &);
     int64_t (*roots_workspace)(const RecurrenceRootsJob &);
     void (*observe_roots)(const RecurrenceRootsJob &);
     void (*root_products)(const RecurrenceRootsJob &);

@@ -122,20 +122,29 @@ ESS_INLINE V exp(V x) {
     return select(x != x, x, select(x < all(-708.0), V{}, scaled));
 }
 
-// log of positive finite normal numbers, to 1 ulp: atanh series after the exponent is split off
-ESS_INLINE V log(V x) {
+// Splits positive finite normal x into x 2^e, x in [sqrt(1/2), sqrt(2)): leaves x, returns e.
+ESS_INLINE V take_exponent(V &x) {
     Mask<double> bits = reinterpret_cast<Mask<double>>(x);
     Mask<double> exponent = (bits - 0x3fe6a09e667f3bcd) >> 52;
-    V m = reinterpret_cast<V>(bits - (exponent << 52)); // in [sqrt(1/2), sqrt(2))
-    V e = reinterpret_cast<V>(exponent + reinterpret_cast<Mask<double>>(all(6755399441055744.0))) - 6755399441055744.0;
-    V f = m - 1.0, s = f / (m + 1.0), z = s * s;
+    x = reinterpret_cast<V>(bits - (exponent << 52));
+    return reinterpret_cast<V>(exponent + reinterpret_cast<Mask<double>>(all(6755399441055744.0))) - 6755399441055744.0;
+}
+
+// log of x in [sqrt(1/2), sqrt(2)): atanh series
+ESS_INLINE V log_near_one(V x) {
+    V f = x - 1.0, s = f / (x + 1.0), z = s * s;
     V p = all(1.0 / 21);
     const double series[] = {1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13, 1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3};
     ESS_UNROLL
     for (double coefficient : series) p = p * z + coefficient;
     V r = s * z * p;
-    r = r + r + (s + s);
-    return e * 6.93147180369123816490e-01 + (r + e * 1.90821492927058770002e-10);
+    return r + r + (s + s);
+}
+
+// log of positive finite normal numbers, to 1 ulp
+ESS_INLINE V log(V x) {
+    V e = take_exponent(x);
+    return e * 6.93147180369123816490e-01 + (log_near_one(x) + e * 1.90821492927058770002e-10);
 }
 
 // the W x W tile in r[0..W), rows to columns
