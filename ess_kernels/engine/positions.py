@@ -155,7 +155,7 @@ class Engine(ABC):
         wanted = torch.zeros(len(self.unit), self.length, dtype=torch.bool, device=self.unit.device)
         wanted[:, positions] = True
         cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
-        ess, bound = self._entropy_of(STANDARD, self._logdets(wanted, STANDARD), cap)
+        ess, bound = self._quadrature(wanted, STANDARD, cap)
         doubtful = wanted & ~(bound <= ENTROPY_BOUND)
         if bool(doubtful.any()):
             zero = doubtful & self._zero()
@@ -165,6 +165,12 @@ class Engine(ABC):
         if len(heads):
             ess[heads, at] = entropy_of_values(self.values_at(heads, at))
         return ess[:, positions]
+
+    def _quadrature(
+        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Entropy-ESS and a bound of its relative error `[N, L]`, for an engine that need not keep log-determinants."""
+        return self._entropy_of(quadrature, self._logdets(wanted, quadrature, scale), cap)
 
     def _entropy_of(self, quadrature: Quadrature, logdets: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
         """As `Quadrature.entropy_of`, for an engine that has it faster."""

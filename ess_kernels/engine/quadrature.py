@@ -13,9 +13,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class LogdetSums(NamedTuple):
+    """Log-determinants summed over the nodes of a quadrature.
+
+    Attributes:
+        total: with the weights of `sqrt(x)`.
+        mixed: with those of `sqrt(x) log sqrt(x)`.
+        tail: the first tail node's less the second's.
+    """
+
+    total: Tensor
+    mixed: Tensor
+    tail: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,13 +73,18 @@ class Quadrature:
         """
         weights = torch.tensor([row[1:] for row in self.table], dtype=torch.float64, device=logdets.device)
         total, mixed = (weights.T @ logdets).unbind(-2)
-        unseen = ~(total > 0)
-        total = torch.where(unseen, 1.0, total)
-        ess = torch.exp(total.log() - mixed / total)
         a, b = self.tail
-        visible = (logdets[..., a, :] - logdets[..., b, :]) / self.tail_span
+        return self.entropy_of_sums(LogdetSums(total, mixed, logdets[..., a, :] - logdets[..., b, :]), cap)
+
+    def entropy_of_sums(self, sums: LogdetSums, cap: Tensor) -> tuple[Tensor, Tensor]:
+        """The same where only the sums over the nodes are known, `[..., P]` each."""
+        unseen = ~(sums.total > 0)
+        total = torch.where(unseen, 1.0, sums.total)
+        ratio = sums.mixed / total
+        ess = torch.exp(total.log() - ratio)
+        visible = sums.tail / self.tail_span
         errors = self.error * cap + self.tail_error * (cap - visible).clamp_min(0.0)
-        bound = errors / total * (1 + (1 + mixed / total).abs())
+        bound = errors / total * (1 + (1 + ratio).abs())
         return torch.minimum(ess.clamp_min(1.0), cap), torch.where(unseen, torch.inf, bound)
 
 

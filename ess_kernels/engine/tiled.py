@@ -126,7 +126,7 @@ class Matrix(Engine):
                 break
             scale = torch.minimum(norms.masked_fill(~doubtful, 0.0).amax(-1), whole)
             alike = doubtful & many & (norms * SCALE_RANGE >= scale[:, None])
-            mine, bound = self._entropy_of(FINE, self._logdets(alike, FINE, scale), cap)
+            mine, bound = self._quadrature(alike, FINE, cap, scale)
             settled = alike & (bound <= ENTROPY_BOUND)
             ess[settled] = mine[settled]
             # what this scale does not settle no smaller one will

@@ -31,7 +31,7 @@ class NativeBackend(TorchBackend):
             return f"it takes CPU tensors, these are on {subject.device}"
         if wants_gradient(task, subject):
             return NO_BACKWARD
-        if not isinstance(subject, StateSpace) or task == "entropy_ess":
+        if not isinstance(subject, StateSpace):
             return f"the native library has no kernel for {task} yet"
         return None
 

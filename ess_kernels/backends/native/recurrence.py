@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...engine.certainty import ENTROPY_BOUND
 from ...engine.cost import Cost
 from ...engine.positions import Engine
-from ...engine.quadrature import Quadrature
+from ...engine.quadrature import FINE, LogdetSums, Quadrature
 from ...engine.scaling import largest, power_of_two, scaled_tokens
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
@@ -20,6 +21,7 @@ from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of, source_of_tokens
 from . import spectra
 from .call import aligned, run
+from .nodes import Nodes
 from .tokens import NativeTokens
 
 # the largest state that the kernels hold, padded
@@ -127,7 +129,26 @@ class NativeRecurrence(Engine):
         return result
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError("the kernel sums log-determinants as it goes: see _quadrature")
+
+    def _quadrature(
+        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        busy = self._grouped(wanted, 0.0).any(-1).contiguous()
+        sums = LogdetSums(*(self.unit.new_zeros(wanted.shape) for _ in range(3)))
+        nodes = Nodes(quadrature)
+        own = None if scale is None else scale.contiguous()
+        addresses = (x.data_ptr() for x in (busy, *sums))
+        given = None if own is None else own.data_ptr()
+        run("recurrence_entropy", self.parts.pointer, self.length, given, nodes.pointer, *addresses)
+        return quadrature.entropy_of_sums(sums, cap)
+
+    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
+        """More nodes: half as much again, where singular values would be many times that."""
+        mine, bound = self._quadrature(doubtful, FINE, cap)
+        settled = doubtful & (bound <= ENTROPY_BOUND)
+        ess[settled] = mine[settled]
+        return doubtful & ~settled
 
     def _zero(self) -> Tensor:
         return self.nothing[:, None]
@@ -183,6 +204,7 @@ def declare(handle: ctypes.CDLL) -> None:
         "recurrence_parts": [address] * 4,
         "recurrence_observe_roots": [address] * 5,
         "recurrence_root_products": [*[address] * 5, size, *[address] * 3],
+        "recurrence_entropy": [address, address, size, *[address] * 6],
         "recurrence_counts": [address, address, size, size, *[address] * 5],
     }
     for name, arguments in signatures.items():
