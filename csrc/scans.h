@@ -14,87 +14,116 @@ namespace {
 
 // squares below this are zero: a reflector of such a column would be noise
 constexpr double NO_COLUMN = 1e-280;
-// vectors of the state that one pass keeps in registers
-constexpr int STATE_CHUNK = ESS_VECTOR_BYTES == 64 ? 8 : 4;
+// Reflectors of ROWS columns of [F^T; rows], and what they do to the columns behind them, as one block: I - V T V^T with
+// V = [diag(head); x], x[t][j] the reflectors' entries at the rows.
+struct ReflectorPanel {
+    double *x;           // [c][ROWS]
+    double head[ROWS];   // entry of reflector j at the triangle's row j
+    double T[ROWS][ROWS]; // T[k][j], k <= j
+};
 
-// One pass over the rows t < c of `rows` (n numbers each): the pending update of the step before, then this step's sums
-//   row_t -= before_t * update,   sum += now_t * row_t.
-template <int VECTORS>
-ESS_INLINE void reflect_pass(double *rows, int64_t n, int64_t c, const double *before, const double *now,
-                             const double *update, double *sum) {
-    V pending[VECTORS], total[VECTORS];
-    ESS_UNROLL
-    for (int r = 0; r < VECTORS; r++) {
-        pending[r] = load(update + r * W);
-        total[r] = load(sum + r * W);
-    }
+// Factorises the panel whose columns are the ROWS states from `states` on: F points to F(first state, first state), and
+// `rows` to the rows' entries of these states, n apart. One pass over the rows a column: the update by the last reflector
+// and the products of the next one. 6 ROWS^2 c flops.
+inline void factor_panel(double *F, int64_t n, const double *rows, int64_t c, ReflectorPanel &panel) {
+    constexpr int P = static_cast<int>(ROWS), PARTS = P / W, CHAINS = 4;
+    double *x = panel.x;
+    V update[PARTS];
     for (int64_t t = 0; t < c; t++) {
-        double *row = rows + t * n;
-        V x = all(before[t]), y = all(now[t]);
+        for (int p = 0; p < PARTS; p++) store(x + t * P + p * W, load(rows + t * n + p * W));
+    }
+    for (int p = 0; p < PARTS; p++) update[p] = V{};
+    for (int j = 0; j < P; j++) {
+        // CHAINS sums side by side hide the latency of additions
+        V sums[CHAINS][PARTS];
         ESS_UNROLL
-        for (int r = 0; r < VECTORS; r++) {
-            V q = load(row + r * W) - x * pending[r];
-            store(row + r * W, q);
-            total[r] += y * q;
+        for (int q = 0; q < CHAINS; q++) {
+            ESS_UNROLL
+            for (int p = 0; p < PARTS; p++) sums[q][p] = V{};
         }
-    }
-    ESS_UNROLL
-    for (int r = 0; r < VECTORS; r++) store(sum + r * W, total[r]);
-}
-
-template <int VECTORS = STATE_CHUNK>
-ESS_INLINE void reflect_pass_of(int64_t vectors, double *rows, int64_t n, int64_t c, const double *before,
-                                const double *now, const double *update, double *sum) {
-    if constexpr (VECTORS > 0) {
-        if (vectors == VECTORS) reflect_pass<VECTORS>(rows, n, c, before, now, update, sum);
-        else reflect_pass_of<VECTORS - 1>(vectors, rows, n, c, before, now, update, sum);
-    }
-}
-
-// The lower triangular F with F F^T = F F^T + rows^T rows: Householder reflectors on the columns of [F^T; rows], one pass
-// over the rows per step, in which the last reflector is applied together with the next one's products. F [n, n]
-// column-major with zeros above the diagonal; rows [c][n], destroyed; `work` holds 2 (n + c) numbers. 2 n^2 c flops.
-inline void tria(double *F, int64_t n, double *rows, int64_t c, double *work) {
-    double *before = work, *now = before + c, *update = now + c, *sum = update + n;
-    for (int64_t t = 0; t < c; t++) before[t] = 0;
-    for (int64_t i = 0; i < n; i++) update[i] = 0;
-    for (int64_t j = 0; j < n; j++) {
+        const int last = j > 0 ? j - 1 : 0; // there is no reflector yet: `update` is zero
+        for (int64_t t = 0; t < c; t += CHAINS) {
+            ESS_UNROLL
+            for (int q = 0; q < CHAINS; q++) {
+                double *row = x + (t + q) * P;
+                const V reflected = all(row[last]);
+                ESS_UNROLL
+                for (int p = 0; p < PARTS; p++) store(row + p * W, load(row + p * W) - reflected * update[p]);
+                const V now = all(row[j]);
+                ESS_UNROLL
+                for (int p = 0; p < PARTS; p++) sums[q][p] += now * load(row + p * W);
+            }
+        }
+        V sum[PARTS];
+        double dots[P];
+        ESS_UNROLL
+        for (int p = 0; p < PARTS; p++) {
+            sum[p] = (sums[0][p] + sums[1][p]) + (sums[2][p] + sums[3][p]);
+            store(dots + p * W, sum[p]);
+        }
         double *f = F + j * n;
-        double squares = 0;
-        for (int64_t t = 0; t < c; t++) {
-            double x = rows[t * n + j] - before[t] * update[j];
-            now[t] = x;
-            squares += x * x;
-        }
-        double diagonal = f[j], head = 0, inverse = 0, beta = diagonal;
+        const double diagonal = f[j], squares = dots[j];
+        double head = 0, inverse = 0, beta = diagonal;
         if (squares > NO_COLUMN) {
-            double norm = std::sqrt(diagonal * diagonal + squares);
+            const double norm = std::sqrt(diagonal * diagonal + squares);
             beta = diagonal > 0 ? -norm : norm;
             head = diagonal - beta;
             inverse = 1 / (-beta * head);
-        } else {
-            for (int64_t t = 0; t < c; t++) now[t] = 0;
         }
-        const int64_t first = j / W * W;
-        for (int64_t i = first; i < n; i += W) store(sum + i, load(f + i) * all(head));
-        for (int64_t i = first; i < n;) {
-            int64_t vectors = (n - i) / W < STATE_CHUNK ? (n - i) / W : STATE_CHUNK;
-            reflect_pass_of(vectors, rows + i, n, c, before, now, update + i, sum + i);
-            i += vectors * W;
-        }
-        for (int64_t i = first; i < n; i += W) {
-            V x = load(sum + i) * all(inverse);
-            store(sum + i, x);
-            store(f + i, load(f + i) - x * all(head));
+        // columns behind j in the panel: their share of the reflector
+        ESS_UNROLL
+        for (int p = 0; p < PARTS; p++) {
+            V column = load(f + p * W), share = (column * all(head) + sum[p]) * all(inverse);
+            update[p] = from_row(share, p * W, j + 1);
+            store(f + p * W, column - update[p] * all(head));
         }
         f[j] = beta;
-        for (int64_t i = first; i < j; i++) f[i] = 0;
-        double *other = before;
-        before = now;
-        now = other;
-        other = update;
-        update = sum;
-        sum = other;
+        panel.head[j] = head;
+        // T's column j: -h T (x_k . x_j), and h on the diagonal
+        for (int k = 0; k < j; k++) {
+            double sum = 0;
+            for (int l = k; l < j; l++) sum += panel.T[k][l] * dots[l];
+            panel.T[k][j] = -inverse * sum;
+        }
+        panel.T[j][j] = inverse;
+    }
+}
+
+// The lower triangular F with F F^T = F F^T + rows^T rows: Householder reflectors on the columns of [F^T; rows], ROWS of
+// them at a time. F [n, n] column-major with zeros above the diagonal; rows [c][n], destroyed, c a multiple of ROWS; `work`
+// holds tria_work(n, c) numbers. 2 n^2 c flops.
+constexpr int64_t tria_work(int64_t n, int64_t c) { return ROWS * (padded_stride(n) + c); }
+
+inline void tria(double *F, int64_t n, double *rows, int64_t c, double *work) {
+    constexpr int P = static_cast<int>(ROWS);
+    ReflectorPanel panel;
+    panel.x = work;
+    double *shares = work + ROWS * c;
+    const int64_t lds = padded_stride(n);
+    for (int64_t j0 = 0; j0 < n; j0 += P) {
+        double *f = F + j0 + j0 * n;
+        factor_panel(f, n, rows + j0, c, panel);
+        const int64_t behind = n - j0 - P;
+        if (behind == 0) break;
+        f += P;
+        // V^T times the columns behind the panel, a column a row: first the rows' part
+        multiply<Right::Transposed, Update::Set>(behind, P, rows + j0 + P, n, panel.x, P, shares, lds,
+                                                 [c](int64_t, int64_t, int64_t, int64_t) { return Range{0, c}; });
+        for (int64_t i = 0; i < behind; i += W) {
+            V share[P];
+            ESS_UNROLL
+            for (int j = 0; j < P; j++) share[j] = load(shares + i + j * lds) + load(f + i + j * n) * all(panel.head[j]);
+            ESS_UNROLL
+            for (int j = P - 1; j >= 0; j--) {
+                V sum = share[j] * all(panel.T[j][j]);
+                ESS_UNROLL
+                for (int k = 0; k < j; k++) sum += share[k] * all(panel.T[k][j]);
+                store(shares + i + j * lds, sum);
+                store(f + i + j * n, load(f + i + j * n) - sum * all(panel.head[j]));
+            }
+        }
+        multiply<Right::Plain, Update::Subtract>(behind, c, shares, lds, panel.x, P, rows + j0 + P, n,
+                                                 [](int64_t, int64_t, int64_t, int64_t) { return Range{0, P}; });
     }
 }
 
@@ -103,7 +132,7 @@ struct ScanWork {
     double *rows, *reflectors, *full, *product;
 
     ScanWork(Arena &arena, int64_t n, int64_t c, bool dense)
-        : rows(arena.take<double>((dense ? n + c : c) * n)), reflectors(arena.take<double>(2 * (2 * n + c))),
+        : rows(arena.take<double>((dense ? n + c : c) * n)), reflectors(arena.take<double>(tria_work(n, n + c))),
           full(arena.take<double>(dense ? n * padded_stride(n) : 0)),
           product(arena.take<double>(dense ? n * padded_stride(n) : 0)) {}
 };

@@ -103,6 +103,14 @@ template <class X> ESS_INLINE auto horizontal_min(X x) {
     return r;
 }
 
+// the numbers of the lanes
+constexpr double LANES[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+// of W rows that start with `row`, those from `first` on; zero in place of the others
+ESS_INLINE V from_row(V x, int64_t row, int64_t first) {
+    return select(load(LANES) >= all(static_cast<double>(first - row)), x, V{});
+}
+
 // exp to 2 ulp; exp(-inf) = 0, results below the normal numbers are zero, NaN stays NaN, above 709.7 the largest result.
 ESS_INLINE V exp(V x) {
     const double log2e = 1.4426950408889634074, ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;

@@ -15,13 +15,6 @@ constexpr double NO_SQUARE = 1e-100;
 // vectors of rows that stay in registers together with what is added to them
 constexpr int64_t PASS_VECTORS = ESS_VECTOR_BYTES == 64 ? 8 : 3;
 
-constexpr double LANES[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-
-// the rows of a strip that are numbered from `first` on
-ESS_INLINE V from_row(V x, int64_t strip, int64_t first) {
-    return select(load(LANES) >= all(static_cast<double>(first - strip)), x, V{});
-}
-
 // S -= w v^T + v w^T and y = S x on VECTORS vectors of rows and the columns begin .. end: the update that the last
 // reflection left and the product that the next one needs, in one pass. 6 flops an entry.
 template <int VECTORS>
