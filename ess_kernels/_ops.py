@@ -48,7 +48,8 @@ def _tolerance_ess(
     else:
         found = Counts.empty((op.num_heads, len(absolute), len(distinct)), op.device)
     counts, width, redone, unresolved = (
-        x[..., back].movedim(1, 0).reshape(len(absolute), *op.batch_shape, len(back)).contiguous() for x in found
+        _asked(x, back).movedim(1, 0).reshape(len(absolute), *op.batch_shape, _how_many(op, positions)).contiguous()
+        for x in found
     )
     return width, counts, redone, unresolved
 
@@ -97,7 +98,7 @@ def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) ->
         found = chosen.entropy_ess(op, distinct)
     else:
         found = torch.zeros(op.num_heads, len(distinct), dtype=torch.float64, device=op.device)
-    return found[:, back].reshape(*op.batch_shape, len(back)).contiguous()
+    return _asked(found, back).reshape(*op.batch_shape, _how_many(op, positions)).contiguous()
 
 
 @torch.library.custom_op("ess_kernels::entropy_ess", mutates_args=(), tags=TAGS)
@@ -129,7 +130,7 @@ def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | Non
         found = chosen.singular_values(op, distinct, k)
     else:
         found = torch.zeros(op.num_heads, len(distinct), k, dtype=torch.float64, device=op.device)
-    return found[:, back].reshape(*op.batch_shape, len(back), k).contiguous()
+    return _asked(found, back, -2).reshape(*op.batch_shape, _how_many(op, positions), k).contiguous()
 
 
 @torch.library.custom_op("ess_kernels::singular_values", mutates_args=(), tags=TAGS)
@@ -224,14 +225,18 @@ def _call(custom_op: Callable[..., Result], function: Callable[..., Result], op:
     return custom_op(*parts, *arguments)
 
 
-def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    """Distinct positions on the operator's device, and for each position asked for its number among them."""
+def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+    """Distinct positions on the operator's device, and for each position asked for its number among them, or None."""
     if positions is None:
-        distinct = torch.arange(1, max(op.length, 1), device=op.device)
-        return distinct, distinct - 1
+        return torch.arange(1, max(op.length, 1), device=op.device), None
     wanted = torch.tensor(positions, dtype=torch.int64)
     distinct, back = wanted.unique(return_inverse=True)
     return distinct.to(op.device), back.to(op.device)
+
+
+def _asked(x: Tensor, back: Tensor | None, dim: int = -1) -> Tensor:
+    """Results at distinct positions along `dim`, in the order and as often as they were asked for."""
+    return x if back is None else x.index_select(dim, back)
 
 
 def _how_many(op: Operator, positions: Sequence[int] | None) -> int:

@@ -51,9 +51,9 @@ class Engine(ABC):
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer | Eliminated:
         """Counts and growth at `wanted` `[N, S, L]` for tolerances `[N, S, ceil(L / group)]` (scaled)."""
 
-    def _foreseen_width(self, tau: Tensor) -> Tensor:
-        """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`."""
-        return torch.zeros_like(tau)
+    def _foreseen_width(self, tau: Tensor) -> Tensor | None:
+        """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`, if there are any."""
+        return None
 
     @abstractmethod
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
@@ -75,25 +75,30 @@ class Engine(ABC):
         return cap if self.state_size is None else cap.clamp_max(self.state_size)
 
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:
-        """Counts above `atol` `[M]` (absolute, of the operator itself) at distinct positions: fields `[N, M, P]`."""
+        """Counts above `atol` `[M]` (absolute, of the operator itself) at distinct, sorted positions: `[N, M, P]`."""
         N, M, L = len(self.unit), len(atol), self.length
         tau = atol / self.unit[:, None]
         result = Counts.empty((N, M, L), self.unit.device)
-        wanted = torch.zeros(N, M, L, dtype=torch.bool, device=self.unit.device)
-        missing = wanted.clone()
+        asked = torch.zeros(L, dtype=torch.bool, device=self.unit.device)
+        asked[positions] = True
         # a tolerance of zero has no units to eliminate in, and nothing exceeds an infinite one
-        wanted[..., positions] = ((tau > 0) & tau.isfinite())[..., None]
-        missing[..., positions] = (tau <= 0)[..., None]
+        wanted = ((tau > 0) & tau.isfinite())[..., None] & asked
+        missing = (tau <= 0)[..., None] & asked
         grouped_tau = tau[..., None].expand(-1, -1, -(-L // self.group))
-        # where one elimination is known not to do, the two on both sides of the tolerance come at once
         foreseen = self._foreseen_width(grouped_tau)
-        skipped = wanted & self._spread((foreseen > SURE) & (foreseen <= HOPEFUL))
-        answer = self._eliminate(wanted & ~skipped, grouped_tau)
+        if foreseen is None:
+            answer = self._eliminate(wanted, grouped_tau)
+            width_of(answer.growth.view(N, M, L), out=result.width)
+        else:
+            # where one elimination is known not to do, the two on both sides of the tolerance come at once
+            skipped = wanted & self._spread((foreseen > SURE) & (foreseen <= HOPEFUL))
+            answer = self._eliminate(wanted & ~skipped, grouped_tau)
+            width = width_of(answer.growth).view(N, M, L)
+            result.width.copy_(torch.where(skipped, self._spread(foreseen), width))
         result.counts.copy_(answer.value.view(N, M, L))
-        result.width.copy_(torch.where(skipped, self._spread(foreseen), width_of(answer.growth).view(N, M, L)))
         tie = near_tie(answer.growth, answer.least).view(N, M, L)
         doubtful = wanted & (tie | ~(result.width <= SURE))
-        result.redone.copy_(doubtful | missing)
+        torch.logical_or(doubtful, missing, out=result.redone)
         # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
         # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
         if bool(doubtful.any()):
@@ -103,6 +108,8 @@ class Engine(ABC):
             own = result.width.masked_fill(~doubtful | (result.width > HOPELESS), 0.0)
             doubtful &= ~self._settle_between(doubtful, self._grouped(own, 0.0).amax(-1), tau, result)
         self._settle_by_values(missing | doubtful, tau, result)
+        if len(positions) == L - 1:
+            return Counts(*(x[..., 1:] for x in result))
         return Counts(*(x[..., positions] for x in result))
 
     def _typical(self, width: Tensor) -> Tensor:
@@ -149,7 +156,7 @@ class Engine(ABC):
         result.put((heads[which], m, positions[which]), count_values(values[which], tau[heads[which], m]))
 
     def entropy(self, positions: Tensor) -> Tensor:
-        """Entropy-ESS `[N, P]` at distinct positions."""
+        """Entropy-ESS `[N, P]` at distinct, sorted positions."""
         if len(positions) <= FEW:
             return entropy_of_values(self.values_of_all_heads(positions))
         wanted = torch.zeros(len(self.unit), self.length, dtype=torch.bool, device=self.unit.device)
@@ -164,7 +171,7 @@ class Engine(ABC):
         heads, at = doubtful.nonzero(as_tuple=True)
         if len(heads):
             ess[heads, at] = entropy_of_values(self.values_at(heads, at))
-        return ess[:, positions]
+        return ess[:, 1:] if len(positions) == self.length - 1 else ess[:, positions]
 
     def _quadrature(
         self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
