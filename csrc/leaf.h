@@ -190,44 +190,6 @@ inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, V *
     }
 }
 
-// Log-determinants at all positions, `base` included; on entry R = I + ..., C = I + ... (its sign turned), so that all
-// pivots are at least one. They are at most 1 + scale / t: products of PER_LOG of them stay below 1e240 between logarithms.
-inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
-    constexpr int PER_LOG = 16;
-    V *d = work, *dc = d + c, *w = dc + 3 * c;
-    factor_rows<false>(c, R, K, d, nullptr);
-    factor_columns<false>(c, C, dc, nullptr);
-    V rows = base;
-    for (int last = c - 1; last >= 0; last -= CHAIN) {
-        Chain chain;
-        start_chain(chain, c, last, 1.0, K, d, w);
-        V sum[CHAIN], product[CHAIN];
-        for (int u = 0; u < CHAIN; u++) {
-            int s = last - u;
-            if (s >= 0) rows += log(d[c - 1 - s]);
-            sum[u] = rows;
-            product[u] = all(1.0);
-        }
-        for (int j = 0; j < last; j++) {
-            V after[CHAIN];
-            chain.pivots(dc[j], w, c, j, after, false);
-            ESS_UNROLL
-            for (int u = 0; u < CHAIN; u++) {
-                if (j < last - u) product[u] *= after[u];
-            }
-            dc[j] = after[CHAIN - 1];
-            chain.column(C + j * c, w, c, j, last);
-            if (j % PER_LOG == PER_LOG - 1) {
-                for (int u = 0; u < CHAIN; u++) {
-                    sum[u] += log(product[u]);
-                    product[u] = all(1.0);
-                }
-            }
-        }
-        for (int u = 0; u < CHAIN && u <= last; u++) logdets[last - u] = sum[u] + log(product[u]);
-    }
-}
-
 } // namespace
 } // namespace ESS_LEVEL
 } // namespace ess

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "boundary.h"
-#include "leaf.h"
+#include "logdet_leaf.h"
 #include "shifts.h"
 #include "tridiagonal.h"
 
@@ -17,6 +17,7 @@ struct EntropyWork {
     int64_t n, c, lds, ldb, vectors;
     double *S, *B;                                     // the boundary's matrix and the block's rows and columns
     double *Y, *corner, *minus_one;                    // c x c
+    double *norms;
     double *diagonal, *off, *factor, *reflect, *turned; // tridiagonalisation
     V *root, *link, *shift, *logdet, *packed, *lasts;  // shifts
     V *R, *K, *C, *leaf, *logdets, *sums;
@@ -28,6 +29,7 @@ struct EntropyWork {
         Y = arena.take<double>(c * c);
         corner = arena.take<double>(c * c);
         minus_one = arena.take<double>(c * c);
+        norms = arena.take<double>(3 * c);
         diagonal = arena.take<double>(n);
         off = arena.take<double>(n);
         factor = arena.take<double>(n);
@@ -37,16 +39,19 @@ struct EntropyWork {
         link = arena.take<V>(n * vectors);
         shift = arena.take<V>(vectors);
         logdet = arena.take<V>(vectors);
-        packed = arena.take<V>(2 * c * STATES);
+        packed = arena.take<V>(2 * c * (STATES + 16));
         lasts = arena.take<V>(2 * c);
         R = arena.take<V>(c * c);
         K = arena.take<V>(c * c);
         C = arena.take<V>(c * c);
-        leaf = arena.take<V>(leaf_work(c));
+        leaf = arena.take<V>(logdet_work(c));
         logdets = arena.take<V>(c);
         sums = arena.take<V>(3 * c);
         if (minus_one) {
-            for (int64_t i = 0; i < c * c; i++) minus_one[i] = i % (c + 1) == 0 ? -1 : 0;
+            for (int64_t i = 0; i < c * c; i++) {
+                minus_one[i] = i % (c + 1) == 0 ? -1 : 0;
+                R[i] = K[i] = C[i] = V{}; // whole tiles are read
+            }
         }
     }
 };
@@ -100,25 +105,26 @@ inline double tridiagonal_bound(int64_t n, const double *diagonal, const double 
 // At nodes above this, log det(I + M / t) is tr M / t to more digits than pivots 1 + m / t could hold.
 constexpr double LINEAR_NODE = 1e7;
 
-// norms[s], s < c: the sum of squares of H at position s, from the traces of its four parts.
+// norms[s], s < c: the sum of squares of H at position s, which is that of its four parts; no difference is taken.
+// `work`: 2 c doubles.
 inline void squared_norms(int64_t n, int64_t c, const double *B, int64_t ldb, const double *Y, const double *corner,
-                          double leaping, double *norms) {
-    // rows of X F
+                          double leaping, double *norms, double *work) {
+    double *rows = work, *inner = work + c; // of X F; of Y's columns before s
     for (int64_t i = 0; i < c; i += W) {
         V sum{};
         for (int64_t k = 0; k < n; k++) sum += load(B + i + k * ldb) * load(B + i + k * ldb);
-        store(norms + i, sum);
+        store(rows + i, sum);
+        store(inner + i, V{});
     }
-    double rows[64];
-    for (int64_t r = 0; r < c; r++) rows[r] = norms[r];
+    double columns = 0;
     for (int64_t s = 0; s < c; s++) {
-        double sum = leaping;
+        double sum = leaping + columns;
         for (int64_t r = 0; r < c - s; r++) {
-            sum += rows[r];
-            for (int64_t j = 0; j < s; j++) sum += Y[j + r * c] * Y[j + r * c];
+            sum += rows[r] + inner[r];
+            inner[r] += Y[s + r * c] * Y[s + r * c];
         }
-        for (int64_t j = 0; j < s; j++) sum += corner[j * (c + 1)];
         norms[s] = sum;
+        columns += corner[s * (c + 1)];
     }
 }
 
@@ -172,6 +178,7 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
         factor(n, work.diagonal, work.off, work.shift + v, work.root + v * n, work.link + v * n, work.logdet + v);
         v += v + 2 <= work.vectors ? 2 : 1;
     }
+    squared_norms(n, c, work.B, work.ldb, work.Y, work.corner, trace(n, A, lda) * square_unit, work.norms, work.norms + c);
     for (int64_t i = 0; i < 3 * c; i++) work.sums[i] = V{};
     for (int64_t v = 0; v < work.vectors; v++) {
         const V square = 1.0 / work.shift[v];
@@ -183,8 +190,10 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
         for (int64_t i = 0; i < c; i++) work.C[i * (c + 1)] += 1.0;
         leaf_logdet(static_cast<int>(c), work.R, work.K, work.C, work.leaf, work.logdet[v], work.logdets);
         const double *weight = weights + v * W;
+        const auto linear = load(job.t + v * W) > all(LINEAR_NODE);
         for (int64_t s = 0; s < c; s++) {
-            for (int64_t q = 0; q < 3; q++) work.sums[q * c + s] += work.logdets[s] * load(weight + q * job.nodes);
+            V logdet = select(linear, work.norms[s] * square, work.logdets[s]);
+            for (int64_t q = 0; q < 3; q++) work.sums[q * c + s] += logdet * load(weight + q * job.nodes);
         }
     }
     for (int64_t s = 0; s < present; s++) {

@@ -68,28 +68,32 @@ void factor_shifts(int64_t n, const double *diagonal, const double *off, const V
 // Rows are taken PANEL at a time, and states STATES at a time: [panel][state][PANEL] is what a tile streams through.
 constexpr int PANEL = 4;
 constexpr int64_t STATES = 64;
+constexpr int SIDE_BY_SIDE = 2;
 // columns of a register tile
 constexpr int TILE = ESS_VECTOR_BYTES == 64 ? 4 : 2;
 
-// b~_k = B_k root_k - b~_{k-1} link_k for PANEL rows of B (column-major, `b` its first row) and the states begin .. end;
-// `last` holds b~ of the state before `begin` and receives that of the last. 3 flops a number and lane.
+// b~_k = B_k root_k - b~_{k-1} link_k for PANELS panels of B's rows (column-major, `b` the first) and the states begin ..
+// end; `last` holds b~ of the state before `begin` and receives that of the last. Panel p goes to packed + p * size. Each
+// step waits for the one before, so several panels go side by side. 3 flops a number and lane.
+template <int PANELS>
 ESS_INLINE void substitute(const double *b, int64_t ldb, int64_t begin, int64_t end, const V *root, const V *link,
-                           V *last, V *packed) {
-    V x[PANEL];
+                           V *last, V *packed, int64_t size) {
+    constexpr int N = PANELS * PANEL;
+    V x[N];
     ESS_UNROLL
-    for (int i = 0; i < PANEL; i++) x[i] = last[i];
+    for (int i = 0; i < N; i++) x[i] = last[i];
     for (int64_t k = begin; k < end; k++) {
         const double *row = b + k * ldb;
         V r = root[k], l = link[k];
         ESS_UNROLL
-        for (int i = 0; i < PANEL; i++) {
+        for (int i = 0; i < N; i++) {
             x[i] = all(row[i]) * r - x[i] * l;
-            packed[i] = x[i];
+            packed[i / PANEL * size + i % PANEL] = x[i];
         }
         packed += PANEL;
     }
     ESS_UNROLL
-    for (int i = 0; i < PANEL; i++) last[i] = x[i];
+    for (int i = 0; i < N; i++) last[i] = x[i];
 }
 
 // Which entries (i, j) of a tile of PANEL x PANEL are wanted.
@@ -111,21 +115,28 @@ struct Sums {
 template <Part PART, int COLUMNS, int J0>
 ESS_INLINE void accumulate(int64_t depth, const V *x, const V *y, const Sums &sums, bool first, bool last) {
     V sum[COLUMNS][PANEL];
+    const V unit = sums.unit;
+    const double *base = sums.base + J0 * sums.ld;
+    V *result = sums.result + J0 * sums.ld;
+    const int64_t ld = sums.ld;
     ESS_UNROLL
     for (int j = 0; j < COLUMNS; j++) {
         ESS_UNROLL
         for (int i = 0; i < PANEL; i++) {
-            const int64_t at = i + (J0 + j) * sums.ld;
-            if (in_part(PART, i, J0 + j)) sum[j][i] = first ? all(-sums.base[at]) : sums.result[at];
+            if (in_part(PART, i, J0 + j)) sum[j][i] = first ? all(-base[i + j * ld]) : result[i + j * ld];
         }
     }
     for (int64_t k = 0; k < depth; k++) {
         V xs[PANEL];
         ESS_UNROLL
-        for (int i = 0; i < PANEL; i++) xs[i] = x[i];
+        for (int i = 0; i < PANEL; i++) {
+            xs[i] = x[i];
+            keep_in_register(xs[i]); // one load for all its products: loads are as scarce as products
+        }
         ESS_UNROLL
         for (int j = 0; j < COLUMNS; j++) {
             V yj = y[J0 + j];
+            keep_in_register(yj);
             ESS_UNROLL
             for (int i = 0; i < PANEL; i++) {
                 if (in_part(PART, i, J0 + j)) sum[j][i] += xs[i] * yj;
@@ -138,8 +149,7 @@ ESS_INLINE void accumulate(int64_t depth, const V *x, const V *y, const Sums &su
     for (int j = 0; j < COLUMNS; j++) {
         ESS_UNROLL
         for (int i = 0; i < PANEL; i++) {
-            const int64_t at = i + (J0 + j) * sums.ld;
-            if (in_part(PART, i, J0 + j)) sums.result[at] = last ? sum[j][i] * sums.unit : sum[j][i];
+            if (in_part(PART, i, J0 + j)) result[i + j * ld] = last ? sum[j][i] * unit : sum[j][i];
         }
     }
 }
@@ -161,9 +171,10 @@ void shift_products(int64_t n, int64_t c, const double *B, int64_t ldb, const V 
     for (int64_t begin = 0; begin < n; begin += STATES) {
         const int64_t end = begin + STATES < n ? begin + STATES : n, depth = end - begin;
         const bool first = begin == 0, last = end == n;
-        const int64_t size = depth * PANEL;
-        for (int64_t p = 0; p < 2 * panels; p++) {
-            substitute(B + p * PANEL, ldb, begin, end, root, link, lasts + p * PANEL, packed + p * size);
+        const int64_t size = depth * PANEL + PANEL;
+        for (int64_t p = 0; p < 2 * panels; p += SIDE_BY_SIDE) {
+            substitute<SIDE_BY_SIDE>(B + p * PANEL, ldb, begin, end, root, link, lasts + p * PANEL, packed + p * size,
+                                     size);
         }
         const V *row_panels = packed, *column_panels = packed + panels * size;
         auto at = [=](const Sums &sums, int64_t i, int64_t j) {

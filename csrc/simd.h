@@ -92,6 +92,10 @@ template <class X> ESS_INLINE auto horizontal_sum(X x) {
     for (unsigned l = 1; l < sizeof(x) / sizeof(x[0]); l++) r += x[l];
     return r;
 }
+#if ESS_VECTOR_BYTES == 64
+// pairwise: a fraction of the latency
+ESS_INLINE double horizontal_sum(V x) { return _mm512_reduce_add_pd((__m512d)x); }
+#endif
 template <class X> ESS_INLINE auto horizontal_max(X x) {
     auto r = x[0];
     for (unsigned l = 1; l < sizeof(x) / sizeof(x[0]); l++) r = x[l] > r ? x[l] : r;
@@ -190,6 +194,17 @@ ESS_INLINE void transpose_tile(V *r) {
     r[0] = a;
     r[1] = b;
 #endif
+}
+
+// the sums of the lanes of r[0], ... r[W - 1], one in each lane; r is overwritten
+ESS_INLINE V lane_sums(V *r) {
+    transpose_tile(r);
+    ESS_UNROLL
+    for (int half = W / 2; half > 0; half /= 2) {
+        ESS_UNROLL
+        for (int i = 0; i < half; i++) r[i] += r[i + half];
+    }
+    return r[0];
 }
 
 // Denormal numbers cost a hundred times a normal one: off for this thread while the object lives.

@@ -75,19 +75,19 @@ void tridiagonalise(int64_t n, double *S, int64_t lds, double *diagonal, double 
             for (int64_t i = first; i < n; i += W) store(column + i, V{});
             break;
         }
-        // S times the column itself needs no norm and hides its latency; S times the reflector follows from it
-        const int64_t strip = next / W * W;
-        for (int64_t row = strip; row < n;) {
-            int64_t vectors = (n - row) / W < PASS_VECTORS ? (n - row) / W : PASS_VECTORS;
-            pass<PASS_VECTORS>(vectors, S, lds, row, next, n, v, w, x, y);
-            row += vectors * W;
-        }
+        // S times the column itself does not wait for the norm; S times the reflector follows from it
         const double rest = horizontal_sum(squares), head = x[next];
         double image = head, h = 0;
         if (rest > NO_SQUARE) {
             double norm = std::sqrt(head * head + rest);
             image = head > 0 ? -norm : norm;
             h = 1 / (image * (image - head));
+        }
+        const int64_t strip = next / W * W;
+        for (int64_t row = strip; row < n;) {
+            int64_t vectors = (n - row) / W < PASS_VECTORS ? (n - row) / W : PASS_VECTORS;
+            pass<PASS_VECTORS>(vectors, S, lds, row, next, n, v, w, x, y);
+            row += vectors * W;
         }
         off[k] = image;
         factor[k] = h;
@@ -122,12 +122,13 @@ void turn(int64_t n, const double *S, int64_t lds, const double *factor, int64_t
         const int64_t depth = n - k0;
         multiply<Right::Plain, Update::Set>(rows, P, B + k0 * ldb, ldb, reflectors, lds, work, ldw,
                                             [=](int64_t, int64_t, int64_t, int64_t) { return Range{0, depth}; });
-        // products of the reflectors with each other
-        V sums[P][P];
+        // products of the reflectors with each other, the one of i and j, i < j, at j (j - 1) / 2 + i
+        constexpr int PAIRS = P * (P - 1) / 2, PADDED = (PAIRS + W - 1) / W * W;
+        V sums[PADDED];
         ESS_UNROLL
-        for (int j = 1; j < P; j++) {
+        for (int i = 0; i < PADDED / W; i++) {
             ESS_UNROLL
-            for (int i = 0; i < j; i++) sums[j][i] = V{};
+            for (int l = 0; l < W; l++) sums[i * W + l] = V{};
         }
         for (int64_t row = 0; row < depth; row += W) {
             V r[P];
@@ -136,21 +137,20 @@ void turn(int64_t n, const double *S, int64_t lds, const double *factor, int64_t
             ESS_UNROLL
             for (int j = 1; j < P; j++) {
                 ESS_UNROLL
-                for (int i = 0; i < j; i++) sums[j][i] += r[j] * r[i];
+                for (int i = 0; i < j; i++) sums[j * (j - 1) / 2 + i] += r[j] * r[i];
             }
         }
+        double gram[PADDED];
+        ESS_UNROLL
+        for (int i = 0; i < PADDED; i += W) store(gram + i, lane_sums(sums + i));
         // column j of B V U is h_j (B v_j - sum over i < j of column i times v_i . v_j)
-        double gram[P][P];
-        for (int j = 1; j < P; j++) {
-            for (int i = 0; i < j; i++) gram[j][i] = horizontal_sum(sums[j][i]);
-        }
         for (int64_t row = 0; row < rows; row += W) {
             V column[P];
             ESS_UNROLL
             for (int j = 0; j < P; j++) {
                 V sum = load(work + row + j * ldw);
                 ESS_UNROLL
-                for (int i = 0; i < j; i++) sum -= column[i] * all(gram[j][i]);
+                for (int i = 0; i < j; i++) sum -= column[i] * all(gram[j * (j - 1) / 2 + i]);
                 column[j] = sum * all(h[j]);
                 store(work + row + j * ldw, column[j]);
             }
