@@ -97,47 +97,47 @@ struct PivotPanel {
 
 // LDL^T of the c x c matrix M (lower triangle), c a multiple of PANEL, pivots to d. K, if there is one, is carried along:
 // column r of K with column r of M, its rows j < c - 1 - r. M then holds L, unit lower, K the rows of L D that belong to it.
-// `scaled`: PANEL c vectors. c^3 / 3 flops and c^3 / 3 for K, each a lane.
-ESS_INLINE void factor_panels(int64_t c, V *M, V *K, V *d, V *scaled) {
+// `scaled`: PANEL ld vectors. c^3 / 3 flops and c^3 / 3 for K, each a lane.
+inline void factor_panels(int64_t c, int64_t ld, V *M, V *K, V *d, V *scaled) {
     for (int64_t k = 0; k < c; k += PANEL) {
         PivotPanel panel;
         const int64_t next = k + PANEL, below = c - next; // rows of K that the following columns need, and rows of M
-        panel.factor(M + k * (c + 1), c, d + k);
-        panel.rows(M + k * c, c, next, c, scaled);
-        if (K) panel.rows(K + k * c, c, 0, c - 1 - k, nullptr);
+        panel.factor(M + k * (ld + 1), ld, d + k);
+        panel.rows(M + k * ld, ld, next, c, scaled);
+        if (K) panel.rows(K + k * ld, ld, 0, c - 1 - k, nullptr);
         for (int64_t j = next; j < c; j += PANEL) {
             for (int64_t i = j; i < c; i += PANEL) {
-                subtract_tile(M + i + k * c, c, scaled + j, c, M + i + j * c, c);
+                subtract_tile(M + i + k * ld, ld, scaled + j, ld, M + i + j * ld, ld);
             }
             if (K) {
                 for (int64_t i = 0; i < c - j; i += PANEL) {
-                    subtract_tile(K + i + k * c, c, scaled + j, c, K + i + j * c, c);
+                    subtract_tile(K + i + k * ld, ld, scaled + j, ld, K + i + j * ld, ld);
                 }
             }
         }
         // what M keeps is L
         for (int q = 0; q < PANEL && below > 0; q++) {
-            for (int64_t i = next; i < c; i++) M[i + (k + q) * c] = scaled[i + q * c];
+            for (int64_t i = next; i < c; i++) M[i + (k + q) * ld] = scaled[i + q * ld];
         }
     }
 }
 
 // CHAIN rank-one terms on their way through two columns of L at a time: M + alpha w w^T, as in leaf.h.
-ESS_INLINE void chain_two_columns(Chain &chain, V *L, V *d, V *w, int c, int j, int rows, V (&after)[2][CHAIN]) {
-    V *first = L + j * c, *second = first + c;
-    chain.pivots(d[j], w, c, j, after[0], false);
+ESS_INLINE void chain_two_columns(Chain &chain, V *L, V *d, V *w, int ld, int j, int rows, V (&after)[2][CHAIN]) {
+    V *first = L + j * ld, *second = first + ld;
+    chain.pivots(d[j], w, ld, j, after[0], false);
     const Chain left = chain;
-    left.column(first, w, c, j, j + 2);
-    chain.pivots(d[j + 1], w, c, j + 1, after[1], false);
+    left.column(first, w, ld, j, j + 2);
+    chain.pivots(d[j + 1], w, ld, j + 1, after[1], false);
     for (int i = j + 2; i < rows; i++) {
         V l = first[i], m = second[i];
         ESS_UNROLL
         for (int u = 0; u < CHAIN; u++) {
-            V x = w[u * c + i] - left.p[u] * l;
+            V x = w[u * ld + i] - left.p[u] * l;
             l += left.beta[u] * x;
             x -= chain.p[u] * m;
             m += chain.beta[u] * x;
-            w[u * c + i] = x;
+            w[u * ld + i] = x;
         }
         first[i] = l;
         second[i] = m;
@@ -146,39 +146,44 @@ ESS_INLINE void chain_two_columns(Chain &chain, V *L, V *d, V *w, int c, int j, 
     d[j + 1] = after[1][CHAIN - 1];
 }
 
-// Log-determinants at all positions, `base` included. c is a multiple of PANEL; R and C are the identity and something
-// positive semidefinite. R, K and C are overwritten, all of K's tiles that reach into its wanted corner are read, and
-// `work` has logdet_work(c) vectors. About 1.7 c^3 flops a lane.
-constexpr int64_t logdet_work(int64_t c) { return (2 + CHAIN) * c; }
+// The stride of R, K and C: no power of two, which would put the columns of a tile into few cache sets.
+constexpr int64_t leaf_stride(int64_t c) { return c + 4; }
+// vectors of work
+constexpr int64_t logdet_work(int64_t c) { return 2 * c + CHAIN * leaf_stride(c); }
 
+// Log-determinants at all positions, `base` included. c is a multiple of PANEL; R and C are the identity and something
+// positive semidefinite. Columns are leaf_stride(c) apart. R, K and C are overwritten, and all of K's tiles that reach into
+// its wanted corner are read. About 1.7 c^3 flops a lane.
 inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
-    static_assert(CHAIN >= PANEL, "what is scaled fits where the chain's vectors go");
+    static_assert(CHAIN == PANEL, "what is scaled fits where the chain's vectors go");
+    const int ld = static_cast<int>(leaf_stride(c));
     V *d = work, *dc = d + c, *w = dc + c;
-    factor_panels(c, R, K, d, w);
-    factor_panels(c, C, nullptr, dc, w);
+    factor_panels(c, ld, R, K, d, w);
+    factor_panels(c, ld, C, nullptr, dc, w);
     LaneProduct rows;
     for (int last = c - 1; last >= 0; last -= CHAIN) {
         Chain chain;
-        start_chain(chain, c, last, 1.0, K, d, w);
         LaneProduct product[CHAIN];
         for (int u = 0; u < CHAIN; u++) {
-            if (last - u >= 0) rows.multiply(d[c - 1 - last + u]);
+            const int s = last - u, r = c - 1 - s;
+            for (int j = 0; j < last; j++) w[u * ld + j] = j < s ? K[r * ld + j] : V{};
+            chain.alpha[u] = 1.0 / d[r];
+            rows.multiply(d[r]);
             product[u] = rows;
         }
         V after[2][CHAIN];
         int j = 0;
         for (; j + 1 < last; j += 2) {
-            chain_two_columns(chain, C, dc, w, c, j, last, after);
+            chain_two_columns(chain, C, dc, w, ld, j, last, after);
             for (int u = 0; u < CHAIN; u++) {
                 if (j < last - u) product[u].multiply(after[0][u]);
                 if (j + 1 < last - u) product[u].multiply(after[1][u]);
             }
         }
-        if (j < last) {
-            chain.pivots(dc[j], w, c, j, after[0], false);
-            product[0].multiply(after[0][0]);
-        }
-        for (int u = 0; u < CHAIN && u <= last; u++) logdets[last - u] = base + product[u].logarithm();
+        // c is a multiple of CHAIN: one column is left, and of the last position only
+        chain.pivots(dc[j], w, ld, j, after[0], false);
+        product[0].multiply(after[0][0]);
+        for (int u = 0; u < CHAIN; u++) logdets[last - u] = base + product[u].logarithm();
     }
 }
 

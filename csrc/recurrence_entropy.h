@@ -39,19 +39,17 @@ struct EntropyWork {
         link = arena.take<V>(n * vectors);
         shift = arena.take<V>(vectors);
         logdet = arena.take<V>(vectors);
-        packed = arena.take<V>(2 * c * (STATES + 16));
+        packed = arena.take<V>(2 * c * (STATES + 1));
         lasts = arena.take<V>(2 * c);
-        R = arena.take<V>(c * c);
-        K = arena.take<V>(c * c);
-        C = arena.take<V>(c * c);
+        R = arena.take<V>(c * leaf_stride(c));
+        K = arena.take<V>(c * leaf_stride(c));
+        C = arena.take<V>(c * leaf_stride(c));
         leaf = arena.take<V>(logdet_work(c));
         logdets = arena.take<V>(c);
         sums = arena.take<V>(3 * c);
         if (minus_one) {
-            for (int64_t i = 0; i < c * c; i++) {
-                minus_one[i] = i % (c + 1) == 0 ? -1 : 0;
-                R[i] = K[i] = C[i] = V{}; // whole tiles are read
-            }
+            for (int64_t i = 0; i < c * c; i++) minus_one[i] = i % (c + 1) == 0 ? -1 : 0;
+            for (int64_t i = 0; i < c * leaf_stride(c); i++) R[i] = K[i] = C[i] = V{}; // whole tiles are read
         }
     }
 };
@@ -182,12 +180,13 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     for (int64_t i = 0; i < 3 * c; i++) work.sums[i] = V{};
     for (int64_t v = 0; v < work.vectors; v++) {
         const V square = 1.0 / work.shift[v];
-        const Sums rows{work.minus_one, work.R, c, all(1.0)};
-        const Sums between{work.Y, work.K, c, -sqrt(square)};
-        const Sums columns{work.corner, work.C, c, -square};
+        const int64_t ld = leaf_stride(c);
+        const Sums rows{work.minus_one, c, work.R, ld, all(1.0)};
+        const Sums between{work.Y, c, work.K, ld, -sqrt(square)};
+        const Sums columns{work.corner, c, work.C, ld, -square};
         shift_products(n, c, work.B, work.ldb, work.root + v * n, work.link + v * n, rows, between, columns, work.packed,
                        work.lasts);
-        for (int64_t i = 0; i < c; i++) work.C[i * (c + 1)] += 1.0;
+        for (int64_t i = 0; i < c; i++) work.C[i * (ld + 1)] += 1.0;
         leaf_logdet(static_cast<int>(c), work.R, work.K, work.C, work.leaf, work.logdet[v], work.logdets);
         const double *weight = weights + v * W;
         const auto linear = load(job.t + v * W) > all(LINEAR_NODE);

@@ -104,8 +104,9 @@ ESS_INLINE constexpr bool in_part(Part part, int i, int j) {
 
 // What becomes of a sum over all states: result = (sum - base) * unit, `base` the first term, `unit` applied at the end.
 struct Sums {
-    const double *base; // (i, j) at base[i + j ld]
-    V *result;          // likewise
+    const double *base; // (i, j) at base[i + j base_ld]
+    int64_t base_ld;
+    V *result; // (i, j) at result[i + j ld]
     int64_t ld;
     V unit;
 };
@@ -116,14 +117,15 @@ template <Part PART, int COLUMNS, int J0>
 ESS_INLINE void accumulate(int64_t depth, const V *x, const V *y, const Sums &sums, bool first, bool last) {
     V sum[COLUMNS][PANEL];
     const V unit = sums.unit;
-    const double *base = sums.base + J0 * sums.ld;
+    const int64_t base_ld = sums.base_ld;
+    const double *base = sums.base + J0 * base_ld;
     V *result = sums.result + J0 * sums.ld;
     const int64_t ld = sums.ld;
     ESS_UNROLL
     for (int j = 0; j < COLUMNS; j++) {
         ESS_UNROLL
         for (int i = 0; i < PANEL; i++) {
-            if (in_part(PART, i, J0 + j)) sum[j][i] = first ? all(-base[i + j * ld]) : result[i + j * ld];
+            if (in_part(PART, i, J0 + j)) sum[j][i] = first ? all(-base[i + j * base_ld]) : result[i + j * ld];
         }
     }
     for (int64_t k = 0; k < depth; k++) {
@@ -162,8 +164,8 @@ void accumulate_tile(int64_t depth, const V *x, const V *y, const Sums &sums, bo
 
 // The boundary's products for one vector of shifts. B holds c rows (reversed) and then c columns as rows, `unit`s say
 // what (sum - base) is multiplied by:
-//   rows.result[i + j c], i >= j; columns.result[i + j c], i >= j; mixed.result[j + r c], j + r < c - 1.
-// `packed`: 2 c STATES vectors, `lasts`: 2 c. Flops a lane: 3 c^2 n and what tiles waste.
+//   rows.result[i + j ld], i >= j; columns.result[i + j ld], i >= j; mixed.result[j + r ld], j + r < c - 1.
+// `packed`: 2 c (STATES + 1) vectors, `lasts`: 2 c. Flops a lane: 3 c^2 n and what tiles waste.
 void shift_products(int64_t n, int64_t c, const double *B, int64_t ldb, const V *root, const V *link, const Sums &rows,
                     const Sums &mixed, const Sums &columns, V *packed, V *lasts) {
     const int64_t panels = c / PANEL;
@@ -178,8 +180,8 @@ void shift_products(int64_t n, int64_t c, const double *B, int64_t ldb, const V 
         }
         const V *row_panels = packed, *column_panels = packed + panels * size;
         auto at = [=](const Sums &sums, int64_t i, int64_t j) {
-            const int64_t offset = PANEL * (i + j * sums.ld);
-            return Sums{sums.base + offset, sums.result + offset, sums.ld, sums.unit};
+            return Sums{sums.base + PANEL * (i + j * sums.base_ld), sums.base_ld,
+                        sums.result + PANEL * (i + j * sums.ld), sums.ld, sums.unit};
         };
         for (int64_t j = 0; j < panels; j++) {
             const V *r = row_panels + j * size, *q = column_panels + j * size;
