@@ -88,5 +88,6 @@ ESS_API int32_t ess_positive_pivots(int64_t n, const double *a, int64_t lda, dou
 
 /* the kernels, a header a family */
 #include "ess_recurrence.h"
+#include "ess_spectra.h"
 
 #endif /* ESS_NATIVE_H */

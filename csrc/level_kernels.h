@@ -1,6 +1,7 @@
 // All kernels of one dispatch level, and its table. Included once by each level_*.cpp.
 
 #include "recurrence_kernels.h"
+#include "spectra.h"
 
 #define ESS_TEXT_(x) #x
 #define ESS_TEXT(x) ESS_TEXT_(x)
@@ -13,6 +14,7 @@ const Kernels table = {
     ESS_TEXT(ESS_LEVEL),
     ESS_VECTOR_BYTES,
     &recurrence_kernels,
+    &spectra_kernels,
 };
 
 } // namespace

@@ -4,6 +4,7 @@
 
 #include "ess_native.h"
 #include "recurrence_jobs.h"
+#include "spectra_jobs.h"
 
 namespace ess {
 
@@ -11,6 +12,7 @@ struct Kernels {
     const char *name;
     int32_t vector_bytes;
     const RecurrenceKernels *recurrence;
+    const SpectraKernels *spectra;
 };
 
 // null where the level does not exist on this architecture

@@ -115,6 +115,28 @@ ESS_INLINE V from_row(V x, int64_t row, int64_t first) {
     return select(load(LANES) >= all(static_cast<double>(first - row)), x, V{});
 }
 
+#if ESS_VECTOR_BYTES == 64
+ESS_INLINE double horizontal_max(Vec<double> x) { return _mm512_reduce_max_pd((__m512d)x); }
+ESS_INLINE float horizontal_max(Vec<float> x) { return _mm512_reduce_max_ps((__m512)x); }
+ESS_INLINE double horizontal_min(Vec<double> x) { return _mm512_reduce_min_pd((__m512d)x); }
+ESS_INLINE float horizontal_min(Vec<float> x) { return _mm512_reduce_min_ps((__m512)x); }
+#endif
+
+// bit l: whether lane l of a mask is set
+template <class T> ESS_INLINE uint32_t lanes_of(Mask<T> mask) {
+#if ESS_VECTOR_BYTES == 64
+    if (sizeof(T) == 8) return _mm512_movepi64_mask((__m512i)mask);
+    return _mm512_movepi32_mask((__m512i)mask);
+#elif ESS_VECTOR_BYTES == 32
+    if (sizeof(T) == 8) return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)mask));
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
+    uint32_t bits = 0;
+    for (int l = 0; l < width<T>; l++) bits |= static_cast<uint32_t>(mask[l] != 0) << l;
+    return bits;
+#endif
+}
+
 // exp to 2 ulp; exp(-inf) = 0, results below the normal numbers are zero, NaN stays NaN, above 709.7 the largest result.
 ESS_INLINE V exp(V x) {
     const double log2e = 1.4426950408889634074, ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
@@ -206,6 +228,39 @@ ESS_INLINE V lane_sums(V *r) {
     }
     return r[0];
 }
+
+// The numbers 0 .. N-1 as a parameter pack.
+template <int... L> struct Lanes {};
+template <int N, int... L> struct LanesBelow : LanesBelow<N - 1, N - 1, L...> {};
+template <int... L> struct LanesBelow<0, L...> {
+    typedef Lanes<L...> Type;
+};
+
+// Swaps the off-diagonal DISTANCE x DISTANCE squares of two rows of a tile.
+template <class T, int DISTANCE, int... L> ESS_INLINE void swap_squares(Vec<T> &a, Vec<T> &b, Lanes<L...>) {
+    constexpr int N = width<T>;
+#if defined(__clang__)
+    Vec<T> low = __builtin_shufflevector(a, b, (L & DISTANCE ? N + L - DISTANCE : L)...);
+    Vec<T> high = __builtin_shufflevector(a, b, (L & DISTANCE ? N + L : L + DISTANCE)...);
+#else
+    Vec<T> low = __builtin_shuffle(a, b, Mask<T>{(L & DISTANCE ? N + L - DISTANCE : L)...});
+    Vec<T> high = __builtin_shuffle(a, b, Mask<T>{(L & DISTANCE ? N + L : L + DISTANCE)...});
+#endif
+    a = low;
+    b = high;
+}
+template <class T, int DISTANCE> ESS_INLINE void transpose_squares(Vec<T> *r) {
+    if constexpr (DISTANCE < width<T>) {
+        ESS_UNROLL
+        for (int i = 0; i < width<T>; i++) {
+            if (!(i & DISTANCE)) swap_squares<T, DISTANCE>(r[i], r[i + DISTANCE], typename LanesBelow<width<T>>::Type());
+        }
+        transpose_squares<T, 2 * DISTANCE>(r);
+    }
+}
+
+// the width x width tile in r[0..width), rows to columns
+ESS_INLINE void transpose_tile(Vec<float> *r) { transpose_squares<float, 1>(r); }
 
 // Denormal numbers cost a hundred times a normal one: off for this thread while the object lives.
 class FlushDenormals {

@@ -31,7 +31,7 @@ class NativeBackend(TorchBackend):
             return f"it takes CPU tensors, these are on {subject.device}"
         if wants_gradient(task, subject):
             return NO_BACKWARD
-        if not isinstance(subject, StateSpace):
+        if isinstance(subject, Operator) and not isinstance(subject, StateSpace):
             return f"the native library has no kernel for {task} yet"
         return None
 
@@ -62,3 +62,8 @@ class NativeBackend(TorchBackend):
         from .recurrence import bytes_per_head
 
         return bytes_per_head(op.length, op.state_size, op.diagonal, entropy)
+
+    def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
+        from .spectra import singular_values
+
+        return singular_values(A, right)

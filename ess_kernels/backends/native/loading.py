@@ -110,9 +110,10 @@ def _not_used(reason: str) -> NativeLibrary:
 
 def _declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_native.h`. ctypes would otherwise pass every number as a C int."""
-    from . import recurrence
+    from . import recurrence, spectra
 
     recurrence.declare(handle)
+    spectra.declare(handle)
     doubles = ctypes.POINTER(ctypes.c_double)
     handle.ess_build_info.restype = ctypes.c_char_p
     handle.ess_build_info.argtypes = []

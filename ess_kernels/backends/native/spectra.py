@@ -1,12 +1,102 @@
-"""Singular values of small matrices."""
+"""Singular values of many small matrices, and counts of them, by `csrc/spectra*.h`."""
 
 from __future__ import annotations
 
+import ctypes
+
+import torch
 from torch import Tensor
 
-from ...engine.parallel import product_values, svdvals
+from . import call
+
+LARGEST = 256
+
+_SIZE = ctypes.c_int64
+_ADDRESS = ctypes.c_void_p
 
 
-def singular_values(A: Tensor, right: Tensor | None) -> Tensor:
-    """`[batch, min(m, n)]`, descending, of `A` `[batch, m, n]` or `A right^T`."""
-    return product_values(svdvals, A, right)
+class _Matrices(ctypes.Structure):
+    """`ess_matrices` of `csrc/ess_spectra.h`."""
+
+    _fields_ = (
+        ("data", _ADDRESS),
+        ("rows", _SIZE),
+        ("columns", _SIZE),
+        ("batch_stride", _SIZE),
+        ("row_stride", _SIZE),
+        ("column_stride", _SIZE),
+    )
+
+
+class _Job(ctypes.Structure):
+    """`ess_spectra_job`."""
+
+    _fields_ = (
+        ("element_bytes", ctypes.c_int32),
+        ("batch", _SIZE),
+        ("left", _Matrices),
+        ("right", _Matrices),
+        ("values", _ADDRESS),
+        ("tolerances", _SIZE),
+        ("tau", _ADDRESS),
+        ("counts", _ADDRESS),
+    )
+
+
+def declare(handle: ctypes.CDLL) -> None:
+    """The signatures of `csrc/ess_spectra.h`."""
+    for name, result in (("ess_spectra", ctypes.c_int32), ("ess_spectra_workspace", _SIZE)):
+        function = getattr(handle, name)
+        function.restype = result
+        function.argtypes = [_ADDRESS, ctypes.POINTER(_Job)]
+
+
+def singular_values(A: Tensor, right: Tensor | None = None) -> Tensor:
+    """Singular values `[batch, S]`, descending, of `A` or of `A right^T`, in their own precision.
+
+    Args:
+        A: `[batch, m, n]`, float32 or float64 on the CPU, of any strides, `min(m, n) <= 256`.
+        right: `[batch, k, n]`, same dtype, `min(k, n) <= 256`.
+
+    Returns:
+        Of a matrix with NaN or infinity, or whose largest value is no finite number: NaN. A matrix's values do not
+        depend on the others, nor on the number of threads.
+
+    Raises:
+        ValueError: sizes that the library refuses.
+    """
+    values = A.new_empty(A.shape[0], _how_many(A, right))
+    _run(A, right, values=values)
+    return values
+
+
+def counts_above(A: Tensor, right: Tensor | None, tau: Tensor) -> Tensor:
+    """How many singular values exceed `tau`: int64 `[batch, M]`, -1 where values would be NaN; finds no value.
+
+    Args:
+        A, right: as in `singular_values`.
+        tau: float64 `[batch, M]` or, for all matrices, `[M]`; rounded to the matrices' precision.
+    """
+    tau = tau.to(torch.float64).expand(A.shape[0], tau.shape[-1]).contiguous()
+    counts = torch.empty(tau.shape, dtype=torch.int64)
+    _run(A, right, tau=tau, counts=counts)
+    return counts
+
+
+def _how_many(A: Tensor, right: Tensor | None) -> int:
+    return min(A.shape[1], A.shape[2] if right is None else right.shape[1])
+
+
+def _matrices(x: Tensor) -> _Matrices:
+    return _Matrices(x.data_ptr(), x.shape[1], x.shape[2], *x.stride())
+
+
+def _run(
+    A: Tensor, right: Tensor | None, values: Tensor | None = None, tau: Tensor | None = None, counts: Tensor | None = None
+) -> None:
+    job = _Job(A.element_size(), A.shape[0], _matrices(A), _Matrices(rows=-1) if right is None else _matrices(right))
+    if values is not None:
+        job.values = values.data_ptr()
+    if tau is not None and counts is not None:
+        job.tolerances, job.tau, job.counts = tau.shape[1], tau.data_ptr(), counts.data_ptr()
+    call.run("spectra", ctypes.byref(job))

@@ -1,0 +1,250 @@
+// All singular values of bidiagonal matrices in lanes: differential quotient-difference sweeps with shifts (dqds).
+//
+// Every lane has a window [lo, hi] of its own; all lanes sweep in lock-step over the union of their windows. What is decided for
+// a lane (shifts, splits, deflations) depends on its own numbers only, and each lane makes exactly one sweep of its window a
+// turn, so that a matrix's values do not depend on its neighbours.
+//
+// A sweep also yields p1 = tr M^-1 and p2 = tr M^-2 of the shifted matrix M, hence Laguerre's step, which cannot pass the smallest
+// eigenvalue: no sweep has to be undone. e_k is dropped when e_k <= eps/4 lambda and e_k q_{k+1} <= (eps lambda)^2: that changes
+// the diagonal of M by e_k and an off-diagonal whose square is e_k q_{k+1}.
+
+#pragma once
+
+#include "spectra_bidiagonal.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+
+// What a sweep carries from row to row: the pivot d, sums and partial sums of the traces, the last off-diagonal, and minima.
+template <class T> struct QdSweep {
+    Vec<T> d, p1, p2, r, r1, beside, least_pivot, least_coupling;
+};
+
+// Row k. With MASKED, lanes that are not `live` keep what they have; q is written where `write`.
+template <class T, bool MASKED>
+ESS_INLINE void qd_step(QdSweep<T> &s, Vec<T> &q, Vec<T> &e, Vec<T> next_q, Vec<T> shift, Mask<T> live, Mask<T> write) {
+    QdSweep<T> n;
+    const Vec<T> new_q = max(s.d + e, all(TINY_SQUARE<T>));
+    n.least_pivot = min(s.d, s.least_pivot);
+    n.least_coupling = min(s.beside * new_q, s.least_coupling);
+    const Vec<T> inverse = all(T(1)) / new_q, t = next_q * inverse, new_e = e * t, w = new_e * inverse, ri = s.r * inverse;
+    n.p1 = s.p1 + ri;
+    n.p2 = s.p2 + (s.r1 * inverse + ri * ri);
+    n.r1 = w * (s.r1 + (s.r + s.r) * ri);
+    n.r = all(T(1)) + s.r * w;
+    n.d = s.d * t - shift;
+    n.beside = new_e;
+    if constexpr (MASKED) {
+        q = select(write, new_q, q);
+        e = select(live, new_e, e);
+        s.d = select(live, n.d, s.d);
+        s.p1 = select(live, n.p1, s.p1);
+        s.p2 = select(live, n.p2, s.p2);
+        s.r = select(live, n.r, s.r);
+        s.r1 = select(live, n.r1, s.r1);
+        s.beside = select(live, n.beside, s.beside);
+        s.least_pivot = select(live, n.least_pivot, s.least_pivot);
+        s.least_coupling = select(live, n.least_coupling, s.least_coupling);
+    } else {
+        q = new_q;
+        e = new_e;
+        s = n;
+    }
+}
+
+// The windows of one vector of matrices, and how far they have been shifted.
+template <class T, int G> struct QdLanes {
+    static constexpr int N = width<T>;
+    static constexpr T EPS = sizeof(T) == 8 ? T(2.220446049250313e-16) : T(1.1920929e-07);
+
+    // numbers of rows, as T: they are compared in lanes; hi < 0 when the lane is done
+    alignas(64) T lo[N], hi[N], total[N], changed[N], restart[N];
+    Vec<T> shift, negative;
+    T lowest, highest_start, lowest_end, highest; // of the live lanes' windows
+    bool live;
+
+    static T &at(Vec<T> *x, int64_t k, int l) { return reinterpret_cast<T *>(x)[k * G * N + l]; }
+
+    void start(int64_t n) {
+        for (int l = 0; l < N; l++) lo[l] = total[l] = 0, hi[l] = T(n - 1);
+        shift = negative = Vec<T>{};
+        find_bounds();
+    }
+
+    void find_bounds() {
+        const Vec<T> begin = load(lo), end = load(hi), none = all(T(-1)), far = all(T(1e6));
+        const Mask<T> done = end < Vec<T>{};
+        highest = horizontal_max(end);
+        live = highest >= 0;
+        highest_start = horizontal_max(select(done, none, begin));
+        lowest = horizontal_min(select(done, far, begin));
+        lowest_end = horizontal_min(select(done, far, end));
+    }
+
+    static bool negligible(T e, T q, T lambda) {
+        const T small = EPS * lambda;
+        return (e <= small * T(0.25)) & (e * q <= small * small);
+    }
+
+    // Lane l's last value has converged: deflates, as often as it goes. q, e: the vectors' first rows.
+    void settle(int l, Vec<T> *q, Vec<T> *e, const Vec<T> *split_totals, Vec<T> *out) {
+        int64_t k = static_cast<int64_t>(hi[l]);
+        int64_t first = static_cast<int64_t>(lo[l]);
+        for (int turn = 0;; turn++) {
+            const T lambda = total[l] + at(q, k, l);
+            at(out, k, l) = lambda <= 4 * TINY_SQUARE<T> ? T(0) : lambda;
+            if (k > 0) at(e, k - 1, l) = 0;
+            k--;
+            changed[l] = 1;
+            if (turn > 0) restart[l] = 1;
+            if (k < 0) break;
+            if (k < first) {
+                // the block is exhausted; the next one has a shift of its own
+                restart[l] = 1;
+                total[l] = reinterpret_cast<const T *>(split_totals)[k * G * N + l];
+                first = k;
+                while (first > 0 && at(e, first - 1, l) != 0) first--;
+            }
+            if (k > first && !negligible(at(e, k - 1, l), at(q, k, l), total[l] + at(q, k, l))) break;
+        }
+        hi[l] = T(k);
+        lo[l] = T(first);
+    }
+
+    // After a sweep: shifts, splits, deflations, and the next shift.
+    void finish(int64_t begin, int64_t end, const QdSweep<T> &s, Vec<T> *q, Vec<T> *e, Vec<T> *split_totals, Vec<T> *out) {
+        const Vec<T> tiny = all(TINY_SQUARE<T>), first = load(lo), last = load(hi);
+        const Mask<T> alive = last >= Vec<T>{};
+        const Vec<T> sum = load(total) + shift, small = sum * EPS, limit = small * small;
+        store(total, sum);
+        negative = select(alive & (s.least_pivot < Vec<T>{}), all(T(1)), negative);
+        bool moved = false;
+        Vec<T> again{}, deflated{};
+        if (any(alive & (s.least_coupling <= limit))) {
+            Vec<T> new_first = first;
+            for (int64_t i = begin; i + 1 < end; i++) {
+                const Vec<T> x = e[i * G];
+                const Mask<T> split = (x <= small * T(0.25)) & (x * q[(i + 1) * G] <= limit) & (last > all(T(i + 1))) &
+                                      (first <= all(T(i)));
+                e[i * G] = select(split, Vec<T>{}, x);
+                split_totals[i * G] = select(split, sum, split_totals[i * G]);
+                new_first = select(split, all(T(i + 1)), new_first);
+            }
+            again = select(new_first != first, all(T(1)), Vec<T>{});
+            store(lo, new_first);
+            moved = true;
+        }
+        const Vec<T> q_last = max(s.d, tiny), lambda = sum + q_last, near = lambda * EPS;
+        const Mask<T> converged =
+            alive & ((last == first) | ((s.beside <= near * T(0.25)) & (s.beside * q_last <= near * near)));
+        if (any(converged)) {
+            store(restart, again);
+            store(changed, Vec<T>{});
+            for (uint32_t lanes = lanes_of<T>(converged); lanes != 0; lanes &= lanes - 1) {
+                settle(__builtin_ctz(lanes), q, e, split_totals, out);
+            }
+            again = load(restart);
+            deflated = load(changed);
+            moved = true;
+        }
+        if (moved) find_bounds();
+
+        // p1, p2 are sums over k < hi, and bound the smallest eigenvalue after one deflation; else the last term is missing
+        const Vec<T> m = load(hi) - load(lo) + T(1), inverse = all(T(1)) / q_last, rl = s.r * inverse;
+        const Mask<T> whole = deflated == Vec<T>{};
+        const Vec<T> p1 = s.p1 + select(whole, rl, Vec<T>{});
+        const Vec<T> p2 = s.p2 + select(whole, s.r1 * inverse + rl * rl, Vec<T>{});
+        const Vec<T> mean = m * p2, spread = max(mean - p1 * p1, Vec<T>{});
+        // the last term keeps the step safe where all eigenvalues agree
+        const Vec<T> step = m / (p1 + sqrt(spread * (m - T(1)) + mean * m * (m * (16 * EPS))));
+        const Mask<T> use = (step > Vec<T>{}) & (step < all(T(1e30))) & (again == Vec<T>{}) & (load(hi) >= Vec<T>{});
+        shift = select(use, step, Vec<T>{});
+    }
+};
+
+// Squares of the singular values of n x n bidiagonals, G vectors of them interleaved (row k of vector g at k * G + g), in about
+// descending order. q, e: squares of the diagonal and of what stands beside it (e[n - 1] is set to 0), destroyed; split_totals
+// [n][G]: work. failed[g]: nonzero in lanes that have to be done otherwise. About 2 n^2 steps of 20 flops.
+template <class T, int G>
+void qd_values(int64_t n, Vec<T> *q, Vec<T> *e, Vec<T> *out, Vec<T> *split_totals, Vec<T> *failed) {
+    QdLanes<T, G> lanes[G];
+    for (int g = 0; g < G; g++) {
+        e[(n - 1) * G + g] = Vec<T>{};
+        lanes[g].start(n);
+        // sweeps want the large end first
+        const Mask<T> flip = q[g] * T(1.5) < q[(n - 1) * G + g];
+        auto reverse = [=](Vec<T> *x, int64_t length) {
+            for (int64_t i = 0; i < length / 2; i++) {
+                Vec<T> &a = x[i * G + g], &b = x[(length - 1 - i) * G + g], before = a;
+                a = select(flip, b, a);
+                b = select(flip, before, b);
+            }
+        };
+        if (any(flip)) {
+            reverse(q, n);
+            reverse(e, n - 1);
+        }
+    }
+    for (int64_t i = 0; i < n * G; i++) split_totals[i] = Vec<T>{};
+
+    for (int64_t turn = 0; turn < 12 * n + 60; turn++) {
+        T bounds[4] = {T(1e6), -1, T(1e6), -1};
+        for (int g = 0; g < G; g++) {
+            const QdLanes<T, G> &own = lanes[g];
+            if (!own.live) continue;
+            bounds[0] = own.lowest < bounds[0] ? own.lowest : bounds[0];
+            bounds[1] = own.highest_start > bounds[1] ? own.highest_start : bounds[1];
+            bounds[2] = own.lowest_end < bounds[2] ? own.lowest_end : bounds[2];
+            bounds[3] = own.highest > bounds[3] ? own.highest : bounds[3];
+        }
+        if (bounds[3] < 0) break;
+        const int64_t begin = static_cast<int64_t>(bounds[0]), last_start = static_cast<int64_t>(bounds[1]);
+        const int64_t first_end = static_cast<int64_t>(bounds[2]), end = static_cast<int64_t>(bounds[3]);
+
+        QdSweep<T> sweep[G];
+        Vec<T> shift[G], lo[G], hi[G];
+        for (int g = 0; g < G; g++) {
+            shift[g] = lanes[g].shift;
+            lo[g] = load(lanes[g].lo), hi[g] = load(lanes[g].hi);
+            const Vec<T> zero{}, large = all(T(1e30));
+            sweep[g] = {q[begin * G + g] - shift[g], zero, zero, all(T(1)), zero, large, zero, large};
+        }
+        int64_t k = begin;
+        if (begin != last_start) {
+            for (; k <= last_start && k < end; k++) {
+                const Vec<T> row = all(T(k));
+                ESS_UNROLL
+                for (int g = 0; g < G; g++) {
+                    sweep[g].d = select(lo[g] == row, q[k * G + g] - shift[g], sweep[g].d);
+                    qd_step<T, true>(sweep[g], q[k * G + g], e[k * G + g], q[(k + 1) * G + g], shift[g],
+                                     (lo[g] <= row) & (hi[g] > row), lo[g] <= row);
+                }
+            }
+        }
+        for (; k < first_end; k++) {
+            ESS_UNROLL
+            for (int g = 0; g < G; g++) {
+                qd_step<T, false>(sweep[g], q[k * G + g], e[k * G + g], q[(k + 1) * G + g], shift[g], Mask<T>{}, Mask<T>{});
+            }
+        }
+        for (; k < end; k++) {
+            const Vec<T> row = all(T(k));
+            ESS_UNROLL
+            for (int g = 0; g < G; g++) {
+                qd_step<T, true>(sweep[g], q[k * G + g], e[k * G + g], q[(k + 1) * G + g], shift[g], hi[g] > row, ~Mask<T>{});
+            }
+        }
+        for (int g = 0; g < G; g++) {
+            q[end * G + g] = max(sweep[g].d, all(TINY_SQUARE<T>));
+            if (lanes[g].live) lanes[g].finish(begin, end, sweep[g], q + g, e + g, split_totals + g, out + g);
+        }
+    }
+    for (int g = 0; g < G; g++) {
+        failed[g] = select(load(lanes[g].hi) >= Vec<T>{}, all(T(1)), lanes[g].negative);
+    }
+}
+
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess
