@@ -12,9 +12,13 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define ESS_INLINE inline __attribute__((always_inline))
+// one copy, whose roundings are the same wherever it is called from
+#define ESS_ONE_COPY __attribute__((noinline))
 // before a loop with a fixed number of turns whose arrays are to live in registers
 #define ESS_UNROLL _Pragma("GCC unroll 16")
 
@@ -71,6 +75,31 @@ ESS_INLINE Vec<float> sqrt(Vec<float> x) {
 #else
     for (int l = 0; l < width<float>; l++) x[l] = std::sqrt(x[l]);
     return x;
+#endif
+}
+
+// a b + c, rounded once where the level has such an instruction: for results that must not depend on what the compiler makes
+// of two copies of the same expression
+ESS_INLINE Vec<double> fused(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if ESS_VECTOR_BYTES == 64
+    return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif ESS_VECTOR_BYTES == 32
+    return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+    return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+    return a * b + c;
+#endif
+}
+ESS_INLINE Vec<float> fused(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if ESS_VECTOR_BYTES == 64
+    return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif ESS_VECTOR_BYTES == 32
+    return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
 #endif
 }
 

@@ -20,7 +20,7 @@ template <class T> struct Panel {
 };
 
 // Reduces the lines in panel.V. 2 BAND^2 length flops twice.
-template <class T> void factor_panel(int64_t length, Panel<T> &panel) {
+template <class T> ESS_ONE_COPY void factor_panel(int64_t length, Panel<T> &panel) {
     Vec<T> *V = panel.V;
     for (int c = 0; c < BAND; c++) {
         // products of line c behind its head with all lines
@@ -55,7 +55,7 @@ template <class T> void factor_panel(int64_t length, Panel<T> &panel) {
 // (I - V T V^T)^T applied to `count` lines of A: element i of line j at A[i * along + j * across]; count is a multiple of 4.
 // 4 BAND length count flops.
 template <class T>
-void apply_panel(const Panel<T> &panel, int64_t length, int64_t count, Vec<T> *A, int64_t along, int64_t across) {
+ESS_ONE_COPY void apply_panel(const Panel<T> &panel, int64_t length, int64_t count, Vec<T> *A, int64_t along, int64_t across) {
     // lines at a time: their sums are to stay in registers
     constexpr int LINES = ESS_VECTOR_BYTES == 64 ? 4 : 2;
     for (int64_t j = 0; j < count; j += LINES) {

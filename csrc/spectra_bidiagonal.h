@@ -27,7 +27,7 @@ template <class T> ESS_INLINE Reflector<T> reflector(Vec<T> first, Vec<T> square
 
 // R'^T R' = R^T R + C^T C for triangular R (upper, column-major, n x n) and `rows` more rows C, which are overwritten.
 // 2 n^2 rows flops a matrix.
-template <class T> void append_rows(int64_t n, Vec<T> *R, int64_t ldr, int64_t rows, Vec<T> *C, int64_t ldc) {
+template <class T> ESS_ONE_COPY void append_rows(int64_t n, Vec<T> *R, int64_t ldr, int64_t rows, Vec<T> *C, int64_t ldc) {
     constexpr int K = 4; // columns a pass
     for (int64_t k = 0; k < n; k++) {
         const Vec<T> *v = C + k * ldc;
@@ -109,7 +109,7 @@ ESS_INLINE void update_columns(int64_t begin, int64_t m, Vec<T> *A, int64_t ld, 
 // x = inverse (A - v y^T) u, the next left reflector w, and then one pass that applies v y^T + x u^T and sums w^T A.
 // 4 n^2 (m - n / 3) flops a matrix.
 template <class T>
-void bidiagonalise(int64_t m, int64_t n, Vec<T> *A, int64_t ld, Vec<T> *d, Vec<T> *e, int64_t step, Vec<T> *work) {
+ESS_ONE_COPY void bidiagonalise(int64_t m, int64_t n, Vec<T> *A, int64_t ld, Vec<T> *d, Vec<T> *e, int64_t step, Vec<T> *work) {
     Vec<T> *v = work, *w = v + m, *x = w + m, *u = x + m, *y = u + n;
     Vec<T> square{};
     for (int64_t i = 1; i < m; i++) square += A[i] * A[i];

@@ -127,7 +127,7 @@ void load_lanes(const Operand<T> &x, int64_t i0, int64_t i1, int64_t j0, int64_t
 // C (+)= L R^T in lanes: (i, j) of C at C[i + j ldc], of L and R at [i + k ld]; `rows` and `columns` are multiples of 4.
 // 2 rows columns depth flops a matrix.
 template <class T>
-void multiply_lanes(int64_t rows, int64_t columns, int64_t depth, const Vec<T> *L, int64_t ldl, const Vec<T> *R, int64_t ldr,
+ESS_ONE_COPY void multiply_lanes(int64_t rows, int64_t columns, int64_t depth, const Vec<T> *L, int64_t ldl, const Vec<T> *R, int64_t ldr,
                     Vec<T> *C, int64_t ldc, bool add) {
     for (int64_t j = 0; j < columns; j += 4) {
         for (int64_t i = 0; i < rows; i += 4) {

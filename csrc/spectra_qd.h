@@ -4,6 +4,9 @@
 // a lane (shifts, splits, deflations) depends on its own numbers only, and each lane makes exactly one sweep of its window a
 // turn, so that a matrix's values do not depend on its neighbours.
 //
+// That holds to the last bit because products and sums are fused by hand: the compiler would not choose alike in the copies of
+// the loop.
+//
 // A sweep also yields p1 = tr M^-1 and p2 = tr M^-2 of the shifted matrix M, hence Laguerre's step, which cannot pass the smallest
 // eigenvalue: no sweep has to be undone. e_k is dropped when e_k <= eps/4 lambda and e_k q_{k+1} <= (eps lambda)^2: that changes
 // the diagonal of M by e_k and an off-diagonal whose square is e_k q_{k+1}.
@@ -25,15 +28,16 @@ template <class T> struct QdSweep {
 template <class T, bool MASKED>
 ESS_INLINE void qd_step(QdSweep<T> &s, Vec<T> &q, Vec<T> &e, Vec<T> next_q, Vec<T> shift, Mask<T> live, Mask<T> write) {
     QdSweep<T> n;
-    const Vec<T> new_q = max(s.d + e, all(TINY_SQUARE<T>));
+    // a pivot is raised before anything is derived from it: still an exact step, of a matrix changed by so little
+    const Vec<T> d = max(s.d, all(TINY_SQUARE<T>)), new_q = d + e;
     n.least_pivot = min(s.d, s.least_pivot);
     n.least_coupling = min(s.beside * new_q, s.least_coupling);
     const Vec<T> inverse = all(T(1)) / new_q, t = next_q * inverse, new_e = e * t, w = new_e * inverse, ri = s.r * inverse;
-    n.p1 = s.p1 + ri;
-    n.p2 = s.p2 + (s.r1 * inverse + ri * ri);
-    n.r1 = w * (s.r1 + (s.r + s.r) * ri);
-    n.r = all(T(1)) + s.r * w;
-    n.d = s.d * t - shift;
+    n.p1 = fused(s.r, inverse, s.p1);
+    n.p2 = fused(inverse, fused(s.r, ri, s.r1), s.p2);
+    n.r1 = w * fused(s.r + s.r, ri, s.r1);
+    n.r = fused(s.r, w, all(T(1)));
+    n.d = fused(d, t, -shift);
     n.beside = new_e;
     if constexpr (MASKED) {
         q = select(write, new_q, q);
@@ -153,11 +157,11 @@ template <class T, int G> struct QdLanes {
         // p1, p2 are sums over k < hi, and bound the smallest eigenvalue after one deflation; else the last term is missing
         const Vec<T> m = load(hi) - load(lo) + T(1), inverse = all(T(1)) / q_last, rl = s.r * inverse;
         const Mask<T> whole = deflated == Vec<T>{};
-        const Vec<T> p1 = s.p1 + select(whole, rl, Vec<T>{});
-        const Vec<T> p2 = s.p2 + select(whole, s.r1 * inverse + rl * rl, Vec<T>{});
-        const Vec<T> mean = m * p2, spread = max(mean - p1 * p1, Vec<T>{});
+        const Vec<T> p1 = select(whole, fused(s.r, inverse, s.p1), s.p1);
+        const Vec<T> p2 = select(whole, fused(inverse, fused(s.r, rl, s.r1), s.p2), s.p2);
+        const Vec<T> mean = m * p2, spread = max(fused(-p1, p1, mean), Vec<T>{});
         // the last term keeps the step safe where all eigenvalues agree
-        const Vec<T> step = m / (p1 + sqrt(spread * (m - T(1)) + mean * m * (m * (16 * EPS))));
+        const Vec<T> step = m / (p1 + sqrt((m - T(1)) * fused(mean, m * (32 * EPS), spread)));
         const Mask<T> use = (step > Vec<T>{}) & (step < all(T(1e30))) & (again == Vec<T>{}) & (load(hi) >= Vec<T>{});
         shift = select(use, step, Vec<T>{});
     }
