@@ -29,14 +29,15 @@ RecurrenceParts parts_of(const ess_recurrence *p) {
 }
 
 int32_t parts_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                  const double *const *transition, const Kernels *&kernels, RecurrencePartsJob &job) {
+                  const double *const *transition, int64_t transition_stride, const Kernels *&kernels,
+                  RecurrencePartsJob &job) {
     if (int32_t error = check_run(run, kernels)) return error;
     if (int32_t error = check_parts(parts)) return error;
     if (tokens == nullptr || tokens->read == nullptr || tokens->write == nullptr) return ESS_ERR_NULL;
     if (tokens->read_unit == nullptr || tokens->write_unit == nullptr) return ESS_ERR_NULL;
     if (parts->dense ? transition == nullptr : tokens->gate == nullptr) return ESS_ERR_NULL;
     if (tokens->heads != parts->heads || tokens->states < 1 || tokens->states > parts->n) return ESS_ERR_SIZE;
-    if (!fits(parts, tokens->length)) return ESS_ERR_SIZE;
+    if (!fits(parts, tokens->length) || (parts->dense && transition_stride < 0)) return ESS_ERR_SIZE;
     for (int64_t h = 0; h < tokens->heads; h++) {
         if (tokens->read[h] == nullptr || tokens->write[h] == nullptr) return ESS_ERR_NULL;
         if (parts->dense ? transition[h] == nullptr : tokens->gate[h] == nullptr) return ESS_ERR_NULL;
@@ -44,7 +45,7 @@ int32_t parts_job(const ess_run *run, const ess_recurrence *parts, const ess_tok
         if (tokens->read_scale && tokens->read_scale[h] == nullptr) return ESS_ERR_NULL;
         if (tokens->write_scale && tokens->write_scale[h] == nullptr) return ESS_ERR_NULL;
     }
-    job = {parts_of(parts), *tokens, transition, run->threads, run->workspace};
+    job = {parts_of(parts), *tokens, transition, transition_stride, run->threads, run->workspace};
     return ESS_OK;
 }
 
@@ -60,9 +61,9 @@ int32_t counts_job(const ess_run *run, const ess_recurrence *parts, int64_t leng
 }
 
 int32_t roots_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                  const double *const *transition, double *observe_roots, const Kernels *&kernels, RecurrenceRootsJob &job) {
+                  const double *const *transition, int64_t transition_stride, double *observe_roots, const Kernels *&kernels, RecurrenceRootsJob &job) {
     job = {};
-    if (int32_t error = parts_job(run, parts, tokens, transition, kernels, job.parts)) return error;
+    if (int32_t error = parts_job(run, parts, tokens, transition, transition_stride, kernels, job.parts)) return error;
     if (observe_roots == nullptr) return ESS_ERR_NULL;
     if (!aligned(observe_roots)) return ESS_ERR_SIZE;
     job.observe_roots = observe_roots;
@@ -70,9 +71,9 @@ int32_t roots_job(const ess_run *run, const ess_recurrence *parts, const ess_tok
 }
 
 int32_t products_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                     const double *const *transition, double *observe_roots, int64_t count, const int64_t *heads,
+                     const double *const *transition, int64_t transition_stride, double *observe_roots, int64_t count, const int64_t *heads,
                      const int64_t *positions, double *products, const Kernels *&kernels, RecurrenceRootsJob &job) {
-    if (int32_t error = roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return error;
+    if (int32_t error = roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job)) return error;
     if (!heads || !positions || !products) return ESS_ERR_NULL;
     if (count < 1 || !aligned(products)) return ESS_ERR_SIZE;
     for (int64_t q = 0; q < count; q++) {
@@ -114,18 +115,18 @@ int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, int64_t len
 extern "C" {
 
 int64_t ess_recurrence_parts_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                       const double *const *transition) {
+                                       const double *const *transition, int64_t transition_stride) {
     const ess::Kernels *kernels;
     ess::RecurrencePartsJob job;
-    if (int32_t error = ess::parts_job(run, parts, tokens, transition, kernels, job)) return -error;
+    if (int32_t error = ess::parts_job(run, parts, tokens, transition, transition_stride, kernels, job)) return -error;
     return kernels->recurrence->parts_workspace(job);
 }
 
 int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                             const double *const *transition) {
+                             const double *const *transition, int64_t transition_stride) {
     const ess::Kernels *kernels;
     ess::RecurrencePartsJob job;
-    if (int32_t error = ess::parts_job(run, parts, tokens, transition, kernels, job)) return error;
+    if (int32_t error = ess::parts_job(run, parts, tokens, transition, transition_stride, kernels, job)) return error;
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->parts_workspace(job))) return error;
     kernels->recurrence->parts(job);
     return ESS_OK;
@@ -155,29 +156,29 @@ int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, i
 }
 
 int64_t ess_recurrence_observe_roots_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                               const double *const *transition, double *observe_roots) {
+                                               const double *const *transition, int64_t transition_stride, double *observe_roots) {
     const ess::Kernels *kernels;
     ess::RecurrenceRootsJob job;
-    if (int32_t error = ess::roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return -error;
+    if (int32_t error = ess::roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job)) return -error;
     return kernels->recurrence->roots_workspace(job);
 }
 
 int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                     const double *const *transition, double *observe_roots) {
+                                     const double *const *transition, int64_t transition_stride, double *observe_roots) {
     const ess::Kernels *kernels;
     ess::RecurrenceRootsJob job;
-    if (int32_t error = ess::roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return error;
+    if (int32_t error = ess::roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job)) return error;
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->roots_workspace(job))) return error;
     kernels->recurrence->observe_roots(job);
     return ESS_OK;
 }
 
 int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                               const double *const *transition, double *observe_roots, int64_t count,
+                                               const double *const *transition, int64_t transition_stride, double *observe_roots, int64_t count,
                                                const int64_t *heads, const int64_t *positions, double *products) {
     const ess::Kernels *kernels;
     ess::RecurrenceRootsJob job;
-    if (int32_t error = ess::products_job(run, parts, tokens, transition, observe_roots, count, heads, positions, products,
+    if (int32_t error = ess::products_job(run, parts, tokens, transition, transition_stride, observe_roots, count, heads, positions, products,
                                           kernels, job)) {
         return -error;
     }
@@ -185,11 +186,11 @@ int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_rec
 }
 
 int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                     const double *const *transition, double *observe_roots, int64_t count,
+                                     const double *const *transition, int64_t transition_stride, double *observe_roots, int64_t count,
                                      const int64_t *heads, const int64_t *positions, double *products) {
     const ess::Kernels *kernels;
     ess::RecurrenceRootsJob job;
-    if (int32_t error = ess::products_job(run, parts, tokens, transition, observe_roots, count, heads, positions, products,
+    if (int32_t error = ess::products_job(run, parts, tokens, transition, transition_stride, observe_roots, count, heads, positions, products,
                                           kernels, job)) {
         return error;
     }

@@ -35,13 +35,14 @@ typedef struct {
 /* Fills all arrays of `parts` from tokens, in O(length n c + blocks n^2 c) flops; dense transitions O(length n^3).
  *
  *   tokens       sizes must agree: heads, states <= n, length in (blocks - 1) c + 1 .. blocks c. If dense, the gate is not read.
- *   transition   if dense, `[heads]` pointers to [length, states, states] row-major, contiguous; else null
+ *   transition   if dense, `[heads]` pointers to A_0, [states, states] row-major, contiguous; else null
+ *   transition_stride   if dense, A_t lies t times this many numbers further; 0 where all tokens share one matrix
  *
  * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
 ESS_API int64_t ess_recurrence_parts_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                               const double *const *transition);
+                                               const double *const *transition, int64_t transition_stride);
 ESS_API int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                     const double *const *transition);
+                                     const double *const *transition, int64_t transition_stride);
 
 /* How many singular values of H_i exceed tolerances, at every position of the wanted blocks. About
  * 2 n^3 + 5 n^2 c a block and (n^3 / 3 + 2 n^2 c + 2 n c^2 + 1.2 c^3) a block and tolerance.
@@ -65,14 +66,15 @@ ESS_API int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *
 
 /* Roots of the observability Gramians at every block's right edge, by QR, in O(blocks n^2 c) flops.
  *
- *   parts, tokens, transition   as in ess_recurrence_parts, which has filled the parts
+ *   parts, tokens, transition, transition_stride   as in ess_recurrence_parts, which has filled the parts
  *   observe_roots               [n, n] a block, aligned to 64 bytes: G lower triangular, G G^T = Q
  */
 ESS_API int64_t ess_recurrence_observe_roots_workspace(const ess_run *run, const ess_recurrence *parts,
                                                        const ess_tokens *tokens, const double *const *transition,
-                                                       double *observe_roots);
+                                                       int64_t transition_stride, double *observe_roots);
 ESS_API int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                             const double *const *transition, double *observe_roots);
+                                             const double *const *transition, int64_t transition_stride,
+                                             double *observe_roots);
 
 /* n x n matrices with the singular values of H_i at chosen positions, to a few 2^-52 s_1: about 3 n^2 c flops a block that
  * is asked for, 3 n^2 + n^3 a position (dense transitions 6 n^3).
@@ -84,11 +86,13 @@ ESS_API int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recur
  */
 ESS_API int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_recurrence *parts,
                                                        const ess_tokens *tokens, const double *const *transition,
-                                                       double *observe_roots, int64_t count, const int64_t *heads,
-                                                       const int64_t *positions, double *products);
+                                                       int64_t transition_stride, double *observe_roots, int64_t count,
+                                                       const int64_t *heads, const int64_t *positions,
+                                                       double *products);
 ESS_API int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                             const double *const *transition, double *observe_roots, int64_t count,
-                                             const int64_t *heads, const int64_t *positions, double *products);
+                                             const double *const *transition, int64_t transition_stride,
+                                             double *observe_roots, int64_t count, const int64_t *heads,
+                                             const int64_t *positions, double *products);
 
 /* Nodes and weights of a quadrature; its smallest node may be ESS_LEAST_NODE, below which rounding errors of the squares
  * would be all that it sees. */

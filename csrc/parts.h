@@ -166,8 +166,8 @@ struct DenseStates {
           transition(arena.take<double>(n * n)), seen(arena.take<double>(stride)) {}
 };
 
-inline void dense_parts(const BlockTokens &tokens, bool reads_before, const double *transition, int64_t states,
-                        int64_t present, DenseStates &work, double *X, double *Y, double *Z, double *Phi) {
+inline void dense_parts(const BlockTokens &tokens, bool reads_before, const double *transition, int64_t stride,
+                        int64_t states, int64_t present, DenseStates &work, double *X, double *Y, double *Z, double *Phi) {
     const int64_t n = tokens.n, c = tokens.c, ld = work.stride;
     fill(work.now, 0, ld * n);
     for (int64_t i = 0; i < n; i++) work.now[i + i * ld] = 1;
@@ -176,7 +176,7 @@ inline void dense_parts(const BlockTokens &tokens, bool reads_before, const doub
         auto step = [&] {
             // states^T A^T; a zero token's transition is the identity
             if (t >= present) return;
-            const double *A = transition + t * states * states;
+            const double *A = transition + t * stride;
             if (states != n) {
                 for (int64_t i = 0; i < states; i++) copy_scaled(A + i * states, states, 1.0, work.transition + i * n, n);
                 for (int64_t i = states; i < n; i++) {
@@ -240,8 +240,8 @@ inline void block_parts(const RecurrencePartsJob &job, int64_t head, int64_t blo
     fill(Y, 0, c * c);
     if (parts.dense) {
         const int64_t states = job.tokens.states, start = block * c, present = job.tokens.length - start;
-        dense_parts(work.tokens, job.tokens.reads_before, job.transition[head] + start * states * states, states, present,
-                    work.dense, X, Y, Z, Phi);
+        dense_parts(work.tokens, job.tokens.reads_before, job.transition[head] + start * job.transition_stride,
+                    job.transition_stride, states, present, work.dense, X, Y, Z, Phi);
     } else {
         local_operator(work.tokens, job.tokens.reads_before, 0, c, Y, work.left, work.right, work.states);
         diagonal_parts(work.tokens, job.tokens.reads_before, X, Z, Phi);

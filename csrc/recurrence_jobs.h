@@ -29,7 +29,8 @@ struct RecurrenceParts {
 struct RecurrencePartsJob {
     RecurrenceParts parts;
     ess_tokens tokens;
-    const double *const *transition; // [heads] pointers to [length, n0, n0] row-major, n0 = tokens.states, or null
+    const double *const *transition; // [heads] pointers to A_0, [states, states] row-major, or null
+    int64_t transition_stride;       // from A_t to A_{t+1}
     int32_t threads;
     void *workspace;
 };

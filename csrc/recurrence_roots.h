@@ -87,7 +87,7 @@ struct RootSteps {
         }
         if (start + t >= job.tokens.length) return;
         const int64_t states = job.tokens.states;
-        const double *A = job.transition[head] + (start + t) * states * states;
+        const double *A = job.transition[head] + (start + t) * job.transition_stride;
         // column-major A, or A^T, with the identity in padded coordinates
         double *M = work.transition;
         for (int64_t j = 0; j < n; j++) {

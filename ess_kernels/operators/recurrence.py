@@ -35,11 +35,13 @@ class LinearRecurrence(StateSpace):
         self.diagonal, self.constant = diagonal, constant
 
     def tokens(self, heads: Tensor) -> Tokens:
-        def by_token(x: Tensor) -> Tensor:
-            mine = self.take(x, heads).double()
-            return mine[:, None].expand(-1, self.length, *mine.shape[1:]) if self.constant else mine
+        read, write, transition = (self.by_token(x, heads) for x in (self.C, self.B, self.A))
+        return Tokens(read, write, transition, self.reads_before)
 
-        return Tokens(by_token(self.C), by_token(self.B), by_token(self.A), self.reads_before)
+    def by_token(self, x: Tensor, heads: Tensor) -> Tensor:
+        """`A`, `B` or `C` of some heads, float64 `[N, L, ...]`."""
+        mine = self.take(x, heads).double()
+        return mine[:, None].expand(-1, self.length, *mine.shape[1:]) if self.constant else mine
 
 
 def recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int | None = None) -> LinearRecurrence:

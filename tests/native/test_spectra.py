@@ -109,9 +109,7 @@ def assert_values(found: Tensor, A: Tensor) -> None:
 
 def assert_counts(found: Tensor, values: Tensor, tau: Tensor, slack: float) -> None:
     """Right where no value lies within `slack` of the largest of a tolerance; `tau` `[batch, M]`."""
-    least, most = (
-        (values[:, None] > tau[..., None] + sign * slack * values[:, :1, None]).sum(-1) for sign in (1, -1)
-    )
+    least, most = ((values[:, None] > tau[..., None] + sign * slack * values[:, :1, None]).sum(-1) for sign in (1, -1))
     assert ((least <= found) & (found <= most)).all()
 
 
@@ -145,7 +143,8 @@ def test_large_lapack_types(n: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "m, n", [(1, 4), (4, 1), (3, 7), (9, 7), (15, 2), (2, 70), (500, 3), (40, 33), (51, 61), (90, 60), (300, 49), (20, 257)]
+    "m, n",
+    [(1, 4), (4, 1), (3, 7), (9, 7), (15, 2), (2, 70), (500, 3), (40, 33), (51, 61), (90, 60), (300, 49), (20, 257)],
 )
 def test_shapes(level: str, m: int, n: int, dtype: torch.dtype) -> None:
     A = random(5, m, n, dtype=dtype)
@@ -263,7 +262,9 @@ def test_powers_of_two_change_nothing(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_entries_of_any_size(level: str, dtype: torch.dtype) -> None:
     A = random(6, 4, 4, dtype=dtype).clamp(-3, 3) / 4
-    for k, scale in enumerate((HUGE[dtype] / 32, HUGE[dtype] ** 0.5, HUGE[dtype] ** -0.5, 1 / HUGE[dtype], TINY[dtype])):
+    for k, scale in enumerate(
+        (HUGE[dtype] / 32, HUGE[dtype] ** 0.5, HUGE[dtype] ** -0.5, 1 / HUGE[dtype], TINY[dtype])
+    ):
         A[k] *= scale
         A[k, 0, 0] = scale
     assert_values(spectra.singular_values(A), A)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ...engine.certainty import ENTROPY_BOUND
 from ...engine.cost import Cost
 from ...engine.positions import Engine
 from ...engine.quadrature import FINE, LogdetSums, Quadrature
-from ...engine.scaling import largest, power_of_two, scaled_tokens
+from ...engine.scaling import largest, power_of_two
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
@@ -23,6 +24,7 @@ from . import spectra
 from .call import aligned, run
 from .nodes import Nodes
 from .tokens import NativeTokens
+from .transitions import Transitions
 
 # the largest state that the kernels hold, padded
 MAX_STATE_SIZE = 256
@@ -79,44 +81,54 @@ class NativeRecurrence(Engine):
     Heads that are `unstable` `[N]` (only dense transitions can be) are left to another engine.
     """
 
+    state_size: int
+
     def __init__(self, op: StateSpace, heads: Tensor, read: Tensor, write: Tensor, entropy: bool, cost: Cost):
         """`read`, `write` `[N]`: the largest magnitudes, from `sources.tame`."""
         self.op, self.heads, self.cost = op, heads, cost
-        self.transition: int | None
+        self._input: tuple[Any, int | None, int]
         self.length, self.state_size = op.length, op.state_size
         self.group = block_length(op.state_size, entropy)
         self.good = torch.ones_like(heads, dtype=torch.bool)
         self.parts = _Parts(len(heads), self.length, op.state_size, self.group, op.diagonal)
         if op.diagonal:
-            (read_unit, read_inverse), (write_unit, write_inverse) = _unit(read), _unit(write)
+            (read_unit, read_inverse), (write_unit, write_inverse) = inverse_unit(read), inverse_unit(write)
             self.unit = read_unit * write_unit
             self.nothing = (read == 0) | (write == 0)
             self.tokens = NativeTokens(source_of(op, heads), read_inverse, write_inverse)
-            self.transition = None
-            run("recurrence_parts", self.parts.pointer, self.tokens.pointer, None)
+            self._input = (self.tokens.pointer, None, 0)
+            run("recurrence_parts", self.parts.pointer, *self._input)
             self.unstable = ~self.good
         else:
             self._run_dense()
 
     def _run_dense(self) -> None:
-        tokens, self.unit, self.good = scaled_tokens(self.op.tokens(self.heads))
-        self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
-        matrices = tokens.transition.contiguous()
-        addresses = matrices.data_ptr() + 8 * matrices.stride(0) * torch.arange(len(self.heads))
-        self._alive = matrices, addresses
-        self.transition = addresses.data_ptr()
-        one = torch.ones_like(self.unit)
+        matrices = Transitions(self.op, self.heads)
+        peaks = torch.stack([largest(matrices.read), largest(matrices.write)])
+        self.good = peaks.isfinite().all(0)
+        read, write = torch.where(self.good, peaks, 0.0)
+        self.nothing = (read == 0) | (write == 0)
+        (read_unit, read_inverse), (write_unit, write_inverse) = inverse_unit(read), inverse_unit(write)
+        self.unit = read_unit * write_unit
         # no gate is read where transitions are matrices
-        source = source_of_tokens(Tokens(tokens.read, tokens.write, tokens.write, tokens.reads_before))
-        self.tokens = NativeTokens(source, one, one)
-        run("recurrence_parts", self.parts.pointer, self.tokens.pointer, self.transition)
+        source = source_of_tokens(Tokens(matrices.read, matrices.write, matrices.write, self.op.reads_before))
+        self.tokens = NativeTokens(source, read_inverse, write_inverse)
+        self._input = (self.tokens.pointer, matrices.address, matrices.stride)
+        self._matrices = matrices
+        run("recurrence_parts", self.parts.pointer, *self._input)
         size = {name: largest(x) for name, x in self.parts.arrays.items() if name != "Q"}
         # of Q the tiles above the diagonal are undefined
         n = self.parts.structure.n
         size["Q"] = self.parts.arrays["Q"].view(-1, n, n).diagonal(dim1=1, dim2=2).reshape(len(self.heads), -1).amax(1)
         entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
         fair = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
+        wild = (self.good & ~fair).nonzero()[:, 0]
+        if len(wild):
+            # transitions that are no numbers are in the products of their blocks
+            self.good[wild] = self.op.finite(self.heads[wild])
         self.unstable = self.good & ~fair
+        for x in self.parts.arrays.values():
+            x[~fair] = 0.0
 
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Eliminated:
         N, S, L = wanted.shape
@@ -178,7 +190,7 @@ class NativeRecurrence(Engine):
     def _root_products(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Matrices `[Q, n, n]` with the singular values of `H_i`, column-major; heads and positions are sorted."""
         products = aligned(len(heads), self.parts.structure.n, self.parts.structure.n)
-        arguments = (self.parts.pointer, self.tokens.pointer, self.transition, self._observe_roots.data_ptr())
+        arguments = (self.parts.pointer, *self._input, self._observe_roots.data_ptr())
         addresses = (x.data_ptr() for x in (heads, positions, products))
         run("recurrence_root_products", *arguments, len(heads), *addresses)
         return products
@@ -187,11 +199,11 @@ class NativeRecurrence(Engine):
     def _observe_roots(self) -> Tensor:
         """Roots of the observability Gramians at all right edges."""
         roots = aligned(len(self.heads), self.parts.structure.blocks, self.parts.structure.n, self.parts.structure.n)
-        run("recurrence_observe_roots", self.parts.pointer, self.tokens.pointer, self.transition, roots.data_ptr())
+        run("recurrence_observe_roots", self.parts.pointer, *self._input, roots.data_ptr())
         return roots
 
 
-def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """A power of two near each magnitude, one where it is zero, and its inverse."""
     unit = power_of_two(magnitude[:, None])[1]
     return unit, 1 / unit
@@ -201,9 +213,9 @@ def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_recurrence.h`."""
     address, size = ctypes.c_void_p, ctypes.c_int64
     signatures: dict[str, list[Callable]] = {
-        "recurrence_parts": [address] * 4,
-        "recurrence_observe_roots": [address] * 5,
-        "recurrence_root_products": [*[address] * 5, size, *[address] * 3],
+        "recurrence_parts": [*[address] * 4, size],
+        "recurrence_observe_roots": [*[address] * 4, size, address],
+        "recurrence_root_products": [*[address] * 4, size, address, size, *[address] * 3],
         "recurrence_entropy": [address, address, size, *[address] * 6],
         "recurrence_counts": [address, address, size, size, *[address] * 5],
     }

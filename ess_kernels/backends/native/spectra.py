@@ -92,7 +92,11 @@ def _matrices(x: Tensor) -> _Matrices:
 
 
 def _run(
-    A: Tensor, right: Tensor | None, values: Tensor | None = None, tau: Tensor | None = None, counts: Tensor | None = None
+    A: Tensor,
+    right: Tensor | None,
+    values: Tensor | None = None,
+    tau: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> None:
     job = _Job(A.element_size(), A.shape[0], _matrices(A), _Matrices(rows=-1) if right is None else _matrices(right))
     if values is not None:
