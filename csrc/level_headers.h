@@ -8,10 +8,12 @@
 #include <cstring>
 
 #if defined(__x86_64__)
-// GCC's own header warns about itself where its functions are inlined
+// GCC's own header warns about itself where its functions are inlined; Clang does not know the second warning's name
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #elif defined(__aarch64__)

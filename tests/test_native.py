@@ -29,9 +29,9 @@ class Function:
 
 
 class FakeLibrary:
-    """A library with the right names. `count` is what its elimination answers, whatever it is asked."""
+    """A library with the right names but `missing`; its elimination answers `count`, whatever it is asked."""
 
-    def __init__(self, version=native.ABI_VERSION, count=2, code=0):
+    def __init__(self, version=native.ABI_VERSION, count=2, code=0, missing=None):
         def positive_pivots(n, a, lda, work, result):
             result._obj.value = count
             return code
@@ -42,6 +42,14 @@ class FakeLibrary:
         self.ess_num_threads = Function(lambda: 1)
         self.ess_error_string = Function(lambda code: b"made-up error")
         self.ess_positive_pivots = Function(positive_pivots)
+        self.missing = missing
+        if missing:
+            delattr(self, missing)
+
+    def __getattr__(self, name):
+        if not name.startswith("ess_") or name == self.missing:
+            raise AttributeError(name)
+        return Function(lambda *arguments: pytest.fail(f"{name} was called"))
 
 
 @pytest.fixture
@@ -74,9 +82,7 @@ def test_library_of_another_abi_is_refused_before_it_is_used(fake):
 
 
 def test_missing_symbols_are_named(fake):
-    library = FakeLibrary()
-    del library.ess_positive_pivots
-    assert "ess_positive_pivots" in fake(library).reason
+    assert "ess_positive_pivots" in fake(FakeLibrary(missing="ess_positive_pivots")).reason
 
     found = fake(object())
     assert found.handle is None
