@@ -159,11 +159,16 @@ def test_bad_setting_keeps_only_the_library_from_being_used(forget, monkeypatch,
     assert [variable in problem for problem in config.problems] == [True]
 
 
-def test_level_that_the_machine_has_not(forget, monkeypatch, caplog):
+def test_level_that_the_machine_has_not(forget, monkeypatch, caplog, tmp_path):
+    path = tmp_path / "_native.so"
+    path.touch()
+    library = FakeLibrary()
+    library.ess_level_name = Function(lambda level: None if level == 3 else b"fake")
+    monkeypatch.setattr(native, "LIBRARY", path)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(selftest, "CHECKS", [])
     monkeypatch.setenv(environment.CPU_LEVEL, "avx512")
-    monkeypatch.setattr(native.NativeLibrary, "level", lambda self, number: None if number == 3 else "some")
-    monkeypatch.setattr(native, "_opened", lambda path: native.NativeLibrary(object(), None, "fake"))
-    assert native.library().reason == "environment variable ESS_KERNELS_CPU_LEVEL: this machine has no avx512"
+    assert native.library().reason == "this machine has no avx512 (ESS_KERNELS_CPU_LEVEL)"
     assert len(caplog.records) == 1
     monkeypatch.setenv(environment.CPU_LEVEL, "avx2")
     assert native.library().reason is None
@@ -200,23 +205,32 @@ def test_another_library_by_its_path(forget, built, monkeypatch, tmp_path):
     assert ess_kernels.show_config().native.endswith(f"from {copy}")
 
 
-def test_self_test_asks_every_level(built, monkeypatch):
-    asked = []
+def test_self_test_of_every_level(built, monkeypatch):
+    for level in levels():
+        assert selftest.first_failure(built.handle, environment.LEVELS[level]) is None
 
     def note(handle):
         assert handle is built.handle
-        pin = call._pinned.get()
-        asked.append(pin[1:])
+        assert call._pinned.get()[2] == environment.LEVELS["baseline"]
         return 1.0
 
     monkeypatch.setattr(selftest, "CHECKS", [selftest.Check("noted", note, 1.0 + 1e-12, tolerance=1e-11)])
-    assert selftest.first_failure(built.handle) is None
-    expected = [
-        (threads, number) for level, number in environment.LEVELS.items() if level in levels() for threads in (1, 2)
-    ]
-    assert asked == expected
+    assert selftest.first_failure(built.handle, environment.LEVELS["baseline"]) is None
     monkeypatch.setattr(selftest, "CHECKS", [selftest.Check("noted", note, 2)])
-    assert selftest.first_failure(built.handle) == "noted (baseline, 1 threads): 1.0, expected 2"
+    assert selftest.first_failure(built.handle, environment.LEVELS["baseline"]) == "noted: 1.0, expected 2"
+
+
+def test_what_the_self_test_knows_is_true():
+    T = selftest._recurrence(1).dense()[0]
+    assert torch.allclose(selftest._recurrence_with_matrices(1).dense()[0], T, atol=1e-14)
+    for i, count, entropy in zip(
+        range(1, selftest.LENGTH), selftest._known_counts(), selftest._known_entropies(), strict=True
+    ):
+        values = torch.linalg.svdvals(T[i:, :i])
+        assert count == int((values > selftest.TAU).sum())
+        assert ((values - selftest.TAU).abs() > 1e-3).all()
+        p = values / values.sum()
+        assert abs(entropy - float(torch.exp(-torch.special.xlogy(p, p).sum()))) < 1e-12
 
 
 @pytest.mark.parametrize("answer", [float("nan"), [1.0, 1.0], torch.ones(3), [1.0, [2.0]]])

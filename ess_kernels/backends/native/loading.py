@@ -43,8 +43,9 @@ class NativeLibrary:
         return name.decode() if name else None
 
 
-def open_library(path: Path) -> NativeLibrary:
-    """Open the library at `path`, check its ABI number, and let it compute something whose answer is known.
+def open_library(path: Path, level: int = 0) -> NativeLibrary:
+    """Open the library at `path`, check its ABI number, and let it compute something whose answer is known, at dispatch
+    level `level` (0: the best one).
 
     Never raises for a library that is missing, broken or of another version: the result's `reason` says which.
     """
@@ -67,13 +68,16 @@ def open_library(path: Path) -> NativeLibrary:
         return NativeLibrary(None, f"a symbol is missing: {error}")
     from .selftest import first_failure  # not above: the checks call kernels by way of `call`, which needs this module
 
-    if failure := first_failure(handle):
+    if not handle.ess_level_name(level):
+        names = [name for name, number in environment.LEVELS.items() if number == level]
+        return NativeLibrary(None, f"this machine has no {names[0]} ({environment.CPU_LEVEL})")
+    if failure := first_failure(handle, level):
         return NativeLibrary(None, f"self-test failed: {failure}")
     return NativeLibrary(handle, None, handle.ess_build_info().decode("utf-8", "replace"))
 
 
 def library() -> NativeLibrary:
-    """The library in use, as the settings are now; each file is opened once a process.
+    """The library in use, as the settings are now; each file and level is tried once a process.
 
     A library that is there and still cannot be used gives one warning: whoever is served by PyTorch instead is to know.
     """
@@ -86,20 +90,17 @@ def library() -> NativeLibrary:
         return _not_used(str(error))
     chosen = environment.native_library()
     path = chosen or LIBRARY
-    found = _opened(path)
+    found = _opened(path, level)
     if found.reason is not None:
         if chosen is not None:
             return _not_used(f"{environment.NATIVE_LIBRARY}={chosen}: {found.reason}")
         return _not_used(found.reason) if path.exists() else found
-    if found.level(level) is None:
-        names = [name for name, number in environment.LEVELS.items() if number == level]
-        return _not_used(f"environment variable {environment.CPU_LEVEL}: this machine has no {names[0]}")
     return found
 
 
 @functools.cache
-def _opened(path: Path) -> NativeLibrary:
-    return open_library(path)
+def _opened(path: Path, level: int) -> NativeLibrary:
+    return open_library(path, level)
 
 
 @functools.cache

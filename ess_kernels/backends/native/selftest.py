@@ -1,22 +1,26 @@
-"""What a compiled library must compute before it is used: small checks with known answers, at every level it has.
+"""What a compiled library must compute before it is used: small checks with known answers.
 
 A library that was built by a broken compiler, or for another machine, is to be found out here and not in somebody's
-results. The checks run once a process, at the first use, and take milliseconds together: keep them so.
+results. The checks run once a process, at the first use of a dispatch level, and take less than 0.1 s: keep it so.
 
-A family of kernels adds a row to `CHECKS`: a function that calls its kernels as everybody does, by `call.run`, and
-returns what they answer, and what that must be.
+A family of kernels adds a row to `CHECKS`: a function that calls its kernels as everybody does, by `call.run` or by the
+backend itself, and returns what they answer, and what that must be.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ... import environment
+from ... import operators
+from ...operators import Operator
+from ..base import Task
 from .call import pinned
 
 
@@ -24,9 +28,8 @@ from .call import pinned
 class Check:
     """One question to a library.
 
-    `compute(handle)` is called at every dispatch level of the machine, with one thread and with two; `call.run` goes to
-    that library meanwhile. It may return numbers, tensors, and lists or tuples of them; they must be within `tolerance`
-    of `expected`, absolutely.
+    `compute(handle)` is called while `call.run` goes to that library. It may return numbers, tensors, and lists or
+    tuples of them; they must be within `tolerance` of `expected`, absolutely. None: the library has no kernel for this.
     """
 
     name: str
@@ -74,22 +77,94 @@ def _refuses_zero_pivot(handle: ctypes.CDLL) -> bool:
     return False
 
 
+# An operator whose singular values are known at every position: T_ij = DECAY^(i-j-1) for i > j where i - j is a
+# multiple of CLASSES, else 0. Rows and columns of one remainder are an outer product, and do not meet those of another.
+LENGTH, CLASSES, DECAY = 21, 3, 0.75
+TAU = 0.5  # no singular value is within 1e-3 of it
+
+
+def _known_values(i: int) -> list[float]:
+    def norm(powers: range) -> float:
+        return math.sqrt(sum(DECAY ** (2 * power) for power in powers))
+
+    def remainder(c: int) -> tuple[range, range]:
+        first_row, last_column = i + (c - i) % CLASSES, i - 1 - (i - 1 - c) % CLASSES
+        rows = range(first_row - i, LENGTH - i, CLASSES)
+        columns = range(i - 1 - last_column, i, CLASSES)
+        return rows, columns
+
+    return [norm(rows) * norm(columns) for rows, columns in map(remainder, range(CLASSES))]
+
+
+def _known_counts() -> list[int]:
+    return [sum(value > TAU for value in _known_values(i)) for i in range(1, LENGTH)]
+
+
+def _known_entropies() -> list[float]:
+    answers = []
+    for i in range(1, LENGTH):
+        values = [value for value in _known_values(i) if value > 0]
+        total = sum(values)
+        answers.append(math.exp(-sum(value / total * math.log(value / total) for value in values)))
+    return answers
+
+
+def _recurrence(heads: int) -> Operator:
+    places = torch.nn.functional.one_hot(torch.arange(LENGTH) % CLASSES, CLASSES).double().expand(heads, -1, -1)
+    return operators.recurrence(torch.full_like(places, DECAY), places, places, diagonal=True)
+
+
+def _recurrence_with_matrices(heads: int) -> Operator:
+    """The same in another basis of the state, every transition a full matrix."""
+    places = torch.nn.functional.one_hot(torch.arange(LENGTH) % CLASSES, CLASSES).double().expand(heads, -1, -1)
+    basis = torch.eye(CLASSES, dtype=torch.float64) - 2 / CLASSES  # a reflection
+    A = (DECAY * torch.eye(CLASSES, dtype=torch.float64)).expand(heads, LENGTH, -1, -1)
+    return operators.recurrence(basis @ A @ basis, places @ basis, places @ basis, diagonal=False)
+
+
+def _matrix(heads: int) -> Operator:
+    return operators.dense(_recurrence(heads).dense())
+
+
+def _answers(task: Task, make: Callable[[int], Operator], heads: int) -> Callable[[ctypes.CDLL], Tensor | None]:
+    def compute(handle: ctypes.CDLL) -> Tensor | None:
+        from . import NativeBackend
+
+        backend, op, positions = NativeBackend(), make(heads), torch.arange(1, LENGTH)
+        if backend.refuses(task, op):
+            return None
+        if task == "entropy_ess":
+            return backend.entropy_ess(op, positions)
+        atol = torch.tensor([TAU], dtype=torch.float64)
+        return backend.tolerance_ess(op, positions, atol, torch.zeros_like(atol)).counts
+
+    return compute
+
+
 CHECKS = [
     Check("inertia", _inertia, [2, 3, 0]),
     Check("refusal of a zero pivot", _refuses_zero_pivot, True),
 ]
+for _name, _make, _heads in (
+    ("a recurrence", _recurrence, 1),
+    ("recurrences side by side", _recurrence, 9),  # more than a vector has lanes
+    ("a recurrence with matrices", _recurrence_with_matrices, 1),
+    ("a matrix", _matrix, 1),
+):
+    CHECKS += [
+        Check(f"counts of {_name}", _answers("tolerance_ess", _make, _heads), _heads * _known_counts()),
+        Check(
+            f"entropy of {_name}", _answers("entropy_ess", _make, _heads), _heads * _known_entropies(), tolerance=1e-3
+        ),
+    ]
 
 
-def first_failure(handle: ctypes.CDLL) -> str | None:
-    """What is wrong with the library's answers, or None."""
-    for level, number in environment.LEVELS.items():
-        if number == 0 or not handle.ess_level_name(number):
-            continue
-        for threads in (1, 2):
-            with pinned(handle, threads, number):
-                for check in CHECKS:
-                    if failure := _failure(check, handle):
-                        return f"{check.name} ({level}, {threads} threads): {failure}"
+def first_failure(handle: ctypes.CDLL, level: int) -> str | None:
+    """What is wrong with the library's answers at a dispatch level, with two threads, or None."""
+    with pinned(handle, 2, level):
+        for check in CHECKS:
+            if failure := _failure(check, handle):
+                return f"{check.name}: {failure}"
     return None
 
 
@@ -98,13 +173,15 @@ def _failure(check: Check, handle: ctypes.CDLL) -> str | None:
         found = check.compute(handle)
     except (ValueError, MemoryError) as error:
         return str(error)
+    if found is None:
+        return None
     wanted, got = _flat(check.expected), _flat(found)
     # a NaN compares false
     right = wanted.shape == got.shape and bool(((wanted - got).abs() <= check.tolerance).all())
     return None if right else f"{found!r}, expected {check.expected!r}"
 
 
-def _flat(answer: Any) -> torch.Tensor:
+def _flat(answer: Any) -> Tensor:
     if isinstance(answer, (list, tuple)):
         return torch.cat([_flat(part) for part in answer])
     return torch.as_tensor(answer, device="cpu").detach().reshape(-1).to(torch.float64)

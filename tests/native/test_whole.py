@@ -1,0 +1,119 @@
+"""Whole calls: `backend="native"` against the definition, and the same bits for any number of threads and any batch.
+
+Each kernel has tests of its own beside this file. These are few and small, for they run under sanitizers too.
+"""
+
+import math
+
+import pytest
+import torch
+from cases import rand, randn
+from identical import assert_same_bits, assert_same_for_any_threads, levels, running
+from torch.nn.functional import logsigmoid
+
+import ess_kernels as ek
+from ess_kernels import operators
+from ess_kernels.backends.native import NativeBackend
+
+pytestmark = pytest.mark.skipif(
+    NativeBackend().unavailable() is not None, reason=f"native library: {NativeBackend().unavailable()}"
+)
+HEADS = 11  # more than a vector has lanes, and no multiple of them
+
+
+def gla(heads, length=90, n=24):
+    q, k, g = (randn(1, length, HEADS, n)[:, :, heads] for _ in range(3))
+    return operators.gla(q / math.sqrt(n), k, logsigmoid(g + 1) / 4, scale=1.0)
+
+
+def mamba(heads, length=50, n=16):
+    delta = 0.1 * rand(1, HEADS, length)[:, heads]
+    A = -torch.arange(1.0, n + 1, dtype=torch.float64).expand(HEADS, n)[heads]
+    return operators.selective_scan(delta, A, randn(1, n, length), randn(1, n, length))
+
+
+def dense_transitions(heads, length=40, n=6):
+    A = torch.linalg.qr(randn(HEADS, length, n, n))[0][heads] * 0.9
+    return operators.recurrence(A, randn(HEADS, length, n)[heads], randn(HEADS, length, n)[heads], diagonal=False)
+
+
+def attention(heads, length=150, d=8):
+    q, k = (randn(1, HEADS, length, d)[:, heads] for _ in range(2))
+    return operators.attention(2 * q, k, scale=1 / math.sqrt(d))
+
+
+FAMILIES = {"gla": gla, "mamba": mamba, "dense transitions": dense_transitions, "attention": attention}
+TOLERANCES = [1e-1, 1e-3, 1e-6]
+CALLS = {
+    "tolerance_ess": lambda op: ek.tolerance_ess(op, atol=TOLERANCES, backend="native"),
+    "certificate": lambda op: ek.tolerance_ess(op, backend="native", certificate=True)[1],
+    "entropy_ess": lambda op: ek.entropy_ess(op, backend="native"),
+    "singular_values": lambda op: ek.singular_values(op, [1, 7, 20, 39], k=4, backend="native"),
+}
+
+
+def make(family, heads=slice(None)):
+    """The same heads whatever is asked for beside them."""
+    torch.manual_seed(7)
+    return FAMILIES[family](heads)
+
+
+def skip_if_refused(call, op):
+    reason = NativeBackend().refuses("tolerance_ess" if call == "certificate" else call, op)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_number_of_threads(family, call):
+    op = make(family)
+    skip_if_refused(call, op)
+    assert_same_for_any_threads(lambda: CALLS[call](op), (1, 2, 4))
+
+
+@pytest.mark.parametrize("call", ["tolerance_ess", "entropy_ess"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_batch(family, call):
+    skip_if_refused(call, make(family))
+    axis = -2
+    for level in levels():
+        with running(level=level):
+            expected = CALLS[call](make(family))
+            for heads in ([3], [10, 0, 5], list(range(HEADS - 1, -1, -1))):
+                assert_same_bits(CALLS[call](make(family, heads)), expected.index_select(axis, torch.tensor(heads)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_against_the_definition(family):
+    heads = [0, 4, 9]
+    op = make(family, heads)
+    skip_if_refused("tolerance_ess", op)
+    counts = ek.tolerance_ess(op, atol=TOLERANCES, backend="reference")
+    for level in levels():
+        with running(level=level, threads=2):
+            assert torch.equal(ek.tolerance_ess(op, atol=TOLERANCES, backend="native"), counts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_entropy_against_the_definition(family):
+    op = make(family, [0, 4, 9])
+    skip_if_refused("entropy_ess", op)
+    expected = ek.entropy_ess(op, backend="reference")
+    for level in levels():
+        with running(level=level, threads=2):
+            assert ((ek.entropy_ess(op, backend="native") / expected - 1).abs() < 1e-4).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bad_data_marks_its_head_and_no_other(family):
+    op = make(family)
+    skip_if_refused("tolerance_ess", op)
+    good = ek.tolerance_ess(op, backend="native").reshape(HEADS, -1)
+    bad = make(family)
+    spoiled = bad.inputs[0]
+    spoiled.select(list(spoiled.shape).index(HEADS), 2)[..., -1] = math.nan
+    found = ek.tolerance_ess(bad, backend="native").reshape(HEADS, -1)
+    assert (found[2] == -1).all()
+    others = [h for h in range(HEADS) if h != 2]
+    assert torch.equal(found[others], good[others])
