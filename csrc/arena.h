@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 // AddressSanitizer knows the caller's memory as one piece: it is told where each piece in it ends.
@@ -23,6 +24,11 @@ namespace {
 class Arena {
   public:
     explicit Arena(void *memory = nullptr) : memory_(static_cast<char *>(memory)) {}
+#ifdef ESS_WATCH_ARENA
+    ~Arena() { // the memory is the caller's again
+        if (memory_) __asan_unpoison_memory_region(memory_, static_cast<size_t>(used_));
+    }
+#endif
 
     // `count` objects of type T, on a cache line of their own; null when only measuring
     template <class T> T *take(int64_t count) {
