@@ -125,10 +125,11 @@ inline V least_row(int c, int s, const V *R, const V *K, const V *d) {
     V least = all(1.0);
     for (int r = 0; r <= c - 1 - s; r++) {
         V most = abs(d[r]);
-        if (!any(most < all(SMALL_PIVOT))) continue;
+        auto small = most < all(SMALL_PIVOT); // of this lane: what a lane answers depends on no other
+        if (!any(small)) continue;
         for (int i = r + 1; i <= c - 1 - s; i++) most = max(most, abs(R[r * c + i]));
         for (int j = 0; j < s; j++) most = max(most, abs(K[r * c + j]));
-        least = min(least, most);
+        least = select(small, min(least, most), least);
     }
     return least;
 }
@@ -172,9 +173,10 @@ inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, V *
                 if (j < last - u) {
                     count[u] += select(after[u] > V{}, one, V{});
                     most[u] = max(most[u], seen);
-                    if (any(abs(after[u]) < limit)) {
+                    auto near = abs(after[u]) < limit;
+                    if (any(near)) {
                         V row = chain.largest(C + j * c, w, c, j, last - u, u);
-                        lowest[u] = min(lowest[u], max(one, row) * abs(after[u]));
+                        lowest[u] = select(near, min(lowest[u], max(one, row) * abs(after[u])), lowest[u]);
                     }
                 }
             }

@@ -2,15 +2,18 @@
 // own threads it does not understand. `.ci/sanitize` compiles this together with csrc/*.cpp and -DESS_STD_THREADS.
 //
 // A family of kernels adds a function to `checks`: it calls the family with `run.threads` threads on data large enough that
-// every thread gets work, and returns the answer's numbers. They must have the same bits for any number of threads, and from
-// whichever thread they are asked.
+// every thread gets work, and returns the answer's numbers. They must have the same bits for any number of threads, and
+// from whichever thread they are asked.
 
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
 
 #include "../../csrc/ess_native.h"
+#include "../../csrc/ess_recurrence.h"
 #include "../../csrc/threads.h"
 
 namespace {
@@ -42,9 +45,126 @@ std::vector<double> positive_pivots(int32_t, int32_t) {
     return {static_cast<double>(code), static_cast<double>(count)};
 }
 
+// doubles on a cache line
+class Array {
+  public:
+    explicit Array(int64_t count) : count_(count), data_(static_cast<double *>(std::aligned_alloc(64, bytes()))) {
+        for (int64_t i = 0; i < count; i++) data_[i] = 0;
+    }
+    ~Array() { std::free(data_); }
+    Array(const Array &) = delete;
+    Array &operator=(const Array &) = delete;
+    double *data() const { return data_; }
+    int64_t size() const { return count_; }
+    void append_to(std::vector<double> &numbers) const { numbers.insert(numbers.end(), data_, data_ + count_); }
+
+  private:
+    size_t bytes() const { return (static_cast<size_t>(count_) * sizeof(double) + 63) / 64 * 64; }
+    int64_t count_;
+    double *data_;
+};
+
+// the same numbers between -1 and 1 every time
+void fill(Array &array, uint64_t seed) {
+    for (int64_t i = 0; i < array.size(); i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        array.data()[i] = static_cast<double>(static_cast<int64_t>(seed) >> 11) * 0x1p-52;
+    }
+}
+
+// Calls ess_X, given as query(run) and call(run), with the workspace that it asks for; adds the error code to `codes`.
+template <class Query, class Call>
+void with_workspace(int32_t threads, int32_t level, std::vector<double> &codes, Query query, Call call) {
+    ess_run run = {threads, level, nullptr, 0};
+    run.workspace_bytes = query(&run);
+    if (run.workspace_bytes < 0) {
+        codes.push_back(static_cast<double>(run.workspace_bytes));
+        return;
+    }
+    Array workspace(run.workspace_bytes / 8 + 8);
+    run.workspace = workspace.data();
+    codes.push_back(static_cast<double>(call(&run)));
+}
+
+// three heads of a gated recurrence: parts, counts at two tolerances, roots and their products
+std::vector<double> recurrence(int32_t threads, int32_t level) {
+    const int64_t heads = 3, length = 150, n = 16, c = 16, blocks = (length + c - 1) / c, tolerances = 2;
+    Array read(heads * length * n), write(read.size()), gate(read.size()), units(heads);
+    fill(read, 1);
+    fill(write, 2);
+    fill(gate, 3);
+    const double *reads[heads], *writes[heads], *gates[heads];
+    for (int64_t h = 0; h < heads; h++) {
+        reads[h] = read.data() + h * length * n;
+        writes[h] = write.data() + h * length * n;
+        gates[h] = gate.data() + h * length * n;
+        units.data()[h] = 1;
+    }
+    ess_tokens tokens = {};
+    tokens.heads = heads;
+    tokens.length = length;
+    tokens.states = n;
+    tokens.read = reads;
+    tokens.write = writes;
+    tokens.gate = gates;
+    tokens.read_stride = tokens.write_stride = tokens.gate_stride = n;
+    tokens.read_unit = tokens.write_unit = units.data();
+
+    const int64_t each = heads * blocks;
+    Array X(each * n * c), Z(each * n * c), Y(each * c * c), Phi(each * n), F(each * n * n), Q(each * n * n);
+    ess_recurrence parts = {heads, blocks, n, c, 0, 0, X.data(), Z.data(), Y.data(), Phi.data(), F.data(), Q.data()};
+    std::vector<double> answer;
+    with_workspace(
+        threads, level, answer,
+        [&](const ess_run *run) { return ess_recurrence_parts_workspace(run, &parts, &tokens, nullptr); },
+        [&](const ess_run *run) { return ess_recurrence_parts(run, &parts, &tokens, nullptr); });
+    F.append_to(answer);
+
+    Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
+    for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
+    std::vector<uint8_t> wanted(static_cast<size_t>(each * tolerances), 1);
+    with_workspace(
+        threads, level, answer,
+        [&](const ess_run *run) {
+            return ess_recurrence_counts_workspace(run, &parts, length, tolerances, tau.data(), wanted.data(),
+                                                   counts.data(), growth.data(), least.data());
+        },
+        [&](const ess_run *run) {
+            return ess_recurrence_counts(run, &parts, length, tolerances, tau.data(), wanted.data(), counts.data(),
+                                         growth.data(), least.data());
+        });
+    counts.append_to(answer);
+    growth.append_to(answer);
+    least.append_to(answer);
+
+    Array roots(each * n * n), products(6 * n * n);
+    const int64_t of_heads[] = {0, 0, 1, 1, 2, 2}, positions[] = {1, 70, 20, 149, 16, 17};
+    with_workspace(
+        threads, level, answer,
+        [&](const ess_run *run) {
+            return ess_recurrence_observe_roots_workspace(run, &parts, &tokens, nullptr, roots.data());
+        },
+        [&](const ess_run *run) {
+            return ess_recurrence_observe_roots(run, &parts, &tokens, nullptr, roots.data());
+        });
+    with_workspace(
+        threads, level, answer,
+        [&](const ess_run *run) {
+            return ess_recurrence_root_products_workspace(run, &parts, &tokens, nullptr, roots.data(), 6, of_heads,
+                                                          positions, products.data());
+        },
+        [&](const ess_run *run) {
+            return ess_recurrence_root_products(run, &parts, &tokens, nullptr, roots.data(), 6, of_heads, positions,
+                                                products.data());
+        });
+    products.append_to(answer);
+    return answer;
+}
+
 const Check checks[] = {
     {"tasks of a team", tasks},
     {"positive pivots", positive_pivots},
+    {"a recurrence", recurrence},
 };
 
 bool same(const std::vector<double> &a, const std::vector<double> &b) {
