@@ -86,7 +86,7 @@ void with_workspace(int32_t threads, int32_t level, std::vector<double> &codes, 
     codes.push_back(static_cast<double>(call(&run)));
 }
 
-// three heads of a gated recurrence: parts, counts at two tolerances, roots and their products
+// three heads of a gated recurrence: parts, counts at two tolerances, entropy, roots and their products
 std::vector<double> recurrence(int32_t threads, int32_t level) {
     const int64_t heads = 3, length = 150, n = 16, c = 16, blocks = (length + c - 1) / c, tolerances = 2;
     Array read(heads * length * n), write(read.size()), gate(read.size()), units(heads);
@@ -136,6 +136,23 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     counts.append_to(answer);
     growth.append_to(answer);
     least.append_to(answer);
+
+    const double nodes[] = {1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1, 10};
+    ess_quadrature quadrature = {8, nodes, nodes, nodes, 2, 3};
+    Array total(heads * length), mixed(heads * length), visible(heads * length);
+    with_workspace(
+        threads, level, answer,
+        [&](const ess_run *run) {
+            return ess_recurrence_entropy_workspace(run, &parts, length, nullptr, &quadrature, wanted.data(),
+                                                    total.data(), mixed.data(), visible.data());
+        },
+        [&](const ess_run *run) {
+            return ess_recurrence_entropy(run, &parts, length, nullptr, &quadrature, wanted.data(), total.data(),
+                                          mixed.data(), visible.data());
+        });
+    total.append_to(answer);
+    mixed.append_to(answer);
+    visible.append_to(answer);
 
     Array roots(each * n * n), products(6 * n * n);
     const int64_t of_heads[] = {0, 0, 1, 1, 2, 2}, positions[] = {1, 70, 20, 149, 16, 17};
