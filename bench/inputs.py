@@ -38,3 +38,9 @@ def mamba(length: int, channels: int, n: int = 16) -> Operator:
     A = -torch.arange(1, n + 1, dtype=torch.float64).expand(channels, n)
     B, C = (_normal(seed, 1, n, length) for seed in (6, 7))
     return operators.selective_scan(delta, A, B, C)
+
+
+def dense_recurrence(length: int, n: int) -> Operator:
+    """`A_t` a random rotation times 0.97 (none grows, memory lasts some hundred tokens), B and C randn."""
+    A = torch.linalg.qr(_normal(8, length, n, n)).Q * 0.97
+    return operators.recurrence(A, _normal(9, length, n), _normal(10, length, n) / math.sqrt(n), diagonal=False)

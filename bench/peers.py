@@ -1,6 +1,7 @@
 """What the engine is measured against: the paper's program, and the best that an informed user writes with torch alone.
 
 Each peer returns singular values, or counts and entropy from them, so that its answers are checked as well as timed.
+Each runs with its own best threading: a decomposition at a time on all cores, or one on each core.
 """
 
 from __future__ import annotations
@@ -18,105 +19,166 @@ from ess_kernels.operators import Operator, StateSpace
 
 @dataclass
 class Peer:
-    """A peer's answer: singular values at some positions, and seconds for all of them."""
+    """A peer's answer: singular values at some (head, position) pairs, and seconds for all heads and positions."""
 
     name: str
-    positions: Tensor
-    values: list[Tensor]
+    values: dict[tuple[int, int], Tensor]
     seconds: float
     sampled: bool
 
 
-def sample(length: int, count: int) -> Tensor:
-    """`count` positions spread evenly over 1..L-1."""
-    return torch.linspace(1, length - 1, min(count, length - 1)).round().to(torch.int64).unique()
+def sample(count: int, most: int, first: int = 0) -> list[int]:
+    """At most `most` numbers spread evenly over `first..first+count-1`, both ends among them."""
+    return torch.linspace(first, first + count - 1, min(most, count)).round().to(torch.int64).unique().tolist()
 
 
-def _extrapolated(name: str, length: int, positions: Tensor, values: Callable[[int], Tensor]) -> Peer:
-    """Times each position by itself; the sum over a spline through them stands for all L-1."""
-    found, times = [], []
-    for i in positions.tolist():
-        start = time.perf_counter()
-        found.append(values(i))
-        times.append(time.perf_counter() - start)
-    x, y = positions.double(), torch.tensor(times, dtype=torch.float64)
-    # trapezoid rule between the samples, which include both ends
-    total = float(((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2).sum()) + times[-1]
-    return Peer(name, positions, found, total, True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
-def paper_program(op: Operator, positions: Tensor) -> Peer:
-    """One `svdvals` of `H_i` per position, as the paper prints it (but float64), on all cores; sampled."""
-    T = op.dense().reshape(op.length, op.length)
-    return _extrapolated("one svdvals per position", op.length, positions, lambda i: torch.linalg.svdvals(T[i:, :i]))
-
-
-def smaller_gram(op: Operator, positions: Tensor) -> Peer:
-    """For any T: `eigvalsh` of the smaller of `H^T H` and `H H^T` at each position; sampled."""
-    T = op.dense().reshape(op.length, op.length)
-
-    def values(i: int) -> Tensor:
-        H = T[i:, :i]
-        gram = H.mT @ H if i <= op.length - i else H @ H.mT
-        return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
-
-    return _extrapolated("Gram matrix + eigvalsh", op.length, positions, values)
-
-
-def _threaded(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Batched LAPACK walks through a batch on one core: cut it across a pool of workers of one thread each."""
+def _pooled(function: Callable[[Tensor], Tensor], parts: list[Tensor]) -> list[Tensor]:
+    """A pool of workers of one thread each, as many as torch has threads."""
     workers = torch.get_num_threads()
-    with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
-        result = torch.cat(list(pool.map(function, x.tensor_split(4 * workers))))
+    with ThreadPoolExecutor(workers, initializer=_one_thread) as pool:
+        result = list(pool.map(function, parts))
     # what a worker sets is also the default of threads that start later
     torch.set_num_threads(workers)
     return result
 
 
-def gramians(op: StateSpace) -> Peer:
+def threaded(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Batched LAPACK walks through a batch on one core: cut it across the pool."""
+    return torch.cat(_pooled(function, list(x.tensor_split(4 * torch.get_num_threads()))))
+
+
+def _extrapolated(name: str, op: Operator, heads: list[int], positions: list[int], values: Callable) -> Peer:
+    """Times `values(T, i)` at sampled positions of sampled heads, and lets them stand for all.
+
+    One after the other on all cores, and side by side on one core each; the faster way counts.
+    """
+    matrices = {h: op.dense_heads(torch.tensor([h], device=op.device))[0] for h in heads}
+    tasks = [(h, i) for h in heads for i in positions]
+    found: dict[tuple[int, int], Tensor] = {}
+    times: dict[tuple[int, int], float] = {}
+
+    def run(task: tuple[int, int]) -> None:
+        start = time.perf_counter()
+        found[task] = values(matrices[task[0]], task[1])
+        times[task] = time.perf_counter() - start
+
+    def total() -> float:
+        """Trapezoid rule between the sampled positions, which include both ends, for the mean of the sampled heads."""
+        y = [sum(times[h, i] for h in heads) / len(heads) for i in positions]
+        steps = zip(positions, positions[1:], y, y[1:], strict=False)
+        return op.num_heads * (sum((i1 - i0) * (y0 + y1) / 2 for i0, i1, y0, y1 in steps) + y[-1])
+
+    values(matrices[heads[0]], op.length // 2)  # warm
+    for task in tasks:
+        run(task)
+    seconds = total()
+    workers = torch.get_num_threads()
+    if workers > 1:
+        _pooled(run, tasks)
+        seconds = min(seconds, total() / workers)
+    return Peer(name, found, seconds, True)
+
+
+def paper_program(op: Operator, heads: list[int], positions: list[int]) -> Peer:
+    """One `svdvals` of `H_i` per head and position, as the paper prints it (but float64); sampled."""
+    return _extrapolated("one svdvals per position", op, heads, positions, lambda T, i: torch.linalg.svdvals(T[i:, :i]))
+
+
+def smaller_gram(op: Operator, heads: list[int], positions: list[int]) -> Peer:
+    """For any T: `eigvalsh` of the smaller of `H^T H` and `H H^T` at each position; sampled."""
+
+    def values(T: Tensor, i: int) -> Tensor:
+        H = T[i:, :i]
+        gram = H.mT @ H if i <= len(T) - i else H @ H.mT
+        return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
+
+    return _extrapolated("Gram matrix + eigvalsh", op, heads, positions, values)
+
+
+class _Tokens:
+    """Reads, writes and transitions of some heads, as the convention of most families has them: the read comes after
+    the transition."""
+
+    def __init__(self, op: StateSpace, heads: list[int]):
+        tokens = op.tokens(torch.tensor(heads))
+        self.read, self.write, self.transition = tokens.read, tokens.write, tokens.transition
+        self.dense = self.transition.dim() == 4
+        self.reads_before = tokens.reads_before
+
+    def forward(self, X: Tensor, t: int) -> Tensor:
+        """`A_t X` for `X` `[heads, n, m]`."""
+        A = self.transition[:, t]
+        return A @ X if self.dense else A[..., None] * X
+
+    def backward(self, X: Tensor, t: int) -> Tensor:
+        """`A_t^T X`."""
+        A = self.transition[:, t]
+        return A.mT @ X if self.dense else A[..., None] * X
+
+
+def _answer(name: str, op: StateSpace, heads: list[int], values: Tensor, start: float) -> Peer:
+    """From `values` `[heads, L-1, n]`."""
+    seconds = (time.perf_counter() - start) * op.num_heads / len(heads)
+    found = {(h, i + 1): values[k, i] for k, h in enumerate(heads) for i in range(values.shape[1])}
+    return Peer(name, found, seconds, len(heads) < op.num_heads)
+
+
+def gramians(op: StateSpace, heads: list[int]) -> Peer:
     """For a recurrence: both Gramians at every position, a Cholesky root of one, `eigvalsh` of the n x n product."""
-    tokens = op.tokens(op.all_heads())
-    read, write, a = tokens.read[0], tokens.write[0], tokens.transition[0]
+    tokens = _Tokens(op, heads)
     start = time.perf_counter()
-    length, n = read.shape
-    P, Q = read.new_zeros(length + 1, n, n), read.new_zeros(length + 1, n, n)
-    decay = a[:, :, None] * a[:, None, :]
-    reach, seen = write[:, :, None] * write[:, None, :], read[:, :, None] * read[:, None, :]
+    read, write = tokens.read[..., None], tokens.write[..., None]
+    count, length, n = tokens.read.shape
+    P, Q = read.new_zeros(count, length + 1, n, n), read.new_zeros(count, length + 1, n, n)
     for t in range(length):
-        torch.addcmul(reach[t], decay[t], P[t], out=P[t + 1])
+        P[:, t + 1] = tokens.forward(tokens.forward(P[:, t], t).mT, t) + write[:, t] * write[:, t].mT
     for t in reversed(range(length)):
-        torch.add(Q[t + 1], seen[t], out=Q[t])
-        Q[t] *= decay[t]
-    P, Q = P[1:length], Q[1:length]
+        seen = read[:, t] * read[:, t].mT
+        if tokens.reads_before:
+            Q[:, t] = tokens.backward(tokens.backward(Q[:, t + 1], t).mT, t) + seen
+        else:
+            Q[:, t] = tokens.backward(tokens.backward(Q[:, t + 1] + seen, t).mT, t)
+    P, Q = P[:, 1:length].flatten(0, 1), Q[:, 1:length].flatten(0, 1)
     # the first n Gramians are singular
     jitter = 1e-14 * P.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] * torch.eye(n, dtype=P.dtype)
-    root = _threaded(torch.linalg.cholesky, P + jitter)
-    squares = _threaded(torch.linalg.eigvalsh, root.mT @ Q @ root)
+    root = threaded(torch.linalg.cholesky, P + jitter)
+    squares = threaded(torch.linalg.eigvalsh, root.mT @ Q @ root)
     values = squares.clamp_min(0).sqrt().flip(-1)
-    seconds = time.perf_counter() - start
-    return Peer("Gramians + eigvalsh", torch.arange(1, length), list(values), seconds, False)
+    return _answer("Gramians + eigvalsh", op, heads, values.unflatten(0, (count, length - 1)), start)
 
 
-def qr_roots(op: StateSpace) -> Peer:
+def qr_roots(op: StateSpace, heads: list[int]) -> Peer:
     """For a recurrence: QR roots of both Gramians at every position, `svdvals` of the n x n product."""
-    tokens = op.tokens(op.all_heads())
-    read, write, a = tokens.read[0], tokens.write[0], tokens.transition[0]
+    tokens = _Tokens(op, heads)
     start = time.perf_counter()
-    length, n = read.shape
-    F, G = read.new_zeros(length + 1, n, n), read.new_zeros(length + 1, n, n)
+    read, write = tokens.read, tokens.write
+    count, length, n = read.shape
+    F, G = read.new_zeros(count, length + 1, n, n), read.new_zeros(count, length + 1, n, n)
     for t in range(length):
-        F[t + 1] = torch.linalg.qr(torch.cat([F[t] * a[t], write[t, None]]), mode="r").R
+        carried = tokens.forward(F[:, t].mT, t).mT
+        F[:, t + 1] = torch.linalg.qr(torch.cat([carried, write[:, t, None]], 1), mode="r").R
     for t in reversed(range(length)):
-        G[t] = torch.linalg.qr(torch.cat([G[t + 1], read[t, None]]) * a[t], mode="r").R
-    values = _threaded(torch.linalg.svdvals, G[1:length] @ F[1:length].mT)
-    seconds = time.perf_counter() - start
-    return Peer("QR roots + svdvals", torch.arange(1, length), list(values), seconds, False)
+        rows = [G[:, t + 1], read[:, t, None]]
+        if tokens.reads_before:
+            rows[0] = tokens.backward(rows[0].mT, t).mT
+        else:
+            rows = [tokens.backward(row.mT, t).mT for row in rows]
+        G[:, t] = torch.linalg.qr(torch.cat(rows, 1), mode="r").R
+    products = (G[:, 1:length] @ F[:, 1:length].mT).flatten(0, 1)
+    values = threaded(torch.linalg.svdvals, products)
+    return _answer("QR roots + svdvals", op, heads, values.unflatten(0, (count, length - 1)), start)
 
 
-def informed(op: Operator, positions: Tensor) -> list[Peer]:
+def informed(op: Operator, heads: list[int], positions: list[int]) -> list[Peer]:
     """The programs of an informed user for this operator, fastest first."""
     if isinstance(op, StateSpace):
-        peers = [min((route(op) for _ in range(3)), key=lambda peer: peer.seconds) for route in (gramians, qr_roots)]
+        peers = [
+            min((route(op, heads) for _ in range(3)), key=lambda peer: peer.seconds) for route in (gramians, qr_roots)
+        ]
     else:
-        peers = [smaller_gram(op, positions)]
+        peers = [smaller_gram(op, heads, positions)]
     return sorted(peers, key=lambda peer: peer.seconds)
