@@ -39,7 +39,7 @@ struct Boundary {
         const bool dense = parts.dense;
         const int64_t n = this->n, c = this->c; // for the lambdas
         copy_root(parts.F + number * n * n);
-        mirror(parts.Q + number * n * n, n, n, Q_, lf_);
+        symmetric_copy(n, parts.Q + number * n * n, n, 1.0, Q_, lf_);
         if (dense) carry_dense(Phi);
         else carry_diagonal(Phi);
         transpose(n, c, Z, n, D_ + n, ld_);
@@ -75,7 +75,7 @@ struct Boundary {
 
     void copy_root(const double *F) {
         for (int64_t j = 0; j < n; j++) {
-            for (int64_t i = 0; i < n; i += W) store(F_ + i + j * lf_, load(F + i + j * n));
+            for (int64_t i = j / ROWS * ROWS; i < n; i += W) store(F_ + i + j * lf_, load(F + i + j * n));
         }
     }
 

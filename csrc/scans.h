@@ -158,23 +158,6 @@ inline void reach_step(const RecurrenceParts &parts, int64_t number, ScanWork &w
     tria(next, n, work.rows, rows + c, work.reflectors);
 }
 
-// The whole symmetric matrix from its lower triangle of ROWS x ROWS tiles.
-inline void mirror(const double *lower, int64_t stride, int64_t n, double *full, int64_t full_stride) {
-    for (int64_t j0 = 0; j0 < n; j0 += ROWS) {
-        for (int64_t j = j0; j < j0 + ROWS; j++) {
-            for (int64_t i = j0; i < n; i += W) store(full + i + j * full_stride, load(lower + i + j * stride));
-        }
-        if (j0 + ROWS < n) {
-            transpose(n - j0 - ROWS, ROWS, lower + j0 + ROWS + j0 * stride, stride,
-                      full + j0 + (j0 + ROWS) * full_stride, full_stride);
-        }
-        // the diagonal tile's own upper half
-        for (int64_t j = j0; j < j0 + ROWS; j++) {
-            for (int64_t i = j0; i < j; i++) full[i + j * full_stride] = lower[j + i * stride];
-        }
-    }
-}
-
 // Q at the right edge of block b - 1, where X^T X of block b lies already, from the one of block b.
 inline void observe_step(const RecurrenceParts &parts, int64_t number, ScanWork &work) {
     const int64_t n = parts.n;
@@ -182,7 +165,7 @@ inline void observe_step(const RecurrenceParts &parts, int64_t number, ScanWork 
     double *next = parts.Q + (number - 1) * n * n;
     if (parts.dense) {
         const int64_t ld = padded_stride(n);
-        mirror(Q, n, n, work.full, ld);
+        symmetric_copy(n, Q, n, 1.0, work.full, ld);
         multiply<Right::Plain, Update::Set>(n, n, work.full, ld, Phi, n, work.product, ld,
                                             [n](int64_t, int64_t, int64_t, int64_t) { return Range{0, n}; });
         // Phi^T (Q Phi): the transpose of Phi takes the place of the symmetric matrix
