@@ -33,7 +33,7 @@ struct EntropyWork {
         diagonal = arena.take<double>(n);
         off = arena.take<double>(n);
         factor = arena.take<double>(n);
-        reflect = arena.take<double>(4 * n);
+        reflect = arena.take<double>(6 * n);
         turned = arena.take<double>(ROWS * padded_stride(2 * c));
         root = arena.take<V>(n * vectors);
         link = arena.take<V>(n * vectors);
