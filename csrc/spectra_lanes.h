@@ -14,6 +14,7 @@ template <class T> struct Operand {
     int64_t rows, columns, row_stride, column_stride;
     // two factors: one alone could overflow
     Vec<T> scale, scale_again;
+    bool scaled_again; // whether the second one is not 1 throughout
     Mask<T> finite;
     int exponent[width<T>]; // entries are those in lanes times 2^exponent
 
@@ -42,35 +43,49 @@ template <class T> ESS_INLINE void powers_of_two(int exponent, T &first, T &seco
 // The largest |entry| of a matrix; `finite` becomes false where one is NaN or infinite.
 template <class T>
 T largest_entry(const T *p, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride, bool &finite) {
+    constexpr int N = width<T>, K = 4; // vectors at a time
     if (row_stride == 1) {
         int64_t r = rows;
         rows = columns, columns = r;
         row_stride = column_stride, column_stride = 1;
     }
-    constexpr T most = sizeof(T) == 8 ? static_cast<T>(__DBL_MAX__) : static_cast<T>(__FLT_MAX__);
-    Vec<T> largest{};
-    Mask<T> bad{};
-    T rest = 0;
-    bool bad_rest = false;
+    if (column_stride == 1 && row_stride == columns) {
+        columns *= rows;
+        rows = 1;
+    }
+    // 0 x is 0 or NaN
+    Vec<T> largest[K] = {}, nothing[K] = {};
+    T rest = 0, nothing_rest = 0;
     for (int64_t i = 0; i < rows; i++) {
         const T *row = p + i * row_stride;
         int64_t j = 0;
         if (column_stride == 1) {
-            for (; j + width<T> <= columns; j += width<T>) {
-                Vec<T> x = abs(load(row + j));
-                bad |= ~(x <= all(most));
-                largest = max(x, largest);
+            for (; j + K * N <= columns; j += K * N) {
+                ESS_UNROLL
+                for (int k = 0; k < K; k++) {
+                    const Vec<T> x = load(row + j + k * N);
+                    nothing[k] += x * T(0);
+                    largest[k] = max(abs(x), largest[k]);
+                }
+            }
+            for (; j + N <= columns; j += N) {
+                const Vec<T> x = load(row + j);
+                nothing[0] += x * T(0);
+                largest[0] = max(abs(x), largest[0]);
             }
         }
         for (; j < columns; j++) {
-            T x = row[j * column_stride];
-            x = x < 0 ? -x : x;
-            bad_rest |= !(x <= most);
-            rest = x > rest ? x : rest;
+            const T x = row[j * column_stride];
+            nothing_rest += x * T(0);
+            rest = x > rest ? x : -x > rest ? -x : rest;
         }
     }
-    finite = !bad_rest && !any(bad);
-    T widest = horizontal_max(largest);
+    for (int k = 1; k < K; k++) {
+        nothing[0] += nothing[k];
+        largest[0] = max(largest[k], largest[0]);
+    }
+    finite = nothing_rest == 0 && !any(nothing[0] != Vec<T>{});
+    const T widest = horizontal_max(largest[0]);
     return widest > rest ? widest : rest;
 }
 
@@ -81,11 +96,13 @@ template <class T> void measure(Operand<T> &x) {
         T largest = largest_entry(x.base[l], x.rows, x.columns, x.row_stride, x.column_stride, finite);
         x.finite[l] = finite ? -1 : 0;
         x.exponent[l] = finite ? exponent_of(largest) : 0;
-        T first, second;
-        powers_of_two(-x.exponent[l], first, second);
-        x.scale[l] = first;
-        x.scale_again[l] = second;
+        // one power is enough, but for entries near the ends of the range
+        const int most = sizeof(T) == 8 ? 1000 : 120, shift = -x.exponent[l];
+        const int first = shift > most ? most : shift < -most ? -most : shift;
+        x.scale[l] = static_cast<T>(__builtin_ldexp(1.0, first));
+        x.scale_again[l] = static_cast<T>(__builtin_ldexp(1.0, shift - first));
     }
+    x.scaled_again = any(x.scale_again != all(T(1))) || any(~x.finite);
 }
 
 // Elements [i0, i1) x [j0, j1), scaled, into lanes: (i, j) to out[(i - i0) * row_step + (j - j0) * column_step]. Matrices that
@@ -117,8 +134,14 @@ void load_lanes(const Operand<T> &x, int64_t i0, int64_t i1, int64_t j0, int64_t
                     for (int l = 0; l < N; l++) tile[t][l] = x.base[l][offset + t * column_stride];
                 }
             }
-            for (int t = 0; t < count; t++) {
-                target[(j - j0 + t) * column_step] = select(x.finite, tile[t] * x.scale * x.scale_again, Vec<T>{});
+            Vec<T> *to = target + (j - j0) * column_step;
+            if (count == N && !x.scaled_again) {
+                ESS_UNROLL
+                for (int t = 0; t < N; t++) to[t * column_step] = tile[t] * x.scale;
+            } else {
+                for (int t = 0; t < count; t++) {
+                    to[t * column_step] = select(x.finite, tile[t] * x.scale * x.scale_again, Vec<T>{});
+                }
             }
         }
     }

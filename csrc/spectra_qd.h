@@ -57,33 +57,32 @@ ESS_INLINE void qd_step(QdSweep<T> &s, Vec<T> &q, Vec<T> &e, Vec<T> next_q, Vec<
     }
 }
 
-// The windows of one vector of matrices, and how far they have been shifted.
+// The windows of one vector of matrices, and how far they have been shifted. Row k of the vector is at k * G.
 template <class T, int G> struct QdLanes {
     static constexpr int N = width<T>;
     static constexpr T EPS = sizeof(T) == 8 ? T(2.220446049250313e-16) : T(1.1920929e-07);
 
     // numbers of rows, as T: they are compared in lanes; hi < 0 when the lane is done
-    alignas(64) T lo[N], hi[N], total[N], changed[N], restart[N];
-    Vec<T> shift, negative;
+    Vec<T> lo, hi, total, shift, negative;
     T lowest, highest_start, lowest_end, highest; // of the live lanes' windows
     bool live;
 
     static T &at(Vec<T> *x, int64_t k, int l) { return reinterpret_cast<T *>(x)[k * G * N + l]; }
 
     void start(int64_t n) {
-        for (int l = 0; l < N; l++) lo[l] = total[l] = 0, hi[l] = T(n - 1);
-        shift = negative = Vec<T>{};
+        lo = total = shift = negative = Vec<T>{};
+        hi = all(T(n - 1));
         find_bounds();
     }
 
     void find_bounds() {
-        const Vec<T> begin = load(lo), end = load(hi), none = all(T(-1)), far = all(T(1e6));
-        const Mask<T> done = end < Vec<T>{};
-        highest = horizontal_max(end);
+        const Vec<T> none = all(T(-1)), far = all(T(1e6));
+        const Mask<T> done = hi < Vec<T>{};
+        highest = horizontal_max(hi);
         live = highest >= 0;
-        highest_start = horizontal_max(select(done, none, begin));
-        lowest = horizontal_min(select(done, far, begin));
-        lowest_end = horizontal_min(select(done, far, end));
+        highest_start = horizontal_max(select(done, none, lo));
+        lowest = horizontal_min(select(done, far, lo));
+        lowest_end = horizontal_min(select(done, far, hi));
     }
 
     static bool negligible(T e, T q, T lambda) {
@@ -91,78 +90,90 @@ template <class T, int G> struct QdLanes {
         return (e <= small * T(0.25)) & (e * q <= small * small);
     }
 
-    // Lane l's last value has converged: deflates, as often as it goes. q, e: the vectors' first rows.
-    void settle(int l, Vec<T> *q, Vec<T> *e, const Vec<T> *split_totals, Vec<T> *out) {
-        int64_t k = static_cast<int64_t>(hi[l]);
-        int64_t first = static_cast<int64_t>(lo[l]);
-        for (int turn = 0;; turn++) {
-            const T lambda = total[l] + at(q, k, l);
-            at(out, k, l) = lambda <= 4 * TINY_SQUARE<T> ? T(0) : lambda;
-            if (k > 0) at(e, k - 1, l) = 0;
-            k--;
-            changed[l] = 1;
-            if (turn > 0) restart[l] = 1;
-            if (k < 0) break;
+    // The value of lane l at row k has been found: writes it and cuts it off.
+    static void take(int l, int64_t k, T lambda, Vec<T> *e, Vec<T> *out) {
+        at(out, k, l) = lambda <= 4 * TINY_SQUARE<T> ? T(0) : lambda;
+        if (k > 0) at(e, k - 1, l) = 0;
+    }
+
+    // Deflates lane l, whose window ends at row k now, as often as it goes on; false if it does not.
+    bool settle(int l, int64_t k, Vec<T> *q, Vec<T> *e, const Vec<T> *split_totals, Vec<T> *out) {
+        int64_t first = static_cast<int64_t>(at(&lo, 0, l));
+        T sum = at(&total, 0, l);
+        bool more = false;
+        for (; k >= 0; k--) {
             if (k < first) {
                 // the block is exhausted; the next one has a shift of its own
-                restart[l] = 1;
-                total[l] = reinterpret_cast<const T *>(split_totals)[k * G * N + l];
+                more = true;
+                sum = reinterpret_cast<const T *>(split_totals)[k * G * N + l];
                 first = k;
                 while (first > 0 && at(e, first - 1, l) != 0) first--;
             }
-            if (k > first && !negligible(at(e, k - 1, l), at(q, k, l), total[l] + at(q, k, l))) break;
+            const T lambda = sum + at(q, k, l);
+            if (k > first && !negligible(at(e, k - 1, l), at(q, k, l), lambda)) break;
+            take(l, k, lambda, e, out);
+            more = true;
         }
-        hi[l] = T(k);
-        lo[l] = T(first);
+        if (!more) return k < 0;
+        at(&lo, 0, l) = T(first);
+        at(&hi, 0, l) = T(k);
+        at(&total, 0, l) = sum;
+        return true;
     }
 
-    // After a sweep: shifts, splits, deflations, and the next shift.
-    void finish(int64_t begin, int64_t end, const QdSweep<T> &s, Vec<T> *q, Vec<T> *e, Vec<T> *split_totals, Vec<T> *out) {
-        const Vec<T> tiny = all(TINY_SQUARE<T>), first = load(lo), last = load(hi);
-        const Mask<T> alive = last >= Vec<T>{};
-        const Vec<T> sum = load(total) + shift, small = sum * EPS, limit = small * small;
-        store(total, sum);
+    // After a sweep of rows [begin, end]: shifts, splits, and deflations. Lanes whose next shift is 0 get nonzero `again`, those
+    // that lost their last value nonzero `deflated`.
+    void deflate(int64_t begin, int64_t end, const QdSweep<T> &s, Vec<T> *q, Vec<T> *e, Vec<T> *split_totals, Vec<T> *out,
+                 Vec<T> &again, Vec<T> &deflated) {
+        const Mask<T> alive = hi >= Vec<T>{};
+        total += shift;
+        const Vec<T> small = total * EPS, limit = small * small;
         negative = select(alive & (s.least_pivot < Vec<T>{}), all(T(1)), negative);
         bool moved = false;
-        Vec<T> again{}, deflated{};
+        again = deflated = Vec<T>{};
         if (any(alive & (s.least_coupling <= limit))) {
-            Vec<T> new_first = first;
+            Vec<T> first = lo;
             for (int64_t i = begin; i + 1 < end; i++) {
                 const Vec<T> x = e[i * G];
-                const Mask<T> split = (x <= small * T(0.25)) & (x * q[(i + 1) * G] <= limit) & (last > all(T(i + 1))) &
-                                      (first <= all(T(i)));
+                const Mask<T> split =
+                    (x <= small * T(0.25)) & (x * q[(i + 1) * G] <= limit) & (hi > all(T(i + 1))) & (lo <= all(T(i)));
                 e[i * G] = select(split, Vec<T>{}, x);
-                split_totals[i * G] = select(split, sum, split_totals[i * G]);
-                new_first = select(split, all(T(i + 1)), new_first);
+                split_totals[i * G] = select(split, total, split_totals[i * G]);
+                first = select(split, all(T(i + 1)), first);
             }
-            again = select(new_first != first, all(T(1)), Vec<T>{});
-            store(lo, new_first);
+            again = select(first != lo, all(T(1)), Vec<T>{});
+            lo = first;
             moved = true;
         }
-        const Vec<T> q_last = max(s.d, tiny), lambda = sum + q_last, near = lambda * EPS;
+        const Vec<T> q_last = max(s.d, all(TINY_SQUARE<T>)), lambda = total + q_last, near = lambda * EPS;
         const Mask<T> converged =
-            alive & ((last == first) | ((s.beside <= near * T(0.25)) & (s.beside * q_last <= near * near)));
-        if (any(converged)) {
-            store(restart, again);
-            store(changed, Vec<T>{});
-            for (uint32_t lanes = lanes_of<T>(converged); lanes != 0; lanes &= lanes - 1) {
-                settle(__builtin_ctz(lanes), q, e, split_totals, out);
+            alive & ((hi == lo) | ((s.beside <= near * T(0.25)) & (s.beside * q_last <= near * near)));
+        if (uint32_t lanes = lanes_of<T>(converged)) {
+            const Vec<T> last = hi;
+            deflated = select(converged, all(T(1)), Vec<T>{});
+            hi -= deflated;
+            for (; lanes != 0; lanes &= lanes - 1) {
+                const int l = __builtin_ctz(lanes);
+                const int64_t k = static_cast<int64_t>(reinterpret_cast<const T *>(&last)[l]);
+                take(l, k, reinterpret_cast<const T *>(&lambda)[l], e, out);
+                if (settle(l, k - 1, q, e, split_totals, out)) at(&again, 0, l) = 1;
             }
-            again = load(restart);
-            deflated = load(changed);
             moved = true;
         }
         if (moved) find_bounds();
+    }
 
-        // p1, p2 are sums over k < hi, and bound the smallest eigenvalue after one deflation; else the last term is missing
-        const Vec<T> m = load(hi) - load(lo) + T(1), inverse = all(T(1)) / q_last, rl = s.r * inverse;
+    // The next shift, by Laguerre from p1, p2: sums over rows k < hi, which bound the smallest eigenvalue after one deflation; else
+    // the last term is missing.
+    void choose_shift(const QdSweep<T> &s, Vec<T> again, Vec<T> deflated) {
+        const Vec<T> m = hi - lo + T(1), inverse = all(T(1)) / max(s.d, all(TINY_SQUARE<T>)), rl = s.r * inverse;
         const Mask<T> whole = deflated == Vec<T>{};
         const Vec<T> p1 = select(whole, fused(s.r, inverse, s.p1), s.p1);
         const Vec<T> p2 = select(whole, fused(inverse, fused(s.r, rl, s.r1), s.p2), s.p2);
         const Vec<T> mean = m * p2, spread = max(fused(-p1, p1, mean), Vec<T>{});
         // the last term keeps the step safe where all eigenvalues agree
         const Vec<T> step = m / (p1 + sqrt((m - T(1)) * fused(mean, m * (32 * EPS), spread)));
-        const Mask<T> use = (step > Vec<T>{}) & (step < all(T(1e30))) & (again == Vec<T>{}) & (load(hi) >= Vec<T>{});
+        const Mask<T> use = (step > Vec<T>{}) & (step < all(T(1e30))) & (again == Vec<T>{}) & (hi >= Vec<T>{});
         shift = select(use, step, Vec<T>{});
     }
 };
@@ -210,7 +221,7 @@ void qd_values(int64_t n, Vec<T> *q, Vec<T> *e, Vec<T> *out, Vec<T> *split_total
         Vec<T> shift[G], lo[G], hi[G];
         for (int g = 0; g < G; g++) {
             shift[g] = lanes[g].shift;
-            lo[g] = load(lanes[g].lo), hi[g] = load(lanes[g].hi);
+            lo[g] = lanes[g].lo, hi[g] = lanes[g].hi;
             const Vec<T> zero{}, large = all(T(1e30));
             sweep[g] = {q[begin * G + g] - shift[g], zero, zero, all(T(1)), zero, large, zero, large};
         }
@@ -239,13 +250,16 @@ void qd_values(int64_t n, Vec<T> *q, Vec<T> *e, Vec<T> *out, Vec<T> *split_total
                 qd_step<T, true>(sweep[g], q[k * G + g], e[k * G + g], q[(k + 1) * G + g], shift[g], hi[g] > row, ~Mask<T>{});
             }
         }
+        Vec<T> again[G], deflated[G];
         for (int g = 0; g < G; g++) {
             q[end * G + g] = max(sweep[g].d, all(TINY_SQUARE<T>));
-            if (lanes[g].live) lanes[g].finish(begin, end, sweep[g], q + g, e + g, split_totals + g, out + g);
+            lanes[g].deflate(begin, end, sweep[g], q + g, e + g, split_totals + g, out + g, again[g], deflated[g]);
         }
+        ESS_UNROLL
+        for (int g = 0; g < G; g++) lanes[g].choose_shift(sweep[g], again[g], deflated[g]);
     }
     for (int g = 0; g < G; g++) {
-        failed[g] = select(load(lanes[g].hi) >= Vec<T>{}, all(T(1)), lanes[g].negative);
+        failed[g] = select(lanes[g].hi >= Vec<T>{}, all(T(1)), lanes[g].negative);
     }
 }
 
