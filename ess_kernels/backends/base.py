@@ -28,6 +28,8 @@ class Backend:
     """
 
     name: ClassVar[str]
+    # whether `small_spectra` takes matrices that hold NaN or infinity, and answers NaN for them
+    takes_bad_matrices: ClassVar[bool] = False
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run here at all, or None."""
@@ -54,5 +56,5 @@ class Backend:
         raise NotImplementedError
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
-        """Singular values of finite `A` `[batch, m, n]`, or of `A right^T`, in A's own precision."""
+        """Singular values of finite `A` `[batch, m, n]` or of `A right^T` (NaN where it overflows), in A's precision."""
         raise NotImplementedError

@@ -22,6 +22,7 @@ class NativeBackend(TorchBackend):
     """The same slices of heads, certainty and bad data as in PyTorch, with engines that call compiled kernels."""
 
     name = "native"
+    takes_bad_matrices = True
 
     def unavailable(self) -> str | None:
         return library().reason
@@ -64,6 +65,8 @@ class NativeBackend(TorchBackend):
         return bytes_per_head(op.length, op.state_size, op.diagonal, entropy)
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
-        from .spectra import singular_values
+        from .spectra import LARGEST, singular_values
 
+        if min(A.shape[1:]) > LARGEST or (right is not None and min(right.shape[1:]) > LARGEST):
+            return super().small_spectra(A, right)
         return singular_values(A, right)
