@@ -87,6 +87,8 @@ ESS_API int32_t ess_positive_pivots(int64_t n, const double *a, int64_t lda, dou
 #endif
 
 /* the kernels, a header a family */
+#include "ess_attention.h"
+#include "ess_matrix.h"
 #include "ess_recurrence.h"
 #include "ess_spectra.h"
 

@@ -1,5 +1,7 @@
 // All kernels of one dispatch level, and its table. Included once by each level_*.cpp.
 
+#include "attention.h"
+#include "matrix.h"
 #include "recurrence_kernels.h"
 #include "spectra.h"
 
@@ -15,6 +17,8 @@ const Kernels table = {
     ESS_VECTOR_BYTES,
     &recurrence_kernels,
     &spectra_kernels,
+    &matrix_kernels,
+    &attention_kernels,
 };
 
 } // namespace

@@ -2,7 +2,9 @@
 
 #pragma once
 
+#include "attention_jobs.h"
 #include "ess_native.h"
+#include "matrix_jobs.h"
 #include "recurrence_jobs.h"
 #include "spectra_jobs.h"
 
@@ -13,6 +15,8 @@ struct Kernels {
     int32_t vector_bytes;
     const RecurrenceKernels *recurrence;
     const SpectraKernels *spectra;
+    const MatrixKernels *matrix;
+    const AttentionKernels *attention;
 };
 
 // null where the level does not exist on this architecture

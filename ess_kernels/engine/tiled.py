@@ -22,6 +22,9 @@ FEW_SVDS = 16
 # positions whose squared norms differ by more than this do not share a scale
 SCALE_RANGE = 256.0
 MAX_SCALES = 8
+# power iterations for the norm of T, and what is added because they come from below
+NORM_STEPS = 20
+NORM_SLACK = 1.05
 
 
 def bytes_per_head(length: int) -> int:
@@ -66,15 +69,17 @@ class Matrix(Engine):
 
     def _scale(self) -> Tensor:
         """`[N]`, the squared norm of `T` by power iteration, and 5 %: every `H_i` is a submatrix of it."""
-        # a random start: no structure of T can be orthogonal to it
-        start = torch.randn(self.length, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        v = start.to(self.T.device).expand(self.T.shape[0], -1, -1)
+        v = self._start().to(self.T.device)[:, None].expand(self.T.shape[0], -1, -1)
         size = self.T.new_zeros(self.T.shape[0])
-        for _ in range(20):
+        for _ in range(NORM_STEPS):
             v = self.T.mT @ (self.T @ v)
             size = v.square().sum((1, 2)).sqrt()
             v = v / torch.where(size > 0, size, 1.0)[:, None, None]
-        return 1.05 * size
+        return NORM_SLACK * size
+
+    def _start(self) -> Tensor:
+        """`[L]` on the CPU, random: no structure of T can be orthogonal to it."""
+        return torch.randn(self.length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Answer:
         """Values and growth at `wanted` `[N, S, L]` for `shifts` `[N, S]`."""

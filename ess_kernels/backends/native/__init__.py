@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ...engine.cost import Cost
 from ...engine.positions import Engine
-from ...operators.structure import Operator, StateSpace
+from ...engine.tiled import Matrix
+from ...operators.attention import Attention
+from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
 from ..torch import TorchBackend
 from .loading import library
@@ -32,8 +34,6 @@ class NativeBackend(TorchBackend):
             return f"it takes CPU tensors, these are on {subject.device}"
         if wants_gradient(task, subject):
             return NO_BACKWARD
-        if isinstance(subject, Operator) and not isinstance(subject, StateSpace):
-            return f"the native library has no kernel for {task} yet"
         return None
 
     def about(self) -> str:
@@ -63,6 +63,18 @@ class NativeBackend(TorchBackend):
         from .recurrence import bytes_per_head
 
         return bytes_per_head(op.length, op.state_size, op.diagonal, entropy)
+
+    def _rows(self, op: Tiled, heads: Tensor) -> Tensor:
+        from .attention import takes, weights
+
+        if not isinstance(op, Attention) or not takes(op):
+            return super()._rows(op, heads)
+        return weights(op, heads)
+
+    def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:
+        from .matrix import NativeMatrix
+
+        return NativeMatrix(T, good, budget, cost)
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         from .spectra import LARGEST, singular_values

@@ -59,6 +59,21 @@ def threads() -> int:
     return pin[1] if pin else environment.num_threads() or torch.get_num_threads()
 
 
+def workspace(name: str, *arguments: Any) -> int:
+    """How many bytes of workspace `ess_NAME` would need.
+
+    Raises:
+        ValueError: the library refuses the arguments.
+    """
+    handle = library().handle
+    assert handle is not None, "a backend without its library takes no calls"
+    context = Run(threads(), environment.cpu_level(), None, 0)
+    size = int(getattr(handle, f"ess_{name}_workspace")(ctypes.byref(context), *arguments))
+    if size < 0:
+        _check(handle, name, -size)
+    return size
+
+
 def run(name: str, *arguments: Any) -> None:
     """Calls `ess_NAME(run, *arguments)`, with the workspace that `ess_NAME_workspace(run, *arguments)` asks for.
 

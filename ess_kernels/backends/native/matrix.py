@@ -1,0 +1,157 @@
+"""Any lower triangular `T` on the CPU: the staircase of `engine.tiled` by the kernels of `csrc/matrix.h`.
+
+`T` stays where and as it is: the kernels read what lies strictly below its diagonal, times a power of two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine.cost import Cost
+from ...engine.scaling import power_of_two
+from ...engine.staircase import Answer
+from ...engine.tiled import NORM_SLACK, NORM_STEPS, Matrix
+from . import call, memory
+from .attention import OPERATOR
+from .loading import library
+
+_ADDRESS, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+PRODUCTS = "products"
+
+
+class _Operand(ctypes.Structure):
+    """`ess_matrix` of `csrc/ess_matrix.h`."""
+
+    _fields_ = (
+        ("heads", _SIZE),
+        ("length", _SIZE),
+        ("T", _ADDRESS),
+        ("row_stride", _SIZE),
+        ("head_stride", _SIZE),
+        ("scale", _ADDRESS),
+    )
+
+
+def declare(handle: ctypes.CDLL) -> None:
+    """The signatures of `csrc/ess_matrix.h`."""
+    run, operand = ctypes.POINTER(call.Run), ctypes.POINTER(_Operand)
+    signatures = {
+        "largest": [_ADDRESS],
+        "norm": [_SIZE, _ADDRESS, _ADDRESS],
+        "products": [_ADDRESS],
+        "staircase": [_ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _FLAG, *[_ADDRESS] * 4],
+    }
+    handle.ess_matrix_products_size.restype = _SIZE
+    handle.ess_matrix_products_size.argtypes = [_SIZE]
+    for name, types in signatures.items():
+        for suffix, result in (("", ctypes.c_int32), ("_workspace", _SIZE)):
+            function = getattr(handle, f"ess_matrix_{name}{suffix}")
+            function.restype, function.argtypes = result, [run, operand, *types]
+
+
+class NativeMatrix(Matrix):
+    """`engine.tiled.Matrix` with compiled eliminations; everything that decides what is certain is the same."""
+
+    def __init__(self, T: Tensor, good: Tensor, budget: int, cost: Cost):
+        self.length = self.group = T.shape[-1]
+        self.budget, self.cost = budget, cost
+        self._raw = T if T.stride(-1) == 1 and T.stride(-2) >= T.shape[-1] else T.contiguous()
+        magnitude = self._largest()
+        self.good = good & magnitude.isfinite()
+        if not bool(self.good.all()):
+            self._raw[~self.good] = 0.0
+        magnitude = torch.where(self.good, magnitude, 0.0)
+        self._factor, self.unit = power_of_two(torch.ones_like(magnitude), magnitude)
+
+    def __del__(self) -> None:
+        memory.give_back(OPERATOR, self._raw)
+        if "_products" in self.__dict__:
+            memory.give_back(PRODUCTS, self._products)
+
+    @cached_property
+    def T(self) -> Tensor:  # type: ignore[override]
+        """What PyTorch's own operations read: scaled, and nothing on or above the diagonal."""
+        return self._raw.tril(-1).mul_(self._factor[:, None, None])
+
+    def _operand(self, factor: Tensor) -> Any:
+        T = self._raw
+        return ctypes.byref(
+            _Operand(T.shape[0], self.length, T.data_ptr(), T.stride(1), T.stride(0), factor.data_ptr())
+        )
+
+    def _largest(self) -> Tensor:
+        magnitude = torch.zeros(len(self._raw), dtype=torch.float64)
+        if len(self._raw) and self.length:
+            call.run("matrix_largest", self._operand(magnitude), magnitude.data_ptr())
+        return magnitude
+
+    def _scale(self) -> Tensor:
+        start, norm = self._start(), torch.zeros_like(self.unit)
+        call.run("matrix_norm", self._operand(self._factor), NORM_STEPS, start.data_ptr(), norm.data_ptr())
+        return NORM_SLACK * norm
+
+    @cached_property
+    def _products(self) -> Tensor:
+        """What all tolerances and shifts share, float64, flat."""
+        handle = library().handle
+        assert handle is not None
+        products = memory.borrow(PRODUCTS, len(self.unit) * handle.ess_matrix_products_size(self.length))
+        call.run("matrix_products", self._operand(self._factor), products.data_ptr())
+        return products
+
+    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Answer:
+        S = shifts.shape[1]
+        asked = wanted.flatten(0, 1)
+        answer = Answer(asked, *_nothing(asked.shape), everything=False, sums=asked.new_empty(0))
+        if self.length < 2:
+            return answer
+        rows = asked[:, 1:].any(1).nonzero()[:, 0]
+        shifts = shifts.flatten()
+        start = 0
+        while start < len(rows):
+            items = rows[start : start + self._together(len(rows) - start)]
+            everything = len(items) == len(asked)
+            mine = asked if everything else asked[items]
+            part = answer if everything else Answer(mine, *_nothing(mine.shape), everything=False, sums=answer.sums)
+            self._eliminate_items(items // S, shifts[items], definite, part)
+            if not everything:
+                answer.value[items], answer.growth[items], answer.least[items] = part.value, part.growth, part.least
+            start += len(items)
+        return answer
+
+    def _together(self, items: int) -> int:
+        """How many items' workspace fits the budget."""
+        while items > 1 and self._workspace(items) > self.budget // 2:
+            items = (items + 1) // 2
+        return items
+
+    def _workspace(self, items: int) -> int:
+        one = torch.ones(items, dtype=torch.float64)
+        head, anything = torch.zeros(items, dtype=torch.int64), one.data_ptr()
+        arguments = self._products.data_ptr(), items, head.data_ptr(), anything, 0, *[anything] * 4
+        return call.workspace("matrix_staircase", self._operand(self._factor), *arguments)
+
+    def _eliminate_items(self, heads: Tensor, shifts: Tensor, definite: bool, answer: Answer) -> None:
+        wanted, heads, shifts = answer.wanted.contiguous(), heads.contiguous(), shifts.contiguous()
+        call.run(
+            "matrix_staircase",
+            self._operand(self._factor),
+            self._products.data_ptr(),
+            len(heads),
+            heads.data_ptr(),
+            shifts.data_ptr(),
+            int(definite),
+            wanted.data_ptr(),
+            *(x.data_ptr() for x in (answer.value, answer.growth, answer.least)),
+        )
+
+
+def _nothing(shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, growth and least row where nothing was asked."""
+    value, growth, least = torch.zeros(3, *shape, dtype=torch.float64).unbind(0)
+    return value, growth, least.fill_(torch.inf)

@@ -1,0 +1,39 @@
+"""Large arrays that one call after the other needs: kept, because fresh pages cost more than the arithmetic done on them."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from .call import KEPT_WORKSPACE, LINE
+
+_BYTES = 8
+
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.free: dict[str, Tensor] = {}
+        self.lent: dict[str, Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def borrow(name: str, count: int) -> Tensor:
+    """`count` float64 numbers, undefined, aligned to a cache line; one array of a name is remembered a thread."""
+    memory = _kept.free.pop(name, None)
+    if memory is None or len(memory) < count + LINE // _BYTES:
+        memory = torch.empty(count + LINE // _BYTES, dtype=torch.float64)
+    first = -memory.data_ptr() % LINE // _BYTES
+    if len(memory) * _BYTES <= KEPT_WORKSPACE:
+        _kept.lent[name] = memory
+    return memory[first : first + count]
+
+
+def give_back(name: str, array: Tensor) -> None:
+    """To the next call: nothing may use `array`, which begins where a borrowed one did, any more. Others are ignored."""
+    memory = _kept.lent.get(name)
+    if memory is not None and memory.untyped_storage().data_ptr() == array.untyped_storage().data_ptr():
+        _kept.free[name] = _kept.lent.pop(name)
