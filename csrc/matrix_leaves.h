@@ -3,6 +3,7 @@
 #pragma once
 
 #include "leaf.h"
+#include "logdet_leaf.h"
 #include "matrix_node.h"
 
 namespace ess {
@@ -18,10 +19,11 @@ class Leaves {
     Leaves() = default;
     Leaves(const MatrixStaircaseJob &job, Arena &arena) : job_(&job) {
         nodes_ = arena.take<double>(W * 3 * LEAF_BLOCK);
-        R_ = arena.take<V>(LEAF_BLOCK);
-        K_ = arena.take<V>(LEAF_BLOCK);
-        C_ = arena.take<V>(LEAF_BLOCK);
-        work_ = arena.take<V>(leaf_work(MATRIX_LEAF));
+        stride_ = job.definite ? leaf_stride(MATRIX_LEAF) : MATRIX_LEAF;
+        R_ = arena.take<V>(MATRIX_LEAF * stride_);
+        K_ = arena.take<V>(MATRIX_LEAF * stride_);
+        C_ = arena.take<V>(MATRIX_LEAF * stride_);
+        work_ = arena.take<V>(max(leaf_work(MATRIX_LEAF), logdet_work(MATRIX_LEAF)));
         values_ = arena.take<V>(MATRIX_LEAF);
         growths_ = arena.take<V>(MATRIX_LEAF);
         leasts_ = arena.take<V>(MATRIX_LEAF);
@@ -92,7 +94,7 @@ class Leaves {
             }
             transpose_tile(tile);
             ESS_UNROLL
-            for (int l = 0; l < W; l++) target[e + l] = tile[l];
+            for (int l = 0; l < W; l++) target[e / MATRIX_LEAF * stride_ + e % MATRIX_LEAF + l] = tile[l];
         }
     }
 
@@ -114,6 +116,7 @@ class Leaves {
 
     const MatrixStaircaseJob *job_ = nullptr;
     double *nodes_ = nullptr;
+    int64_t stride_ = MATRIX_LEAF; // between columns of R, K and C
     V *R_ = nullptr, *K_ = nullptr, *C_ = nullptr, *work_ = nullptr;
     V *values_ = nullptr, *growths_ = nullptr, *leasts_ = nullptr;
     Lane lane_[W];
