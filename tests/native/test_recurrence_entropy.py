@@ -1,4 +1,4 @@
-"""The compiled entropy of recurrences: sums of log-determinants at every position against singular values of a dense T."""
+"""The compiled entropy of recurrences: sums of log-determinants at every position against a dense T's values."""
 
 import ctypes
 import math
@@ -65,7 +65,7 @@ def fill_up(x, n, dims):
 
 
 class Recurrence:
-    """Heads `[N, L, n]` of a gated recurrence (`gate` `[N, L, n]`, or `[N, L, n, n]`), its parts as the kernels read them."""
+    """Heads `[N, L, n]` of a gated recurrence (`gate` `[N, L, n]` or `[N, L, n, n]`), parts as the kernels read them."""
 
     def __init__(self, read, write, gate, c):
         self.tokens = Tokens(read, write, gate, False)
@@ -148,7 +148,6 @@ def check(recurrence, level, quadrature=STANDARD, slack=1.0, positions=None):
     T, (total, mixed, visible) = recurrence.dense(), recurrence.sums(level, quadrature)
     assert bool(torch.isfinite(total + mixed + visible).all())
     worst, n, L = 0.0, recurrence.tokens.read.shape[-1], recurrence.length
-    a, b = quadrature.tail
     span = quadrature.tail_span
     for head in range(T.shape[0]):
         assert abs(total[head, 0]) < 1e-6 and abs(mixed[head, 0]) < 1e-5  # nothing lies before the first position

@@ -59,15 +59,21 @@ def threads() -> int:
     return pin[1] if pin else environment.num_threads() or torch.get_num_threads()
 
 
+def current() -> tuple[ctypes.CDLL, Run]:
+    """The library in use, and how a kernel is to run, without a workspace yet."""
+    pin = _pinned.get()
+    handle = pin[0] if pin else library().handle
+    assert handle is not None, "a backend without its library takes no calls"
+    return handle, Run(threads(), pin[2] if pin else environment.cpu_level(), None, 0)
+
+
 def workspace(name: str, *arguments: Any) -> int:
     """How many bytes of workspace `ess_NAME` would need.
 
     Raises:
         ValueError: the library refuses the arguments.
     """
-    handle = library().handle
-    assert handle is not None, "a backend without its library takes no calls"
-    context = Run(threads(), environment.cpu_level(), None, 0)
+    handle, context = current()
     size = int(getattr(handle, f"ess_{name}_workspace")(ctypes.byref(context), *arguments))
     if size < 0:
         _check(handle, name, -size)
@@ -81,10 +87,7 @@ def run(name: str, *arguments: Any) -> None:
         ValueError: the library refuses the arguments; the message says which function and why.
         MemoryError: there is not enough memory.
     """
-    pin = _pinned.get()
-    handle = pin[0] if pin else library().handle
-    assert handle is not None, "a backend without its library takes no calls"
-    context = Run(threads(), pin[2] if pin else environment.cpu_level(), None, 0)
+    handle, context = current()
     query = getattr(handle, f"ess_{name}_workspace")
     context.workspace_bytes = query(ctypes.byref(context), *arguments)
     if context.workspace_bytes < 0:

@@ -18,7 +18,6 @@ from ...engine.staircase import Answer
 from ...engine.tiled import NORM_SLACK, NORM_STEPS, Matrix
 from . import call, memory
 from .attention import OPERATOR
-from .loading import library
 
 _ADDRESS, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 PRODUCTS = "products"
@@ -51,7 +50,7 @@ def declare(handle: ctypes.CDLL) -> None:
     for name, types in signatures.items():
         for suffix, result in (("", ctypes.c_int32), ("_workspace", _SIZE)):
             function = getattr(handle, f"ess_matrix_{name}{suffix}")
-            function.restype, function.argtypes = result, [run, operand, *types]
+            function.restype, function.argtypes = result, [run, operand, *types]  # type: ignore[misc]
 
 
 class NativeMatrix(Matrix):
@@ -98,8 +97,7 @@ class NativeMatrix(Matrix):
     @cached_property
     def _products(self) -> Tensor:
         """What all tolerances and shifts share, float64, flat."""
-        handle = library().handle
-        assert handle is not None
+        handle, _ = call.current()
         products = memory.borrow(PRODUCTS, len(self.unit) * handle.ess_matrix_products_size(self.length))
         call.run("matrix_products", self._operand(self._factor), products.data_ptr())
         return products

@@ -1,4 +1,4 @@
-"""Large arrays that one call after the other needs: kept, because fresh pages cost more than the arithmetic done on them."""
+"""Large arrays that one call after the other needs: kept, for fresh pages cost more than the arithmetic done on them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def borrow(name: str, count: int) -> Tensor:
 
 
 def give_back(name: str, array: Tensor) -> None:
-    """To the next call: nothing may use `array`, which begins where a borrowed one did, any more. Others are ignored."""
+    """To the next call: nothing may use `array`, which begins where a borrowed one did, any more. Ignores others."""
     memory = _kept.lent.get(name)
     if memory is not None and memory.untyped_storage().data_ptr() == array.untyped_storage().data_ptr():
         _kept.free[name] = _kept.lent.pop(name)
