@@ -65,7 +65,7 @@ def fill_up(x, n, dims):
 
 
 class Recurrence:
-    """Heads `[N, L, n]` of a gated recurrence (`gate` `[N, L, n]` or `[N, L, n, n]`), parts as the kernels read them."""
+    """Heads `[N, L, n]` of a gated recurrence (`gate` `[N, L, n]` or `[N, L, n, n]`), parts as kernels read them."""
 
     def __init__(self, read, write, gate, c):
         self.tokens = Tokens(read, write, gate, False)

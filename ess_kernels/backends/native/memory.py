@@ -1,4 +1,4 @@
-"""Large arrays that one call after the other needs: kept, for fresh pages cost more than the arithmetic done on them."""
+"""Large arrays that one call after the other needs: kept, since fresh pages cost more than the arithmetic on them."""
 
 from __future__ import annotations
 
