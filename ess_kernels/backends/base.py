@@ -56,5 +56,5 @@ class Backend:
         raise NotImplementedError
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
-        """Singular values of finite `A` `[batch, m, n]` or of `A right^T` (NaN where it overflows), in its precision."""
+        """Singular values of finite `A` `[batch, m, n]` or `A right^T` (NaN where it overflows), in its precision."""
         raise NotImplementedError
