@@ -63,7 +63,7 @@ class _Structure(ctypes.Structure):
     )
 
 
-class _Parts:
+class Parts:
     """Block parts and boundaries of some heads, with the memory that they lie in."""
 
     def __init__(self, heads: int, length: int, n: int, c: int, diagonal: bool):
@@ -90,7 +90,7 @@ class NativeRecurrence(Engine):
         self.length, self.state_size = op.length, op.state_size
         self.group = block_length(op.state_size, entropy)
         self.good = torch.ones_like(heads, dtype=torch.bool)
-        self.parts = _Parts(len(heads), self.length, op.state_size, self.group, op.diagonal)
+        self.parts = Parts(len(heads), self.length, op.state_size, self.group, op.diagonal)
         if op.diagonal:
             (read_unit, read_inverse), (write_unit, write_inverse) = inverse_unit(read), inverse_unit(write)
             self.unit = read_unit * write_unit

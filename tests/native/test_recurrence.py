@@ -1,0 +1,234 @@
+"""The compiled kernels of recurrences one by one: parts, scans, counts and root products, at every dispatch level."""
+
+import ctypes
+
+import pytest
+import torch
+
+from ess_kernels.backends.native import call, loading
+from ess_kernels.backends.native.recurrence import Parts
+from ess_kernels.backends.native.tokens import NativeTokens
+from ess_kernels.backends.sources import source_of_tokens
+from ess_kernels.engine.blocks import block_parts, cut
+from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
+from ess_kernels.operators.structure import Tokens
+from ess_kernels.testing import assert_close
+
+LEVELS = {1: "baseline", 2: "avx2", 3: "avx512"}
+KINDS = ["diagonal after", "diagonal before", "dense after", "dense before"]
+NULL, SIZE, WORKSPACE, LEVEL = 1, 2, 5, 6
+
+
+@pytest.fixture(params=LEVELS, ids=LEVELS.get)
+def level(request):
+    found = loading.library()
+    if found.handle is None:
+        pytest.skip(f"native library: {found.reason}")
+    if not found.handle.ess_level_name(request.param):
+        pytest.skip("this machine has no such vectors")
+    with call.pinned(found.handle, 2, request.param):
+        yield request.param
+
+
+def some_tokens(kind, length=77, n=13, heads=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    if kind.startswith("dense"):
+        A = 0.95 * torch.linalg.qr(randn(heads, length, n, n)).Q.contiguous()
+    else:
+        A = torch.exp(-0.2 * randn(heads, length, n).abs())
+    A[0, length // 2] = 0.0
+    return Tokens(randn(heads, length, n), randn(heads, length, n), A, kind.endswith("before"))
+
+
+class Native:
+    """Tokens, their parts, and the kernels on them."""
+
+    def __init__(self, tokens, c):
+        self.tokens, self.c = tokens, c
+        heads, self.length, self.n = tokens.read.shape
+        one = torch.ones(heads, dtype=torch.float64)
+        plain = tokens if tokens.diagonal else Tokens(tokens.read, tokens.write, tokens.write, tokens.reads_before)
+        self.arguments = NativeTokens(source_of_tokens(plain), one, one)
+        self.parts = Parts(heads, self.length, self.n, c, tokens.diagonal)
+        self.input = (self.arguments.pointer, None, 0)
+        if not tokens.diagonal:
+            self.addresses = tokens.transition.data_ptr() + 8 * tokens.transition.stride(0) * torch.arange(heads)
+            self.input = (self.arguments.pointer, self.addresses.data_ptr(), tokens.transition.stride(1))
+        call.run("recurrence_parts", self.parts.pointer, *self.input)
+
+    def array(self, name, *shape):
+        """`[N, B, *shape]`, column-major matrices as they lie in memory."""
+        return self.parts.arrays[name].view(len(self.tokens.read), -1, *shape)
+
+    def counts(self, tau, wanted=None):
+        """Counts, growth and least row `[N, M, L]` for tolerances `[M]`."""
+        heads, blocks = len(self.tokens.read), self.parts.structure.blocks
+        tau = tau[None, :, None].expand(heads, -1, blocks).contiguous()
+        wanted = torch.ones(tau.shape, dtype=torch.bool) if wanted is None else wanted
+        out = torch.full((3, heads, tau.shape[1], self.length), torch.nan, dtype=torch.float64)
+        pointers = (x.data_ptr() for x in (tau, wanted, *out))
+        call.run("recurrence_counts", self.parts.pointer, self.length, tau.shape[1], *pointers)
+        return out
+
+    def observe_roots(self):
+        m = self.parts.structure.n
+        roots = call.aligned(len(self.tokens.read), self.parts.structure.blocks, m, m)
+        call.run("recurrence_observe_roots", self.parts.pointer, *self.input, roots.data_ptr())
+        return roots
+
+
+def matrix_of(tokens):
+    """`T` token by token, without the diagonal."""
+    heads, length, _ = tokens.read.shape
+    T = torch.zeros(heads, length, length, dtype=torch.float64)
+    A = torch.diag_embed(tokens.transition) if tokens.diagonal else tokens.transition
+    for j in range(length):
+        state = tokens.write[:, j, :, None]
+        for i in range(j + 1, length):
+            if not tokens.reads_before:
+                state = A[:, i] @ state
+            T[:, i, j] = (tokens.read[:, i, None] @ state)[:, 0, 0]
+            if tokens.reads_before:
+                state = A[:, i] @ state
+    return T
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("c", [8, 16, 32])
+def test_parts_and_scans(level, kind, c):
+    tokens = some_tokens(kind)
+    native, expected = Native(tokens, c), block_parts(cut(tokens, c))
+    n, m = native.n, native.parts.structure.n
+    assert m == 16
+    X, Z, F = native.array("X", c, m), native.array("Z", c, m), native.array("F", m, m)
+    assert_close("X", X[..., :n], expected.X, rtol=1e-12, atol=1e-13)
+    assert_close("Z", Z[..., :n], expected.Z, rtol=1e-12, atol=1e-13)
+    assert_close("Y", native.array("Y", c, c).flip(-2), expected.Y.tril(-1), rtol=1e-12, atol=1e-13)
+    if tokens.diagonal:
+        assert_close("Phi", native.array("Phi", m)[..., :n], expected.Phi, rtol=1e-12, atol=1e-13)
+    else:
+        assert_close("Phi", native.array("Phi", m, m).mT[..., :n, :n], expected.Phi, rtol=1e-12, atol=1e-13)
+    for padding in (X[..., n:], Z[..., n:], F[..., n:, :], F[..., n:]):
+        assert bool((padding == 0).all())
+    # a root is known up to the signs of its columns; memory holds F^T row by row
+    assert bool((F.tril(-1) == 0).all())
+    roots = reach_roots(expected)
+    assert_close("P", (F.mT @ F)[..., :n, :n], roots.mT @ roots, rtol=1e-11, atol=1e-12)
+    Q = native.array("Q", m, m).mT.tril()[..., :n, :n]
+    assert_close("Q", Q, observe_gramians(expected).tril(), rtol=1e-11, atol=1e-12)
+    G = native.observe_roots()
+    assert bool((G.tril(-1) == 0).all())
+    outlooks = observe_roots(expected)
+    assert_close("root of Q", (G.mT @ G)[..., :n, :n], outlooks.mT @ outlooks, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("c, n", [(8, 3), (16, 16), (32, 24)])
+def test_counts(level, kind, c, n):
+    tokens = some_tokens(kind, n=n)
+    native, T = Native(tokens, c), matrix_of(tokens)
+    tau = torch.logspace(-5, 1, 7, dtype=torch.float64)
+    counts, growth, least = native.counts(tau)
+    assert bool((counts[..., 0] == 0).all()) and bool((growth >= 0).all()) and bool((least > 0).all())
+    for i in range(1, native.length):
+        values = torch.linalg.svdvals(T[:, i:, :i])[:, None]
+        assert torch.equal(counts[..., i], (values > tau[:, None]).sum(-1).double())
+
+
+def test_a_tolerance_on_a_singular_value_is_seen(level):
+    """Of an outside block it makes the growth large; of a position itself it leaves a row of nothing."""
+    tokens = some_tokens("diagonal after", n=8)
+    native, T, c = Native(tokens, 16), matrix_of(tokens), 16
+    outside = torch.linalg.svdvals(T[1, 2 * c :, :c])[2:3]
+    easy = native.counts(outside * 1.01)[1, 1, 0]
+    hard = native.counts(outside)[1, 1, 0]
+    assert hard[c : 2 * c].min() > 1e3 * easy[c : 2 * c].max()
+    own = torch.linalg.svdvals(T[1, 24:, :24])[2:3]
+    _, growth, least = native.counts(own)[:, 1, 0]
+    assert least[24] < 1e-8 * (1 + growth[24])
+    assert least[23] > 1e-6 and least[25] > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_root_products(level, kind):
+    tokens = some_tokens(kind)
+    native, T = Native(tokens, 16), matrix_of(tokens)
+    where = [(0, 1), (0, 15), (0, 16), (0, 40), (0, 41), (1, 7), (1, 76)]
+    heads, positions = (torch.tensor(x) for x in zip(*where))
+    m = native.parts.structure.n
+    products, roots = call.aligned(len(where), m, m), native.observe_roots()
+    pointers = (x.data_ptr() for x in (heads, positions, products))
+    call.run("recurrence_root_products", native.parts.pointer, *native.input, roots.data_ptr(), len(where), *pointers)
+    for (head, i), product in zip(where, products):
+        values, found = torch.linalg.svdvals(T[head, i:, :i])[: native.n], torch.linalg.svdvals(product)
+        assert_close("values", found[: len(values)], values, rtol=0, atol=1e-14 * float(values[0]))
+        assert bool((found[len(values) :] <= 1e-14 * values[0]).all())
+
+
+def test_unwanted_blocks_are_left_alone(level):
+    native = Native(some_tokens("diagonal after"), 16)
+    tau = torch.tensor([1e-2, 1.0], dtype=torch.float64)
+    everything = native.counts(tau)
+    wanted = torch.zeros(2, 2, native.parts.structure.blocks, dtype=torch.bool)
+    wanted[0, 1, 3] = wanted[1, 0, 0] = True
+    some = native.counts(tau, wanted)
+    asked = wanted.repeat_interleave(16, -1)[..., : native.length].expand(3, -1, -1, -1)
+    assert torch.equal(some[asked], everything[asked])
+    assert bool(some[~asked].isnan().all())
+
+
+def test_arguments_are_checked(level):
+    native = Native(some_tokens("dense after"), 16)
+    handle, context = call.current()
+    tau = torch.ones(2, 1, native.parts.structure.blocks, dtype=torch.float64)
+    wanted = torch.ones(tau.shape, dtype=torch.bool)
+    out = [torch.full((2, 1, native.length), -7.0, dtype=torch.float64) for _ in range(3)]
+    good = [native.parts.pointer, native.length, 1, *(x.data_ptr() for x in (tau, wanted, *out))]
+
+    def code(arguments, run=context, name="counts"):
+        query = getattr(handle, f"ess_recurrence_{name}_workspace")(ctypes.byref(run), *arguments)
+        found = getattr(handle, f"ess_recurrence_{name}")(ctypes.byref(run), *arguments)
+        assert query == -found if found != WORKSPACE else query > 0
+        return found
+
+    def changed(arguments, place, value):
+        return [*arguments[:place], value, *arguments[place + 1 :]]
+
+    def parts(**fields):
+        copy = type(native.parts.structure).from_buffer_copy(native.parts.structure)
+        for name, value in fields.items():
+            setattr(copy, name, value)
+        return ctypes.byref(copy)
+
+    assert code(good) == WORKSPACE  # there is none
+    for place in (0, 3, 4, 5, 6, 7):
+        assert code(changed(good, place, None)) == NULL
+    for place, value in ((1, 0), (1, native.length + 16), (2, 0), (2, -1)):
+        assert code(changed(good, place, value)) == SIZE
+    for wrong in ({"n": 12}, {"n": 0}, {"n": 1 << 20}, {"c": 12}, {"c": 128}, {"heads": 0}, {"blocks": -1}):
+        assert code(changed(good, 0, parts(**wrong))) == SIZE
+    assert code(changed(good, 0, parts(F=None))) == NULL
+    assert code(changed(good, 0, parts(Q=native.parts.arrays["Q"].data_ptr() + 8))) == SIZE
+    assert code(good, call.Run(0, level, None, 0)) == SIZE
+    assert code(good, call.Run(1, 17, None, 0)) == LEVEL
+
+    build = [native.parts.pointer, *native.input]
+    assert code(build, name="parts") == WORKSPACE
+    assert code(changed(build, 1, None), name="parts") == NULL
+    assert code(changed(build, 2, None), name="parts") == NULL
+    assert code(changed(build, 3, -1), name="parts") == SIZE
+    assert code(changed(build, 0, parts(heads=1)), name="parts") == SIZE
+
+    roots, products = native.observe_roots(), call.aligned(2, 16, 16)
+    heads, positions = torch.tensor([0, 1]), torch.tensor([5, 3])
+    ask = [*build, roots.data_ptr(), 2, *(x.data_ptr() for x in (heads, positions, products))]
+    assert code(ask, name="root_products") == WORKSPACE
+    for bad_heads, bad_positions in (([0, 2], [5, 3]), ([1, 0], [5, 3]), ([0, 0], [5, 3]), ([0, 1], [0, 3])):
+        wrong = [torch.tensor(x) for x in (bad_heads, bad_positions)]
+        arguments = [*ask[:6], *(x.data_ptr() for x in wrong), ask[8]]
+        assert code(arguments, name="root_products") == SIZE
+    assert all(bool((x == -7.0).all()) for x in out)  # a call that fails leaves the result alone
