@@ -129,19 +129,21 @@ ESS_INLINE void transpose(int64_t rows, int64_t columns, const double *source, i
     }
 }
 
-// full = factor * A for a symmetric matrix of which only the lower triangle is stored
-ESS_INLINE void symmetric_copy(int64_t n, const double *A, int64_t lda, double factor, double *full, int64_t ldf) {
+// full = factor * A for a symmetric n x n matrix of which only the lower triangle is stored; n a multiple of ROWS. Without
+// `upper`, tiles of W x W above the diagonal are left alone.
+ESS_INLINE void symmetric_copy(int64_t n, const double *A, int64_t lda, double factor, double *full, int64_t ldf,
+                               bool upper = true) {
     for (int64_t j = 0; j < n; j += W) {
         for (int64_t i = j; i < n; i += W) {
             V tile[W], turned[W];
             ESS_UNROLL
             for (int l = 0; l < W; l++) turned[l] = tile[l] = load(A + i + (j + l) * lda) * factor;
-            transpose_tile(turned);
+            if (upper || i == j) transpose_tile(turned);
             ESS_UNROLL
             for (int l = 0; l < W; l++) {
                 if (i == j) tile[l] = select(load(LANES) < all(static_cast<double>(l)), turned[l], tile[l]);
                 store(full + i + (j + l) * ldf, tile[l]);
-                if (i > j) store(full + j + (i + l) * ldf, turned[l]);
+                if (upper && i > j) store(full + j + (i + l) * ldf, turned[l]);
             }
         }
     }

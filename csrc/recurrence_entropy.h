@@ -134,7 +134,7 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     const int exponent = -root_exponent(bound) - 1;
     const double unit = std::ldexp(1.0, exponent), square_unit = std::ldexp(1.0, 2 * exponent);
 
-    symmetric_copy(n, A, lda, square_unit, work.S, work.lds);
+    symmetric_copy(n, A, lda, square_unit, work.S, work.lds, false);
     for (int64_t k = 0; k < n; k++) {
         const double *from = A + n + k * lda;
         double *to = work.B + k * work.ldb;

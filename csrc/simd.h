@@ -249,6 +249,23 @@ ESS_INLINE void transpose_tile(V *r) {
 
 // the sums of the lanes of r[0], ... r[W - 1], one in each lane; r is overwritten
 ESS_INLINE V lane_sums(V *r) {
+#if ESS_VECTOR_BYTES == 64
+    // each step adds halves while it transposes: half the shuffles
+    V pairs[4], quads[2];
+    ESS_UNROLL
+    for (int i = 0; i < 4; i++) {
+        pairs[i] = (V)_mm512_unpacklo_pd((__m512d)r[2 * i], (__m512d)r[2 * i + 1]) +
+                   (V)_mm512_unpackhi_pd((__m512d)r[2 * i], (__m512d)r[2 * i + 1]);
+    }
+    const Mask<double> low = {0, 1, 8, 9, 4, 5, 12, 13}, high = {2, 3, 10, 11, 6, 7, 14, 15};
+    ESS_UNROLL
+    for (int i = 0; i < 2; i++) {
+        quads[i] = (V)_mm512_permutex2var_pd((__m512d)pairs[2 * i], (__m512i)low, (__m512d)pairs[2 * i + 1]) +
+                   (V)_mm512_permutex2var_pd((__m512d)pairs[2 * i], (__m512i)high, (__m512d)pairs[2 * i + 1]);
+    }
+    return (V)_mm512_shuffle_f64x2((__m512d)quads[0], (__m512d)quads[1], 0x44) +
+           (V)_mm512_shuffle_f64x2((__m512d)quads[0], (__m512d)quads[1], 0xee);
+#else
     transpose_tile(r);
     ESS_UNROLL
     for (int half = W / 2; half > 0; half /= 2) {
@@ -256,6 +273,7 @@ ESS_INLINE V lane_sums(V *r) {
         for (int i = 0; i < half; i++) r[i] += r[i + half];
     }
     return r[0];
+#endif
 }
 
 // The numbers 0 .. N-1 as a parameter pack.

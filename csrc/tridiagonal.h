@@ -12,96 +12,100 @@ namespace {
 // squares of numbers below 1 that may be taken for zero
 constexpr double NO_SQUARE = 1e-100;
 
-// vectors of rows that stay in registers together with what is subtracted from them and what is added up
-constexpr int64_t UPDATE_VECTORS = ESS_VECTOR_BYTES == 64 ? 4 : 2;
-constexpr int64_t PRODUCT_VECTORS = ESS_VECTOR_BYTES == 64 ? 8 : 4;
-
 // A reflection that S has not taken in yet: what is meant is S - w v^T - v w^T.
 struct Pending {
     double *v, *w;
 };
 
-// Takes in two reflections and multiplies by x, in one pass over VECTORS vectors of rows and the columns begin .. end:
-// S -= w v^T + v w^T for both, y = S x. 10 flops an entry.
-template <int VECTORS>
-ESS_INLINE void update_and_multiply(double *S, int64_t lds, int64_t row, int64_t begin, int64_t end, const Pending &a,
-                                    const Pending &b, const double *x, double *y) {
-    V av[VECTORS], aw[VECTORS], bv[VECTORS], bw[VECTORS], sum[VECTORS];
-    ESS_UNROLL
-    for (int i = 0; i < VECTORS; i++) {
-        av[i] = load(a.v + row + i * W);
-        aw[i] = load(a.w + row + i * W);
-        bv[i] = load(b.v + row + i * W);
-        bw[i] = load(b.w + row + i * W);
-        sum[i] = V{};
-    }
-    for (int64_t j = begin; j < end; j++) {
-        double *column = S + row + j * lds;
-        const V avj = all(a.v[j]), awj = all(a.w[j]), bvj = all(b.v[j]), bwj = all(b.w[j]), xj = all(x[j]);
-        ESS_UNROLL
-        for (int i = 0; i < VECTORS; i++) {
-            V entry = load(column + i * W) - aw[i] * avj - av[i] * awj - bw[i] * bvj - bv[i] * bwj;
-            store(column + i * W, entry);
-            sum[i] += entry * xj;
+// y = S x from S's lower triangle, of which every entry below the diagonal tiles serves twice; with UPDATE, S first takes
+// in two reflections. Flops an entry of the triangle: 4, with UPDATE 12.
+template <bool UPDATE> class LowerProduct {
+  public:
+    LowerProduct(int64_t n, double *S, int64_t lds, const Pending &a, const Pending &b, const double *x, double *y)
+        : n_(n), lds_(lds), S_(S), a_(a), b_(b), x_(x), y_(y) {}
+
+    // For the rows and columns from `next` on; v, w and x are zero before it as far as the strip of W rows that `next` is
+    // in, of which y receives anything.
+    void run(int64_t next) {
+        const int64_t begin = next / W * W;
+        for (int64_t i = begin; i < n_; i += W) store(y_ + i, V{});
+        for (int64_t j = begin; j < n_; j += W) {
+            V across[W]; // products of the columns with x, lane by lane
+            ESS_UNROLL
+            for (int g = 0; g < W; g += COLUMNS) {
+                if (j + g + COLUMNS > next) {
+                    columns(j, g, across + g);
+                } else {
+                    ESS_UNROLL
+                    for (int q = 0; q < COLUMNS; q++) across[g + q] = V{};
+                }
+            }
+            store(y_ + j, load(y_ + j) + lane_sums(across));
         }
     }
-    ESS_UNROLL
-    for (int i = 0; i < VECTORS; i++) store(y + row + i * W, sum[i]);
-}
 
-// y = S x on VECTORS vectors of rows; two sums a row hide the latency where there are few.
-template <int VECTORS>
-ESS_INLINE void multiply_columns(const double *S, int64_t lds, int64_t row, int64_t begin, int64_t end, const double *x,
-                                 double *y) {
-    V even[VECTORS], odd[VECTORS];
-    ESS_UNROLL
-    for (int i = 0; i < VECTORS; i++) even[i] = odd[i] = V{};
-    const double *column = S + row + begin * lds;
-    int64_t j = begin;
-    for (; j + 1 < end; j += 2) {
-        const V x0 = all(x[j]), x1 = all(x[j + 1]);
+  private:
+    // columns that are worked on together: what belongs to them stays in registers
+    static constexpr int COLUMNS = ESS_VECTOR_BYTES == 64 ? (UPDATE ? 4 : 8) : 2;
+
+    int64_t n_, lds_;
+    double *S_;
+    const Pending a_, b_;
+    const double *x_;
+    double *y_;
+
+    // COLUMNS columns, j + g the first of them, from the diagonal tile (rows j .. j + W) down.
+    ESS_INLINE void columns(int64_t j, int g, V *across) {
+        V av[COLUMNS], aw[COLUMNS], bv[COLUMNS], bw[COLUMNS], x[COLUMNS], sums[COLUMNS];
         ESS_UNROLL
-        for (int i = 0; i < VECTORS; i++) {
-            even[i] += load(column + i * W) * x0;
-            odd[i] += load(column + lds + i * W) * x1;
+        for (int q = 0; q < COLUMNS; q++) {
+            const int64_t k = j + g + q;
+            sums[q] = V{};
+            x[q] = all(x_[k]);
+            if (UPDATE) {
+                av[q] = all(a_.v[k]);
+                aw[q] = all(a_.w[k]);
+                bv[q] = all(b_.v[k]);
+                bw[q] = all(b_.w[k]);
+            }
         }
-        column += 2 * lds;
-    }
-    if (j < end) {
-        const V x0 = all(x[j]);
+        // vectors may alias anything: what the loop needs must not be read from this object again
+        const double *const a_v = a_.v, *const a_w = a_.w, *const b_v = b_.v, *const b_w = b_.w, *const x_all = x_;
+        double *const y = y_, *const first = S_ + (j + g) * lds_;
+        const int64_t n = n_, lds = lds_;
+        for (int64_t i = j; i < n; i += W) {
+            V a_v_rows, a_w_rows, b_v_rows, b_w_rows, x_rows = load(x_all + i), sum = load(y + i);
+            if (UPDATE) {
+                a_v_rows = load(a_v + i);
+                a_w_rows = load(a_w + i);
+                b_v_rows = load(b_v + i);
+                b_w_rows = load(b_w + i);
+            }
+            // the diagonal tile is stored in full: there every entry serves once
+            if (i == j) x_rows = V{};
+            ESS_UNROLL
+            for (int q = 0; q < COLUMNS; q++) {
+                V entry = load(first + q * lds + i);
+                if (UPDATE) {
+                    entry -= a_w_rows * av[q];
+                    entry -= a_v_rows * aw[q];
+                    entry -= b_w_rows * bv[q];
+                    entry -= b_v_rows * bw[q];
+                    store(first + q * lds + i, entry);
+                }
+                sums[q] += entry * x_rows;
+                sum += entry * x[q];
+            }
+            store(y + i, sum);
+        }
         ESS_UNROLL
-        for (int i = 0; i < VECTORS; i++) even[i] += load(column + i * W) * x0;
+        for (int q = 0; q < COLUMNS; q++) across[q] = sums[q];
     }
-    ESS_UNROLL
-    for (int i = 0; i < VECTORS; i++) store(y + row + i * W, even[i] + odd[i]);
-}
-
-template <int VECTORS>
-void update_strip(int64_t vectors, double *S, int64_t lds, int64_t row, int64_t begin, int64_t end, const Pending &a,
-                  const Pending &b, const double *x, double *y) {
-    if (vectors == VECTORS) update_and_multiply<VECTORS>(S, lds, row, begin, end, a, b, x, y);
-    else if constexpr (VECTORS > 1) update_strip<VECTORS - 1>(vectors, S, lds, row, begin, end, a, b, x, y);
-}
-
-template <int VECTORS>
-void multiply_strip(int64_t vectors, const double *S, int64_t lds, int64_t row, int64_t begin, int64_t end,
-                    const double *x, double *y) {
-    if (vectors == VECTORS) multiply_columns<VECTORS>(S, lds, row, begin, end, x, y);
-    else if constexpr (VECTORS > 1) multiply_strip<VECTORS - 1>(vectors, S, lds, row, begin, end, x, y);
-}
-
-// Calls strip(vectors, row) for the rows begin .. n, at most `most` vectors of them at a time.
-template <class Strip> ESS_INLINE void for_strips(int64_t begin, int64_t n, int64_t most, Strip strip) {
-    for (int64_t row = begin; row < n;) {
-        const int64_t left = (n - row) / W, vectors = left < most ? left : most;
-        strip(vectors, row);
-        row += vectors * W;
-    }
-}
+};
 
 // Householder tridiagonalisation of a symmetric n x n matrix, reflections in pairs: while S takes in the two of one pair
-// it is multiplied for the next; the second product reads S as it is and accounts for the first reflection by itself. A
-// pass that also writes S would be bound by its stores.
+// it is multiplied for the next; the second product reads S as it is and accounts for the first reflection by itself. That
+// halves the stores, by which passes over S would be bound.
 class Tridiagonalisation {
   public:
     // `work`: 6 n doubles
@@ -145,6 +149,11 @@ class Tridiagonalisation {
                 w_dot += aw * below;
             }
         }
+        if (FIRST) {
+            // columns before `next` are final: the strip that holds them must not change them
+            double *parts[] = {a_.v, a_.w, b_.v, b_.w};
+            for (double *part : parts) store(part + first, from_row(load(part + first), first, next));
+        }
         diagonal_[k] = column[k];
         factor_[k] = off_[k] = 0;
         for (int64_t i = k / ROWS * ROWS; i < first; i += W) store(column + i, V{});
@@ -162,15 +171,7 @@ class Tridiagonalisation {
         off_[k] = image;
         factor_[k] = h;
         // S times the column does not wait for the norm; S times the reflector x - image e follows from it
-        if (FIRST) {
-            for_strips(strip, n_, UPDATE_VECTORS, [&](int64_t vectors, int64_t row) {
-                update_strip<UPDATE_VECTORS>(vectors, S_, lds_, row, next, n_, a_, b_, x_, y_);
-            });
-        } else {
-            for_strips(strip, n_, PRODUCT_VECTORS, [&](int64_t vectors, int64_t row) {
-                multiply_strip<PRODUCT_VECTORS>(vectors, S_, lds_, row, next, n_, x_, y_);
-            });
-        }
+        LowerProduct<FIRST>(n_, S_, lds_, a_, b_, x_, y_).run(next);
         Pending &mine = FIRST ? a_ : b_;
         const double *beside = S_ + next * lds_;
         // what the first reflection does to S x and to S e
@@ -198,11 +199,12 @@ class Tridiagonalisation {
     }
 };
 
-// The symmetric n x n matrix S, all of it stored, entries at most about 1, n a multiple of ROWS.
+// The symmetric n x n matrix S, its lower triangle and all of the W x W tiles on the diagonal, entries at most about 1, n a
+// multiple of ROWS.
 //
 // diagonal[n] and off[n] receive T (off[k] couples k and k + 1, the last is 0). Reflection k is I - factor[k] v v^T with
 // v in rows k + 1 .. n of S's column k, zeros above as far as the strip of ROWS rows that k belongs to. `work`: 6 n
-// doubles. Flops: 2 n^3.
+// doubles. Flops: 4 n^3 / 3.
 inline void tridiagonalise(int64_t n, double *S, int64_t lds, double *diagonal, double *off, double *factor,
                            double *work) {
     Tridiagonalisation(n, S, lds, diagonal, off, factor, work).run();

@@ -1,0 +1,227 @@
+// Entry points for recurrences: checks, then the kernels of the run's dispatch level.
+
+#include "checks.h"
+#include "ess_recurrence.h"
+#include "recurrence_jobs.h"
+
+namespace ess {
+namespace {
+
+int32_t check_parts(const ess_recurrence *p) {
+    if (p == nullptr) return ESS_ERR_NULL;
+    if (p->n < 8 || p->n > ESS_MAX_STATES || p->n % 8 != 0) return ESS_ERR_SIZE;
+    if (p->c != 8 && p->c != 16 && p->c != 32 && p->c != ESS_MAX_BLOCK) return ESS_ERR_SIZE;
+    if (p->heads < 1 || p->blocks < 1) return ESS_ERR_SIZE;
+    const void *arrays[] = {p->X, p->Z, p->Y, p->Phi, p->F, p->Q};
+    for (const void *array : arrays) {
+        if (array == nullptr) return ESS_ERR_NULL;
+        if (!aligned(array)) return ESS_ERR_SIZE;
+    }
+    return ESS_OK;
+}
+
+bool fits(const ess_recurrence *p, int64_t length) {
+    return length > (p->blocks - 1) * p->c && length <= p->blocks * p->c;
+}
+
+RecurrenceParts parts_of(const ess_recurrence *p) {
+    return {p->heads, p->blocks, p->n, p->c, p->dense != 0, p->X, p->Z, p->Y, p->Phi, p->F, p->Q};
+}
+
+int32_t parts_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                  const double *const *transition, const Kernels *&kernels, RecurrencePartsJob &job) {
+    if (int32_t error = check_run(run, kernels)) return error;
+    if (int32_t error = check_parts(parts)) return error;
+    if (tokens == nullptr || tokens->read == nullptr || tokens->write == nullptr) return ESS_ERR_NULL;
+    if (tokens->read_unit == nullptr || tokens->write_unit == nullptr) return ESS_ERR_NULL;
+    if (parts->dense ? transition == nullptr : tokens->gate == nullptr) return ESS_ERR_NULL;
+    if (tokens->heads != parts->heads || tokens->states < 1 || tokens->states > parts->n) return ESS_ERR_SIZE;
+    if (!fits(parts, tokens->length)) return ESS_ERR_SIZE;
+    for (int64_t h = 0; h < tokens->heads; h++) {
+        if (tokens->read[h] == nullptr || tokens->write[h] == nullptr) return ESS_ERR_NULL;
+        if (parts->dense ? transition[h] == nullptr : tokens->gate[h] == nullptr) return ESS_ERR_NULL;
+        if (tokens->rate && tokens->rate[h] == nullptr) return ESS_ERR_NULL;
+        if (tokens->read_scale && tokens->read_scale[h] == nullptr) return ESS_ERR_NULL;
+        if (tokens->write_scale && tokens->write_scale[h] == nullptr) return ESS_ERR_NULL;
+    }
+    job = {parts_of(parts), *tokens, transition, run->threads, run->workspace};
+    return ESS_OK;
+}
+
+int32_t counts_job(const ess_run *run, const ess_recurrence *parts, int64_t length, int64_t tolerances,
+                   const double *tau, const uint8_t *wanted, double *counts, double *growth, double *least,
+                   const Kernels *&kernels, RecurrenceCountsJob &job) {
+    if (int32_t error = check_run(run, kernels)) return error;
+    if (int32_t error = check_parts(parts)) return error;
+    if (!fits(parts, length) || tolerances < 1) return ESS_ERR_SIZE;
+    if (!tau || !wanted || !counts || !growth || !least) return ESS_ERR_NULL;
+    job = {parts_of(parts), length, tolerances, tau, wanted, counts, growth, least, run->threads, run->workspace};
+    return ESS_OK;
+}
+
+int32_t roots_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                  const double *const *transition, double *observe_roots, const Kernels *&kernels, RecurrenceRootsJob &job) {
+    job = {};
+    if (int32_t error = parts_job(run, parts, tokens, transition, kernels, job.parts)) return error;
+    if (observe_roots == nullptr) return ESS_ERR_NULL;
+    if (!aligned(observe_roots)) return ESS_ERR_SIZE;
+    job.observe_roots = observe_roots;
+    return ESS_OK;
+}
+
+int32_t products_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                     const double *const *transition, double *observe_roots, int64_t count, const int64_t *heads,
+                     const int64_t *positions, double *products, const Kernels *&kernels, RecurrenceRootsJob &job) {
+    if (int32_t error = roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return error;
+    if (!heads || !positions || !products) return ESS_ERR_NULL;
+    if (count < 1 || !aligned(products)) return ESS_ERR_SIZE;
+    for (int64_t q = 0; q < count; q++) {
+        if (heads[q] < 0 || heads[q] >= parts->heads) return ESS_ERR_SIZE;
+        if (positions[q] < 1 || positions[q] >= tokens->length) return ESS_ERR_SIZE;
+        if (q > 0 && (heads[q] < heads[q - 1] || (heads[q] == heads[q - 1] && positions[q] < positions[q - 1]))) {
+            return ESS_ERR_SIZE;
+        }
+    }
+    job.count = count;
+    job.heads = heads;
+    job.positions = positions;
+    job.products = products;
+    return ESS_OK;
+}
+
+int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, int64_t length, const double *scale,
+                    const ess_quadrature *quadrature, const uint8_t *wanted, double *total, double *mixed,
+                    double *visible, const Kernels *&kernels, RecurrenceEntropyJob &job) {
+    if (int32_t error = check_run(run, kernels)) return error;
+    if (int32_t error = check_parts(parts)) return error;
+    if (!quadrature || !wanted || !total || !mixed || !visible) return ESS_ERR_NULL;
+    const ess_quadrature &q = *quadrature;
+    if (!q.t || !q.total_weight || !q.mixed_weight) return ESS_ERR_NULL;
+    if (!fits(parts, length) || q.nodes < 8 || q.nodes > ESS_MAX_NODES || q.nodes % 8 != 0) return ESS_ERR_SIZE;
+    if (q.tail_a < 0 || q.tail_a >= q.nodes || q.tail_b < 0 || q.tail_b >= q.nodes) return ESS_ERR_SIZE;
+    for (int64_t k = 0; k < q.nodes; k++) {
+        if (!(q.t[k] >= ESS_LEAST_NODE)) return ESS_ERR_SIZE;
+    }
+    job = {parts_of(parts), length,   scale,    q.nodes, q.t,   q.total_weight, q.mixed_weight,
+           q.tail_a,        q.tail_b, wanted,   total,   mixed, visible,        run->threads,
+           run->workspace};
+    return ESS_OK;
+}
+
+} // namespace
+} // namespace ess
+
+extern "C" {
+
+int64_t ess_recurrence_parts_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                       const double *const *transition) {
+    const ess::Kernels *kernels;
+    ess::RecurrencePartsJob job;
+    if (int32_t error = ess::parts_job(run, parts, tokens, transition, kernels, job)) return -error;
+    return kernels->recurrence->parts_workspace(job);
+}
+
+int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                             const double *const *transition) {
+    const ess::Kernels *kernels;
+    ess::RecurrencePartsJob job;
+    if (int32_t error = ess::parts_job(run, parts, tokens, transition, kernels, job)) return error;
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->parts_workspace(job))) return error;
+    kernels->recurrence->parts(job);
+    return ESS_OK;
+}
+
+int64_t ess_recurrence_counts_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                        int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts,
+                                        double *growth, double *least) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceCountsJob job;
+    if (int32_t error = ess::counts_job(run, parts, length, tolerances, tau, wanted, counts, growth, least, kernels, job)) {
+        return -error;
+    }
+    return kernels->recurrence->counts_workspace(job);
+}
+
+int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, int64_t length, int64_t tolerances,
+                              const double *tau, const uint8_t *wanted, double *counts, double *growth, double *least) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceCountsJob job;
+    if (int32_t error = ess::counts_job(run, parts, length, tolerances, tau, wanted, counts, growth, least, kernels, job)) {
+        return error;
+    }
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->counts_workspace(job))) return error;
+    kernels->recurrence->counts(job);
+    return ESS_OK;
+}
+
+int64_t ess_recurrence_observe_roots_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                               const double *const *transition, double *observe_roots) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceRootsJob job;
+    if (int32_t error = ess::roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return -error;
+    return kernels->recurrence->roots_workspace(job);
+}
+
+int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                     const double *const *transition, double *observe_roots) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceRootsJob job;
+    if (int32_t error = ess::roots_job(run, parts, tokens, transition, observe_roots, kernels, job)) return error;
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->roots_workspace(job))) return error;
+    kernels->recurrence->observe_roots(job);
+    return ESS_OK;
+}
+
+int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                               const double *const *transition, double *observe_roots, int64_t count,
+                                               const int64_t *heads, const int64_t *positions, double *products) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceRootsJob job;
+    if (int32_t error = ess::products_job(run, parts, tokens, transition, observe_roots, count, heads, positions, products,
+                                          kernels, job)) {
+        return -error;
+    }
+    return kernels->recurrence->roots_workspace(job);
+}
+
+int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                     const double *const *transition, double *observe_roots, int64_t count,
+                                     const int64_t *heads, const int64_t *positions, double *products) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceRootsJob job;
+    if (int32_t error = ess::products_job(run, parts, tokens, transition, observe_roots, count, heads, positions, products,
+                                          kernels, job)) {
+        return error;
+    }
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->roots_workspace(job))) return error;
+    kernels->recurrence->root_products(job);
+    return ESS_OK;
+}
+
+int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                         const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted,
+                                         double *total, double *mixed, double *visible) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceEntropyJob job;
+    if (int32_t error =
+            ess::entropy_job(run, parts, length, scale, quadrature, wanted, total, mixed, visible, kernels, job)) {
+        return -error;
+    }
+    return kernels->recurrence->entropy_workspace(job);
+}
+
+int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, int64_t length, const double *scale,
+                               const ess_quadrature *quadrature, const uint8_t *wanted, double *total, double *mixed,
+                               double *visible) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceEntropyJob job;
+    if (int32_t error =
+            ess::entropy_job(run, parts, length, scale, quadrature, wanted, total, mixed, visible, kernels, job)) {
+        return error;
+    }
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->entropy_workspace(job))) return error;
+    kernels->recurrence->entropy(job);
+    return ESS_OK;
+}
+
+} // extern "C"

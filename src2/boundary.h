@@ -1,0 +1,155 @@
+// What a block's outside does to it, before any tolerance is known: the products of algorithm "one elimination per block".
+//
+// All earlier inputs act on a block through n numbers, and all later outputs see it through n numbers. With the root F of the
+// reachability Gramian at its left edge and the observability Gramian Q at its right edge, and D = [F^T Phi^T; Z^T]:
+//
+//         state                rows (reversed)   columns
+//   A = [ F^T Phi^T Q Phi F                                  ]
+//       [ X F                  0                             ]
+//       [ Z^T Q Phi F          Y                 Z^T Q Z     ]     (lower triangle)
+//
+// The eigenvalues of its first block are the squared singular values of T[e:, :a].
+
+#pragma once
+
+#include "products.h"
+#include "recurrence_jobs.h"
+#include "scans.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+
+// One block's products, and what it takes to make them. Column-major, m = n + 2c rows.
+struct Boundary {
+    int64_t n, c, m, lda;
+    double *A;         // [m, m], lower triangle; rows and columns of "rows" hold nothing but X F
+    double *magnitude; // [m]: the largest sums of absolute terms behind the diagonal, to which rounding errors are in proportion
+
+    Boundary(Arena &arena, int64_t n, int64_t c)
+        : n(n), c(c), m(n + 2 * c), lda(padded_stride(m)), A(arena.take<double>(lda * m)), magnitude(arena.take<double>(m)),
+          lf_(padded_stride(n)), ld_(padded_stride(n + c)), lx_(padded_stride(c)), F_(arena.take<double>(lf_ * n)),
+          D_(arena.take<double>(ld_ * n)), Q_(arena.take<double>(lf_ * n)), G_(arena.take<double>(ld_ * n)),
+          X_(arena.take<double>(lx_ * n)) {}
+
+    // Fills A and `magnitude` for a block. Flops: n^3 (D_p Q) + 2 n^2 c (Z^T Q) + n^3 / 3 + n^2 c + n c^2 + n^2 c.
+    void assemble(const RecurrenceParts &parts, int64_t number) {
+        const double *X = parts.X + number * n * c, *Z = parts.Z + number * n * c;
+        const double *Phi = parts.Phi + number * parts.phi_size();
+        const bool dense = parts.dense;
+        const int64_t n = this->n, c = this->c; // for the lambdas
+mark2_=now();
+        copy_root(parts.F + number * n * n);
+
+MARK2(0)
+        symmetric_copy(n, parts.Q + number * n * n, n, 1.0, Q_, lf_);
+
+MARK2(1)
+        if (dense) carry_dense(Phi);
+        else carry_diagonal(Phi);
+
+MARK2(2)
+        transpose(n, c, Z, n, D_ + n, ld_);
+        transpose(n, c, X + (c - 1) * n, -n, X_, lx_);
+
+
+MARK2(3)
+        // G = D Q; D's upper n rows are a triangle where Phi is diagonal
+        multiply<Right::Plain, Update::Set>(
+            n, n, D_, ld_, Q_, lf_, G_, ld_,
+            [=](int64_t i0, int64_t, int64_t, int64_t) { return Range{dense ? 0 : i0 / ROWS * ROWS, n}; });
+
+MARK2(4)
+        multiply<Right::Plain, Update::Set>(c, n, D_ + n, ld_, Q_, lf_, G_ + n, ld_,
+                                            [=](int64_t, int64_t, int64_t, int64_t) { return Range{0, n}; });
+
+MARK2(5)
+        // S, Z^T Q Phi F, Z^T Q Z
+        auto lower = [=](int64_t, int64_t i1, int64_t j0, int64_t) {
+            return in_lower(i1, j0) ? Range{dense ? 0 : j0 / ROWS * ROWS, n} : Range{0, 0};
+        };
+        multiply<Right::Transposed, Update::Set>(n, n, G_, ld_, D_, ld_, A, lda, lower);
+
+MARK2(6)
+        multiply<Right::Transposed, Update::Set>(
+            c, n, G_ + n, ld_, D_, ld_, A + n + c, lda,
+            [=](int64_t, int64_t, int64_t j0, int64_t) { return Range{dense ? 0 : j0 / ROWS * ROWS, n}; });
+
+MARK2(7)
+        multiply<Right::Transposed, Update::Set>(
+            c, c, G_ + n, ld_, D_ + n, ld_, A + n + c + (n + c) * lda, lda,
+            [=](int64_t, int64_t i1, int64_t j0, int64_t) { return Range{0, in_lower(i1, j0) ? n : 0}; });
+
+MARK2(8)
+        // X F
+        multiply<Right::Plain, Update::Set>(
+            c, n, X_, lx_, F_, lf_, A + n, lda,
+            [=](int64_t, int64_t, int64_t j0, int64_t) { return Range{j0 / ROWS * ROWS, n}; });
+
+MARK2(9)
+        measure();
+MARK2(10)
+    }
+
+    // Asks for one of `pieces` equal pieces of what `assemble` will read for a block: it comes from far away, and all at
+    // once would be more than the memory system takes.
+    void prefetch(const RecurrenceParts &parts, int64_t number, int64_t piece, int64_t pieces) const {
+        const double *F = parts.F + number * n * n, *Q = parts.Q + number * n * n;
+        for (int64_t j = n * piece / pieces; j < n * (piece + 1) / pieces; j++) {
+            for (int64_t i = j / ROWS * ROWS; i < n; i += ROWS) {
+                __builtin_prefetch(F + i + j * n, 0, 2);
+                __builtin_prefetch(Q + i + j * n, 0, 2);
+            }
+        }
+        const double *X = parts.X + number * n * c, *Z = parts.Z + number * n * c;
+        for (int64_t i = n * c * piece / pieces; i < n * c * (piece + 1) / pieces; i += ROWS) {
+            __builtin_prefetch(X + i, 0, 2);
+            __builtin_prefetch(Z + i, 0, 2);
+        }
+    }
+
+  private:
+    int64_t lf_, ld_, lx_;
+    double *F_, *D_, *Q_, *G_, *X_;
+
+    void copy_root(const double *F) {
+        for (int64_t j = 0; j < n; j++) {
+            for (int64_t i = j / ROWS * ROWS; i < n; i += W) store(F_ + i + j * lf_, load(F + i + j * n));
+        }
+    }
+
+    // D's first n rows: (Phi F)^T
+    void carry_diagonal(const double *Phi) {
+        for (int64_t j0 = 0; j0 < n; j0 += ROWS) {
+            transpose(n - j0, ROWS, F_ + j0 + j0 * lf_, lf_, D_ + j0 + j0 * ld_, ld_, Phi + j0);
+            for (int64_t j = j0; j < j0 + ROWS; j++) {
+                for (int64_t i = j0 + ROWS; i < n; i += W) store(D_ + i + j * ld_, V{});
+            }
+        }
+    }
+
+    void carry_dense(const double *Phi) {
+        // G_ is free until D is complete
+        multiply<Right::Plain, Update::Set>(
+            n, n, Phi, n, F_, lf_, G_, ld_,
+            [n = this->n](int64_t, int64_t, int64_t j0, int64_t) { return Range{j0 / ROWS * ROWS, n}; });
+        transpose(n, n, G_, ld_, D_, ld_);
+    }
+
+    // sum_k D_ik^2 Q_kk, the diagonal of |D| diag(Q) |D|^T; rows of the block have none
+    void measure() {
+        for (int64_t i = 0; i < n + c; i += W) {
+            V sum = V{};
+            for (int64_t k = 0; k < n; k++) {
+                V d = load(D_ + i + k * ld_);
+                sum += d * d * all(Q_[k + k * lf_]);
+            }
+            store(magnitude + (i < n ? i : i + c), sum);
+        }
+        for (int64_t i = n; i < n + c; i += W) store(magnitude + i, V{});
+    }
+};
+
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess

@@ -1,0 +1,130 @@
+/* Recurrences with a finite state: block parts and boundary scans, then counts at every position.
+ *
+ * A recurrence of `heads` heads is cut into `blocks` blocks of `c` tokens; the last block is filled up with zero tokens.
+ * The caller owns all arrays; block b of head h is number h * blocks + b of each. Matrices in them are column-major. */
+#ifndef ESS_RECURRENCE_H
+#define ESS_RECURRENCE_H
+
+#include "ess_native.h"
+#include "ess_tokens.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Largest padded state size and block. */
+#define ESS_MAX_STATES 1024
+#define ESS_MAX_BLOCK 64
+
+/*   heads, blocks   at least 1 each
+ *   n               state size, padded to a multiple of 8, at most ESS_MAX_STATES
+ *   c               tokens a block: 8, 16, 32 or 64
+ *   dense           not 0: transitions are matrices
+ *   X, Z            [n, c] a block: each token's read-out seen from the left edge; its write carried to the right edge
+ *   Y               [c, c] a block: Y[j + r * c] = T[a + c - 1 - r, a + j], the block's own rows in reverse order
+ *   Phi             [n] a block, or [n, n] if dense: the product of the block's transitions
+ *   F               [n, n] a block: lower triangular root of the reachability Gramian at its left edge
+ *   Q               [n, n] a block: observability Gramian at its right edge; tiles of 8 x 8 above the diagonal are undefined
+ * All are aligned to 64 bytes. */
+typedef struct {
+    int64_t heads, blocks, n, c;
+    int32_t dense, reserved;
+    double *X, *Z, *Y, *Phi, *F, *Q;
+} ess_recurrence;
+
+/* Fills all arrays of `parts` from tokens, in O(length n c + blocks n^2 c) flops; dense transitions O(length n^3).
+ *
+ *   tokens       sizes must agree: heads, states <= n, length in (blocks - 1) c + 1 .. blocks c. If dense, the gate is not read.
+ *   transition   if dense, `[heads]` pointers to [length, states, states] row-major, contiguous; else null
+ *
+ * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
+ESS_API int64_t ess_recurrence_parts_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                               const double *const *transition);
+ESS_API int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                     const double *const *transition);
+
+/* How many singular values of H_i exceed tolerances, at every position of the wanted blocks. About
+ * 2 n^3 + 5 n^2 c a block and (n^3 / 3 + 2 n^2 c + 2 n c^2 + 1.2 c^3) a block and tolerance.
+ *
+ *   length       positions; (blocks - 1) c < length <= blocks c
+ *   tolerances   how many, at least 1
+ *   tau          [heads, tolerances, blocks], positive
+ *   wanted       [heads, tolerances, blocks], not 0 where a block is to be done
+ *   counts       [heads, tolerances, length], written for all positions of wanted blocks, as are the next two
+ *   growth       the largest update of a diagonal entry in units of tau: times 2^-52, the relative width around tau within
+ *                which a singular value could have been miscounted; infinite or NaN: no answer
+ *   least        the smallest of the eliminated rows' largest entries in units of tau, at most 1: near zero, tau is a
+ *                singular value, and the sign of a pivot says nothing
+ */
+ESS_API int64_t ess_recurrence_counts_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                                int64_t tolerances, const double *tau, const uint8_t *wanted,
+                                                double *counts, double *growth, double *least);
+ESS_API int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                      int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts,
+                                      double *growth, double *least);
+
+/* Roots of the observability Gramians at every block's right edge, by QR, in O(blocks n^2 c) flops.
+ *
+ *   parts, tokens, transition   as in ess_recurrence_parts, which has filled the parts
+ *   observe_roots               [n, n] a block, aligned to 64 bytes: G lower triangular, G G^T = Q
+ */
+ESS_API int64_t ess_recurrence_observe_roots_workspace(const ess_run *run, const ess_recurrence *parts,
+                                                       const ess_tokens *tokens, const double *const *transition,
+                                                       double *observe_roots);
+ESS_API int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                             const double *const *transition, double *observe_roots);
+
+/* n x n matrices with the singular values of H_i at chosen positions, to a few 2^-52 s_1: about 3 n^2 c flops a block that
+ * is asked for, 3 n^2 + n^3 a position (dense transitions 6 n^3).
+ *
+ *   observe_roots      from ess_recurrence_observe_roots
+ *   count              how many, at least 1
+ *   heads, positions   [count], sorted by head, then by position; 1 <= position < length
+ *   products           [count][n, n], aligned to 64 bytes
+ */
+ESS_API int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_recurrence *parts,
+                                                       const ess_tokens *tokens, const double *const *transition,
+                                                       double *observe_roots, int64_t count, const int64_t *heads,
+                                                       const int64_t *positions, double *products);
+ESS_API int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                             const double *const *transition, double *observe_roots, int64_t count,
+                                             const int64_t *heads, const int64_t *positions, double *products);
+
+/* Nodes and weights of a quadrature; its smallest node may be ESS_LEAST_NODE, below which rounding errors of the squares
+ * would be all that it sees. */
+#define ESS_MAX_NODES 64
+#define ESS_LEAST_NODE 1e-16
+
+/*   nodes                       a multiple of 8, at most ESS_MAX_NODES
+ *   t                           [nodes], in units of the scale
+ *   total_weight, mixed_weight  [nodes]
+ *   tail_a, tail_b              two of the nodes, 0..nodes-1 */
+typedef struct {
+    int64_t nodes;
+    const double *t, *total_weight, *mixed_weight;
+    int64_t tail_a, tail_b;
+} ess_quadrature;
+
+/* Sums over the nodes k of ld_k = log det(I + H_i H_i^T / (t_k scale)) at every position of the wanted blocks. About
+ * 4 n^3 + 9 n^2 c flops a block and n (3 c^2 + 6 c) + 2 c^3 a block and node.
+ *
+ *   length   positions; (blocks - 1) c < length <= blocks c
+ *   scale    [heads], a bound of the squared largest singular value at all positions; null: every block has its own
+ *   wanted   [heads, blocks], not 0 where a block is to be done
+ *   total    [heads, length], sum of total_weight_k ld_k, written for all positions of wanted blocks, as are the next two
+ *   mixed    sum of mixed_weight_k ld_k
+ *   visible  ld at tail_a less ld at tail_b
+ *
+ * All are zero where the scale is, and NaN where the squares of a block overflow. */
+ESS_API int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                                 const double *scale, const ess_quadrature *quadrature,
+                                                 const uint8_t *wanted, double *total, double *mixed, double *visible);
+ESS_API int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, int64_t length,
+                                       const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted,
+                                       double *total, double *mixed, double *visible);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* ESS_RECURRENCE_H */

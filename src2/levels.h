@@ -1,0 +1,25 @@
+// Dispatch: the kernels are compiled once per level of the processor's vector unit, and the best one is taken at run time.
+
+#pragma once
+
+#include "ess_native.h"
+#include "recurrence_jobs.h"
+
+namespace ess {
+
+struct Kernels {
+    const char *name;
+    int32_t vector_bytes;
+    const RecurrenceKernels *recurrence;
+};
+
+// null where the level does not exist on this architecture
+extern const Kernels *const baseline_kernels;
+extern const Kernels *const avx2_kernels;
+extern const Kernels *const avx512_kernels;
+
+// The kernels for a run: of the level asked for, or of the best one if it says ESS_LEVEL_BEST. Null if the machine has no
+// such level.
+const Kernels *kernels_for(int32_t level);
+
+} // namespace ess

@@ -1,0 +1,182 @@
+// Counts of singular values above tolerances at every position of a recurrence.
+//
+// Per block and tolerance, in units of the tolerance: [[S - I], [X F, -I], [Z^T Q Phi F, Y, Z^T Q Z - I]] (boundary.h,
+// divided by tau once or twice) is eliminated up to the block's own rows and columns: n pivots, of which the positive ones
+// are the singular values of T[e:, :a] above tau. What is left is the leaf (leaf.h), W of them side by side.
+
+#pragma once
+
+#include "boundary.h"
+#include "leaf.h"
+#include "parts.h"
+#include "scans.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+
+// Leaves on their way into lanes.
+struct Leaves {
+    int64_t c;
+    V *R, *K, *C, *work, *counts, *growths, *leasts;
+    double before[W], growth[W], least[W]; // what the boundary brought
+    int64_t head[W], block[W], tolerance[W];
+    int filled = 0;
+
+    Leaves(Arena &arena, int64_t c)
+        : c(c), R(arena.take<V>(c * c)), K(arena.take<V>(c * c)), C(arena.take<V>(c * c)), work(arena.take<V>(leaf_work(c))),
+          counts(arena.take<V>(c)), growths(arena.take<V>(c)), leasts(arena.take<V>(c)) {}
+
+    // Puts the Schur complement [[R], [K, C]] (column-major, lower) of one more node into the next lane.
+    void add(const double *schur, int64_t ld) {
+        double *r = reinterpret_cast<double *>(R) + filled, *k = reinterpret_cast<double *>(K) + filled,
+               *q = reinterpret_cast<double *>(C) + filled;
+        for (int64_t j = 0; j < c; j++) {
+            const double *rows = schur + j * ld, *columns = schur + c + (c + j) * ld;
+            for (int64_t i = j; i < c; i++) r[(j * c + i) * W] = rows[i];
+            for (int64_t i = j; i < c; i++) q[(j * c + i) * W] = columns[i];
+            for (int64_t i = 0; i < c - 1 - j; i++) k[(j * c + i) * W] = rows[c + i];
+        }
+        filled++;
+    }
+};
+
+struct CountsWork {
+    Boundary boundary;
+    Leaves leaves;
+    double *A, *L, *d, *growth;
+
+    CountsWork(Arena &arena, int64_t n, int64_t c)
+        : boundary(arena, n, c), leaves(arena, c), A(arena.take<double>(boundary.lda * boundary.m)),
+          L(arena.take<double>(boundary.lda * n)), d(arena.take<double>(n)), growth(arena.take<double>(boundary.m)) {}
+};
+
+// A = boundary in units of tau, with the diagonal of the empty block.
+inline void scale_boundary(const Boundary &b, const double *Y, double tau, double *A, double *growth) {
+    const int64_t n = b.n, c = b.c, lda = b.lda;
+    const V once = all(1 / tau), twice = all(1 / tau / tau);
+    auto copy = [=](double *target, const double *source, int64_t begin, int64_t end, V factor) {
+        for (int64_t i = begin; i < end; i += W) store(target + i, load(source + i) * factor);
+    };
+    for (int64_t j = 0; j < n; j++) {
+        double *a = A + j * lda;
+        const double *source = b.A + j * lda;
+        copy(a, source, j / ROWS * ROWS, n, twice);
+        copy(a, source, n, n + c, once);
+        copy(a, source, n + c, n + 2 * c, twice);
+        a[j] -= 1;
+    }
+    for (int64_t r = 0; r < c; r++) {
+        double *rows = A + n + (n + r) * lda, *columns = A + n + c + (n + c + r) * lda;
+        fill(rows, 0, c);
+        rows[r] = -1;
+        copy(rows + c, Y + r * c, 0, c, once);
+        copy(columns, b.A + n + c + (n + c + r) * lda, r / ROWS * ROWS, c, twice);
+        columns[r] -= 1;
+    }
+    for (int64_t i = 0; i < b.m; i += W) store(growth + i, load(b.magnitude + i) * twice);
+}
+
+// The smallest of the largest entries of the eliminated rows, where a pivot is small enough to make it matter.
+inline double least_eliminated(const double *A, int64_t lda, int64_t m, int64_t pivots, const double *d) {
+    double least = 1;
+    for (int64_t k = 0; k < pivots; k++) {
+        double most = std::fabs(d[k]);
+        if (!(most < SMALL_PIVOT)) continue;
+        for (int64_t i = k + 1; i < m; i++) most = std::fabs(A[i + k * lda]) > most ? std::fabs(A[i + k * lda]) : most;
+        least = most < least ? most : least;
+    }
+    return least;
+}
+
+inline void finish_leaves(const RecurrenceCountsJob &job, Leaves &leaves) {
+    if (leaves.filled == 0) return;
+    const int64_t c = leaves.c;
+    V growth = V{}, least = all(1.0);
+    for (int l = 0; l < leaves.filled; l++) {
+        growth[l] = leaves.growth[l];
+        least[l] = leaves.least[l];
+    }
+    leaf_counts(static_cast<int>(c), leaves.R, leaves.K, leaves.C, leaves.work, growth, least, leaves.counts,
+                leaves.growths, leaves.leasts);
+    for (int l = 0; l < leaves.filled; l++) {
+        const int64_t start = leaves.block[l] * c, left = job.length - start, present = left < c ? left : c;
+        const int64_t place = (leaves.head[l] * job.tolerances + leaves.tolerance[l]) * job.length + start;
+        for (int64_t s = 0; s < present; s++) {
+            job.counts[place + s] = leaves.before[l] + leaves.counts[s][l];
+            job.growth[place + s] = leaves.growths[s][l];
+            job.least[place + s] = leaves.leasts[s][l];
+        }
+    }
+    leaves.filled = 0;
+}
+
+// All wanted tolerances of one block: its boundary is made once.
+inline void count_block(const RecurrenceCountsJob &job, int64_t number, CountsWork &work) {
+    const RecurrenceParts &parts = job.parts;
+    const int64_t head = number / parts.blocks, block = number % parts.blocks;
+    const Boundary &boundary = work.boundary;
+    const int64_t n = boundary.n, c = boundary.c, m = boundary.m, lda = boundary.lda;
+    bool assembled = false;
+    for (int64_t s = 0; s < job.tolerances; s++) {
+        const int64_t pair = (head * job.tolerances + s) * parts.blocks + block;
+        if (!job.wanted[pair]) continue;
+        if (!assembled) work.boundary.assemble(parts, number);
+        assembled = true;
+        scale_boundary(boundary, parts.Y + number * c * c, job.tau[pair], work.A, work.growth);
+        eliminate(work.A, lda, m, n, work.L, lda, work.d, work.growth,
+                  [=](int64_t i0, int64_t, int64_t j0, int64_t j1) {
+                      // of K only j + r < c - 1 is ever read
+                      return !(i0 >= c && j1 <= c) || i0 - c + j0 < c - 1;
+                  });
+        Leaves &leaves = work.leaves;
+        const int l = leaves.filled;
+        double positive = 0, growth = 0;
+        for (int64_t k = 0; k < n; k++) positive += work.d[k] > 0;
+        bool finite = true;
+        for (int64_t i = 0; i < m; i++) {
+            growth = work.growth[i] > growth ? work.growth[i] : growth;
+            finite &= work.growth[i] <= 1e300;
+        }
+        leaves.before[l] = positive;
+        leaves.growth[l] = finite ? growth : HUGE_VAL;
+        leaves.least[l] = least_eliminated(work.A, lda, m, n, work.d);
+        leaves.head[l] = head;
+        leaves.block[l] = block;
+        leaves.tolerance[l] = s;
+        leaves.add(work.A + n + n * lda, lda);
+        if (leaves.filled == W) finish_leaves(job, leaves);
+    }
+}
+
+// Blocks that a thread takes at once: enough to fill the lanes, fewer if threads would have nothing to do.
+inline int64_t blocks_per_task(int64_t blocks, int64_t threads) {
+    int64_t fair = blocks / (2 * threads);
+    return fair < 1 ? 1 : fair < W ? fair : W;
+}
+
+inline int64_t counts_workspace(const RecurrenceCountsJob &job) {
+    Arena arena;
+    for (int32_t t = 0; t < job.threads; t++) CountsWork(arena, job.parts.n, job.parts.c);
+    return arena.used();
+}
+
+inline void run_counts(const RecurrenceCountsJob &job) {
+    Arena one;
+    CountsWork(one, job.parts.n, job.parts.c);
+    const int64_t each = one.used(), count = job.parts.count(), step = blocks_per_task(count, job.threads);
+    TaskCounter tasks((count + step - 1) / step);
+    team(job.threads, [&](int32_t thread) {
+        FlushDenormals flush;
+        Arena arena(static_cast<char *>(job.workspace) + thread * each);
+        CountsWork work(arena, job.parts.n, job.parts.c);
+        for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
+            for (int64_t b = task * step; b < count && b < (task + 1) * step; b++) count_block(job, b, work);
+            finish_leaves(job, work.leaves);
+        }
+    });
+}
+
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess

@@ -1,0 +1,236 @@
+// Sums of log-determinants at every position of a recurrence, block by block, all shifts of a block together.
+
+#pragma once
+
+#include "boundary.h"
+#include "logdet_leaf.h"
+#include "shifts.h"
+#include "tridiagonal.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+
+// What a thread needs for one block.
+struct EntropyWork {
+    Boundary boundary;
+    int64_t n, c, lds, ldb, vectors;
+    double *S, *B;                                     // the boundary's matrix and the block's rows and columns
+    double *Y, *corner, *minus_one;                    // c x c
+    double *norms;
+    double *diagonal, *off, *factor, *reflect, *turned; // tridiagonalisation
+    V *root, *link, *shift, *logdet, *packed, *lasts;  // shifts
+    V *R, *K, *C, *leaf, *logdets, *sums;
+
+    EntropyWork(Arena &arena, const RecurrenceEntropyJob &job)
+        : boundary(arena, job.parts.n, job.parts.c), n(job.parts.n), c(job.parts.c), lds(n), ldb(padded_stride(2 * c)), vectors(job.nodes / W) {
+        S = arena.take<double>(n * lds);
+        B = arena.take<double>(n * ldb);
+        Y = arena.take<double>(c * c);
+        corner = arena.take<double>(c * c);
+        minus_one = arena.take<double>(c * c);
+        norms = arena.take<double>(3 * c);
+        diagonal = arena.take<double>(n);
+        off = arena.take<double>(n);
+        factor = arena.take<double>(n);
+        reflect = arena.take<double>(4 * n);
+        turned = arena.take<double>(ROWS * padded_stride(2 * c));
+        root = arena.take<V>(n * vectors);
+        link = arena.take<V>(n * vectors);
+        shift = arena.take<V>(vectors);
+        logdet = arena.take<V>(vectors);
+        packed = arena.take<V>(2 * c * (STATES + 1));
+        lasts = arena.take<V>(2 * c);
+        R = arena.take<V>(c * leaf_stride(c));
+        K = arena.take<V>(c * leaf_stride(c));
+        C = arena.take<V>(c * leaf_stride(c));
+        leaf = arena.take<V>(logdet_work(c));
+        logdets = arena.take<V>(c);
+        sums = arena.take<V>(3 * c);
+        if (minus_one) {
+            for (int64_t i = 0; i < c * c; i++) minus_one[i] = i % (c + 1) == 0 ? -1 : 0;
+            for (int64_t i = 0; i < c * leaf_stride(c); i++) R[i] = K[i] = C[i] = V{}; // whole tiles are read
+        }
+    }
+};
+
+// The exponent e for which 4^e <= x < 4^(e + 1); x > 0 and finite.
+inline int root_exponent(double x) { return (std::ilogb(x) + 2048) / 2 - 1024; }
+
+// sum of squares of `rows` x `columns` numbers, rows a multiple of ROWS
+inline double squares(int64_t rows, int64_t columns, const double *A, int64_t lda) {
+    V sum{};
+    for (int64_t j = 0; j < columns; j++) {
+        for (int64_t i = 0; i < rows; i += W) sum += load(A + i + j * lda) * load(A + i + j * lda);
+    }
+    return horizontal_sum(sum);
+}
+
+inline double trace(int64_t n, const double *A, int64_t lda) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += A[i * (lda + 1)];
+    return sum;
+}
+
+// The largest |eigenvalue| of a tridiagonal matrix is at most this (Gershgorin).
+inline double tridiagonal_bound(int64_t n, const double *diagonal, const double *off) {
+    double bound = 0;
+    for (int64_t k = 0; k < n; k++) {
+        double radius = std::fabs(diagonal[k]) + std::fabs(off[k]) + (k > 0 ? std::fabs(off[k - 1]) : 0.0);
+        bound = radius > bound ? radius : bound;
+    }
+    return bound;
+}
+
+// At nodes above this, log det(I + M / t) is tr M / t to more digits than pivots 1 + m / t could hold.
+constexpr double LINEAR_NODE = 1e7;
+
+// norms[s], s < c: the sum of squares of H at position s, which is that of its four parts; no difference is taken.
+// `work`: 2 c doubles.
+inline void squared_norms(int64_t n, int64_t c, const double *B, int64_t ldb, const double *Y, const double *corner,
+                          double leaping, double *norms, double *work) {
+    double *rows = work, *inner = work + c; // of X F; of Y's columns before s
+    for (int64_t i = 0; i < c; i += W) {
+        V sum{};
+        for (int64_t k = 0; k < n; k++) sum += load(B + i + k * ldb) * load(B + i + k * ldb);
+        store(rows + i, sum);
+        store(inner + i, V{});
+    }
+    double columns = 0;
+    for (int64_t s = 0; s < c; s++) {
+        double sum = leaping + columns;
+        for (int64_t r = 0; r < c - s; r++) {
+            sum += rows[r] + inner[r];
+            inner[r] += Y[s + r * c] * Y[s + r * c];
+        }
+        norms[s] = sum;
+        columns += corner[s * (c + 1)];
+    }
+}
+
+inline void fill_results(int64_t c, double value, double *total, double *mixed, double *visible) {
+    for (int64_t s = 0; s < c; s++) total[s] = mixed[s] = visible[s] = value;
+}
+
+// One block; `weights` total, mixed and visible, [3][nodes].
+//
+// Everything is first divided by a power of two, such that squares are at most about 1, then by sqrt(scale) by way of
+// the shifts. The norm of every H in the block is at most that of the four parts side by side: what leaps over the block
+// (S), leads into it (X F), out of it (Z^T Q Z) and stays in it (Y). `next`: the block that will follow, or -1.
+inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights, int64_t number, int64_t next,
+                          EntropyWork &work) {
+    const int64_t n = work.n, c = work.c, lda = work.boundary.lda;
+    const int64_t head = number / job.parts.blocks, start = number % job.parts.blocks * c, left = job.length - start;
+    const int64_t present = left < c ? left : c, place = head * job.length + start;
+    double *total = job.total + place, *mixed = job.mixed + place, *visible = job.visible + place;
+    const double *given_scale = job.scale ? job.scale + head : nullptr;
+
+    work.boundary.assemble(job.parts, number);
+    const double *A = work.boundary.A, *corner = A + (n + c) * (lda + 1), *Y = job.parts.Y + number * c * c;
+    const double own = squares(c, n, A + n, lda) + trace(c, corner, lda) + squares(c, c, Y, c);
+    double bound = own + trace(n, A, lda);
+    if (given_scale && *given_scale > bound) bound = *given_scale;
+    if (!(bound <= 1.7e308)) return fill_results(present, __builtin_nan(""), total, mixed, visible);
+    if (!(bound > 0) || (given_scale && !(*given_scale > 0))) return fill_results(present, 0, total, mixed, visible);
+    const int exponent = -root_exponent(bound) - 1;
+    const double unit = std::ldexp(1.0, exponent), square_unit = std::ldexp(1.0, 2 * exponent);
+
+    symmetric_copy(n, A, lda, square_unit, work.S, work.lds);
+    for (int64_t k = 0; k < n; k++) {
+        const double *from = A + n + k * lda;
+        double *to = work.B + k * work.ldb;
+        for (int64_t i = 0; i < c; i += W) store(to + i, load(from + i) * unit);
+        for (int64_t i = c; i < 2 * c; i += W) store(to + i, load(from + i) * square_unit);
+    }
+    for (int64_t j = 0; j < c; j++) {
+        for (int64_t i = 0; i < c; i += W) {
+            store(work.Y + i + j * c, load(Y + i + j * c) * unit);
+            store(work.corner + i + j * c, load(corner + i + j * lda) * square_unit);
+        }
+    }
+    const int64_t pieces = 2 + work.vectors;
+    auto prefetch = [&](int64_t piece) {
+        if (next >= 0) work.boundary.prefetch(job.parts, next, piece, pieces);
+    };
+    prefetch(0);
+    tridiagonalise(n, work.S, work.lds, work.diagonal, work.off, work.factor, work.reflect);
+    prefetch(1);
+    turn(n, work.S, work.lds, work.factor, 2 * c, work.B, work.ldb, work.turned);
+
+    const double scale = given_scale ? *given_scale * square_unit
+                                     : own * square_unit + tridiagonal_bound(n, work.diagonal, work.off);
+    for (int64_t v = 0; v < work.vectors; v++) work.shift[v] = load(job.t + v * W) * scale;
+    for (int64_t v = 0; v < work.vectors;) {
+        auto factor = v + 2 <= work.vectors ? factor_shifts<2> : factor_shifts<1>;
+        factor(n, work.diagonal, work.off, work.shift + v, work.root + v * n, work.link + v * n, work.logdet + v);
+        v += v + 2 <= work.vectors ? 2 : 1;
+    }
+    squared_norms(n, c, work.B, work.ldb, work.Y, work.corner, trace(n, A, lda) * square_unit, work.norms, work.norms + c);
+    for (int64_t i = 0; i < 3 * c; i++) work.sums[i] = V{};
+    for (int64_t v = 0; v < work.vectors; v++) {
+        prefetch(2 + v);
+        const V square = 1.0 / work.shift[v];
+        const int64_t ld = leaf_stride(c);
+        const Sums rows{work.minus_one, c, work.R, ld, all(1.0)};
+        const Sums between{work.Y, c, work.K, ld, -sqrt(square)};
+        const Sums columns{work.corner, c, work.C, ld, -square};
+        shift_products(n, c, work.B, work.ldb, work.root + v * n, work.link + v * n, rows, between, columns, work.packed,
+                       work.lasts);
+        for (int64_t i = 0; i < c; i++) work.C[i * (ld + 1)] += 1.0;
+        leaf_logdet(static_cast<int>(c), work.R, work.K, work.C, work.leaf, work.logdet[v], work.logdets);
+        const double *weight = weights + v * W;
+        const auto linear = load(job.t + v * W) > all(LINEAR_NODE);
+        for (int64_t s = 0; s < c; s++) {
+            V logdet = select(linear, work.norms[s] * square, work.logdets[s]);
+            for (int64_t q = 0; q < 3; q++) work.sums[q * c + s] += logdet * load(weight + q * job.nodes);
+        }
+    }
+    for (int64_t s = 0; s < present; s++) {
+        total[s] = horizontal_sum(work.sums[s]);
+        mixed[s] = horizontal_sum(work.sums[c + s]);
+        visible[s] = horizontal_sum(work.sums[2 * c + s]);
+    }
+}
+
+// The weights of the three sums, [3][nodes].
+inline double *entropy_weights(const RecurrenceEntropyJob &job, Arena &arena) {
+    double *weights = arena.take<double>(3 * job.nodes);
+    if (weights) {
+        for (int64_t k = 0; k < job.nodes; k++) {
+            weights[k] = job.total_weight[k];
+            weights[job.nodes + k] = job.mixed_weight[k];
+            weights[2 * job.nodes + k] = (k == job.tail_a ? 1.0 : 0.0) - (k == job.tail_b ? 1.0 : 0.0);
+        }
+    }
+    return weights;
+}
+
+inline int64_t entropy_workspace(const RecurrenceEntropyJob &job) {
+    Arena arena;
+    entropy_weights(job, arena);
+    for (int32_t t = 0; t < job.threads; t++) EntropyWork(arena, job);
+    return arena.used();
+}
+
+inline void run_entropy(const RecurrenceEntropyJob &job) {
+    Arena shared(job.workspace), one;
+    const double *weights = entropy_weights(job, shared);
+    EntropyWork(one, job);
+    char *memory = static_cast<char *>(job.workspace) + shared.used();
+    TaskCounter tasks(job.parts.count());
+    team(job.threads, [&](int32_t thread) {
+        FlushDenormals flush;
+        Arena arena(memory + thread * one.used());
+        EntropyWork work(arena, job);
+        // one task ahead, so that its numbers are on their way while this one is computed
+        for (int64_t number = tasks.take(); number >= 0;) {
+            const int64_t next = tasks.take();
+            if (job.wanted[number]) block_entropy(job, weights, number, next, work);
+            number = next;
+        }
+    });
+}
+
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess

@@ -1,0 +1,83 @@
+// What the kernels for recurrences are asked to do; plain data, the same at every dispatch level.
+
+#pragma once
+
+#include <cstdint>
+
+#include "ess_tokens.h"
+
+namespace ess {
+
+// A recurrence of `heads` heads cut into `blocks` blocks of `c` tokens. State size n is padded to a multiple of ROWS (with
+// coordinates that are never written), the last block with zero tokens. Block b of head h is number h * blocks + b of
+// every array; see algorithms in parts.h and scans.h.
+struct RecurrenceParts {
+    int64_t heads, blocks, n, c;
+    bool dense; // Phi is a matrix
+    double *X;  // [n, c] column-major: token r's read-out seen from the block's left edge in column r
+    double *Z;  // [n, c]: token j's write carried to the right edge in column j
+    double *Y;  // [c, c]: Y[j + r c] = T[a + c - 1 - r, a + j], rows reversed, zero on and above T's diagonal
+    double *Phi; // [n], or [n, n] column-major
+    double *F;   // [n, n] lower triangular root of the reachability Gramian at the left edge, zeros above the diagonal
+    double *Q;   // [n, n] observability Gramian at the right edge, its lower triangle
+
+    int64_t count() const { return heads * blocks; }
+    int64_t phi_size() const { return dense ? n * n : n; }
+};
+
+// Fills X, Z, Y, Phi, F and Q from tokens; `transition` instead of a gate where transitions are dense.
+struct RecurrencePartsJob {
+    RecurrenceParts parts;
+    ess_tokens tokens;
+    const double *const *transition; // [heads] pointers to [length, n0, n0] row-major, n0 = tokens.states, or null
+    int32_t threads;
+    void *workspace;
+};
+
+// Counts of singular values above tolerances at every position.
+struct RecurrenceCountsJob {
+    RecurrenceParts parts;
+    int64_t length, tolerances;
+    const double *tau;               // [heads, tolerances, blocks]
+    const uint8_t *wanted;           // the same: which blocks are to be done at which tolerance
+    double *counts, *growth, *least; // [heads, tolerances, length], written where wanted
+    int32_t threads;
+    void *workspace;
+};
+
+// Matrices with the singular values of H_i at some positions.
+struct RecurrenceRootsJob {
+    RecurrencePartsJob parts;
+    double *observe_roots; // [n, n] a block: lower triangular root of Q at its right edge
+    int64_t count;
+    const int64_t *heads, *positions; // [count], in ascending order
+    double *products;                 // [count][n, n] column-major
+};
+
+// Sums over a quadrature's nodes t_k of log det(I + H H^T / (t_k scale)) at every position.
+struct RecurrenceEntropyJob {
+    RecurrenceParts parts;
+    int64_t length;
+    const double *scale; // [heads], bounds of the squared largest singular value; null: every block has its own
+    int64_t nodes;       // a multiple of ROWS
+    const double *t, *total_weight, *mixed_weight; // [nodes]
+    int64_t tail_a, tail_b;
+    const uint8_t *wanted;            // [heads, blocks]
+    double *total, *mixed, *visible;  // [heads, length], written where wanted; visible: node tail_a less node tail_b
+    int32_t threads;
+    void *workspace;
+};
+
+struct RecurrenceKernels {
+    int64_t (*parts_workspace)(const RecurrencePartsJob &);
+    void (*parts)(const RecurrencePartsJob &);
+    int64_t (*counts_workspace)(const RecurrenceCountsJob &);
+    void (*counts)(const RecurrenceCountsJob &);
+    int64_t (*entropy_workspace)(const RecurrenceEntropyJob &);
+    void (*entropy)(const RecurrenceEntropyJob &);
+    int64_t (*roots_workspace)(const RecurrenceRootsJob &);
+    void (*observe_roots)(const RecurrenceRootsJob &);
+    void (*root_products)(const RecurrenceRootsJob &);
+};
+
+} // namespace ess

@@ -1,0 +1,21 @@
+// The table of kernels for recurrences.
+
+#pragma once
+
+#include "recurrence_counts.h"
+#include "recurrence_entropy.h"
+#include "recurrence_parts.h"
+#include "recurrence_roots.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+
+const RecurrenceKernels recurrence_kernels = {
+    parts_workspace, run_parts,         counts_workspace,  run_counts,        entropy_workspace,
+    run_entropy,     roots_workspace, run_observe_roots, run_root_products,
+};
+
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess

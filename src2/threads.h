@@ -1,0 +1,38 @@
+// Threads for kernels: a team runs one body, and a counter hands out tasks. No kernel knows what threads are made of.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace ess {
+
+// Calls body(context, t) for t = 0..n-1, each on a thread of its own, the caller's among them; n is at most `threads`, and
+// may be less: a body must not wait for another one, and takes its work from a TaskCounter.
+void run_team(int32_t threads, void (*body)(void *context, int32_t thread), void *context);
+
+// As above for anything that can be called with the number of the thread.
+template <class Body> void team(int32_t threads, Body body) {
+    run_team(threads, [](void *context, int32_t thread) { (*static_cast<Body *>(context))(thread); }, &body);
+}
+
+namespace { // every dispatch level has its own copy
+
+// Hands out 0, 1, ... count - 1, each once, in this order.
+class TaskCounter {
+  public:
+    explicit TaskCounter(int64_t count) : count_(count) {}
+    // the next task, or -1 when there is none left
+    int64_t take() {
+        int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+        return task < count_ ? task : -1;
+    }
+
+  private:
+    std::atomic<int64_t> next_{0};
+    const int64_t count_;
+};
+
+} // namespace
+
+} // namespace ess
