@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import ess_kernels as ek
 from ess_kernels import _ops, operators
+from ess_kernels.backends.native import NativeBackend
 from ess_kernels.backends.torch import TorchBackend
 from ess_kernels.operators import packing
 
@@ -262,7 +263,8 @@ def test_exceptions_pass_through(error, monkeypatch):
         raise error("out of luck")
 
     for task in ("tolerance_ess", "entropy_ess", "singular_values", "small_spectra"):
-        monkeypatch.setattr(TorchBackend, task, fail)
+        for backend in (TorchBackend, NativeBackend):
+            monkeypatch.setattr(backend, task, fail)
     T = randn(5, 5)
     for call in (
         ek.tolerance_ess,
