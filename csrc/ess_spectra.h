@@ -11,8 +11,8 @@ extern "C" {
 /* The shorter side of a matrix, and of each factor of a product, is at most this. */
 #define ESS_MAX_SMALL 256
 
-/* A batch of matrices: element (i, j) of matrix b is data[b batch_stride + i row_stride + j column_stride]. Strides count
- * elements and may be anything that stays inside the caller's memory, zero and negative ones among them. */
+/* A batch of matrices: element (i, j) of matrix b is data[b batch_stride + i row_stride + j column_stride]. Strides
+ * count elements and may be anything that stays inside the caller's memory, zero and negative ones among them. */
 typedef struct {
     const void *data;
     int64_t rows, columns;
@@ -24,16 +24,16 @@ typedef struct {
  *   element_bytes  8: matrices and values are double, computed in double; 4: float
  *   batch          how many matrices, >= 0
  *   left           A [batch][m][n], min(m, n) <= ESS_MAX_SMALL
- *   right          R [batch][k][n], min(k, n) <= ESS_MAX_SMALL: the matrices are A R^T, formed here; or data null (as when
- *                  A is empty) and rows < 0: the matrices are A itself, k stands for n below
+ *   right          R [batch][k][n], min(k, n) <= ESS_MAX_SMALL: the matrices are A R^T, formed here. With rows < 0
+ *                  there is none: the matrices are A itself, and k stands for n below
  *   values         [batch][min(m, k)], contiguous, descending, in the matrices' precision; may be null
  *   tolerances     M >= 0, how many counts a matrix
  *   tau            [batch][M], contiguous doubles, absolute tolerances, not NaN; may be null if M is 0
- *   counts         [batch][M], contiguous: how many singular values exceed tau, by Sturm's theorem on the bidiagonal form;
- *                  no value is computed for them. May be null if M is 0.
+ *   counts         [batch][M], contiguous: how many singular values exceed tau, by Sturm's theorem on the bidiagonal
+ *                  form; no value is computed for them. May be null if M is 0.
  *
- * Matrices are scaled by exact powers of two, so that entries of any size pass. A matrix that holds NaN or infinity, or whose
- * largest singular value exceeds the largest number, gives NaN and -1; its neighbours do not notice.
+ * Matrices are scaled by exact powers of two, so that entries of any size pass. A matrix that holds NaN or infinity, or
+ * whose largest singular value exceeds the largest number, gives NaN and -1; its neighbours do not notice.
  *
  * Errors of the values, and of the places where counts change, are at most (4 + min(m, k) / 2) eps s_1 for a matrix and
  * (8 + n) eps |A| |R| (Frobenius norms) for a product; eps is 2^-52 or 2^-23. */
@@ -51,8 +51,8 @@ typedef struct {
  * ESS_ERR_LEVEL, ESS_ERR_WORKSPACE. Nothing is written then. */
 ESS_API int32_t ess_spectra(const ess_run *run, const ess_spectra_job *job);
 
-/* Bytes of workspace that ess_spectra needs for these sizes and run->threads and run->level, or minus an error code; the
- * workspace of `run` is not looked at. */
+/* Bytes of workspace that ess_spectra needs for these sizes and run->threads and run->level, or minus an error code;
+ * the workspace of `run` is not looked at. */
 ESS_API int64_t ess_spectra_workspace(const ess_run *run, const ess_spectra_job *job);
 
 #ifdef __cplusplus

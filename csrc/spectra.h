@@ -1,7 +1,8 @@
 // Spectra of many small matrices: `width<T>` of them a vector, BUNDLE vectors a task.
 //
-// Matrices come into lanes scaled and higher than wide; those much higher, and the factors of a product whose rank is bounded by
-// what they share, become triangles first. Then: bidiagonal form, and either qd sweeps (values) or Sturm counts.
+// Matrices come into lanes scaled and higher than wide; those much higher, and the factors of a product whose rank is
+// bounded by what they share, become triangles first. Then: bidiagonal form, and either qd sweeps (values) or Sturm
+// counts.
 
 #pragma once
 
@@ -18,8 +19,11 @@ namespace {
 
 // vectors whose divisions hide each other
 constexpr int BUNDLE = 2;
-// from this many columns on, matrices are reduced in two stages
-constexpr int64_t TWO_STAGES = 48;
+// From so many bytes a vector of square matrices is reduced in two stages: where it no longer shares the second cache
+// with anything, one stage waits for memory. (Zen 4, AVX-512, n = 64 / 96 / 128 / 256: two stages take 1.08 / 1.00 /
+// 0.83 / 0.75 of the time of one. A band of 8 costs more in the second stage than it saves in the first, but at n =
+// 256.)
+constexpr int64_t TWO_STAGES = 9 << 16;
 // rows of a tall matrix, and shared columns of a product, at a time
 constexpr int64_t CHUNK = 32;
 // Sturm counts at a time
@@ -31,15 +35,17 @@ constexpr int64_t column_distance(int64_t rows) { return rows | 1; }
 
 // What the sizes alone decide.
 struct SpectraPlan {
-    bool product, swapped; // swapped: the factors (or rows and columns) trade places, to make matrices at least as high as wide
+    bool product;
+    bool swapped; // the factors (or rows and columns) trade places, to make matrices at least as high as wide
     int64_t rows, columns; // of a matrix
     int64_t shared;        // columns of the factors
     bool thin;             // product: of rank at most `shared` < columns; reduced to shared x shared
     bool tall;             // reduced to columns x columns before all else
     int64_t m, n;          // what is made bidiagonal
     int64_t values;        // columns; those from n on are zero
+    bool two_stages;
 
-    explicit SpectraPlan(const SpectraJob &job) {
+    SpectraPlan(const SpectraJob &job, int64_t vector_bytes) {
         product = job.product();
         rows = job.asked.left.rows;
         columns = job.columns();
@@ -55,6 +61,7 @@ struct SpectraPlan {
         tall = !thin && rows > columns + columns / 2 + BAND;
         n = thin ? shared : columns;
         m = thin || tall ? n : rows;
+        two_stages = n * n * vector_bytes >= TWO_STAGES;
     }
 };
 
@@ -74,7 +81,7 @@ template <class T> struct SpectraWork {
         triangle = arena.take<Vec<T>>(plan.thin ? 2 * distance * n : 0);
         const int64_t one_stage = bidiagonalise_work(m, n), two_stages = band_work(m);
         scratch = arena.take<Vec<T>>(one_stage > two_stages ? one_stage : two_stages);
-        band = arena.take<Vec<T>>(plan.n >= TWO_STAGES ? Band<T, BUNDLE>::size(n) : 0);
+        band = arena.take<Vec<T>>(plan.two_stages ? Band<T, BUNDLE>::size(n) : 0);
         Vec<T> **const lines[] = {&d, &e, &q, &f, &out, &split_totals};
         for (Vec<T> **line : lines) *line = arena.take<Vec<T>>(BUNDLE * n);
     }
@@ -90,7 +97,8 @@ template <class T> struct SpectraSource {
     int exponent[N];
     bool good[N];
 
-    SpectraSource(const SpectraJob &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first) : plan(plan), work(work) {
+    SpectraSource(const SpectraJob &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first)
+        : plan(plan), work(work) {
         open(job, plan.product && plan.swapped ? job.asked.right : job.asked.left, first, left);
         if (plan.product) open(job, plan.swapped ? job.asked.left : job.asked.right, first, right);
         else if (plan.swapped) left.transpose();
@@ -136,7 +144,8 @@ template <class T> struct SpectraSource {
             clear(work.right, right_distance, plan.columns, n, end - k, end - k);
             load_lanes(left, i0, i1, k, end, work.left, 1, left_distance);
             load_lanes(right, 0, plan.columns, k, end, work.right, 1, right_distance);
-            multiply_lanes<T>(height, n, end - k, work.left, left_distance, work.right, right_distance, out, distance, k > 0);
+            multiply_lanes<T>(height, n, end - k, work.left, left_distance, work.right, right_distance, out, distance,
+                              k > 0);
         }
     }
 
@@ -206,7 +215,8 @@ template <class T> struct SpectraSource {
 };
 
 // Writes values [S] of one matrix, descending, times 2^exponent; NaN throughout if the largest overflows.
-template <class T> void write_values(const SpectraPlan &plan, const T *lane, int64_t step, int exponent, bool good, T *out) {
+template <class T>
+void write_values(const SpectraPlan &plan, const T *lane, int64_t step, int exponent, bool good, T *out) {
     T first, second;
     powers_of_two(exponent, first, second);
     for (int64_t k = 0; k < plan.n; k++) {
@@ -269,28 +279,28 @@ void write_counts(const SpectraJob &job, const SpectraPlan &plan, const SpectraW
 }
 
 // G vectors of matrices from `first` on.
-template <class T, int G> void spectra_task(const SpectraJob &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first) {
+template <class T, int G>
+void spectra_task(const SpectraJob &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first) {
     constexpr int N = width<T>;
     const int64_t n = plan.n, batch = job.asked.batch, tolerances = job.asked.tolerances;
     const int64_t padded_m = whole_bands(plan.m), padded_n = whole_bands(n);
     Vec<T> *d = work.d, *e = work.e, *q = work.q, *f = work.f;
     int exponent[G][N];
     bool good[G][N];
-    const bool two_stages = n >= TWO_STAGES;
     const Band<T, G> band{work.band};
-    if (two_stages) band.clear(padded_n);
+    if (plan.two_stages) band.clear(padded_n);
     for (int g = 0; g < G; g++) {
         SpectraSource<T> source(job, plan, work, first + g * N);
         source.load();
         for (int l = 0; l < N; l++) exponent[g][l] = source.exponent[l], good[g][l] = source.good[l];
         const FlushDenormals flush;
-        if (two_stages) reduce_to_band(padded_m, padded_n, work.matrix, work.distance, band, g, work.scratch);
+        if (plan.two_stages) reduce_to_band(padded_m, padded_n, work.matrix, work.distance, band, g, work.scratch);
         else if (n > 0) bidiagonalise<T>(plan.m, n, work.matrix, work.distance, d + g, e + g, G, work.scratch);
     }
     Vec<T> failed[G];
     {
         const FlushDenormals flush;
-        if (two_stages) chase_bulges(n, band, d, e);
+        if (plan.two_stages) chase_bulges(n, band, d, e);
         for (int g = 0; g < G; g++) {
             if (n > 0) e[(n - 1) * G + g] = Vec<T>{};
             failed[g] = Vec<T>{};
@@ -335,28 +345,42 @@ template <class T> int64_t spectra_bytes(const SpectraPlan &plan) {
     return arena.used();
 }
 
-inline int64_t spectra_workspace(const SpectraJob &job) {
-    const SpectraPlan plan(job);
-    return job.threads * (job.asked.element_bytes == 8 ? spectra_bytes<double>(plan) : spectra_bytes<float>(plan));
+// What threads take from each other: a bundle of vectors or, where that would leave threads idle, one vector.
+template <class T> struct SpectraTasks {
+    int64_t size, count;
+    int32_t threads;
+
+    explicit SpectraTasks(const SpectraJob &job) {
+        const int64_t batch = job.asked.batch;
+        size = batch <= width<T> * job.threads ? width<T> : BUNDLE * width<T>;
+        count = (batch + size - 1) / size;
+        threads = count < job.threads ? static_cast<int32_t>(count) : job.threads;
+    }
+};
+
+template <class T> int64_t spectra_workspace_of(const SpectraJob &job) {
+    return SpectraTasks<T>(job).threads * spectra_bytes<T>(SpectraPlan(job, sizeof(V)));
 }
 
-// A task is a bundle of vectors; where that would leave threads idle, one vector.
 template <class T> void run_spectra(const SpectraJob &job) {
-    constexpr int N = width<T>;
-    const SpectraPlan plan(job);
+    const SpectraPlan plan(job, sizeof(V));
+    const SpectraTasks<T> tasks(job);
     const int64_t bytes = spectra_bytes<T>(plan);
-    const bool alone = job.asked.batch <= N * job.threads;
-    const int64_t size = alone ? N : BUNDLE * N;
-    TaskCounter tasks((job.asked.batch + size - 1) / size);
-    team(job.threads, [&](int32_t thread) {
+    TaskCounter counter(tasks.count);
+    team(tasks.threads, [&](int32_t thread) {
         Arena arena(static_cast<char *>(job.workspace) + thread * bytes);
         SpectraWork<T> work(arena, plan);
-        for (int64_t task; (task = tasks.take()) >= 0;) {
-            const int64_t first = task * size;
-            if (first + N >= job.asked.batch || alone) spectra_task<T, 1>(job, plan, work, first);
+        for (int64_t task; (task = counter.take()) >= 0;) {
+            const int64_t first = task * tasks.size;
+            const int64_t left = tasks.size < job.asked.batch - first ? tasks.size : job.asked.batch - first;
+            if (left <= width<T>) spectra_task<T, 1>(job, plan, work, first);
             else spectra_task<T, BUNDLE>(job, plan, work, first);
         }
     });
+}
+
+inline int64_t spectra_workspace(const SpectraJob &job) {
+    return job.asked.element_bytes == 8 ? spectra_workspace_of<double>(job) : spectra_workspace_of<float>(job);
 }
 
 inline void spectra(const SpectraJob &job) {

@@ -1,5 +1,6 @@
-// Bidiagonal form in two stages, for matrices too large for the first cache: blocks of BAND reflectors make an upper band, whose
-// bulges are then chased off. The large first stage touches the matrix twice per BAND columns and rows, not per one.
+// Bidiagonal form in two stages, for matrices too large for the first cache: blocks of BAND reflectors make an upper
+// band, whose bulges are then chased off. The large first stage touches the matrix twice per BAND columns and rows, not
+// per one.
 
 #pragma once
 
@@ -11,8 +12,8 @@ namespace {
 
 constexpr int BAND = 4;
 
-// BAND lines of a matrix (columns, or rows: where the lines of one are the elements of the other) and the block reflector
-// I - V T V^T that reduces them to their first BAND x BAND triangle.
+// BAND lines of a matrix (columns, or rows: where the lines of one are the elements of the other) and the block
+// reflector I - V T V^T that reduces them to their first BAND x BAND triangle.
 template <class T> struct Panel {
     Vec<T> *V;                   // element i of line c at i * BAND + c
     Vec<T> t[BAND][BAND];        // upper triangular
@@ -52,10 +53,11 @@ template <class T> ESS_ONE_COPY void factor_panel(int64_t length, Panel<T> &pane
     }
 }
 
-// (I - V T V^T)^T applied to `count` lines of A: element i of line j at A[i * along + j * across]; count is a multiple of 4.
-// 4 BAND length count flops.
+// (I - V T V^T)^T applied to `count` lines of A: element i of line j at A[i * along + j * across]; count is a multiple
+// of 4. 4 BAND length count flops.
 template <class T>
-ESS_ONE_COPY void apply_panel(const Panel<T> &panel, int64_t length, int64_t count, Vec<T> *A, int64_t along, int64_t across) {
+ESS_ONE_COPY void apply_panel(const Panel<T> &panel, int64_t length, int64_t count, Vec<T> *A, int64_t along,
+                              int64_t across) {
     // lines at a time: their sums are to stay in registers
     constexpr int LINES = ESS_VECTOR_BYTES == 64 ? 4 : 2;
     for (int64_t j = 0; j < count; j += LINES) {
@@ -112,8 +114,8 @@ template <class T, int G> struct Band {
 // vectors of workspace of `reduce_to_band`
 constexpr int64_t band_work(int64_t m) { return BAND * m; }
 
-// Upper band form of A (m x n, m >= n, both multiples of BAND, column-major in lanes) into vector g of `band`, which is zero
-// before. A is destroyed. 4 n^2 (m - n / 3) flops a matrix.
+// Upper band form of A (m x n, m >= n, both multiples of BAND, column-major in lanes) into vector g of `band`, which is
+// zero before. A is destroyed. 4 n^2 (m - n / 3) flops a matrix.
 template <class T, int G>
 void reduce_to_band(int64_t m, int64_t n, Vec<T> *A, int64_t ld, const Band<T, G> &band, int g, Vec<T> *work) {
     Panel<T> panel;
@@ -184,9 +186,9 @@ template <class T, int G> struct ShortReflector {
     }
 };
 
-// Bidiagonal form of a band: row s is reduced to two elements, and the bulge that this makes is chased to the end; d[k * G + g],
-// e[k * G + g]. The next reflector's elements are updated first, so that its square root overlaps with the rest.
-// 8 BAND n^2 flops a matrix.
+// Bidiagonal form of a band: row s is reduced to two elements, and the bulge that this makes is chased to the end; d[k
+// * G + g], e[k * G + g]. The next reflector's elements are updated first, so that its square root overlaps with the
+// rest. 8 BAND n^2 flops a matrix.
 template <class T, int G> void chase_bulges(int64_t n, const Band<T, G> &band, Vec<T> *d, Vec<T> *e) {
     const int64_t right = G, down = (Band<T, G>::ROW - 1) * G;
     ShortReflector<T, G> h;

@@ -1,4 +1,5 @@
-// Householder reductions in lanes that work column by column: of tall matrices to triangles, of small ones to bidiagonals.
+// Householder reductions in lanes that work column by column: of tall matrices to triangles, of small ones to
+// bidiagonals.
 
 #pragma once
 
@@ -11,7 +12,8 @@ namespace {
 // squares below this count as zero; entries have been scaled to the order of 1
 template <class T> constexpr T TINY_SQUARE = sizeof(T) == 8 ? T(1e-290) : T(1e-35);
 
-// H = I - inverse v v^T maps (first, rest) to (beta, 0), with v = (head, rest). Where nothing is to be mapped, inverse is 0.
+// H = I - inverse v v^T maps (first, rest) to (beta, 0), with v = (head, rest). Where nothing is to be mapped, inverse
+// is 0.
 template <class T> struct Reflector {
     Vec<T> head, inverse, beta;
 };
@@ -27,7 +29,8 @@ template <class T> ESS_INLINE Reflector<T> reflector(Vec<T> first, Vec<T> square
 
 // R'^T R' = R^T R + C^T C for triangular R (upper, column-major, n x n) and `rows` more rows C, which are overwritten.
 // 2 n^2 rows flops a matrix.
-template <class T> ESS_ONE_COPY void append_rows(int64_t n, Vec<T> *R, int64_t ldr, int64_t rows, Vec<T> *C, int64_t ldc) {
+template <class T>
+ESS_ONE_COPY void append_rows(int64_t n, Vec<T> *R, int64_t ldr, int64_t rows, Vec<T> *C, int64_t ldc) {
     constexpr int K = 4; // columns a pass
     for (int64_t k = 0; k < n; k++) {
         const Vec<T> *v = C + k * ldc;
@@ -105,11 +108,12 @@ ESS_INLINE void update_columns(int64_t begin, int64_t m, Vec<T> *A, int64_t ld, 
 
 // Upper bidiagonal form of A (m x n, m >= n, column-major in lanes): d[k * step], e[k * step]. A is destroyed.
 //
-// A step holds the last left reflector (v, with y^T = inverse v^T A) unapplied; it makes the right reflector u of row k,
-// x = inverse (A - v y^T) u, the next left reflector w, and then one pass that applies v y^T + x u^T and sums w^T A.
+// A step holds the last left reflector (v, with y^T = inverse v^T A) unapplied; it makes the right reflector u of row
+// k, x = inverse (A - v y^T) u, the next left reflector w, and then one pass that applies v y^T + x u^T and sums w^T A.
 // 4 n^2 (m - n / 3) flops a matrix.
 template <class T>
-ESS_ONE_COPY void bidiagonalise(int64_t m, int64_t n, Vec<T> *A, int64_t ld, Vec<T> *d, Vec<T> *e, int64_t step, Vec<T> *work) {
+ESS_ONE_COPY void bidiagonalise(int64_t m, int64_t n, Vec<T> *A, int64_t ld, Vec<T> *d, Vec<T> *e, int64_t step,
+                                Vec<T> *work) {
     Vec<T> *v = work, *w = v + m, *x = w + m, *u = x + m, *y = u + n;
     Vec<T> square{};
     for (int64_t i = 1; i < m; i++) square += A[i] * A[i];

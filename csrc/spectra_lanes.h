@@ -8,7 +8,8 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
-// The same factor of `width<T>` matrices as it lies in memory, and the exact powers of two that bring its entries to at most 1.
+// The same factor of `width<T>` matrices as it lies in memory, and the exact powers of two that bring its entries to at
+// most 1.
 template <class T> struct Operand {
     const T *base[width<T>];
     int64_t rows, columns, row_stride, column_stride;
@@ -105,8 +106,8 @@ template <class T> void measure(Operand<T> &x) {
     x.scaled_again = any(x.scale_again != all(T(1))) || any(~x.finite);
 }
 
-// Elements [i0, i1) x [j0, j1), scaled, into lanes: (i, j) to out[(i - i0) * row_step + (j - j0) * column_step]. Matrices that
-// are not finite become zero. Denormal numbers must be on: they may be all that there is.
+// Elements [i0, i1) x [j0, j1), scaled, into lanes: (i, j) to out[(i - i0) * row_step + (j - j0) * column_step].
+// Matrices that are not finite become zero. Denormal numbers must be on: they may be all that there is.
 template <class T>
 void load_lanes(const Operand<T> &x, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Vec<T> *out, int64_t row_step,
                 int64_t column_step) {
@@ -147,11 +148,11 @@ void load_lanes(const Operand<T> &x, int64_t i0, int64_t i1, int64_t j0, int64_t
     }
 }
 
-// C (+)= L R^T in lanes: (i, j) of C at C[i + j ldc], of L and R at [i + k ld]; `rows` and `columns` are multiples of 4.
-// 2 rows columns depth flops a matrix.
+// C (+)= L R^T in lanes: (i, j) of C at C[i + j ldc], of L and R at [i + k ld]; `rows` and `columns` are multiples of
+// 4. 2 rows columns depth flops a matrix.
 template <class T>
-ESS_ONE_COPY void multiply_lanes(int64_t rows, int64_t columns, int64_t depth, const Vec<T> *L, int64_t ldl, const Vec<T> *R, int64_t ldr,
-                    Vec<T> *C, int64_t ldc, bool add) {
+ESS_ONE_COPY void multiply_lanes(int64_t rows, int64_t columns, int64_t depth, const Vec<T> *L, int64_t ldl,
+                                 const Vec<T> *R, int64_t ldr, Vec<T> *C, int64_t ldc, bool add) {
     for (int64_t j = 0; j < columns; j += 4) {
         for (int64_t i = 0; i < rows; i += 4) {
             Vec<T> sum[4][4];

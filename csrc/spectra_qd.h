@@ -1,15 +1,15 @@
 // All singular values of bidiagonal matrices in lanes: differential quotient-difference sweeps with shifts (dqds).
 //
-// Every lane has a window [lo, hi] of its own; all lanes sweep in lock-step over the union of their windows. What is decided for
-// a lane (shifts, splits, deflations) depends on its own numbers only, and each lane makes exactly one sweep of its window a
-// turn, so that a matrix's values do not depend on its neighbours.
+// Every lane has a window [lo, hi] of its own; all lanes sweep in lock-step over the union of their windows. What is
+// decided for a lane (shifts, splits, deflations) depends on its own numbers only, and each lane makes exactly one
+// sweep of its window a turn, so that a matrix's values do not depend on its neighbours.
 //
-// That holds to the last bit because products and sums are fused by hand: the compiler would not choose alike in the copies of
-// the loop.
+// That holds to the last bit because products and sums are fused by hand: the compiler would not choose alike in the
+// copies of the loop.
 //
-// A sweep also yields p1 = tr M^-1 and p2 = tr M^-2 of the shifted matrix M, hence Laguerre's step, which cannot pass the smallest
-// eigenvalue: no sweep has to be undone. e_k is dropped when e_k <= eps/4 lambda and e_k q_{k+1} <= (eps lambda)^2: that changes
-// the diagonal of M by e_k and an off-diagonal whose square is e_k q_{k+1}.
+// A sweep also yields p1 = tr M^-1 and p2 = tr M^-2 of the shifted matrix M, hence Laguerre's step, which cannot pass
+// the smallest eigenvalue: no sweep has to be undone. e_k is dropped when e_k <= eps/4 lambda and e_k q_{k+1} <= (eps
+// lambda)^2: that changes the diagonal of M by e_k and an off-diagonal whose square is e_k q_{k+1}.
 
 #pragma once
 
@@ -19,7 +19,8 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
-// What a sweep carries from row to row: the pivot d, sums and partial sums of the traces, the last off-diagonal, and minima.
+// What a sweep carries from row to row: the pivot d, sums and partial sums of the traces, the last off-diagonal, and
+// minima.
 template <class T> struct QdSweep {
     Vec<T> d, p1, p2, r, r1, beside, least_pivot, least_coupling;
 };
@@ -29,10 +30,11 @@ template <class T, bool MASKED>
 ESS_INLINE void qd_step(QdSweep<T> &s, Vec<T> &q, Vec<T> &e, Vec<T> next_q, Vec<T> shift, Mask<T> live, Mask<T> write) {
     QdSweep<T> n;
     // a pivot is raised before anything is derived from it: still an exact step, of a matrix changed by so little
-    const Vec<T> d = max(s.d, all(TINY_SQUARE<T>)), new_q = d + e;
+    const Vec<T> d = max(all(TINY_SQUARE<T>), s.d), new_q = d + e;
     n.least_pivot = min(s.d, s.least_pivot);
     n.least_coupling = min(s.beside * new_q, s.least_coupling);
-    const Vec<T> inverse = all(T(1)) / new_q, t = next_q * inverse, new_e = e * t, w = new_e * inverse, ri = s.r * inverse;
+    const Vec<T> inverse = all(T(1)) / new_q, t = next_q * inverse, new_e = e * t;
+    const Vec<T> w = new_e * inverse, ri = s.r * inverse;
     n.p1 = fused(s.r, inverse, s.p1);
     n.p2 = fused(inverse, fused(s.r, ri, s.r1), s.p2);
     n.r1 = w * fused(s.r + s.r, ri, s.r1);
@@ -121,10 +123,10 @@ template <class T, int G> struct QdLanes {
         return true;
     }
 
-    // After a sweep of rows [begin, end]: shifts, splits, and deflations. Lanes whose next shift is 0 get nonzero `again`, those
-    // that lost their last value nonzero `deflated`.
-    void deflate(int64_t begin, int64_t end, const QdSweep<T> &s, Vec<T> *q, Vec<T> *e, Vec<T> *split_totals, Vec<T> *out,
-                 Vec<T> &again, Vec<T> &deflated) {
+    // After a sweep of rows [begin, end]: shifts, splits, and deflations. Lanes whose next shift is 0 get nonzero
+    // `again`, those that lost their last value nonzero `deflated`.
+    void deflate(int64_t begin, int64_t end, const QdSweep<T> &s, Vec<T> *q, Vec<T> *e, Vec<T> *split_totals,
+                 Vec<T> *out, Vec<T> &again, Vec<T> &deflated) {
         const Mask<T> alive = hi >= Vec<T>{};
         total += shift;
         const Vec<T> small = total * EPS, limit = small * small;
@@ -163,8 +165,8 @@ template <class T, int G> struct QdLanes {
         if (moved) find_bounds();
     }
 
-    // The next shift, by Laguerre from p1, p2: sums over rows k < hi, which bound the smallest eigenvalue after one deflation; else
-    // the last term is missing.
+    // The next shift, by Laguerre from p1, p2: sums over rows k < hi, which bound the smallest eigenvalue after one
+    // deflation; else the last term is missing.
     void choose_shift(const QdSweep<T> &s, Vec<T> again, Vec<T> deflated) {
         const Vec<T> m = hi - lo + T(1), inverse = all(T(1)) / max(s.d, all(TINY_SQUARE<T>)), rl = s.r * inverse;
         const Mask<T> whole = deflated == Vec<T>{};
@@ -178,9 +180,10 @@ template <class T, int G> struct QdLanes {
     }
 };
 
-// Squares of the singular values of n x n bidiagonals, G vectors of them interleaved (row k of vector g at k * G + g), in about
-// descending order. q, e: squares of the diagonal and of what stands beside it (e[n - 1] is set to 0), destroyed; split_totals
-// [n][G]: work. failed[g]: nonzero in lanes that have to be done otherwise. About 2 n^2 steps of 20 flops.
+// Squares of the singular values of n x n bidiagonals, G vectors of them interleaved (row k of vector g at k * G + g),
+// in about descending order. q, e: squares of the diagonal and of what stands beside it (e[n - 1] is set to 0),
+// destroyed; split_totals [n][G]: work. failed[g]: nonzero in lanes that have to be done otherwise. About 2 n^2 steps
+// of 20 flops.
 template <class T, int G>
 void qd_values(int64_t n, Vec<T> *q, Vec<T> *e, Vec<T> *out, Vec<T> *split_totals, Vec<T> *failed) {
     QdLanes<T, G> lanes[G];
@@ -240,14 +243,16 @@ void qd_values(int64_t n, Vec<T> *q, Vec<T> *e, Vec<T> *out, Vec<T> *split_total
         for (; k < first_end; k++) {
             ESS_UNROLL
             for (int g = 0; g < G; g++) {
-                qd_step<T, false>(sweep[g], q[k * G + g], e[k * G + g], q[(k + 1) * G + g], shift[g], Mask<T>{}, Mask<T>{});
+                qd_step<T, false>(sweep[g], q[k * G + g], e[k * G + g], q[(k + 1) * G + g], shift[g], Mask<T>{},
+                                  Mask<T>{});
             }
         }
         for (; k < end; k++) {
             const Vec<T> row = all(T(k));
             ESS_UNROLL
             for (int g = 0; g < G; g++) {
-                qd_step<T, true>(sweep[g], q[k * G + g], e[k * G + g], q[(k + 1) * G + g], shift[g], hi[g] > row, ~Mask<T>{});
+                qd_step<T, true>(sweep[g], q[k * G + g], e[k * G + g], q[(k + 1) * G + g], shift[g], hi[g] > row,
+                                 ~Mask<T>{});
             }
         }
         Vec<T> again[G], deflated[G];

@@ -8,12 +8,13 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
-// below[k] = how many squares of singular values are at most sigma[k] > 0, for K tolerances at once (they hide each other's
-// divisions): negative pivots of B^T B - sigma by the stationary qd recurrence, whose counts are those of a bidiagonal with
-// entries changed by a few ulp. q, e: squares of the diagonal and of what stands beside it, `step` vectors apart; the matrix is
-// of the order of 1. 5 n flops a matrix and tolerance.
+// below[k] = how many squares of singular values are at most sigma[k] > 0, for K tolerances at once (they hide each
+// other's divisions): negative pivots of B^T B - sigma by the stationary qd recurrence, whose counts are those of a
+// bidiagonal with entries changed by a few ulp. q, e: squares of the diagonal and of what stands beside it, `step`
+// vectors apart; the matrix is of the order of 1. 5 n flops a matrix and tolerance.
 template <class T, int K>
-ESS_INLINE void count_below(int64_t n, const Vec<T> *q, const Vec<T> *e, int64_t step, const Vec<T> *sigma, Vec<T> *below) {
+ESS_INLINE void count_below(int64_t n, const Vec<T> *q, const Vec<T> *e, int64_t step, const Vec<T> *sigma,
+                            Vec<T> *below) {
     // smaller pivots count as negative; no quotient overflows
     const Vec<T> least = all(sizeof(T) == 8 ? T(1e-250) : T(1e-20));
     Vec<T> shift[K];

@@ -135,6 +135,21 @@ def test_lapack_types(level: str, n: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_two_stages(level: str, dtype: torch.dtype) -> None:
+    """Larger than what any level reduces in one stage, and no multiple of the band."""
+    m, n = 201, 193
+    types = lapack_types(n, dtype)
+    A = torch.stack([types[name] for name in ("zero", "dense, clustered", "graded rows", "rank deficient", "ones")])
+    A = torch.cat([A.to(dtype), random(6, n, n, dtype=dtype)])
+    tall = random(2, m, n, dtype=dtype)
+    values = spectra.singular_values(A)
+    assert_values(values, A)
+    assert_values(spectra.singular_values(tall), tall)
+    order = torch.tensor([7, 1, 9, 0])
+    assert (spectra.singular_values(A[order]) == values[order]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [128, 256])
 def test_large_lapack_types(n: int, dtype: torch.dtype) -> None:
     A = torch.stack(list(lapack_types(n, dtype).values())).to(dtype)
@@ -214,7 +229,7 @@ def test_products_of_factors_that_miss_each_other(m: int, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 2, 7, 16, 20, 50])
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 20, 50, 100])
 def test_neighbours_and_threads_change_nothing(
     level: str, n: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
