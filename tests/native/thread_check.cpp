@@ -14,6 +14,7 @@
 
 #include "../../csrc/ess_native.h"
 #include "../../csrc/ess_recurrence.h"
+#include "../../csrc/ess_spectra.h"
 #include "../../csrc/threads.h"
 
 namespace {
@@ -72,18 +73,18 @@ void fill(Array &array, uint64_t seed) {
     }
 }
 
-// Calls ess_X, given as query(run) and call(run), with the workspace that it asks for; adds the error code to `codes`.
-template <class Query, class Call>
-void with_workspace(int32_t threads, int32_t level, std::vector<double> &codes, Query query, Call call) {
+// Calls ess_X, given as query(run) and call(run), with the workspace that it asks for; ends the program where it fails.
+template <class Query, class Call> void with_workspace(int32_t threads, int32_t level, Query query, Call call) {
     ess_run run = {threads, level, nullptr, 0};
     run.workspace_bytes = query(&run);
-    if (run.workspace_bytes < 0) {
-        codes.push_back(static_cast<double>(run.workspace_bytes));
-        return;
-    }
-    Array workspace(run.workspace_bytes / 8 + 8);
+    int32_t code = run.workspace_bytes < 0 ? static_cast<int32_t>(-run.workspace_bytes) : ESS_OK;
+    Array workspace(code == ESS_OK ? run.workspace_bytes / 8 + 8 : 1);
     run.workspace = workspace.data();
-    codes.push_back(static_cast<double>(call(&run)));
+    if (code == ESS_OK) code = call(&run);
+    if (code != ESS_OK) {
+        std::printf("refused: %s\n", ess_error_string(code));
+        std::exit(2);
+    }
 }
 
 // three heads of a gated recurrence: parts, counts at two tolerances, entropy, roots and their products
@@ -115,7 +116,7 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     ess_recurrence parts = {heads, blocks, n, c, 0, 0, X.data(), Z.data(), Y.data(), Phi.data(), F.data(), Q.data()};
     std::vector<double> answer;
     with_workspace(
-        threads, level, answer,
+        threads, level,
         [&](const ess_run *run) { return ess_recurrence_parts_workspace(run, &parts, &tokens, nullptr); },
         [&](const ess_run *run) { return ess_recurrence_parts(run, &parts, &tokens, nullptr); });
     F.append_to(answer);
@@ -124,7 +125,7 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
     std::vector<uint8_t> wanted(static_cast<size_t>(each * tolerances), 1);
     with_workspace(
-        threads, level, answer,
+        threads, level,
         [&](const ess_run *run) {
             return ess_recurrence_counts_workspace(run, &parts, length, tolerances, tau.data(), wanted.data(),
                                                    counts.data(), growth.data(), least.data());
@@ -141,7 +142,7 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     ess_quadrature quadrature = {8, nodes, nodes, nodes, 2, 3};
     Array total(heads * length), mixed(heads * length), visible(heads * length);
     with_workspace(
-        threads, level, answer,
+        threads, level,
         [&](const ess_run *run) {
             return ess_recurrence_entropy_workspace(run, &parts, length, nullptr, &quadrature, wanted.data(),
                                                     total.data(), mixed.data(), visible.data());
@@ -157,7 +158,7 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     Array roots(each * n * n), products(6 * n * n);
     const int64_t of_heads[] = {0, 0, 1, 1, 2, 2}, positions[] = {1, 70, 20, 149, 16, 17};
     with_workspace(
-        threads, level, answer,
+        threads, level,
         [&](const ess_run *run) {
             return ess_recurrence_observe_roots_workspace(run, &parts, &tokens, nullptr, roots.data());
         },
@@ -165,7 +166,7 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
             return ess_recurrence_observe_roots(run, &parts, &tokens, nullptr, roots.data());
         });
     with_workspace(
-        threads, level, answer,
+        threads, level,
         [&](const ess_run *run) {
             return ess_recurrence_root_products_workspace(run, &parts, &tokens, nullptr, roots.data(), 6, of_heads,
                                                           positions, products.data());
@@ -178,10 +179,36 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     return answer;
 }
 
+// small matrices: their values, and counts at two tolerances
+std::vector<double> spectra(int32_t threads, int32_t level) {
+    const int64_t batch = 45, n = 20, tolerances = 2;
+    Array A(batch * n * n), values(batch * n), tau(batch * tolerances);
+    fill(A, 4);
+    for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i % tolerances ? 0.5 : 2.0;
+    std::vector<int64_t> counts(static_cast<size_t>(batch * tolerances), -7);
+    ess_spectra_job job = {};
+    job.element_bytes = 8;
+    job.batch = batch;
+    job.left = {A.data(), n, n, n * n, n, 1};
+    job.right = {nullptr, -1, 0, 0, 0, 0};
+    job.values = values.data();
+    job.tolerances = tolerances;
+    job.tau = tau.data();
+    job.counts = counts.data();
+    std::vector<double> answer;
+    with_workspace(
+        threads, level, [&](const ess_run *run) { return ess_spectra_workspace(run, &job); },
+        [&](const ess_run *run) { return ess_spectra(run, &job); });
+    values.append_to(answer);
+    for (int64_t count : counts) answer.push_back(static_cast<double>(count));
+    return answer;
+}
+
 const Check checks[] = {
     {"tasks of a team", tasks},
     {"positive pivots", positive_pivots},
     {"a recurrence", recurrence},
+    {"small matrices", spectra},
 };
 
 bool same(const std::vector<double> &a, const std::vector<double> &b) {

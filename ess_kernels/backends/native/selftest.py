@@ -80,6 +80,7 @@ def _refuses_zero_pivot(handle: ctypes.CDLL) -> bool:
 # An operator whose singular values are known at every position: T_ij = DECAY^(i-j-1) for i > j where i - j is a
 # multiple of CLASSES, else 0. Rows and columns of one remainder are an outer product, and do not meet those of another.
 LENGTH, CLASSES, DECAY = 21, 3, 0.75
+SMALL_VALUES = [3.0, 2.0, 0.25, 0.0, 0.0]
 TAU = 0.5  # no singular value is within 1e-3 of it
 
 
@@ -141,9 +142,22 @@ def _answers(task: Task, make: Callable[[int], Operator], heads: int) -> Callabl
     return compute
 
 
+def _small_spectra(handle: ctypes.CDLL) -> Tensor | None:
+    """Diagonal matrices between two reflections."""
+    from . import NativeBackend
+
+    values = torch.tensor(SMALL_VALUES, dtype=torch.float64).expand(9, -1)
+    n = values.shape[1]
+    reflection = torch.eye(n, dtype=torch.float64) - 2 / n
+    A = reflection @ torch.diag_embed(values) @ reflection.flip(0)
+    backend = NativeBackend()
+    return None if backend.refuses("small_spectra", A) else backend.small_spectra(A, None)
+
+
 CHECKS = [
     Check("inertia", _inertia, [2, 3, 0]),
     Check("refusal of a zero pivot", _refuses_zero_pivot, True),
+    Check("small spectra", _small_spectra, 9 * SMALL_VALUES, tolerance=1e-12),
 ]
 for _name, _make, _heads in (
     ("a recurrence", _recurrence, 1),
