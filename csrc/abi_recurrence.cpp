@@ -28,22 +28,42 @@ RecurrenceParts parts_of(const ess_recurrence *p) {
     return {p->heads, p->blocks, p->n, p->c, p->dense != 0, p->X, p->Z, p->Y, p->Phi, p->F, p->Q};
 }
 
+int32_t check_tokens(const ess_tokens *t, bool gated) {
+    if (t == nullptr || t->read == nullptr || t->write == nullptr) return ESS_ERR_NULL;
+    if (t->read_unit == nullptr || t->write_unit == nullptr || (gated && t->gate == nullptr)) return ESS_ERR_NULL;
+    if (t->heads < 1 || t->length < 1 || t->states < 1 || t->states > ESS_MAX_STATES) return ESS_ERR_SIZE;
+    for (int64_t h = 0; h < t->heads; h++) {
+        if (t->read[h] == nullptr || t->write[h] == nullptr || (gated && t->gate[h] == nullptr)) return ESS_ERR_NULL;
+        if (t->rate && t->rate[h] == nullptr) return ESS_ERR_NULL;
+        if (t->read_scale && t->read_scale[h] == nullptr) return ESS_ERR_NULL;
+        if (t->write_scale && t->write_scale[h] == nullptr) return ESS_ERR_NULL;
+    }
+    return ESS_OK;
+}
+
+int32_t survey_job(const ess_run *run, const ess_tokens *tokens, double *read_peak, double *write_peak, uint8_t *fair,
+                   const Kernels *&kernels, SurveyJob &job) {
+    if (int32_t error = check_run(run, kernels)) return error;
+    if (int32_t error = check_tokens(tokens, true)) return error;
+    if (!read_peak || !write_peak || !fair) return ESS_ERR_NULL;
+    job = {*tokens, read_peak, write_peak, fair, run->threads, run->workspace};
+    return ESS_OK;
+}
+
 int32_t parts_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
                   const double *const *transition, int64_t transition_stride, const Kernels *&kernels,
                   RecurrencePartsJob &job) {
     if (int32_t error = check_run(run, kernels)) return error;
     if (int32_t error = check_parts(parts)) return error;
-    if (tokens == nullptr || tokens->read == nullptr || tokens->write == nullptr) return ESS_ERR_NULL;
-    if (tokens->read_unit == nullptr || tokens->write_unit == nullptr) return ESS_ERR_NULL;
-    if (parts->dense ? transition == nullptr : tokens->gate == nullptr) return ESS_ERR_NULL;
-    if (tokens->heads != parts->heads || tokens->states < 1 || tokens->states > parts->n) return ESS_ERR_SIZE;
-    if (!fits(parts, tokens->length) || (parts->dense && transition_stride < 0)) return ESS_ERR_SIZE;
-    for (int64_t h = 0; h < tokens->heads; h++) {
-        if (tokens->read[h] == nullptr || tokens->write[h] == nullptr) return ESS_ERR_NULL;
-        if (parts->dense ? transition[h] == nullptr : tokens->gate[h] == nullptr) return ESS_ERR_NULL;
-        if (tokens->rate && tokens->rate[h] == nullptr) return ESS_ERR_NULL;
-        if (tokens->read_scale && tokens->read_scale[h] == nullptr) return ESS_ERR_NULL;
-        if (tokens->write_scale && tokens->write_scale[h] == nullptr) return ESS_ERR_NULL;
+    if (int32_t error = check_tokens(tokens, !parts->dense)) return error;
+    if (tokens->heads != parts->heads || tokens->states > parts->n) return ESS_ERR_SIZE;
+    if (!fits(parts, tokens->length)) return ESS_ERR_SIZE;
+    if (parts->dense) {
+        if (transition == nullptr) return ESS_ERR_NULL;
+        if (transition_stride < 0) return ESS_ERR_SIZE;
+        for (int64_t h = 0; h < tokens->heads; h++) {
+            if (transition[h] == nullptr) return ESS_ERR_NULL;
+        }
     }
     job = {parts_of(parts), *tokens, transition, transition_stride, run->threads, run->workspace};
     return ESS_OK;
@@ -113,6 +133,24 @@ int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, int64_t len
 } // namespace ess
 
 extern "C" {
+
+int64_t ess_tokens_survey_workspace(const ess_run *run, const ess_tokens *tokens, double *read_peak, double *write_peak,
+                                    uint8_t *fair) {
+    const ess::Kernels *kernels;
+    ess::SurveyJob job;
+    if (int32_t error = ess::survey_job(run, tokens, read_peak, write_peak, fair, kernels, job)) return -error;
+    return kernels->recurrence->survey_workspace(job);
+}
+
+int32_t ess_tokens_survey(const ess_run *run, const ess_tokens *tokens, double *read_peak, double *write_peak,
+                          uint8_t *fair) {
+    const ess::Kernels *kernels;
+    ess::SurveyJob job;
+    if (int32_t error = ess::survey_job(run, tokens, read_peak, write_peak, fair, kernels, job)) return error;
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->survey_workspace(job))) return error;
+    kernels->recurrence->survey(job);
+    return ESS_OK;
+}
 
 int64_t ess_recurrence_parts_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
                                        const double *const *transition, int64_t transition_stride) {

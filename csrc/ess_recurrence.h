@@ -32,6 +32,18 @@ typedef struct {
     double *X, *Z, *Y, *Phi, *F, *Q;
 } ess_recurrence;
 
+/* How large a recurrence's numbers are, and whether its transitions are fair, before anything is made of them. Tokens may
+ * hold anything here, NaN and infinities too; a gate is needed.
+ *
+ *   read_peak, write_peak   [heads]: at least the largest magnitude of reads and writes, scales and units included; NaN where
+ *                           a number is not finite
+ *   fair                    [heads]: 1 where all transitions are numbers of magnitude at most 1
+ */
+ESS_API int64_t ess_tokens_survey_workspace(const ess_run *run, const ess_tokens *tokens, double *read_peak,
+                                            double *write_peak, uint8_t *fair);
+ESS_API int32_t ess_tokens_survey(const ess_run *run, const ess_tokens *tokens, double *read_peak, double *write_peak,
+                                  uint8_t *fair);
+
 /* Fills all arrays of `parts` from tokens, in O(length n c + blocks n^2 c) flops; dense transitions O(length n^3).
  *
  *   tokens       sizes must agree: heads, states <= n, length in (blocks - 1) c + 1 .. blocks c. If dense, the gate is not read.

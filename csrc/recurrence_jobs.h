@@ -69,6 +69,15 @@ struct RecurrenceEntropyJob {
     void *workspace;
 };
 
+// How large a recurrence's numbers are.
+struct SurveyJob {
+    ess_tokens tokens;
+    double *read_peak, *write_peak; // [heads]
+    uint8_t *fair;                  // [heads]
+    int32_t threads;
+    void *workspace;
+};
+
 struct RecurrenceKernels {
     int64_t (*parts_workspace)(const RecurrencePartsJob &);
     void (*parts)(const RecurrencePartsJob &);
@@ -79,6 +88,8 @@ struct RecurrenceKernels {
     int64_t (*roots_workspace)(const RecurrenceRootsJob &);
     void (*observe_roots)(const RecurrenceRootsJob &);
     void (*root_products)(const RecurrenceRootsJob &);
+    int64_t (*survey_workspace)(const SurveyJob &);
+    void (*survey)(const SurveyJob &);
 };
 
 } // namespace ess

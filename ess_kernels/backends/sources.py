@@ -130,8 +130,13 @@ def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # -inf is a fair gate, but no fair step or rate
     if source.rate is not None:
         fair &= torch.stack(corners).isfinite().all(0)
+    return fair & representable(read, write, op.state_size), read, write
+
+
+def representable(read: Tensor, write: Tensor, states: int) -> Tensor:
+    """Whether entries of `T` are sure to be, for the largest magnitudes of reads and writes; bool `[N]`."""
     unit = read * write
-    return fair & (unit * op.state_size <= REPRESENTABLE) & (unit <= LARGE_UNIT), read, write
+    return (unit * states <= REPRESENTABLE) & (unit <= LARGE_UNIT)
 
 
 def _peak(source: Source, x: Tensor, scale: Tensor | None) -> Tensor:

@@ -5,10 +5,11 @@ import ctypes
 import pytest
 import torch
 
+import ess_kernels as ek
 from ess_kernels.backends.native import call, loading
 from ess_kernels.backends.native.recurrence import Parts
 from ess_kernels.backends.native.tokens import NativeTokens
-from ess_kernels.backends.sources import source_of_tokens
+from ess_kernels.backends.sources import source_of, source_of_tokens, tame
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
 from ess_kernels.operators.structure import Tokens
@@ -232,3 +233,44 @@ def test_arguments_are_checked(level):
         arguments = [*ask[:6], *(x.data_ptr() for x in wrong), ask[8]]
         assert code(arguments, name="root_products") == SIZE
     assert all(bool((x == -7.0).all()) for x in out)  # a call that fails leaves the result alone
+
+
+def odd_sources():
+    """Sources of several heads, some of them not fair, by name."""
+    inf, nan = float("inf"), float("nan")
+
+    def randn(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
+    q, k, g = randn(1, 300, 6, 11), randn(1, 300, 6, 11), -randn(1, 300, 6, 11).abs()
+    yield "fair", ek.operators.gla(q, k, g)
+    bad = q.clone()
+    bad[0, 299, 1, 10], bad[0, 0, 2, 0], bad[0, 257, 3, 3] = inf, nan, -inf
+    yield "reads that are no numbers", ek.operators.gla(bad, k, g)
+    bad = g.clone()
+    bad[0, 7, 0, 0], bad[0, 299, 1, 10], bad[0, 3, 2, 9], bad[0, 4, 3, 8] = -inf, 1e-3, nan, inf
+    yield "gates", ek.operators.gla(q.float(), k.bfloat16(), bad)
+    yield "too large together", ek.operators.gla(q * 1e200, k * torch.logspace(0, 300, 6).double()[:, None], g)
+    delta, A = randn(2, 5, 300).abs(), -randn(5, 4).abs()
+    B, C = randn(2, 4, 300), randn(2, 4, 300)
+    yield "steps and rates", ek.operators.selective_scan(delta, A, B, C)
+    delta[0, 1, 299], delta[1, 2, 7], A[3, 0] = -1e-3, nan, 0.5
+    yield "steps that grow", ek.operators.selective_scan(delta, A, B, C)
+    A[4, 1], delta[0, 0, 3] = -inf, inf
+    yield "infinite steps and rates", ek.operators.selective_scan(delta, A, B, C)
+    factors = 1.0 - 2.0 * torch.rand(3, 300, 9, dtype=torch.float64)
+    factors[1, 299, 8], factors[2, 0, 0] = 1.0 + 1e-9, nan
+    yield "factors", ek.operators.recurrence(factors, randn(3, 300, 9), randn(3, 300, 9), diagonal=True)
+
+
+@pytest.mark.parametrize("name, op", list(odd_sources()), ids=lambda x: x if isinstance(x, str) else "")
+def test_survey(level, name, op):
+    """What the kernel says of the numbers is what plain operations find."""
+    heads = op.all_heads()
+    fair, read, write = tame(op, heads)
+    found, mine_read, mine_write = NativeTokens(source_of(op, heads)).survey()
+    assert torch.equal(found, fair)
+    for mine, theirs in ((mine_read, read), (mine_write, write)):
+        finite = theirs.isfinite()
+        assert torch.equal(mine.isfinite(), finite)
+        assert_close("largest", mine[finite], theirs[finite], rtol=1e-15)

@@ -42,19 +42,21 @@ class NativeBackend(TorchBackend):
     def _recurrences(
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
-        from ..sources import tame
         from .recurrence import MAX_STATE_SIZE, NativeRecurrence
+        from .tokens import surveyed
 
+        mine, rest, found = heads, heads[:0], None
         if op.state_size > MAX_STATE_SIZE:
-            yield from super()._recurrences(op, heads, entropy, budget, cost)
-            return
-        fair, read, write = tame(op, heads)
-        rest = heads[~fair]
-        if len(rest) < len(heads):
-            mine = heads[fair]
-            engine = NativeRecurrence(op, mine, read[fair], write[fair], entropy, cost)
+            mine, rest = rest, mine
+        elif op.diagonal:
+            fair, found = surveyed(op, heads)
+            if not bool(fair.all()):
+                mine, rest = heads[fair], heads[~fair]
+        if len(mine):
+            engine = NativeRecurrence(op, mine, found, entropy, cost)
             yield mine, engine
-            rest = torch.cat([rest, mine[engine.unstable]])
+            if bool(engine.unstable.any()):
+                rest = torch.cat([rest, mine[engine.unstable]])
         if len(rest):
             # bad data, and transitions that grow
             yield from super()._recurrences(op, rest, entropy, budget, cost)

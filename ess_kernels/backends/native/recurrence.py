@@ -14,16 +14,16 @@ from ...engine.certainty import ENTROPY_BOUND
 from ...engine.cost import Cost
 from ...engine.positions import Engine
 from ...engine.quadrature import FINE, LogdetSums, Quadrature
-from ...engine.scaling import largest, power_of_two
+from ...engine.scaling import largest
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace, Tokens
-from ..sources import source_of, source_of_tokens
+from ..sources import source_of_tokens
 from . import spectra
 from .call import aligned, run
 from .nodes import Nodes
-from .tokens import NativeTokens
+from .tokens import NativeTokens, Survey
 from .transitions import Transitions
 
 # the largest state that the kernels hold, padded
@@ -69,7 +69,12 @@ class Parts:
     def __init__(self, heads: int, length: int, n: int, c: int, diagonal: bool):
         blocks, m = -(-length // c), padded(n)
         sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
-        self.arrays = {name: aligned(heads, blocks * size) for name, size in sizes.items()}
+        # all sizes are multiples of a line
+        memory = aligned(heads * blocks * sum(sizes.values()))
+        self.arrays, start = {}, 0
+        for name, size in sizes.items():
+            self.arrays[name] = memory[start : start + heads * blocks * size].view(heads, -1)
+            start += heads * blocks * size
         addresses = {name: x.data_ptr() for name, x in self.arrays.items()}
         self.structure = _Structure(heads, blocks, m, c, not diagonal, 0, **addresses)
         self.pointer = ctypes.byref(self.structure)
@@ -83,19 +88,18 @@ class NativeRecurrence(Engine):
 
     state_size: int
 
-    def __init__(self, op: StateSpace, heads: Tensor, read: Tensor, write: Tensor, entropy: bool, cost: Cost):
-        """`read`, `write` `[N]`: the largest magnitudes, from `sources.tame`."""
+    def __init__(self, op: StateSpace, heads: Tensor, found: Survey | None, entropy: bool, cost: Cost):
+        """`found`: the heads' tokens and their largest magnitudes, for diagonal transitions."""
         self.op, self.heads, self.cost = op, heads, cost
         self._input: tuple[Any, int | None, int]
         self.length, self.state_size = op.length, op.state_size
         self.group = block_length(op.state_size, entropy)
         self.good = torch.ones_like(heads, dtype=torch.bool)
         self.parts = Parts(len(heads), self.length, op.state_size, self.group, op.diagonal)
-        if op.diagonal:
-            (read_unit, read_inverse), (write_unit, write_inverse) = inverse_unit(read), inverse_unit(write)
-            self.unit = read_unit * write_unit
-            self.nothing = (read == 0) | (write == 0)
-            self.tokens = NativeTokens(source_of(op, heads), read_inverse, write_inverse)
+        if found is not None:
+            self.unit = found.take_units()
+            self.nothing = (found.read == 0) | (found.write == 0)
+            self.tokens = found.tokens
             self._input = (self.tokens.pointer, None, 0)
             run("recurrence_parts", self.parts.pointer, *self._input)
             self.unstable = ~self.good
@@ -108,11 +112,10 @@ class NativeRecurrence(Engine):
         self.good = peaks.isfinite().all(0)
         read, write = torch.where(self.good, peaks, 0.0)
         self.nothing = (read == 0) | (write == 0)
-        (read_unit, read_inverse), (write_unit, write_inverse) = inverse_unit(read), inverse_unit(write)
-        self.unit = read_unit * write_unit
         # no gate is read where transitions are matrices
         source = source_of_tokens(Tokens(matrices.read, matrices.write, matrices.write, self.op.reads_before))
-        self.tokens = NativeTokens(source, read_inverse, write_inverse)
+        self.tokens = NativeTokens(source)
+        self.unit = Survey(self.tokens, read, write).take_units()
         self._input = (self.tokens.pointer, matrices.address, matrices.stride)
         self._matrices = matrices
         run("recurrence_parts", self.parts.pointer, *self._input)
@@ -203,16 +206,11 @@ class NativeRecurrence(Engine):
         return roots
 
 
-def inverse_unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    """A power of two near each magnitude, one where it is zero, and its inverse."""
-    unit = power_of_two(magnitude[:, None])[1]
-    return unit, 1 / unit
-
-
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_recurrence.h`."""
     address, size = ctypes.c_void_p, ctypes.c_int64
     signatures: dict[str, list[Callable]] = {
+        "tokens_survey": [address] * 5,
         "recurrence_parts": [*[address] * 4, size],
         "recurrence_observe_roots": [*[address] * 4, size, address],
         "recurrence_root_products": [*[address] * 4, size, address, size, *[address] * 3],

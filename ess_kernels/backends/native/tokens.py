@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..sources import Source
+from ...engine.scaling import exp2
+from ...operators.structure import StateSpace
+from ..sources import Source, representable, source_of
+from .call import run
 
 _ADDRESS = ctypes.c_void_p
 _SIZE = ctypes.c_int64
@@ -51,8 +55,8 @@ class NativeTokens:
         pointer: what ctypes passes.
     """
 
-    def __init__(self, source: Source, read_unit: Tensor, write_unit: Tensor):
-        """`read_unit`, `write_unit` float64 `[N]` on the CPU are multiplied onto reads and writes."""
+    def __init__(self, source: Source, read_unit: Tensor | None = None, write_unit: Tensor | None = None):
+        """`read_unit`, `write_unit` float64 `[N]` on the CPU are multiplied onto reads and writes; none: ones."""
         self.heads, self.length, self.states = len(source.heads), source.length, source.state_size
         self._alive: list[Tensor] = []
         shared = source.gate.shape[3] == 1
@@ -67,12 +71,27 @@ class NativeTokens:
             structure.read_scale, structure.read_scale_stride = self._tokens(source, source.read_scale[..., None])
         if source.write_scale is not None:
             structure.write_scale, structure.write_scale_stride = self._tokens(source, source.write_scale[..., None])
-        structure.read_unit = self._keep((read_unit * source.scale).contiguous())
-        structure.write_unit = self._keep(write_unit.contiguous())
         structure.gate_shared, structure.gate_is_log = shared, source.log
         structure.reads_before = source.reads_before
-        self._structure = structure
+        self._structure, self._scale = structure, source.scale
         self.pointer = ctypes.byref(structure)
+        one = torch.ones(self.heads, dtype=torch.float64)
+        self.set_units(one if read_unit is None else read_unit, one if write_unit is None else write_unit)
+
+    def set_units(self, read: Tensor, write: Tensor) -> None:
+        """Other units, float64 `[N]`."""
+        self._units = (read * self._scale).contiguous(), write.contiguous()
+        self._structure.read_unit, self._structure.write_unit = (x.data_ptr() for x in self._units)
+
+    def survey(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Which heads kernels can take, bool `[N]`, and the largest magnitudes of reads and writes, float64 `[N]`.
+
+        As `sources.tame` finds them, in one look at every number.
+        """
+        read, write = torch.empty(2, self.heads, dtype=torch.float64)
+        fair = torch.empty(self.heads, dtype=torch.bool)
+        run("tokens_survey", self.pointer, *(x.data_ptr() for x in (read, write, fair)))
+        return fair & representable(read, write, self.states), read, write
 
     def _keep(self, x: Tensor) -> int:
         self._alive.append(x)
@@ -89,3 +108,27 @@ class NativeTokens:
             batch, group = batch - b, group - g
         addresses = self._keep(x) + _BYTES * (batch * x.stride(0) + group * x.stride(2))
         return self._keep(addresses), x.stride(1)
+
+
+@dataclass
+class Survey:
+    """Tokens of some heads, and the largest magnitudes of their reads and writes, float64 `[N]`, finite."""
+
+    tokens: NativeTokens
+    read: Tensor
+    write: Tensor
+
+    def take_units(self) -> Tensor:
+        """Scales the tokens by powers of two, and returns the unit taken out, `[N]`."""
+        exponents = torch.stack([self.read, self.write]).frexp().exponent.to(torch.int64).clamp_(-1022, 1022)
+        self.tokens.set_units(*exp2(-exponents))
+        return exp2(exponents).prod(0)
+
+
+def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor, Survey]:
+    """Which heads of an operator with diagonal transitions kernels can take, bool `[N]`, and those heads' tokens."""
+    tokens = NativeTokens(source_of(op, heads))
+    fair, read, write = tokens.survey()
+    if not bool(fair.all()):
+        tokens, read, write = NativeTokens(source_of(op, heads[fair])), read[fair], write[fair]
+    return fair, Survey(tokens, read, write)
