@@ -122,7 +122,7 @@ typedef struct {
 } ess_quadrature;
 
 /* Sums over the nodes k of ld_k = log det(I + H_i H_i^T / (t_k scale)) at every position of the wanted blocks. About
- * 4 n^3 + 9 n^2 c flops a block and n (3 c^2 + 6 c) + 2 c^3 a block and node.
+ * 3 n^3 + 8 n^2 c flops a block and n (3 c^2 + 6 c) + 2 c^3 a block and node.
  *
  *   length   positions; (blocks - 1) c < length <= blocks c
  *   scale    [heads], a bound of the squared largest singular value at all positions; null: every block has its own

@@ -129,7 +129,8 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     const double own = squares(c, n, A + n, lda) + trace(c, corner, lda) + squares(c, c, Y, c);
     double bound = own + trace(n, A, lda);
     if (given_scale && *given_scale > bound) bound = *given_scale;
-    if (!(bound <= 1.7e308)) return fill_results(present, __builtin_nan(""), total, mixed, visible);
+    // beyond this the unit's square would be a denormal number
+    if (!(bound <= 1e307)) return fill_results(present, __builtin_nan(""), total, mixed, visible);
     if (!(bound > 0) || (given_scale && !(*given_scale > 0))) return fill_results(present, 0, total, mixed, visible);
     const int exponent = -root_exponent(bound) - 1;
     const double unit = std::ldexp(1.0, exponent), square_unit = std::ldexp(1.0, 2 * exponent);

@@ -169,7 +169,7 @@ def check(recurrence, level, quadrature=STANDARD, slack=1.0, positions=None):
     return worst
 
 
-@pytest.mark.parametrize("c", [8, 16, 32])
+@pytest.mark.parametrize("c", [8, 16, 32, 64])
 @pytest.mark.parametrize("n", [8, 13, 24, 64])
 def test_entropy_against_singular_values(level, n, c):
     assert check(recurrence(2, 90, n, c), level) < 1e-4
