@@ -175,7 +175,7 @@ template <class T> struct SpectraSource {
     Vec<T> rescale(Vec<T> peak, bool only_small) {
         Vec<T> factor = all(T(1));
         for (int l = 0; l < N; l++) {
-            if (peak[l] == 0 || (only_small && peak[l] >= T(1e-6))) continue;
+            if (peak[l] == 0 || (only_small && peak[l] >= T(0.01))) continue;
             const int shift = exponent_of<T>(peak[l]);
             factor[l] = static_cast<T>(__builtin_ldexp(1.0, -shift));
             exponent[l] += shift;
