@@ -62,11 +62,11 @@ def counter(A: Tensor, tau: Tensor) -> Callable[[], Tensor] | None:
 
 
 def measure(n: int, dtype: torch.dtype, backend: str, threads: int, seconds: float) -> dict[str, Any]:
-    batch = max(64, min(1024, round(2**19 / n**3) * 64))
+    batch = max(32, min(1024, round(2**18 / n**3) * 64))
     A = torch.randn(batch, n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).to(dtype)
     tau = torch.tensor([0.5 * n**0.5], dtype=torch.float64)
     # LAPACK takes one matrix after the other: fewer of them do
-    few = A[: max(2, batch // 32)]
+    few = A[: max(4, batch // 32)]
     array = few.numpy()
     torch.set_num_threads(1)
     calls = {
