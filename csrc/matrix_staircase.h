@@ -175,103 +175,133 @@ struct Task {
 
 // How far the tree is grown by all threads together.
 struct Plan {
-    int64_t tasks, size; // most nodes, and how large the largest one is
-    int levels;          // bisections below the root's halves
+    int64_t items, tasks, size; // most nodes, and how large the largest one is
+    int levels;                 // bisections below the root's halves
 
     static Plan of(const MatrixStaircaseJob &job) {
         const int64_t leaves = matrix_leaves(job.operand.length);
-        if (leaves == 1) return {job.items, MATRIX_LEAF, 0};
-        Plan plan{2 * job.items, MATRIX_LEAF * left_leaves(leaves), 0};
+        if (leaves == 1) return {job.items, job.items, MATRIX_LEAF, 0};
+        Plan plan{job.items, 2 * job.items, MATRIX_LEAF * left_leaves(leaves), 0};
         // nodes smaller than this are not worth the threads' meeting
-        while (plan.tasks < job.threads && plan.size > 8 * MATRIX_LEAF) {
-            plan.tasks *= 2;
-            plan.size = MATRIX_LEAF * left_leaves(plan.size / MATRIX_LEAF);
-            plan.levels++;
-        }
+        while (plan.tasks < job.threads && plan.size > 8 * MATRIX_LEAF) plan = plan.next();
         return plan;
     }
+
+    Plan next() const { return {items, 2 * tasks, MATRIX_LEAF * left_leaves(size / MATRIX_LEAF), levels + 1}; }
+
+    // all nodes but those of the edges have two halves with pivots, these have one
+    int64_t eliminations() const { return 2 * (tasks - items); }
+};
+
+// The nodes of one level, and the next level from them by all threads together.
+class Growth {
+  public:
+    Growth(const MatrixStaircaseJob &job, Arena &arena) : job_(job), plan_(Plan::of(job)) {
+        tasks_ = arena.take<Task>(plan_.tasks);
+        if (plan_.levels == 0) return;
+        next_ = arena.take<Task>(plan_.tasks);
+        halves_ = arena.take<Half>(plan_.tasks);
+        corners_ = arena.take<Corners>(plan_.tasks);
+        panels_ = arena.take<PanelMemory>(plan_.tasks);
+        // nodes of all levels are kept, panels are used again
+        int64_t panels = 0;
+        const Plan root{job.items, 2 * job.items, MATRIX_LEAF * left_leaves(matrix_leaves(job.operand.length)), 0};
+        for (Plan level = root; level.levels < plan_.levels; level = level.next()) {
+            nodes_[level.levels] = arena.take<double>(level.eliminations() * NodeMemory::size(level.next().size));
+            panels = max(panels, lay_out(level, nullptr));
+        }
+        panel_memory_ = arena.take<char>(panels);
+        first_ = root;
+    }
+
+    const Plan &plan() const { return plan_; }
+    int64_t count() const { return count_; }
+    const Task &task(int64_t t) const { return tasks_[t]; }
+
+    void run() {
+        const bool one = matrix_leaves(job_.operand.length) == 1;
+        for (int64_t item = 0; item < job_.items; item++) {
+            for (int e = 0; e < (one ? 1 : 2); e++) {
+                const Node node = edge_node(job_, item, one ? Edge::None : e == 0 ? Edge::First : Edge::Last, 0);
+                if (is_wanted(job_, item, node.start, node.size)) tasks_[count_++] = {node, item};
+            }
+        }
+        for (Plan level = first_; level.levels < plan_.levels; level = level.next()) grow(level);
+    }
+
+  private:
+    // Deals out the panels of a level; returns the bytes.
+    int64_t lay_out(const Plan &level, void *memory) {
+        Arena arena(memory);
+        for (int64_t i = 0; i < level.eliminations(); i++) {
+            PanelMemory panel(level.size, arena);
+            if (memory) panels_[i] = panel;
+        }
+        return arena.used();
+    }
+
+    void grow(const Plan &level) {
+        lay_out(level, panel_memory_);
+        const int64_t child_size = NodeMemory::size(level.next().size);
+        int64_t made = 0, eliminated = 0;
+        for (int64_t t = 0; t < count_; t++) {
+            const Node &node = tasks_[t].node;
+            const int64_t item = tasks_[t].item, middle = MATRIX_LEAF * left_leaves(node.size / MATRIX_LEAF);
+            for (int side = 0; side < 2; side++) {
+                const bool left = side == 0;
+                const int64_t start = left ? node.start : node.start + middle;
+                if (!is_wanted(job_, item, start, left ? middle : node.size - middle)) continue;
+                Task &task = next_[made++];
+                task.item = item;
+                if (on_edge(node, left)) {
+                    task.node = edge_node(job_, item, node.edge, node.level + 1);
+                    continue;
+                }
+                halves_[eliminated] = half_of(node, left, job_.definite, panels_[eliminated],
+                                              nodes_[level.levels] + eliminated * child_size);
+                // until the child is known, its place holds the half's number
+                task.node.size = 0;
+                task.node.start = eliminated++;
+            }
+        }
+        if (job_.definite) eliminate_together<false>(halves_, corners_, eliminated, job_.threads);
+        else eliminate_together<true>(halves_, corners_, eliminated, job_.threads);
+        for (int64_t t = 0; t < made; t++) {
+            if (next_[t].node.size == 0) next_[t].node = halves_[next_[t].node.start].child;
+        }
+        Task *done = tasks_;
+        tasks_ = next_;
+        next_ = done;
+        count_ = made;
+    }
+
+    const MatrixStaircaseJob &job_;
+    const Plan plan_;
+    Plan first_{};
+    Task *tasks_ = nullptr, *next_ = nullptr;
+    Half *halves_ = nullptr;
+    Corners *corners_ = nullptr;
+    PanelMemory *panels_ = nullptr;
+    char *panel_memory_ = nullptr;
+    double *nodes_[MAX_DEPTH] = {};
+    int64_t count_ = 0;
 };
 
 inline int64_t matrix_staircase(const MatrixStaircaseJob &job) {
     Arena arena(job.workspace);
-    const Plan plan = Plan::of(job);
-    const int64_t length = job.operand.length, leaves = matrix_leaves(length);
-    const int32_t threads = static_cast<int32_t>(min(static_cast<int64_t>(job.threads), plan.tasks));
-    Task *tasks = arena.take<Task>(plan.tasks), *next = arena.take<Task>(plan.tasks);
-    Half *halves = arena.take<Half>(plan.levels ? plan.tasks : 0);
-    Corners *corners = arena.take<Corners>(plan.levels ? plan.tasks : 0);
+    Growth growth(job, arena);
+    const int32_t threads = static_cast<int32_t>(min(static_cast<int64_t>(job.threads), growth.plan().tasks));
     Descent *descents = arena.take<Descent>(threads);
-
-    int64_t count = 0;
-    if (job.workspace) {
-        for (int64_t item = 0; item < job.items; item++) {
-            for (int e = 0; e < (leaves == 1 ? 1 : 2); e++) {
-                const Edge edge = leaves == 1 ? Edge::None : e == 0 ? Edge::First : Edge::Last;
-                const Node node = edge_node(job, item, edge, 0);
-                if (is_wanted(job, item, node.start, node.size)) tasks[count++] = {node, item};
-            }
-        }
-    }
-    int64_t most = 2 * job.items, size = MATRIX_LEAF * left_leaves(leaves);
-    for (int level = 0; level < plan.levels; level++) {
-        // all nodes but those of the edges have two halves with pivots, these one
-        const int64_t eliminations = 2 * most - 2 * job.items;
-        const int64_t half = MATRIX_LEAF * left_leaves(size / MATRIX_LEAF);
-        int64_t made = 0, eliminated = 0;
-        for (int64_t i = 0; i < eliminations; i++) {
-            double *memory = arena.take<double>(NodeMemory::size(half));
-            PanelMemory panel(size, arena);
-            if (job.workspace) {
-                halves[i].memory.R = memory;
-                halves[i].panel = {0, 0, {panel.U, 0, 0}, {panel.L, 0, 0}, panel.d, panel.growth, panel.magnitude};
-            }
-        }
-        if (job.workspace) {
-            for (int64_t t = 0; t < count; t++) {
-                const Node &node = tasks[t].node;
-                for (int side = 0; side < 2; side++) {
-                    const bool left = side == 0;
-                    const int64_t own = MATRIX_LEAF * left_leaves(node.size / MATRIX_LEAF);
-                    const int64_t start = left ? node.start : node.start + own;
-                    if (!is_wanted(job, tasks[t].item, start, left ? own : node.size - own)) continue;
-                    next[made].item = tasks[t].item;
-                    if (on_edge(node, left)) {
-                        next[made].node = edge_node(job, tasks[t].item, node.edge, node.level + 1);
-                    } else {
-                        const Panel &p = halves[eliminated].panel;
-                        PanelMemory panel;
-                        panel.U = p.U.data, panel.L = p.L.data, panel.d = p.d, panel.growth = p.growth;
-                        panel.magnitude = p.magnitude;
-                        halves[eliminated] = half_of(node, left, job.definite, panel, halves[eliminated].memory.R);
-                        // until it is known, the child's place says whose it is
-                        next[made].node.size = 0;
-                        next[made].node.start = eliminated++;
-                    }
-                    made++;
-                }
-            }
-            if (job.definite) eliminate_together<false>(halves, corners, eliminated, job.threads);
-            else eliminate_together<true>(halves, corners, eliminated, job.threads);
-            for (int64_t t = 0; t < made; t++) {
-                if (next[t].node.size == 0) next[t].node = halves[next[t].node.start].child;
-            }
-            Task *swap = tasks;
-            tasks = next;
-            next = swap;
-            count = made;
-        }
-        most *= 2;
-        size = half;
-    }
     for (int32_t t = 0; t < threads; t++) {
-        Descent descent(job, plan.size, arena);
+        Descent descent(job, growth.plan().size, arena);
         if (job.workspace) descents[t] = descent;
     }
     if (job.workspace == nullptr) return arena.used();
-    TaskCounter counter(count);
+    growth.run();
+    TaskCounter counter(growth.count());
     team(threads, [&](int32_t thread) {
         FlushDenormals flush;
-        for (int64_t t; (t = counter.take()) >= 0;) descents[thread].run(tasks[t].node, tasks[t].item);
+        for (int64_t t; (t = counter.take()) >= 0;) descents[thread].run(growth.task(t).node, growth.task(t).item);
         descents[thread].finish();
     });
     return arena.used();
