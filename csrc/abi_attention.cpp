@@ -8,8 +8,8 @@
 namespace ess {
 namespace {
 
-int32_t rows_job(const ess_run *run, const ess_attention *a, double *weights, int64_t row_stride, const Kernels *&kernels,
-                 AttentionRowsJob &job) {
+int32_t rows_job(const ess_run *run, const ess_attention *a, double *weights, int64_t row_stride,
+                 const Kernels *&kernels, AttentionRowsJob &job) {
     if (int32_t error = check_run(run, kernels)) return error;
     if (a == nullptr || a->q == nullptr || a->k == nullptr || weights == nullptr) return ESS_ERR_NULL;
     if (a->heads < 1 || a->length < 1 || a->length > ESS_MAX_LENGTH) return ESS_ERR_SIZE;

@@ -125,7 +125,8 @@ int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, 
     return kernels->matrix->norm(job);
 }
 
-int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, const double *start, double *norm) {
+int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, const double *start,
+                        double *norm) {
     const ess::Kernels *kernels;
     ess::MatrixNormJob job;
     if (int32_t error = ess::norm_job(run, matrix, steps, start, norm, kernels, job)) return error;
@@ -140,8 +141,8 @@ int64_t ess_matrix_staircase_workspace(const ess_run *run, const ess_matrix *mat
                                        const uint8_t *wanted, double *value, double *growth, double *least) {
     const ess::Kernels *kernels;
     ess::MatrixStaircaseJob job;
-    if (int32_t error = ess::staircase_job(run, matrix, products, items, head, shift, definite, wanted, value, growth, least,
-                                           kernels, job)) {
+    if (int32_t error = ess::staircase_job(run, matrix, products, items, head, shift, definite, wanted, value, growth,
+                                           least, kernels, job)) {
         return -error;
     }
     return kernels->matrix->staircase(job);
@@ -152,8 +153,8 @@ int32_t ess_matrix_staircase(const ess_run *run, const ess_matrix *matrix, const
                              double *value, double *growth, double *least) {
     const ess::Kernels *kernels;
     ess::MatrixStaircaseJob job;
-    if (int32_t error = ess::staircase_job(run, matrix, products, items, head, shift, definite, wanted, value, growth, least,
-                                           kernels, job)) {
+    if (int32_t error = ess::staircase_job(run, matrix, products, items, head, shift, definite, wanted, value, growth,
+                                           least, kernels, job)) {
         return error;
     }
     if (int32_t error = ess::check_workspace(run, kernels->matrix->staircase(job))) return error;

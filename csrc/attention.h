@@ -1,5 +1,6 @@
 // The weights of causal softmax attention, one band of rows at a time: scores by products of strips, written where the
-// weights will be, then the softmax of each row while it is still in the cache. L^2 E flops and L^2 / 2 exponentials a head.
+// weights will be, then the softmax of each row while it is still in the cache. L^2 E flops and L^2 / 2 exponentials a
+// head.
 
 #pragma once
 
@@ -81,8 +82,9 @@ inline int64_t attention_rows(const AttentionRowsJob &job) {
             for (int64_t j = begin; j < row + STRIP; j += STRIP) {
                 for (int64_t k = 0; k < job.size; k += PASS) {
                     for (int64_t i = 0; i < STRIP; i += TILE) {
-                        strip_tile<true>(min(PASS, job.size - k), K.at(j, k), Q.at(i, k), weights + i * job.row_stride + j,
-                                         job.row_stride, k ? First::Continue : First::Replace, nullptr, 0, 1.0);
+                        strip_tile<true>(min(PASS, job.size - k), K.at(j, k), Q.at(i, k),
+                                         weights + i * job.row_stride + j, job.row_stride,
+                                         k ? First::Continue : First::Replace, nullptr, 0, 1.0);
                     }
                 }
             }

@@ -43,16 +43,16 @@ ESS_API int32_t ess_matrix_largest(const ess_run *run, const ess_matrix *matrix,
  *   norm    [heads]
  *
  * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
-ESS_API int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, int64_t steps, const double *start,
-                                          double *norm);
+ESS_API int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, int64_t steps,
+                                          const double *start, double *norm);
 ESS_API int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, const double *start,
                                 double *norm);
 
 /* How many doubles the products of one head take (0 for short operators), or a negative error code. */
 ESS_API int64_t ess_matrix_products_size(int64_t length);
 
-/* The symmetric products of parts of T with themselves that every tolerance and every shift shares, for all heads: about
- * 2/7 length^3 flops a head.
+/* The symmetric products of parts of T with themselves that every tolerance and every shift shares, for all heads:
+ * about 2/7 length^3 flops a head.
  *
  *   products   [heads, ess_matrix_products_size(length)], aligned to 64 bytes; may be null if that size is 0
  *
@@ -68,20 +68,22 @@ ESS_API int32_t ess_matrix_products(const ess_run *run, const ess_matrix *matrix
  *   shift      [items], positive: the tolerance tau, or the root of the shift t, in units of T scale
  *   definite   0: counts of singular values above tau. Else log det(I + H H^T / t).
  *   wanted     [items, length], not 0 where a position is asked for; position 0 has no H
- *   value      [items, length], written where wanted, as are the next two: the count, or log-determinant (NaN if T is not
- *              finite)
- *   growth     the largest update of a diagonal entry, in units of tau: times 2^-52, the relative width around tau within
- *              which a singular value could have been miscounted; infinite or NaN: no answer. Null if definite
- *   least      the smallest of the eliminated rows' largest entries in units of tau, 1 where none is below 0.01: near zero,
- *              tau is a singular value of an eliminated block, and the sign of a pivot says nothing. Null if definite
+ *   value      [items, length], written where wanted, as are the next two: the count, or log-determinant (NaN if T is
+ *              not finite)
+ *   growth     the largest update of a diagonal entry, in units of tau: times 2^-52, the relative width around tau
+ *              within which a singular value could have been miscounted; infinite or NaN: no answer. Null if definite
+ *   least      the smallest of the eliminated rows' largest entries in units of tau, 1 where none is below 0.01: near
+ *              zero, tau is a singular value of an eliminated block, and the sign of a pivot says nothing. Null if
+ *              definite
  *
  * ESS_ERR_NULL, ESS_ERR_SIZE (a head or shift out of range, too), ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
 ESS_API int64_t ess_matrix_staircase_workspace(const ess_run *run, const ess_matrix *matrix, const double *products,
-                                               int64_t items, const int64_t *head, const double *shift, int32_t definite,
-                                               const uint8_t *wanted, double *value, double *growth, double *least);
-ESS_API int32_t ess_matrix_staircase(const ess_run *run, const ess_matrix *matrix, const double *products, int64_t items,
-                                     const int64_t *head, const double *shift, int32_t definite, const uint8_t *wanted,
-                                     double *value, double *growth, double *least);
+                                               int64_t items, const int64_t *head, const double *shift,
+                                               int32_t definite, const uint8_t *wanted, double *value, double *growth,
+                                               double *least);
+ESS_API int32_t ess_matrix_staircase(const ess_run *run, const ess_matrix *matrix, const double *products,
+                                     int64_t items, const int64_t *head, const double *shift, int32_t definite,
+                                     const uint8_t *wanted, double *value, double *growth, double *least);
 
 #ifdef __cplusplus
 }

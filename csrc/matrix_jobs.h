@@ -77,8 +77,8 @@ inline int64_t right_leaves(int64_t leaves) { return leaves / 2; }
 // a column longer than this by 8 keeps columns out of each other's cache sets
 inline int64_t matrix_stride(int64_t rows) { return rows + 8; }
 
-// The nodes along the two edges of the tree, level by level from the root's halves to a leaf: the first node `[0, m)` and
-// the last one `[s, padded length)`. Each has a symmetric product of T with itself that every shift shares.
+// The nodes along the two edges of the tree, level by level from the root's halves to a leaf: the first node `[0, m)`
+// and the last one `[s, padded length)`. Each has a symmetric product of T with itself that every shift shares.
 enum class Edge { None, First, Last };
 
 inline int64_t edge_half(Edge edge, int64_t leaves) {
@@ -91,8 +91,8 @@ inline int64_t edge_leaves(Edge edge, int64_t leaves, int64_t level) {
     return leaves;
 }
 
-// Where the product of an edge's node begins among those of a head, which lie level by level, the first node's before the
-// last one's; with Edge::None, how many numbers there are in all.
+// Where the product of an edge's node begins among those of a head, which lie level by level, the first node's before
+// the last one's; with Edge::None, how many numbers there are in all.
 inline int64_t matrix_product_offset(int64_t length, Edge edge, int64_t level) {
     int64_t offset = 0;
     const Edge edges[] = {Edge::First, Edge::Last};

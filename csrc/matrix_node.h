@@ -102,8 +102,8 @@ inline void update_group(const Half &half, int64_t group) {
     const Block block = part == 0 ? node.R.from(r, r) : node.C.from(c, c);
     double *target = part == 0 ? half.memory.R : half.memory.C;
     // pivots of the other sign add, where signs are turned
-    if (half.definite && !own) multiply_strips<true>(row, rows, row + rows, U, first, L, first, block, target, ld, {h, true});
-    else multiply_strips<false>(row, rows, row + rows, U, first, L, first, block, target, ld, {h, true});
+    const auto multiply = half.definite && !own ? multiply_strips<true> : multiply_strips<false>;
+    multiply(row, rows, row + rows, U, first, L, first, block, target, ld, {h, true});
 }
 
 // The child, when its panel is done: value, growth and least row.

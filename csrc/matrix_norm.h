@@ -1,5 +1,5 @@
-// How large a dense operator is: its largest entry, and its norm. Both read the strictly lower part once a pass, in bands of
-// rows that are added up in a fixed order.
+// How large a dense operator is: its largest entry, and its norm. Both read the strictly lower part once a pass, in
+// bands of rows that are added up in a fixed order.
 
 #pragma once
 
@@ -49,8 +49,8 @@ inline int64_t matrix_largest(const MatrixLargestJob &job) {
     return arena.used();
 }
 
-// target += (T v)^T T over one band of rows of strictly lower T, which is scaled, `v` and target of its columns. The rows are
-// read from memory once, and four at a time.
+// target += (T v)^T T over one band of rows of strictly lower T, which is scaled, `v` and target of its columns. The
+// rows are read from memory once, and four at a time.
 inline void band_product(const double *T, int64_t row_stride, double scale, int64_t first, int64_t end, const double *v,
                          double *target) {
     constexpr int TOGETHER = 4;
@@ -109,8 +109,8 @@ inline int64_t matrix_norm(const MatrixNormJob &job) {
                 for (int64_t j = 0; j < padded(end); j += ROWS) {
                     for (int64_t i = 0; i < ROWS; i += W) store(target + j + i, V{});
                 }
-                band_product(operand.T + head * operand.head_stride, operand.row_stride, operand.scale[head], first, end,
-                             vectors + head * ld, target);
+                band_product(operand.T + head * operand.head_stride, operand.row_stride, operand.scale[head], first,
+                             end, vectors + head * ld, target);
             }
         });
         TaskCounter heads(operand.heads);
@@ -120,7 +120,9 @@ inline int64_t matrix_norm(const MatrixNormJob &job) {
                 double *v = vectors + head * ld, *sum = parts + (head * bands + bands - 1) * ld, squares = 0.0;
                 for (int64_t band = 0; band < bands - 1; band++) {
                     const double *part = parts + (head * bands + band) * ld;
-                    for (int64_t j = 0; j < (band + 1) * BAND_ROWS; j += W) store(sum + j, load(sum + j) + load(part + j));
+                    for (int64_t j = 0; j < (band + 1) * BAND_ROWS; j += W) {
+                        store(sum + j, load(sum + j) + load(part + j));
+                    }
                 }
                 for (int64_t j = 0; j < L; j++) squares += sum[j] * sum[j];
                 const double size = sqrt(all(squares))[0], inverse = size > 0 ? 1 / size : 0.0;

@@ -13,8 +13,8 @@ namespace dense {
 // columns that are factorised together; the inner index of one pass of their update
 constexpr int64_t PANEL_BLOCK = 64, PANEL_PASS = 128;
 
-// `pivots` columns of `rows` rows, both multiples of MATRIX_LEAF. U = L D takes the place of the matrix, L is its unit lower
-// factor (above the diagonal of a pivot's own 8 x 8 corner zero, above that undefined).
+// `pivots` columns of `rows` rows, both multiples of MATRIX_LEAF. U = L D takes the place of the matrix, L is its unit
+// lower factor (above the diagonal of a pivot's own 8 x 8 corner zero, above that undefined).
 struct Panel {
     int64_t pivots, rows;
     Strips U, L;

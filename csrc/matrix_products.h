@@ -35,7 +35,9 @@ inline EdgeProduct edge_product(Edge edge, int64_t level, int64_t length, double
     p.end = edge == Edge::First ? (level > 0 ? above : length) : whole - size;
     if (products && size) {
         p.product = products + matrix_product_offset(length, edge, level);
-        if (level > 0) p.above = {products + matrix_product_offset(length, edge, level - 1), matrix_stride(above), 1.0, 0.0};
+        if (level > 0) {
+            p.above = {products + matrix_product_offset(length, edge, level - 1), matrix_stride(above), 1.0, 0.0};
+        }
     }
     return p;
 }
@@ -51,8 +53,8 @@ inline int64_t factor_size(Edge edge, int64_t length) {
 }
 
 // One strip of a product's factor, scaled.
-inline void pack_product(const MatrixOperand &operand, const double *T, double scale, const EdgeProduct &p, int64_t strip,
-                         Strips factor) {
+inline void pack_product(const MatrixOperand &operand, const double *T, double scale, const EdgeProduct &p,
+                         int64_t strip, Strips factor) {
     const int64_t ld = operand.row_stride, last = matrix_leaves(operand.length) * MATRIX_LEAF - 1 - strip * STRIP;
     for (int64_t k0 = 0; k0 < p.depth(); k0 += PASS) {
         const int64_t columns = min(PASS, p.depth() - k0);
@@ -69,15 +71,16 @@ inline void pack_product(const MatrixOperand &operand, const double *T, double s
 
 // Some strips of rows of a product, from packed factors.
 inline void multiply_product(const EdgeProduct &p, Strips factor, int64_t strip, int64_t strips) {
-    multiply_strips<true>(strip * STRIP, strips * STRIP, (strip + strips) * STRIP, factor, 0, factor, 0, p.above, p.product,
-                          matrix_stride(p.size), {p.size, true});
+    multiply_strips<true>(strip * STRIP, strips * STRIP, (strip + strips) * STRIP, factor, 0, factor, 0, p.above,
+                          p.product, matrix_stride(p.size), {p.size, true});
 }
 
 // All products of all heads: heads side by side where there are as many as threads, else the strips of each.
 inline int64_t matrix_products(const MatrixProductsJob &job) {
     const MatrixOperand &operand = job.operand;
     const int64_t size = matrix_products_size(operand.length);
-    const int64_t first_size = factor_size(Edge::First, operand.length), last_size = factor_size(Edge::Last, operand.length);
+    const int64_t first_size = factor_size(Edge::First, operand.length);
+    const int64_t last_size = factor_size(Edge::Last, operand.length);
     const bool apart = operand.heads >= job.threads;
     const int64_t buffers = apart ? min(operand.heads, static_cast<int64_t>(job.threads)) : 1;
     Arena arena(job.workspace);

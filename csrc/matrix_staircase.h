@@ -1,9 +1,9 @@
 // The staircase of a dense operator: by bisection from the products of the root to every wanted position.
 //
-// About L^3 / 4 flops an item besides the products. An item's two halves are independent, and so are all nodes of a level:
-// where there are fewer of them than threads, all threads work on the largest nodes together, strip by strip, until there
-// are enough; then each node is a task, finished depth first by one thread. Either way the same functions compute every
-// strip, so that no result depends on the number of threads.
+// About L^3 / 4 flops an item besides the products. An item's two halves are independent, and so are all nodes of a
+// level: where there are fewer of them than threads, all threads work on the largest nodes together, strip by strip,
+// until there are enough; then each node is a task, finished depth first by one thread. Either way the same functions
+// compute every strip, so that no result depends on the number of threads.
 
 #pragma once
 

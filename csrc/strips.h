@@ -1,5 +1,5 @@
-// Matrix products of operands that lie in strips: the form in which a register tile reads them, so that nothing is packed
-// twice.
+// Matrix products of operands that lie in strips: the form in which a register tile reads them, so that nothing is
+// packed twice.
 
 #pragma once
 
@@ -21,8 +21,8 @@ constexpr int PART_COLUMNS = ESS_VECTOR_BYTES == 64 ? 8 : 4;
 // inner index of one pass over C
 constexpr int64_t PASS = 256;
 
-// A rows x depth matrix, PASS columns after PASS columns; each of these strip by strip: STRIP rows, column by column. What
-// one pass reads of neighbouring strips is contiguous and so does not compete for the same cache sets.
+// A rows x depth matrix, PASS columns after PASS columns; each of these strip by strip: STRIP rows, column by column.
+// What one pass reads of neighbouring strips is contiguous and so does not compete for the same cache sets.
 struct Strips {
     double *data;
     int64_t rows, depth;
@@ -33,7 +33,8 @@ struct Strips {
     }
 };
 
-// What a block of a matrix was before an update: source * scale, and `diagonal` on its own diagonal; without `data`, zero.
+// What a block of a matrix was before an update: source * scale, and `diagonal` on its own diagonal; without `data`,
+// zero.
 struct Block {
     const double *data;
     int64_t stride; // between columns
@@ -54,7 +55,8 @@ ESS_INLINE void copy_strip(const Block &block, int64_t columns, double *strip) {
     }
 }
 
-// The same from a block that lies the other way: sixteen of its columns become rows, of which the first `missing` are zero.
+// The same from a block that lies the other way: sixteen of its columns become rows, of which the first `missing` are
+// zero.
 ESS_INLINE void transpose_strip(const Block &block, int64_t columns, double *strip, int64_t missing = 0) {
     const V scale = all(block.scale);
     for (int64_t k = 0; k < columns; k += W) {
@@ -73,8 +75,8 @@ ESS_INLINE void transpose_strip(const Block &block, int64_t columns, double *str
 
 enum class First { Replace, Continue };
 
-// One STRIP x TILE tile: C = block - sum (or + sum: PLUS), or C -= sum (C += sum) where an earlier part of the inner index
-// has been there. A function of its own, so that the compiler has all registers for it.
+// One STRIP x TILE tile: C = block - sum (or + sum: PLUS), or C -= sum (C += sum) where an earlier part of the inner
+// index has been there. A function of its own, so that the compiler has all registers for it.
 template <bool PLUS>
 __attribute__((noinline)) void strip_tile(int64_t depth, const double *a, const double *b, double *C, int64_t ldc,
                                           First first, const double *source, int64_t stride, double scale) {
@@ -142,7 +144,7 @@ __attribute__((noinline)) void strip_tile(int64_t depth, const double *a, const 
 // Which tiles of a block anybody will read.
 struct Wanted {
     int64_t rows; // of the block
-    bool lower;   // those that reach the lower triangle, or else those left of the other diagonal: row + column < rows - 1
+    bool lower;   // those that reach the lower triangle, or else those with row + column < rows - 1
 
     bool tile(int64_t row, int64_t column) const {
         return lower ? row + STRIP > column : row + column < rows - 1;
@@ -152,8 +154,8 @@ struct Wanted {
 // strips of one group, which stay in the second cache while the right operand passes by
 constexpr int64_t GROUP = 12;
 
-// Rows [row, row + rows) of C = block -+ A B^T, `columns` wide, tile by tile where wanted. C and block are column-major;
-// their row and column 0 are rows `a` of A and `b` of B. 2 rows columns depth flops.
+// Rows [row, row + rows) of C = block -+ A B^T, `columns` wide, tile by tile where wanted. C and block are
+// column-major; their row and column 0 are rows `a` of A and `b` of B. 2 rows columns depth flops.
 template <bool PLUS>
 void multiply_strips(int64_t row, int64_t rows, int64_t columns, Strips A, int64_t a, Strips B, int64_t b,
                      const Block &block, double *C, int64_t ldc, Wanted wanted) {
@@ -166,8 +168,8 @@ void multiply_strips(int64_t row, int64_t rows, int64_t columns, Strips A, int64
             for (int64_t i = 0; i < rows; i += STRIP) {
                 if (!wanted.tile(row + i, j)) continue;
                 const Block from = block.from(row + i, j);
-                strip_tile<PLUS>(depth, left + i * depth, right, C + row + i + j * ldc, ldc, first, from.data, from.stride,
-                                 from.scale);
+                strip_tile<PLUS>(depth, left + i * depth, right, C + row + i + j * ldc, ldc, first, from.data,
+                                 from.stride, from.scale);
             }
         }
     }

@@ -39,7 +39,7 @@ class _Operand(ctypes.Structure):
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_matrix.h`."""
     run, operand = ctypes.POINTER(call.Run), ctypes.POINTER(_Operand)
-    signatures = {
+    signatures: dict[str, list[Any]] = {
         "largest": [_ADDRESS],
         "norm": [_SIZE, _ADDRESS, _ADDRESS],
         "products": [_ADDRESS],
