@@ -7,6 +7,7 @@ import threading
 import torch
 from torch import Tensor
 
+from ...environment import memory_budget
 from .call import KEPT_WORKSPACE, LINE
 
 _BYTES = 8
@@ -24,7 +25,9 @@ _kept = _Kept()
 def borrow(name: str, count: int) -> Tensor:
     """`count` float64 numbers, undefined, aligned to a cache line; one array of a name is remembered a thread."""
     memory = _kept.free.pop(name, None)
-    if memory is None or len(memory) < count + LINE // _BYTES:
+    size = 0 if memory is None else len(memory)
+    # what a larger budget has left behind is not kept
+    if memory is None or size < count + LINE // _BYTES or size > max(memory_budget() // _BYTES, 4 * count):
         memory = torch.empty(count + LINE // _BYTES, dtype=torch.float64)
     first = -memory.data_ptr() % LINE // _BYTES
     if len(memory) * _BYTES <= KEPT_WORKSPACE:
