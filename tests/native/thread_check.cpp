@@ -1,9 +1,9 @@
-// Calls the library from several threads at once and with teams of several threads, for ThreadSanitizer: no Python, whose
-// own threads it does not understand. `.ci/sanitize` compiles this together with csrc/*.cpp and -DESS_STD_THREADS.
+// Calls the library from several threads at once and with teams of several threads, for ThreadSanitizer: no Python,
+// whose own threads it does not understand. `.ci/sanitize` compiles this together with csrc/*.cpp and -DESS_STD_THREADS.
 //
-// A family of kernels adds a function to `checks`: it calls the family with `run.threads` threads on data large enough that
-// every thread gets work, and returns the answer's numbers. They must have the same bits for any number of threads, and
-// from whichever thread they are asked.
+// A family of kernels adds a function to `checks`: it calls the family with so many threads on data large enough that every
+// thread gets work, and returns the answer's numbers. They must have the same bits for any number of threads, and from
+// whichever thread they are asked.
 
 #include <cmath>
 #include <cstdio>
@@ -39,7 +39,7 @@ std::vector<double> positive_pivots(int32_t, int32_t) {
     const int64_t n = 24;
     std::vector<double> a(static_cast<size_t>(n * n)), work(a.size());
     for (int64_t i = 0; i < n; i++) {
-        for (int64_t j = 0; j < n; j++) a[static_cast<size_t>(i * n + j)] = i == j ? static_cast<double>(i % 3 - 1) + 0.25 : 1e-3;
+        for (int64_t j = 0; j < n; j++) a[static_cast<size_t>(i * n + j)] = i == j ? double(i % 3) - 0.75 : 1e-3;
     }
     int64_t count = -1;
     int32_t code = ess_positive_pivots(n, a.data(), n, work.data(), &count);
@@ -117,8 +117,8 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     std::vector<double> answer;
     with_workspace(
         threads, level,
-        [&](const ess_run *run) { return ess_recurrence_parts_workspace(run, &parts, &tokens, nullptr); },
-        [&](const ess_run *run) { return ess_recurrence_parts(run, &parts, &tokens, nullptr); });
+        [&](const ess_run *run) { return ess_recurrence_parts_workspace(run, &parts, &tokens, nullptr, 0); },
+        [&](const ess_run *run) { return ess_recurrence_parts(run, &parts, &tokens, nullptr, 0); });
     F.append_to(answer);
 
     Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
@@ -160,19 +160,19 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     with_workspace(
         threads, level,
         [&](const ess_run *run) {
-            return ess_recurrence_observe_roots_workspace(run, &parts, &tokens, nullptr, roots.data());
+            return ess_recurrence_observe_roots_workspace(run, &parts, &tokens, nullptr, 0, roots.data());
         },
         [&](const ess_run *run) {
-            return ess_recurrence_observe_roots(run, &parts, &tokens, nullptr, roots.data());
+            return ess_recurrence_observe_roots(run, &parts, &tokens, nullptr, 0, roots.data());
         });
     with_workspace(
         threads, level,
         [&](const ess_run *run) {
-            return ess_recurrence_root_products_workspace(run, &parts, &tokens, nullptr, roots.data(), 6, of_heads,
+            return ess_recurrence_root_products_workspace(run, &parts, &tokens, nullptr, 0, roots.data(), 6, of_heads,
                                                           positions, products.data());
         },
         [&](const ess_run *run) {
-            return ess_recurrence_root_products(run, &parts, &tokens, nullptr, roots.data(), 6, of_heads, positions,
+            return ess_recurrence_root_products(run, &parts, &tokens, nullptr, 0, roots.data(), 6, of_heads, positions,
                                                 products.data());
         });
     products.append_to(answer);
