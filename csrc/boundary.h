@@ -30,7 +30,10 @@ struct Boundary {
         : n(n), c(c), m(n + 2 * c), lda(padded_stride(m)), A(arena.take<double>(lda * m)), magnitude(arena.take<double>(m)),
           lf_(padded_stride(n)), ld_(padded_stride(n + c)), lx_(padded_stride(c)), F_(arena.take<double>(lf_ * n)),
           D_(arena.take<double>(ld_ * n)), Q_(arena.take<double>(lf_ * n)), G_(arena.take<double>(ld_ * n)),
-          X_(arena.take<double>(lx_ * n)) {}
+          X_(arena.take<double>(lx_ * n)) {
+        // where Phi is diagonal, D starts with an upper triangle, whose zeros nothing overwrites
+        if (D_) fill(D_, 0, ld_ * n);
+    }
 
     // Fills A and `magnitude` for a block. Flops: n^3 (D_p Q) + 2 n^2 c (Z^T Q) + n^3 / 3 + n^2 c + n c^2 + n^2 c.
     void assemble(const RecurrenceParts &parts, int64_t number) {
@@ -83,9 +86,6 @@ struct Boundary {
     void carry_diagonal(const double *Phi) {
         for (int64_t j0 = 0; j0 < n; j0 += ROWS) {
             transpose(n - j0, ROWS, F_ + j0 + j0 * lf_, lf_, D_ + j0 + j0 * ld_, ld_, Phi + j0);
-            for (int64_t j = j0; j < j0 + ROWS; j++) {
-                for (int64_t i = j0 + ROWS; i < n; i += W) store(D_ + i + j * ld_, V{});
-            }
         }
     }
 

@@ -35,10 +35,6 @@ ESS_INLINE void copy_scaled(const double *source, int64_t states, double scale, 
     for (; i < n; i++) target[i] = 0;
 }
 
-ESS_INLINE void fill(double *target, double value, int64_t count) {
-    for (int64_t i = 0; i < count; i += W) store(target + i, all(value));
-}
-
 // The factors of one token: exp(gate * rate), exp(gate), or the gate itself; one in padded coordinates.
 ESS_INLINE void token_factors(const ess_tokens &tokens, int64_t head, int64_t t, double *factor, int64_t n) {
     const double *gate = tokens.gate[head] + t * tokens.gate_stride;

@@ -108,6 +108,11 @@ void multiply(int64_t rows, int64_t columns, const double *A, int64_t lda, const
     }
 }
 
+// `count` numbers, a multiple of the vector's width
+ESS_INLINE void fill(double *target, double value, int64_t count) {
+    for (int64_t i = 0; i < count; i += W) store(target + i, all(value));
+}
+
 // Whether a tile reaches into the lower triangle of whole ROWS x ROWS tiles.
 ESS_INLINE bool in_lower(int64_t i1, int64_t j0) { return padded(i1) > j0; }
 

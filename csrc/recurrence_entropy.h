@@ -16,6 +16,7 @@ struct EntropyWork {
     Boundary boundary;
     int64_t n, c, lds, ldb, vectors;
     double *S, *B;                                     // the boundary's matrix and the block's rows and columns
+    double *gram;                                       // two c x c matrices, padded
     double *Y, *corner, *minus_one;                    // c x c
     double *norms;
     double *diagonal, *off, *factor, *reflect, *turned; // tridiagonalisation
@@ -26,6 +27,7 @@ struct EntropyWork {
         : boundary(arena, job.parts.n, job.parts.c), n(job.parts.n), c(job.parts.c), lds(n), ldb(padded_stride(2 * c)), vectors(job.nodes / W) {
         S = arena.take<double>(n * lds);
         B = arena.take<double>(n * ldb);
+        gram = arena.take<double>(2 * c * padded_stride(c));
         Y = arena.take<double>(c * c);
         corner = arena.take<double>(c * c);
         minus_one = arena.take<double>(c * c);
@@ -70,6 +72,22 @@ inline double trace(int64_t n, const double *A, int64_t lda) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += A[i * (lda + 1)];
     return sum;
+}
+
+// A bound of the norm of the symmetric c x c matrix M, within a factor c^(1/4): the square root of the Frobenius norm of its
+// square, which goes to `work`, as large as M. 2 c^3 flops.
+inline double norm_bound(int64_t c, const double *M, int64_t ldm, double *work) {
+    multiply<Right::Transposed, Update::Set>(c, c, M, ldm, M, ldm, work, ldm,
+                                             [c](int64_t, int64_t, int64_t, int64_t) { return Range{0, c}; });
+    return std::sqrt(std::sqrt(squares(c, c, work, ldm)));
+}
+
+// A bound of the squared norm of the c x k matrix A: as above for A A^T, which goes to `gram`. 2 k c^2 flops more.
+inline double squared_norm_bound(int64_t c, int64_t k, const double *A, int64_t lda, double *gram, double *work) {
+    const int64_t ldg = padded_stride(c);
+    multiply<Right::Transposed, Update::Set>(c, c, A, lda, A, lda, gram, ldg,
+                                             [k](int64_t, int64_t, int64_t, int64_t) { return Range{0, k}; });
+    return norm_bound(c, gram, ldg, work);
 }
 
 // The largest |eigenvalue| of a tridiagonal matrix is at most this (Gershgorin).
@@ -151,8 +169,15 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     tridiagonalise(n, work.S, work.lds, work.diagonal, work.off, work.factor, work.reflect);
     turn(n, work.S, work.lds, work.factor, 2 * c, work.B, work.ldb, work.turned);
 
-    const double scale = given_scale ? *given_scale * square_unit
-                                     : own * square_unit + tridiagonal_bound(n, work.diagonal, work.off);
+    double scale = given_scale ? *given_scale * square_unit : 0;
+    if (!given_scale) {
+        double *gram = work.gram, *square = gram + c * padded_stride(c);
+        scale = tridiagonal_bound(n, work.diagonal, work.off);
+        scale += squared_norm_bound(c, n, work.B, work.ldb, gram, square);
+        scale += squared_norm_bound(c, c, work.Y, c, gram, square);
+        symmetric_copy(c, corner, lda, square_unit, gram, padded_stride(c));
+        scale += norm_bound(c, gram, padded_stride(c), square);
+    }
     for (int64_t v = 0; v < work.vectors; v++) work.shift[v] = load(job.t + v * W) * scale;
     for (int64_t v = 0; v < work.vectors;) {
         auto factor = v + 2 <= work.vectors ? factor_shifts<2> : factor_shifts<1>;
