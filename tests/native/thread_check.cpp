@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/ess_matrix.h"
 #include "../../csrc/ess_native.h"
 #include "../../csrc/ess_recurrence.h"
 #include "../../csrc/ess_spectra.h"
@@ -204,11 +205,47 @@ std::vector<double> spectra(int32_t threads, int32_t level) {
     return answer;
 }
 
+// two matrices by bisection: counts and log-determinants
+std::vector<double> matrix(int32_t threads, int32_t level) {
+    const int64_t heads = 2, length = 300, items = 2;
+    Array T(heads * length * length), units(heads);
+    fill(T, 5);
+    units.data()[0] = units.data()[1] = 1;
+    ess_matrix op = {heads, length, T.data(), length, length * length, units.data()};
+    Array products(heads * ess_matrix_products_size(length) + 1);
+    with_workspace(
+        threads, level, [&](const ess_run *run) { return ess_matrix_products_workspace(run, &op, products.data()); },
+        [&](const ess_run *run) { return ess_matrix_products(run, &op, products.data()); });
+    const int64_t of_heads[] = {0, 1};
+    const double shifts[] = {5, 0.5};
+    std::vector<uint8_t> wanted(static_cast<size_t>(items * length), 1);
+    std::vector<double> answer;
+    for (int32_t definite : {0, 1}) {
+        Array value(items * length), growth(items * length), least(items * length);
+        double *grown = definite ? nullptr : growth.data(), *lowest = definite ? nullptr : least.data();
+        with_workspace(
+            threads, level,
+            [&](const ess_run *run) {
+                return ess_matrix_staircase_workspace(run, &op, products.data(), items, of_heads, shifts, definite,
+                                                      wanted.data(), value.data(), grown, lowest);
+            },
+            [&](const ess_run *run) {
+                return ess_matrix_staircase(run, &op, products.data(), items, of_heads, shifts, definite, wanted.data(),
+                                            value.data(), grown, lowest);
+            });
+        value.append_to(answer);
+        growth.append_to(answer);
+        least.append_to(answer);
+    }
+    return answer;
+}
+
 const Check checks[] = {
     {"tasks of a team", tasks},
     {"positive pivots", positive_pivots},
     {"a recurrence", recurrence},
     {"small matrices", spectra},
+    {"matrices", matrix},
 };
 
 bool same(const std::vector<double> &a, const std::vector<double> &b) {
