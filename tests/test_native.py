@@ -274,7 +274,7 @@ def test_same_bits_means_bits():
 def test_asked_for_by_name_it_raises_with_the_reason(monkeypatch):
     T = torch.ones(4, 4)
     monkeypatch.setenv("ESS_KERNELS_DISABLE_NATIVE", "1")
-    with pytest.raises(RuntimeError, match="native.*ESS_KERNELS_DISABLE_NATIVE"):
+    with pytest.raises(RuntimeError, match=r"native.*ESS_KERNELS_DISABLE_NATIVE"):
         ess_kernels.tolerance_ess(T, backend="native")
     assert ess_kernels.tolerance_ess(T).tolist() == [1, 1, 1]
 
