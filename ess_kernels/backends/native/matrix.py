@@ -50,7 +50,7 @@ def declare(handle: ctypes.CDLL) -> None:
     for name, types in signatures.items():
         for suffix, result in (("", ctypes.c_int32), ("_workspace", _SIZE)):
             function = getattr(handle, f"ess_matrix_{name}{suffix}")
-            function.restype, function.argtypes = result, [run, operand, *types]  # type: ignore[misc]
+            function.restype, function.argtypes = result, [run, operand, *types]
 
 
 class NativeMatrix(Matrix):
