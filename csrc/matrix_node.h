@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include "leaf.h"
 #include "matrix_panel.h"
 
 namespace ess {
@@ -128,7 +129,8 @@ inline void finish_half(Half &half) {
     V growth{};
     for (int64_t k = 0; k < panel.pivots; k++) {
         positive += panel.d[k] > 0;
-        child.least = min(horizontal_max(load(panel.magnitude + k * W)), child.least);
+        // a row with a pivot that is not small is not small
+        if (magnitude_of(panel.d[k]) < SMALL_PIVOT) child.least = min(largest_of_column(panel, k), child.least);
     }
     for (int64_t i = 0; i < panel.rows; i += W) {
         // once a lane is not a number it stays so

@@ -20,7 +20,6 @@ struct Panel {
     Strips U, L;
     double *d;         // [pivots]
     double *growth;    // [rows], sum of |u l| over the row: what its diagonal entry was changed by. Counts only
-    double *magnitude; // [pivots, W], the largest |u| of each column, to be reduced over lanes. Counts only
 
     int64_t blocks() const { return (pivots + PANEL_BLOCK - 1) / PANEL_BLOCK; }
     int64_t strips() const { return rows / STRIP; }
@@ -30,7 +29,7 @@ struct Panel {
 
 ESS_INLINE double magnitude_of(double x) { return x < 0 ? -x : x; }
 
-// Eight columns from `k` on of a strip, rows from vector `v` on, by the pivots of the corner: L, growth and magnitudes.
+// Eight columns from `k` on of a strip, rows from vector `v` on, by the pivots of the corner: L and growth.
 template <bool COUNTS>
 ESS_INLINE void solve_eight(const Panel &panel, int64_t strip, int64_t k, int v, const double (&l)[TILE][TILE],
                             const double (&inverse)[TILE]) {
@@ -50,11 +49,7 @@ ESS_INLINE void solve_eight(const Panel &panel, int64_t strip, int64_t k, int v,
             V scaled = a[j] * all(inverse[j]);
             store(u + j * STRIP + v * W, a[j]);
             store(unit + j * STRIP + v * W, scaled);
-            if (COUNTS) {
-                sum += abs(a[j] * scaled);
-                double *largest = panel.magnitude + (k + j) * W;
-                store(largest, max(abs(a[j]), load(largest)));
-            }
+            if (COUNTS) sum += abs(a[j] * scaled);
         }
         if (COUNTS) store(panel.growth + strip * STRIP + v * W, sum);
     }
@@ -74,13 +69,10 @@ void factor_corner(const Panel &panel, int64_t k, double (&l)[TILE][TILE], doubl
         if (pivot == 0) pivot = ZERO_PIVOT;
         panel.d[k + p] = pivot;
         inverse[p] = 1 / pivot;
-        double largest = magnitude_of(pivot);
         for (int i = p + 1; i < P; i++) {
             l[p][i] = corner[p][i] * inverse[p];
-            largest = max(largest, magnitude_of(corner[p][i]));
             if (COUNTS) panel.growth[k + i] += magnitude_of(corner[p][i] * l[p][i]);
         }
-        if (COUNTS) panel.magnitude[(k + p) * W] = largest;
         for (int j = p + 1; j < P; j++) {
             for (int i = j; i < P; i++) corner[j][i] -= corner[p][i] * l[p][j];
         }
@@ -124,9 +116,6 @@ struct Corners {
 // The pivots' own strips of a block, all earlier blocks being done.
 template <bool COUNTS> void factor_block(const Panel &panel, int64_t block, Corners &corners) {
     const int64_t begin = panel.first(block), end = panel.end(block);
-    if (COUNTS) {
-        for (int64_t k = begin * W; k < end * W; k += W) store(panel.magnitude + k, V{});
-    }
     for (int64_t strip = begin / STRIP; strip < end / STRIP; strip++) update_strip(panel, block, strip);
     for (int64_t k = begin; k < end; k += TILE) {
         auto &l = corners.l[(k - begin) / TILE];
@@ -148,6 +137,18 @@ template <bool COUNTS> void solve_strip(const Panel &panel, int64_t block, int64
         update_eight(panel, begin, k, strip);
         solve_eight<COUNTS>(panel, strip, k, 0, corners.l[(k - begin) / TILE], corners.inverse[(k - begin) / TILE]);
     }
+}
+
+// The largest entry of column k of U, the pivot included: of what its row was when it was eliminated.
+inline double largest_of_column(const Panel &panel, int64_t k) {
+    const int64_t next = (k / STRIP + 1) * STRIP;
+    double own = 0.0;
+    for (int64_t i = k; i < next; i++) own = max(own, magnitude_of(*panel.U.at(i, k)));
+    V largest{};
+    for (int64_t row = next; row < panel.rows; row += STRIP) {
+        for (int64_t i = 0; i < STRIP; i += W) largest = max(largest, abs(load(panel.U.at(row + i, k))));
+    }
+    return max(own, horizontal_max(largest));
 }
 
 // log |pivots|, summed: mantissas are multiplied and exponents added, so that nothing overflows. NaN unless all are

@@ -53,7 +53,7 @@ inline bool is_wanted(const MatrixStaircaseJob &job, int64_t item, int64_t start
 
 // Memory for halves of nodes of `size` positions and less.
 struct PanelMemory {
-    double *U = nullptr, *L = nullptr, *d = nullptr, *growth = nullptr, *magnitude = nullptr;
+    double *U = nullptr, *L = nullptr, *d = nullptr, *growth = nullptr;
 
     PanelMemory() = default;
     PanelMemory(int64_t size, Arena &arena) {
@@ -62,7 +62,6 @@ struct PanelMemory {
         L = arena.take<double>(rows * pivots);
         d = arena.take<double>(pivots);
         growth = arena.take<double>(rows);
-        magnitude = arena.take<double>(pivots * W);
     }
 };
 
@@ -77,8 +76,7 @@ inline Half half_of(const Node &node, bool left, bool definite, const PanelMemor
     half.memory = NodeMemory::in(child, half.size);
     const int64_t pivots = node.size - half.size;
     const int64_t rows = pivots + 2 * half.size;
-    half.panel = {pivots, rows, {memory.U, rows, pivots}, {memory.L, rows, pivots}, memory.d, memory.growth,
-                  memory.magnitude};
+    half.panel = {pivots, rows, {memory.U, rows, pivots}, {memory.L, rows, pivots}, memory.d, memory.growth};
     return half;
 }
 

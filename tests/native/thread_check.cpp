@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -205,37 +206,56 @@ std::vector<double> spectra(int32_t threads, int32_t level) {
     return answer;
 }
 
-// two matrices by bisection: counts and log-determinants
-std::vector<double> matrix(int32_t threads, int32_t level) {
-    const int64_t heads = 2, length = 300, items = 2;
-    Array T(heads * length * length), units(heads);
-    fill(T, 5);
-    units.data()[0] = units.data()[1] = 1;
-    ess_matrix op = {heads, length, T.data(), length, length * length, units.data()};
-    Array products(heads * ess_matrix_products_size(length) + 1);
-    with_workspace(
-        threads, level, [&](const ess_run *run) { return ess_matrix_products_workspace(run, &op, products.data()); },
-        [&](const ess_run *run) { return ess_matrix_products(run, &op, products.data()); });
-    const int64_t of_heads[] = {0, 1};
-    const double shifts[] = {5, 0.5};
-    std::vector<uint8_t> wanted(static_cast<size_t>(items * length), 1);
+// A run with the workspace that a query asks for.
+struct Run {
+    std::unique_ptr<Array> memory;
+    ess_run run;
+
+    Run(int32_t threads, int32_t level) : run{threads, level, nullptr, 0} {}
+    const ess_run *with(int64_t bytes) {
+        memory = std::make_unique<Array>((bytes + 7) / 8);
+        run.workspace = memory->data();
+        run.workspace_bytes = bytes;
+        return &run;
+    }
+};
+
+// dense operators: one, with fewer nodes than threads, and several
+std::vector<double> dense(int32_t threads, int32_t level) {
     std::vector<double> answer;
-    for (int32_t definite : {0, 1}) {
-        Array value(items * length), growth(items * length), least(items * length);
-        double *grown = definite ? nullptr : growth.data(), *lowest = definite ? nullptr : least.data();
-        with_workspace(
-            threads, level,
-            [&](const ess_run *run) {
-                return ess_matrix_staircase_workspace(run, &op, products.data(), items, of_heads, shifts, definite,
-                                                      wanted.data(), value.data(), grown, lowest);
-            },
-            [&](const ess_run *run) {
-                return ess_matrix_staircase(run, &op, products.data(), items, of_heads, shifts, definite, wanted.data(),
-                                            value.data(), grown, lowest);
-            });
-        value.append_to(answer);
-        growth.append_to(answer);
-        least.append_to(answer);
+    const int64_t lengths[] = {600, 150}, several[] = {1, 5};
+    for (int kind = 0; kind < 2; kind++) {
+        const int64_t L = lengths[kind], heads = several[kind], numbers = heads * L, items = heads;
+        const int64_t stride = (L + ESS_ATTENTION_TILE - 1) / ESS_ATTENTION_TILE * ESS_ATTENTION_TILE;
+        Array q(numbers * 4), k(numbers * 4), T(heads * stride * stride), products(heads * ess_matrix_products_size(L));
+        Array value(numbers), growth(numbers), least(numbers), norm(heads), largest(heads);
+        fill(q, 1);
+        fill(k, 2);
+        Run work(threads, level);
+        const ess_run *query = &work.run;
+        const ess_attention attention = {heads, L, 4, q.data(), k.data(), nullptr, 1.0, 0.0, 0};
+        ess_attention_rows(work.with(ess_attention_rows_workspace(query, &attention, T.data(), stride)), &attention,
+                           T.data(), stride);
+        const std::vector<double> scale(static_cast<size_t>(heads), 1.0), shift(static_cast<size_t>(heads), 0.01);
+        const std::vector<uint8_t> wanted(static_cast<size_t>(numbers), 1);
+        std::vector<int64_t> head;
+        for (int64_t h = 0; h < heads; h++) head.push_back(h);
+        const ess_matrix matrix = {heads, L, T.data(), stride, stride * stride, scale.data()};
+        ess_matrix_products(work.with(ess_matrix_products_workspace(query, &matrix, products.data())), &matrix,
+                            products.data());
+        for (int32_t definite : {0, 1}) {
+            const int64_t bytes =
+                ess_matrix_staircase_workspace(query, &matrix, products.data(), items, head.data(), shift.data(), definite,
+                                               wanted.data(), value.data(), growth.data(), least.data());
+            ess_matrix_staircase(work.with(bytes), &matrix, products.data(), items, head.data(), shift.data(), definite,
+                                 wanted.data(), value.data(), growth.data(), least.data());
+            value.append_to(answer);
+        }
+        ess_matrix_norm(work.with(ess_matrix_norm_workspace(query, &matrix, 3, q.data(), norm.data())), &matrix, 3,
+                        q.data(), norm.data());
+        ess_matrix_largest(work.with(ess_matrix_largest_workspace(query, &matrix, largest.data())), &matrix,
+                           largest.data());
+        for (const Array *array : {&growth, &least, &norm, &largest}) array->append_to(answer);
     }
     return answer;
 }
@@ -245,7 +265,7 @@ const Check checks[] = {
     {"positive pivots", positive_pivots},
     {"a recurrence", recurrence},
     {"small matrices", spectra},
-    {"matrices", matrix},
+    {"dense operators", dense},
 };
 
 bool same(const std::vector<double> &a, const std::vector<double> &b) {
