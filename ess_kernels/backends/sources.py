@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,8 +134,8 @@ def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return fair & representable(read, write, op.state_size), read, write
 
 
-def representable(read: Tensor, write: Tensor, states: int) -> Tensor:
-    """Whether entries of `T` are sure to be, for the largest magnitudes of reads and writes; bool `[N]`."""
+def representable(read: Any, write: Any, states: int) -> Any:
+    """Whether entries of `T` are sure to be, for the largest magnitudes of reads and writes `[N]`; bool `[N]`."""
     unit = read * write
     return (unit * states <= REPRESENTABLE) & (unit <= LARGE_UNIT)
 

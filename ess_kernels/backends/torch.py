@@ -39,14 +39,21 @@ class TorchBackend(Backend):
         return "the engine in PyTorch, for CPU and CUDA tensors; `auto` uses it where no faster backend can"
 
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
-        result = Counts.empty((op.num_heads, len(atol), len(positions)), op.device)
+        result: Counts | None = None
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=False):
                 part = _counts(engine, positions, atol, rtol)
-                bad = ~engine.good
-                part.counts[bad], part.unresolved[bad] = -1, True
-                result.put(heads, part)
+                if not bool(engine.good.all()):
+                    bad = ~engine.good
+                    part.counts[bad], part.unresolved[bad] = -1, True
                 del engine  # before the next one is made: there is room for one
+                if result is None and len(heads) == op.num_heads:
+                    result = part
+                    continue
+                if result is None:
+                    result = Counts.empty((op.num_heads, len(atol), len(positions)), op.device)
+                result.put(heads, part)
+        assert result is not None
         return result
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:

@@ -68,9 +68,9 @@ class Counts(NamedTuple):
             mine[index] = theirs
 
 
-def width_of(growth: Tensor, out: Tensor | None = None) -> Tensor:
+def width_of(growth: Tensor) -> Tensor:
     """Relative width behind a growth; a growth that is not a number (a zero pivot) is no answer: inf."""
-    return torch.mul(growth, EPS, out=out).nan_to_num_(nan=torch.inf)
+    return (growth * EPS).nan_to_num_(nan=torch.inf)
 
 
 def near_tie(growth: Tensor, least: Tensor) -> Tensor:

@@ -78,27 +78,32 @@ class Engine(ABC):
         """Counts above `atol` `[M]` (absolute, of the operator itself) at distinct, sorted positions: `[N, M, P]`."""
         N, M, L = len(self.unit), len(atol), self.length
         tau = atol / self.unit[:, None]
-        result = Counts.empty((N, M, L), self.unit.device)
         asked = torch.zeros(L, dtype=torch.bool, device=self.unit.device)
         asked[positions] = True
         # a tolerance of zero has no units to eliminate in, and nothing exceeds an infinite one
-        wanted = ((tau > 0) & tau.isfinite())[..., None] & asked
+        wanted = ((tau > 0) & (tau < torch.inf))[..., None] & asked
         missing = (tau <= 0)[..., None] & asked
         grouped_tau = tau[..., None].expand(-1, -1, -(-L // self.group))
         foreseen = self._foreseen_width(grouped_tau)
         if foreseen is None:
             answer = self._eliminate(wanted, grouped_tau)
-            width_of(answer.growth.view(N, M, L), out=result.width)
+            width = width_of(answer.growth).view(N, M, L)
         else:
             # where one elimination is known not to do, the two on both sides of the tolerance come at once
             skipped = wanted & self._spread((foreseen > SURE) & (foreseen <= HOPEFUL))
             answer = self._eliminate(wanted & ~skipped, grouped_tau)
-            width = width_of(answer.growth).view(N, M, L)
-            result.width.copy_(torch.where(skipped, self._spread(foreseen), width))
-        result.counts.copy_(answer.value.view(N, M, L))
-        tie = near_tie(answer.growth, answer.least).view(N, M, L)
-        doubtful = wanted & (tie | ~(result.width <= SURE))
-        torch.logical_or(doubtful, missing, out=result.redone)
+            width = torch.where(skipped, self._spread(foreseen), width_of(answer.growth).view(N, M, L))
+        doubtful = wanted & (near_tie(answer.growth, answer.least).view(N, M, L) | ~(width <= SURE))
+        counts = answer.value.to(torch.int64).view(N, M, L)
+        result = Counts(counts, width, doubtful | missing, torch.zeros_like(doubtful))
+        if bool(result.redone.any()):
+            self._settle(wanted, doubtful, missing, tau, result)
+        if len(positions) == L - 1:
+            return Counts(*(x[..., 1:] for x in result))
+        return Counts(*(x[..., positions] for x in result))
+
+    def _settle(self, wanted: Tensor, doubtful: Tensor, missing: Tensor, tau: Tensor, result: Counts) -> None:
+        """Counts again where the elimination of what was `wanted` is not sure (`doubtful`) or impossible (`missing`)."""
         # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
         # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
         if bool(doubtful.any()):
@@ -108,9 +113,6 @@ class Engine(ABC):
             own = result.width.masked_fill(~doubtful | (result.width > HOPELESS), 0.0)
             doubtful &= ~self._settle_between(doubtful, self._grouped(own, 0.0).amax(-1), tau, result)
         self._settle_by_values(missing | doubtful, tau, result)
-        if len(positions) == L - 1:
-            return Counts(*(x[..., 1:] for x in result))
-        return Counts(*(x[..., positions] for x in result))
 
     def _typical(self, width: Tensor) -> Tensor:
         """The smallest width of each group `[N, M, groups]`; where it has none that is finite, that of the head."""

@@ -50,7 +50,7 @@ class NativeBackend(TorchBackend):
             mine, rest = rest, mine
         elif op.diagonal:
             fair, found = surveyed(op, heads)
-            if not bool(fair.all()):
+            if fair is not None:
                 mine, rest = heads[fair], heads[~fair]
         if len(mine):
             engine = NativeRecurrence(op, mine, found, entropy, cost)

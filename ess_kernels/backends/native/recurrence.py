@@ -69,15 +69,21 @@ class Parts:
     def __init__(self, heads: int, length: int, n: int, c: int, diagonal: bool):
         blocks, m = -(-length // c), padded(n)
         sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
-        # all sizes are multiples of a line
-        memory = aligned(heads * blocks * sum(sizes.values()))
-        self.arrays, start = {}, 0
-        for name, size in sizes.items():
-            self.arrays[name] = memory[start : start + heads * blocks * size].view(heads, -1)
-            start += heads * blocks * size
-        addresses = {name: x.data_ptr() for name, x in self.arrays.items()}
+        # all are multiples of a line
+        self._sizes = {name: heads * blocks * size for name, size in sizes.items()}
+        self._memory = aligned(sum(self._sizes.values()))
+        addresses, address = {}, self._memory.data_ptr()
+        for name, size in self._sizes.items():
+            addresses[name] = address
+            address += 8 * size
         self.structure = _Structure(heads, blocks, m, c, not diagonal, 0, **addresses)
         self.pointer = ctypes.byref(self.structure)
+
+    @cached_property
+    def arrays(self) -> dict[str, Tensor]:
+        """Views `[N, ...]` of the arrays, by name."""
+        pieces = self._memory.split(list(self._sizes.values()))
+        return {name: piece.view(self.structure.heads, -1) for name, piece in zip(self._sizes, pieces, strict=True)}
 
 
 class NativeRecurrence(Engine):
@@ -98,7 +104,7 @@ class NativeRecurrence(Engine):
         self.parts = Parts(len(heads), self.length, op.state_size, self.group, op.diagonal)
         if found is not None:
             self.unit = found.take_units()
-            self.nothing = (found.read == 0) | (found.write == 0)
+            self.nothing = found.nothing()
             self.tokens = found.tokens
             self._input = (self.tokens.pointer, None, 0)
             run("recurrence_parts", self.parts.pointer, *self._input)
@@ -111,11 +117,11 @@ class NativeRecurrence(Engine):
         peaks = torch.stack([largest(matrices.read), largest(matrices.write)])
         self.good = peaks.isfinite().all(0)
         read, write = torch.where(self.good, peaks, 0.0)
-        self.nothing = (read == 0) | (write == 0)
         # no gate is read where transitions are matrices
         source = source_of_tokens(Tokens(matrices.read, matrices.write, matrices.write, self.op.reads_before))
         self.tokens = NativeTokens(source)
-        self.unit = Survey(self.tokens, read, write).take_units()
+        found = Survey(self.tokens, read.numpy(), write.numpy())
+        self.unit, self.nothing = found.take_units(), found.nothing()
         self._input = (self.tokens.pointer, matrices.address, matrices.stride)
         self._matrices = matrices
         run("recurrence_parts", self.parts.pointer, *self._input)
@@ -137,7 +143,7 @@ class NativeRecurrence(Engine):
         N, S, L = wanted.shape
         busy = self._grouped(wanted, 0.0).any(-1).contiguous()
         tau = tau.contiguous()
-        result = Eliminated(*(tau.new_zeros(N, S, L) for _ in range(3)))
+        result = Eliminated(*tau.new_zeros(3, N, S, L))
         if bool(busy.any()):
             addresses = (x.data_ptr() for x in (tau, busy, *result))
             run("recurrence_counts", self.parts.pointer, L, S, *addresses)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ...engine.scaling import exp2
 from ...operators.structure import StateSpace
 from ..sources import Source, representable, source_of
 from .call import run
@@ -58,7 +59,8 @@ class NativeTokens:
     def __init__(self, source: Source, read_unit: Tensor | None = None, write_unit: Tensor | None = None):
         """`read_unit`, `write_unit` float64 `[N]` on the CPU are multiplied onto reads and writes; none: ones."""
         self.heads, self.length, self.states = len(source.heads), source.length, source.state_size
-        self._alive: list[Tensor] = []
+        self._numbers = source.heads.numpy()
+        self._alive: list[Any] = []
         shared = source.gate.shape[3] == 1
         structure = _Structure(heads=self.heads, length=self.length, states=self.states)
         structure.read, structure.read_stride = self._tokens(source, source.read)
@@ -75,39 +77,38 @@ class NativeTokens:
         structure.reads_before = source.reads_before
         self._structure, self._scale = structure, source.scale
         self.pointer = ctypes.byref(structure)
-        one = torch.ones(self.heads, dtype=torch.float64)
+        one = np.ones(self.heads)
         self.set_units(one if read_unit is None else read_unit, one if write_unit is None else write_unit)
 
-    def set_units(self, read: Tensor, write: Tensor) -> None:
+    def set_units(self, read: np.ndarray | Tensor, write: np.ndarray | Tensor) -> None:
         """Other units, float64 `[N]`."""
-        self._units = (read * self._scale).contiguous(), write.contiguous()
-        self._structure.read_unit, self._structure.write_unit = (x.data_ptr() for x in self._units)
+        self._units = [np.ascontiguousarray(x, dtype=np.float64) for x in (np.asarray(read) * self._scale, write)]
+        self._structure.read_unit, self._structure.write_unit = (x.ctypes.data for x in self._units)
 
-    def survey(self) -> tuple[Tensor, Tensor, Tensor]:
+    def survey(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which heads kernels can take, bool `[N]`, and the largest magnitudes of reads and writes, float64 `[N]`.
 
         As `sources.tame` finds them, in one look at every number.
         """
-        read, write = torch.empty(2, self.heads, dtype=torch.float64)
-        fair = torch.empty(self.heads, dtype=torch.bool)
-        run("tokens_survey", self.pointer, *(x.data_ptr() for x in (read, write, fair)))
-        return fair & representable(read, write, self.states), read, write
-
-    def _keep(self, x: Tensor) -> int:
-        self._alive.append(x)
-        return x.data_ptr()
+        read, write = np.empty(self.heads), np.empty(self.heads)
+        fair = np.empty(self.heads, dtype=bool)
+        run("tokens_survey", self.pointer, *(x.ctypes.data for x in (read, write, fair)))
+        with np.errstate(all="ignore"):
+            return fair & representable(read, write, self.states), read, write
 
     def _tokens(self, source: Source, x: Tensor) -> tuple[int, int]:
         """Address of the heads' addresses in `x` `[B, T, G, n]` (or `[1, ...]` for all), and the stride of tokens."""
-        batch = source.heads // source.H if x.shape[0] > 1 else torch.zeros_like(source.heads)
-        group = source.heads % source.H // max(1, source.H // x.shape[2])
+        heads = self._numbers
+        batch = heads // source.H if x.shape[0] > 1 else np.zeros_like(heads)
+        group = heads % source.H // max(1, source.H // x.shape[2])
         if x.dtype != torch.float64 or (x.stride(3) != 1 and x.shape[3] > 1):
-            (b, last_b), (g, last_g) = (torch.stack(i.aminmax()).tolist() for i in (batch, group))
-            used = x[b : last_b + 1, :, g : last_g + 1].transpose(1, 2)
+            b, g = int(batch.min()), int(group.min())
+            used = x[b : int(batch.max()) + 1, :, g : int(group.max()) + 1].transpose(1, 2)
             x = used.to(torch.float64, memory_format=torch.contiguous_format).contiguous().transpose(1, 2)
             batch, group = batch - b, group - g
-        addresses = self._keep(x) + _BYTES * (batch * x.stride(0) + group * x.stride(2))
-        return self._keep(addresses), x.stride(1)
+        addresses = x.data_ptr() + _BYTES * (batch * x.stride(0) + group * x.stride(2))
+        self._alive += [x, addresses]
+        return addresses.ctypes.data, x.stride(1)
 
 
 @dataclass
@@ -115,20 +116,28 @@ class Survey:
     """Tokens of some heads, and the largest magnitudes of their reads and writes, float64 `[N]`, finite."""
 
     tokens: NativeTokens
-    read: Tensor
-    write: Tensor
+    read: np.ndarray
+    write: np.ndarray
 
     def take_units(self) -> Tensor:
         """Scales the tokens by powers of two, and returns the unit taken out, `[N]`."""
-        exponents = torch.stack([self.read, self.write]).frexp().exponent.to(torch.int64).clamp_(-1022, 1022)
-        self.tokens.set_units(*exp2(-exponents))
-        return exp2(exponents).prod(0)
+        exponents = np.frexp(np.stack([self.read, self.write]))[1].clip(-1022, 1022)
+        self.tokens.set_units(*np.ldexp(1.0, -exponents))
+        return torch.from_numpy(np.ldexp(1.0, exponents).prod(0))
+
+    def nothing(self) -> Tensor:
+        """bool `[N]`: whose operator is zero."""
+        return torch.from_numpy((self.read == 0) | (self.write == 0))
 
 
-def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor, Survey]:
-    """Which heads of an operator with diagonal transitions kernels can take, bool `[N]`, and those heads' tokens."""
+def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey]:
+    """Which heads of an operator with diagonal transitions kernels can take, bool `[N]`, and those heads' tokens.
+
+    None: all of them.
+    """
     tokens = NativeTokens(source_of(op, heads))
     fair, read, write = tokens.survey()
-    if not bool(fair.all()):
-        tokens, read, write = NativeTokens(source_of(op, heads[fair])), read[fair], write[fair]
-    return fair, Survey(tokens, read, write)
+    if fair.all():
+        return None, Survey(tokens, read, write)
+    mask = torch.from_numpy(fair)
+    return mask, Survey(NativeTokens(source_of(op, heads[mask])), read[fair], write[fair])
