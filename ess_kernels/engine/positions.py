@@ -103,7 +103,7 @@ class Engine(ABC):
         return Counts(*(x[..., positions] for x in result))
 
     def _settle(self, wanted: Tensor, doubtful: Tensor, missing: Tensor, tau: Tensor, result: Counts) -> None:
-        """Counts again where the elimination of what was `wanted` is not sure (`doubtful`) or impossible (`missing`)."""
+        """Counts again where the elimination of the `wanted` is not sure (`doubtful`), or impossible (`missing`)."""
         # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
         # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
         if bool(doubtful.any()):
