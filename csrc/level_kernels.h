@@ -1,6 +1,7 @@
 // All kernels of one dispatch level, and its table. Included once by each level_*.cpp.
 
 #include "attention.h"
+#include "lanes.h"
 #include "matrix.h"
 #include "recurrence_kernels.h"
 #include "spectra.h"
@@ -19,6 +20,7 @@ const Kernels table = {
     &spectra_kernels,
     &matrix_kernels,
     &attention_kernels,
+    &lanes::kernels,
 };
 
 } // namespace

@@ -4,6 +4,7 @@
 
 #include "attention_jobs.h"
 #include "ess_native.h"
+#include "lanes_jobs.h"
 #include "matrix_jobs.h"
 #include "recurrence_jobs.h"
 #include "spectra_jobs.h"
@@ -17,6 +18,7 @@ struct Kernels {
     const SpectraKernels *spectra;
     const MatrixKernels *matrix;
     const AttentionKernels *attention;
+    const LanesKernels *lanes;
 };
 
 // null where the level does not exist on this architecture

@@ -49,7 +49,10 @@ class Engine(ABC):
 
     @abstractmethod
     def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer | Eliminated:
-        """Counts and growth at `wanted` `[N, S, L]` for tolerances `[N, S, ceil(L / group)]` (scaled)."""
+        """Counts and growth at `wanted` `[N, S, L]` for tolerances `[N, S, ceil(L / group)]` (scaled).
+
+        What is said of other positions means nothing.
+        """
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`, if there are any."""
@@ -96,6 +99,9 @@ class Engine(ABC):
         doubtful = wanted & (near_tie(answer.growth, answer.least).view(N, M, L) | ~(width <= SURE))
         counts = answer.value.to(torch.int64).view(N, M, L)
         result = Counts(counts, width, doubtful | missing, torch.zeros_like(doubtful))
+        if bool(tau.isinf().any()):
+            for field in (counts, width):
+                field.masked_fill_(tau.isinf()[..., None], 0)
         if bool(result.redone.any()):
             self._settle(wanted, doubtful, missing, tau, result)
         if len(positions) == L - 1:
@@ -107,17 +113,33 @@ class Engine(ABC):
         # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
         # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
         if bool(doubtful.any()):
-            typical = self._typical(result.width.masked_fill(~wanted, torch.inf))
-            doubtful &= ~self._settle_between(doubtful, typical, tau, result)
+            doubtful &= ~self._settle_between(doubtful, self._typical(doubtful, wanted, result.width), tau, result)
         if bool(doubtful.any()):
-            own = result.width.masked_fill(~doubtful | (result.width > HOPELESS), 0.0)
-            doubtful &= ~self._settle_between(doubtful, self._grouped(own, 0.0).amax(-1), tau, result)
+            doubtful &= ~self._settle_between(doubtful, self._widest(doubtful, result.width), tau, result)
         self._settle_by_values(missing | doubtful, tau, result)
 
-    def _typical(self, width: Tensor) -> Tensor:
-        """The smallest width of each group `[N, M, groups]`; where it has none that is finite, that of the head."""
-        mine = self._grouped(width, torch.inf).amin(-1)
-        return torch.where(mine.isfinite(), mine, mine.amin(-1, keepdim=True))
+    def _typical(self, doubtful: Tensor, wanted: Tensor, width: Tensor) -> Tensor:
+        """The smallest width of each group with doubtful positions `[N, M, groups]`; if none is finite, the head's."""
+        busy = self._grouped(doubtful, 0.0).any(-1)
+        n, m, g = busy.nonzero(as_tuple=True)
+        # the last group may be short: its last position is then looked at more than once
+        at = (g[:, None] * self.group + torch.arange(self.group, device=g.device)).clamp_max(self.length - 1)
+        n, m = n[:, None], m[:, None]
+        smallest = torch.where(wanted[n, m, at], width[n, m, at], torch.inf).amin(1)
+        if not bool(smallest.isfinite().all()):
+            of_head = width.masked_fill(~wanted, torch.inf).amin(-1)
+            smallest = torch.where(smallest.isfinite(), smallest, of_head[n[:, 0], m[:, 0]])
+        return torch.zeros_like(busy, dtype=width.dtype).masked_scatter_(busy, smallest)
+
+    def _widest(self, doubtful: Tensor, width: Tensor) -> Tensor:
+        """The largest width of each group's doubtful positions that is not beyond hope, `[N, M, groups]`."""
+        n, m, p = doubtful.nonzero(as_tuple=True)
+        own = width[n, m, p]
+        own = torch.where(own > HOPELESS, 0.0, own)
+        widest = width.new_zeros(*width.shape[:2], -(-self.length // self.group))
+        g = (n * widest.shape[1] + m) * widest.shape[2] + p // self.group
+        widest.view(-1).scatter_reduce_(0, g, own, "amax")
+        return widest
 
     def _settle_between(self, doubtful: Tensor, width: Tensor, tau: Tensor, result: Counts) -> Tensor:
         """Counts doubtful positions at tolerances on both sides of `tau`, four times `width` `[N, M, groups]` away.
@@ -132,15 +154,16 @@ class Engine(ABC):
         move = (4 * width).clamp(SURE / 4, HOPELESS)
         sides = tau[..., None, None] * torch.stack([1 - move, 1 + move], 2)
         answer = self._eliminate(hopeful[:, :, None].expand(N, M, 2, L).flatten(1, 2), sides.flatten(1, 2))
-        lower, upper = answer.value.view(N, M, 2, L).unbind(2)
-        reach = width_of(answer.growth).view(N, M, 2, L).amax(2)
-        sure = reach <= self._spread(move)
-        settled = hopeful & (lower == upper) & sure
-        result.counts[settled] = lower[settled].to(torch.int64)
-        result.width[settled] = 0.0
+        n, m, p = hopeful.nonzero(as_tuple=True)
+        lower, upper = answer.value.view(N, M, 2, L)[n, m, :, p].unbind(1)
+        reach = width_of(answer.growth.view(N, M, 2, L)[n, m, :, p]).amax(1)
+        sure = reach <= move[n, m, p // self.group]
+        agreed = sure & (lower == upper)
+        settled = torch.zeros_like(hopeful).masked_scatter_(hopeful, agreed)
+        result.counts.masked_scatter_(settled, lower[agreed].to(torch.int64))
         # another round is for those not sure enough; a value between the two tolerances stays between wider ones
-        missed = hopeful & ~settled
-        result.width[missed] = torch.where(sure, torch.nan, reach)[missed]
+        missed = torch.where(sure, torch.nan, reach)
+        result.width.masked_scatter_(hopeful, torch.where(agreed, 0.0, missed))
         return settled
 
     def _grouped(self, x: Tensor, fill: float) -> Tensor:

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/ess_lanes.h"
 #include "../../csrc/ess_matrix.h"
 #include "../../csrc/ess_native.h"
 #include "../../csrc/ess_recurrence.h"
@@ -260,10 +261,75 @@ std::vector<double> dense(int32_t threads, int32_t level) {
     return answer;
 }
 
+// forty heads of small states that share their reads and writes: counts at two tolerances and entropy
+std::vector<double> lanes(int32_t threads, int32_t level) {
+    const int64_t heads = 40, length = 45, n = 9, tolerances = 2, blocks = 6, entropy_blocks = 12;
+    Array read(length * n), write(length * n), gate(heads * length), units(heads);
+    fill(read, 5);
+    fill(write, 6);
+    fill(gate, 7);
+    std::vector<const double *> reads, writes, gates;
+    for (int64_t h = 0; h < heads; h++) {
+        reads.push_back(read.data());
+        writes.push_back(write.data());
+        gates.push_back(gate.data() + h * length);
+        units.data()[h] = 1;
+    }
+    ess_tokens tokens = {};
+    tokens.heads = heads;
+    tokens.length = length;
+    tokens.states = n;
+    tokens.read = reads.data();
+    tokens.write = writes.data();
+    tokens.gate = gates.data();
+    tokens.read_stride = tokens.write_stride = n;
+    tokens.gate_stride = tokens.gate_shared = 1;
+    tokens.read_unit = tokens.write_unit = units.data();
+
+    std::vector<double> answer;
+    Array tau(heads * tolerances * blocks), value(heads * tolerances * length), growth(value.size());
+    Array least(value.size());
+    for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
+    std::vector<uint8_t> wanted(static_cast<size_t>(tau.size()), 1);
+    with_workspace(
+        threads, level,
+        [&](const ess_run *run) {
+            return ess_lanes_counts_workspace(run, &tokens, tolerances, tau.data(), wanted.data(), value.data(),
+                                              growth.data(), least.data());
+        },
+        [&](const ess_run *run) {
+            return ess_lanes_counts(run, &tokens, tolerances, tau.data(), wanted.data(), value.data(), growth.data(),
+                                    least.data());
+        });
+    value.append_to(answer);
+    growth.append_to(answer);
+    least.append_to(answer);
+
+    const double nodes[] = {1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1, 10};
+    ess_quadrature quadrature = {8, nodes, nodes, nodes, 2, 3};
+    Array cap(length), ess(heads * length), bound(heads * length);
+    for (int64_t i = 0; i < length; i++) cap.data()[i] = static_cast<double>(n);
+    std::vector<uint8_t> asked(static_cast<size_t>(heads * entropy_blocks), 1);
+    with_workspace(
+        threads, level,
+        [&](const ess_run *run) {
+            return ess_lanes_entropy_workspace(run, &tokens, &quadrature, 1, 0, 0, asked.data(), cap.data(), ess.data(),
+                                               bound.data());
+        },
+        [&](const ess_run *run) {
+            return ess_lanes_entropy(run, &tokens, &quadrature, 1, 0, 0, asked.data(), cap.data(), ess.data(),
+                                     bound.data());
+        });
+    ess.append_to(answer);
+    bound.append_to(answer);
+    return answer;
+}
+
 const Check checks[] = {
     {"tasks of a team", tasks},
     {"positive pivots", positive_pivots},
     {"a recurrence", recurrence},
+    {"small states in lanes", lanes},
     {"small matrices", spectra},
     {"dense operators", dense},
 };

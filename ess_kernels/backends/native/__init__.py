@@ -42,6 +42,7 @@ class NativeBackend(TorchBackend):
     def _recurrences(
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
+        from .lanes import NativeLanes, takes
         from .recurrence import MAX_STATE_SIZE, NativeRecurrence
         from .tokens import surveyed
 
@@ -53,7 +54,11 @@ class NativeBackend(TorchBackend):
             if fair is not None:
                 mine, rest = heads[fair], heads[~fair]
         if len(mine):
-            engine = NativeRecurrence(op, mine, found, entropy, cost)
+            engine: NativeLanes | NativeRecurrence
+            if found is not None and takes(op):
+                engine = NativeLanes(op, mine, found, cost)
+            else:
+                engine = NativeRecurrence(op, mine, found, entropy, cost)
             yield mine, engine
             if bool(engine.unstable.any()):
                 rest = torch.cat([rest, mine[engine.unstable]])

@@ -124,6 +124,14 @@ def _recurrence_with_matrices(heads: int) -> Operator:
     return operators.recurrence(basis @ A @ basis, places @ basis, places @ basis, diagonal=False)
 
 
+def _channels(heads: int) -> Operator:
+    """The same as channels of a selective scan."""
+    places = torch.nn.functional.one_hot(torch.arange(LENGTH) % CLASSES, CLASSES).double().mT[None]
+    A = torch.full((heads, CLASSES), math.log(DECAY), dtype=torch.float64)
+    steps = torch.ones(1, heads, LENGTH, dtype=torch.float64)
+    return operators.selective_scan(steps, A, places / DECAY, places)
+
+
 def _matrix(heads: int) -> Operator:
     return operators.dense(_recurrence(heads).dense())
 
@@ -163,6 +171,7 @@ CHECKS = [
 for _name, _make, _heads, _threads in (
     ("a recurrence", _recurrence, 1, 1),
     ("recurrences side by side", _recurrence, 9, 2),  # more than a vector has lanes
+    ("channels in lanes", _channels, 9, 1),
     ("a recurrence with matrices", _recurrence_with_matrices, 1, 1),
     ("a matrix", _matrix, 1, 1),
 ):

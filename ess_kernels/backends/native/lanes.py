@@ -1,0 +1,106 @@
+"""Small states by the compiled kernels: many heads side by side in vector lanes, eight positions a block."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...engine.certainty import ENTROPY_BOUND
+from ...engine.cost import Cost
+from ...engine.positions import Engine
+from ...engine.quadrature import FINE, Quadrature
+from ...engine.staircase import Eliminated
+from ...operators.selective_scan import SelectiveStateSpace
+from ...operators.structure import StateSpace
+from ..sources import source_of
+from .call import run
+from .nodes import Nodes
+from .recurrence import NativeRecurrence
+from .tokens import NativeTokens, Survey
+
+# the largest state, and the block, of `csrc/ess_lanes.h`
+MAX_STATE_SIZE = 16
+BLOCK = 8
+# positions of a block of the entropy
+ENTROPY_BLOCK = 4
+
+
+def takes(op: StateSpace) -> bool:
+    """Whether these kernels are the faster ones: lanes must be full, and the channels of Mamba always are many.
+
+    A matter of the family and not of how many heads there are: a head's bits must not depend on its company.
+    """
+    return isinstance(op, SelectiveStateSpace) and op.state_size <= MAX_STATE_SIZE
+
+
+class NativeLanes(Engine):
+    """`N` heads of a recurrence with diagonal transitions and a small state."""
+
+    group = BLOCK
+
+    def __init__(self, op: StateSpace, heads: Tensor, found: Survey, cost: Cost):
+        """`found`: the heads' tokens and their largest magnitudes."""
+        self.op, self.heads, self.found, self.cost = op, heads, found, cost
+        self.length, self.state_size = op.length, op.state_size
+        self.unit = found.take_units()
+        self.good = torch.ones_like(heads, dtype=torch.bool)
+        self.unstable = ~self.good
+        self.tokens = found.tokens
+
+    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Eliminated:
+        N, S, L = wanted.shape
+        busy = self._grouped(wanted, 0.0).any(-1).contiguous()
+        tau = tau.contiguous()
+        result = Eliminated(*(torch.empty(N, S, L, dtype=tau.dtype) for _ in range(3)))
+        run("lanes_counts", self.tokens.pointer, S, *(x.data_ptr() for x in (tau, busy, *result)))
+        return result
+
+    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+        raise NotImplementedError("the kernel sums log-determinants as it goes: see _quadrature")
+
+    def _quadrature(
+        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        assert scale is None, "every block has its own scale"
+        L = self.length
+        padded = torch.nn.functional.pad(wanted, (0, -L % ENTROPY_BLOCK))
+        busy = padded.unflatten(-1, (-1, ENTROPY_BLOCK)).any(-1)
+        nodes = Nodes(quadrature)
+        ess, bound = (torch.zeros(wanted.shape, dtype=torch.float64) for _ in range(2))
+        numbers = (1 / quadrature.tail_span, quadrature.error, quadrature.tail_error)
+        addresses = (x.data_ptr() for x in (busy, cap, ess, bound))
+        run("lanes_entropy", self.tokens.pointer, nodes.pointer, *numbers, *addresses)
+        return ess, bound
+
+    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
+        """More nodes: half as much again, where singular values would be many times that."""
+        mine, bound = self._quadrature(doubtful, FINE, cap)
+        settled = doubtful & (bound <= ENTROPY_BOUND)
+        ess[settled] = mine[settled]
+        return doubtful & ~settled
+
+    def _zero(self) -> Tensor:
+        return ((self.found.read == 0) | (self.found.write == 0))[:, None]
+
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        needed, back = heads.unique(return_inverse=True)
+        # the same units: they come from the same magnitudes
+        tokens = NativeTokens(source_of(self.op, self.heads[needed]))
+        found = Survey(tokens, self.found.read[needed], self.found.write[needed])
+        return NativeRecurrence(self.op, self.heads[needed], found, False, self.cost).values_at(back, positions)
+
+
+def declare(handle: ctypes.CDLL) -> None:
+    """The signatures of `csrc/ess_lanes.h`."""
+    address, size = ctypes.c_void_p, ctypes.c_int64
+    signatures: dict[str, list[Callable]] = {
+        "lanes_counts": [address, address, size, *[address] * 5],
+        "lanes_entropy": [address, address, address, *[ctypes.c_double] * 3, *[address] * 4],
+    }
+    for name, arguments in signatures.items():
+        for suffix, result in (("_workspace", ctypes.c_int64), ("", ctypes.c_int32)):
+            function = getattr(handle, f"ess_{name}{suffix}")
+            function.restype, function.argtypes = result, arguments
