@@ -83,13 +83,13 @@ class NativeLanes(Engine):
         return doubtful & ~settled
 
     def _zero(self) -> Tensor:
-        return ((self.found.read == 0) | (self.found.write == 0))[:, None]
+        return self.found.nothing()[:, None]
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         needed, back = heads.unique(return_inverse=True)
         # the same units: they come from the same magnitudes
         tokens = NativeTokens(source_of(self.op, self.heads[needed]))
-        found = Survey(tokens, self.found.read[needed], self.found.write[needed])
+        found = Survey(tokens, self.found.read[needed.numpy()], self.found.write[needed.numpy()])
         return NativeRecurrence(self.op, self.heads[needed], found, False, self.cost).values_at(back, positions)
 
 
