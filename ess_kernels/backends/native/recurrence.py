@@ -20,16 +20,18 @@ from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of_tokens
-from . import spectra
+from . import memory, spectra
 from .call import aligned, run
 from .nodes import Nodes
 from .tokens import NativeTokens, Survey
 from .transitions import Transitions
 
+# names of what is kept between calls
+PARTS, PRODUCTS = "block parts", "root products"
 # the largest state that the kernels hold, padded
 MAX_STATE_SIZE = 256
 # bytes of matrices whose singular values are taken together
-PRODUCTS_WORKSPACE = 1 << 26
+PRODUCTS_WORKSPACE = 1 << 24
 # the kernels' roots take numbers below 1e-140 for zero: positions that are hardly larger are found without them
 FAINT = 1e-120
 ROWS = 8
@@ -71,13 +73,16 @@ class Parts:
         sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
         # all are multiples of a line
         self._sizes = {name: heads * blocks * size for name, size in sizes.items()}
-        self._memory = aligned(sum(self._sizes.values()))
+        self._memory = memory.borrow(PARTS, sum(self._sizes.values()))
         addresses, address = {}, self._memory.data_ptr()
         for name, size in self._sizes.items():
             addresses[name] = address
             address += 8 * size
         self.structure = _Structure(heads, blocks, m, c, not diagonal, 0, **addresses)
         self.pointer = ctypes.byref(self.structure)
+
+    def __del__(self) -> None:
+        memory.give_back(PARTS, self._memory)
 
     @cached_property
     def arrays(self) -> dict[str, Tensor]:
@@ -180,9 +185,13 @@ class NativeRecurrence(Engine):
         self.cost.note(len(heads), len(heads) * n**2 * (6 + n + 8 * n / 3))
         order = (heads * self.length + positions).argsort()
         values = heads.new_zeros(len(heads), self.state_size, dtype=torch.float64)
-        for part in order.split(max(1, PRODUCTS_WORKSPACE // (8 * n * n))):
-            products = self._root_products(heads[part].contiguous(), positions[part].contiguous())
-            values[part] = spectra.singular_values(products.mT, None)[:, : self.state_size]
+        each = max(1, PRODUCTS_WORKSPACE // (8 * n * n))
+        products = memory.borrow(PRODUCTS, min(each, len(order)) * n * n).view(-1, n, n)
+        for part in order.split(each):
+            mine = products[: len(part)]
+            self._root_products(heads[part].contiguous(), positions[part].contiguous(), mine)
+            values[part] = spectra.singular_values(mine.mT, None)[:, : self.state_size]
+        memory.give_back(PRODUCTS, products)
         faint = (values[:, 0] < FAINT).nonzero()[:, 0]
         if len(faint):
             values[faint] = self._faint_values(heads[faint], positions[faint])
@@ -196,13 +205,11 @@ class NativeRecurrence(Engine):
         exact = Recurrence(tokens, exact_block_length(self.op.state_size, False), self.cost)
         return exact.values_at(back, positions) * (exact.unit / self.unit[needed])[back][:, None]
 
-    def _root_products(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """Matrices `[Q, n, n]` with the singular values of `H_i`, column-major; heads and positions are sorted."""
-        products = aligned(len(heads), self.parts.structure.n, self.parts.structure.n)
+    def _root_products(self, heads: Tensor, positions: Tensor, products: Tensor) -> None:
+        """Fills `[Q, n, n]`, column-major, with matrices that have `H_i`'s singular values; heads, positions sorted."""
         arguments = (self.parts.pointer, *self._input, self._observe_roots.data_ptr())
         addresses = (x.data_ptr() for x in (heads, positions, products))
         run("recurrence_root_products", *arguments, len(heads), *addresses)
-        return products
 
     @cached_property
     def _observe_roots(self) -> Tensor:
