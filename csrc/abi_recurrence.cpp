@@ -112,10 +112,10 @@ int32_t products_job(const ess_run *run, const ess_recurrence *parts, const ess_
 
 int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, int64_t length, const double *scale,
                     const ess_quadrature *quadrature, const uint8_t *wanted, double *total, double *mixed,
-                    double *visible, const Kernels *&kernels, RecurrenceEntropyJob &job) {
+                    double *visible, double *rounding, const Kernels *&kernels, RecurrenceEntropyJob &job) {
     if (int32_t error = check_run(run, kernels)) return error;
     if (int32_t error = check_parts(parts)) return error;
-    if (!quadrature || !wanted || !total || !mixed || !visible) return ESS_ERR_NULL;
+    if (!quadrature || !wanted || !total || !mixed || !visible || !rounding) return ESS_ERR_NULL;
     const ess_quadrature &q = *quadrature;
     if (!q.t || !q.total_weight || !q.mixed_weight) return ESS_ERR_NULL;
     if (!fits(parts, length) || q.nodes < 8 || q.nodes > ESS_MAX_NODES || q.nodes % 8 != 0) return ESS_ERR_SIZE;
@@ -123,9 +123,8 @@ int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, int64_t len
     for (int64_t k = 0; k < q.nodes; k++) {
         if (!(q.t[k] >= ESS_LEAST_NODE)) return ESS_ERR_SIZE;
     }
-    job = {parts_of(parts), length,   scale,    q.nodes, q.t,   q.total_weight, q.mixed_weight,
-           q.tail_a,        q.tail_b, wanted,   total,   mixed, visible,        run->threads,
-           run->workspace};
+    job = {parts_of(parts), length, scale, q.nodes, q.t,     q.total_weight, q.mixed_weight, q.tail_a,
+           q.tail_b,        wanted, total, mixed,   visible, rounding,       run->threads,   run->workspace};
     return ESS_OK;
 }
 
@@ -239,11 +238,11 @@ int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *p
 
 int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
                                          const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted,
-                                         double *total, double *mixed, double *visible) {
+                                         double *total, double *mixed, double *visible, double *rounding) {
     const ess::Kernels *kernels;
     ess::RecurrenceEntropyJob job;
     if (int32_t error =
-            ess::entropy_job(run, parts, length, scale, quadrature, wanted, total, mixed, visible, kernels, job)) {
+            ess::entropy_job(run, parts, length, scale, quadrature, wanted, total, mixed, visible, rounding, kernels, job)) {
         return -error;
     }
     return kernels->recurrence->entropy_workspace(job);
@@ -251,11 +250,11 @@ int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrenc
 
 int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, int64_t length, const double *scale,
                                const ess_quadrature *quadrature, const uint8_t *wanted, double *total, double *mixed,
-                               double *visible) {
+                               double *visible, double *rounding) {
     const ess::Kernels *kernels;
     ess::RecurrenceEntropyJob job;
     if (int32_t error =
-            ess::entropy_job(run, parts, length, scale, quadrature, wanted, total, mixed, visible, kernels, job)) {
+            ess::entropy_job(run, parts, length, scale, quadrature, wanted, total, mixed, visible, rounding, kernels, job)) {
         return error;
     }
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->entropy_workspace(job))) return error;

@@ -130,14 +130,16 @@ typedef struct {
  *   total    [heads, length], sum of total_weight_k ld_k, written for all positions of wanted blocks, as are the next two
  *   mixed    sum of mixed_weight_k ld_k
  *   visible  ld at tail_a less ld at tail_b
+ *   rounding [heads, blocks]: how wrong squared singular values may be by rounding, in units of the scale
  *
  * All are zero where the scale is, and NaN where the squares of a block overflow. */
 ESS_API int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
                                                  const double *scale, const ess_quadrature *quadrature,
-                                                 const uint8_t *wanted, double *total, double *mixed, double *visible);
+                                                 const uint8_t *wanted, double *total, double *mixed, double *visible,
+                                                 double *rounding);
 ESS_API int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, int64_t length,
                                        const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted,
-                                       double *total, double *mixed, double *visible);
+                                       double *total, double *mixed, double *visible, double *rounding);
 
 #ifdef __cplusplus
 }

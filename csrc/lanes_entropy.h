@@ -169,6 +169,7 @@ template <int N> struct EntropyBlock {
     Tridiagonal<N> outside;
     V inner[COLUMNS][E];        // Y^T, the rows backwards
     V corner[COLUMNS][COLUMNS]; // Z Q Z^T
+    V rounding;                 // error of squared singular values
 };
 
 // The determinants of the E positions of a block at node t, without that of the outside.
@@ -270,7 +271,9 @@ static void entropy_sums(const EntropyBlock<N> &block, const ess_quadrature &q, 
             const double total = q.total_weight[number], mixed = q.mixed_weight[number];
             const double visible = number == q.tail_a ? 1 : number == q.tail_b ? -1 : 0;
             for (int s = 0; s < E; s++) {
-                V logdet = log(determinant[s] * product[u]);
+                // where rounding errors have left nothing positive, there is no answer
+                V whole = determinant[s] * product[u];
+                V logdet = select(whole > V{}, log(whole), all(__builtin_nan("")));
                 sums[s].total += logdet * total;
                 sums[s].mixed += logdet * mixed;
                 sums[s].visible += logdet * visible;
@@ -327,6 +330,7 @@ static void prepare(const Outside<N, E> &out, const BlockParts<N, E> &parts, Red
     V bound = largest + rest * square;
     bound = select(bound > V{}, bound, all(1.0));
     const V again = 1.0 / bound, root = sqrt(again);
+    block.rounding = out.magnitude * square * again * __DBL_EPSILON__;
     for (int k = 0; k < N; k++) {
         T.diagonal[k] *= again;
         T.off[k] *= again;
@@ -341,12 +345,14 @@ static void prepare(const Outside<N, E> &out, const BlockParts<N, E> &parts, Red
 
 // exp(log N - E / N) from N = total and E = mixed, at most `cap`, and a bound of its relative error: infinite where
 // nothing is seen.
-ESS_INLINE void entropy_of(const EntropySums &sums, const LanesEntropyJob &job, double cap, V &ess, V &bound) {
+// `rounding`: how wrong squared singular values may be, in units of the scale.
+ESS_INLINE void entropy_of(const EntropySums &sums, const LanesEntropyJob &job, double cap, V rounding, V &ess,
+                           V &bound) {
     Mask<double> seen = sums.total > V{};
     V total = select(seen, sums.total, all(1.0)), ratio = sums.mixed / total;
     ess = min(max(exp(log(total) - ratio), all(1.0)), all(cap));
     V hidden = max(all(cap) - sums.visible * job.tail_unit, V{});
-    V errors = all(job.error * cap) + hidden * job.tail_error;
+    V errors = (sqrt(rounding) + job.error) * cap + hidden * job.tail_error;
     bound = select(seen, errors / total * (abs(ratio + 1.0) + 1.0), all(HUGE_VAL));
 }
 
@@ -381,7 +387,8 @@ static void entropy_group(const LanesEntropyJob &job, const LaneHeads &heads, co
             entropy_sums<N>(scratch.block, job.quadrature, scratch.sums);
             for (int s = 0; s < E; s++) {
                 const int64_t position = b * E + s;
-                entropy_of(scratch.sums[s], job, position < length ? job.cap[position] : 1, scratch.ess[s],
+                entropy_of(scratch.sums[s], job, position < length ? job.cap[position] : 1, scratch.block.rounding,
+                           scratch.ess[s],
                            scratch.bound[s]);
             }
             const int64_t start = b * E, left = length - start;

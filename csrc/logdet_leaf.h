@@ -52,7 +52,7 @@ ESS_INLINE void subtract_tile(const V *x, int64_t ldx, const V *y, int64_t ldy, 
 struct PivotPanel {
     V l[PANEL][PANEL], inverse[PANEL];
 
-    // Factors the corner at M, unit lower L times D; pivots to d.
+    // Factors the corner at M, unit lower L times D; pivots to d, NaN where they are not positive.
     ESS_INLINE void factor(V *M, int64_t ld, V *d) {
         V a[PANEL][PANEL];
         ESS_UNROLL
@@ -62,8 +62,9 @@ struct PivotPanel {
         }
         ESS_UNROLL
         for (int k = 0; k < PANEL; k++) {
-            V pivot = max(a[k][k], all(1.0)); // it is less only by rounding
-            d[k] = pivot;
+            // it is less than one only by rounding; where that has left nothing of it, there is no answer
+            V pivot = max(a[k][k], all(1.0));
+            d[k] = select(a[k][k] > V{}, pivot, all(__builtin_nan("")));
             inverse[k] = 1.0 / pivot;
             ESS_UNROLL
             for (int j = k + 1; j < PANEL; j++) {
@@ -149,7 +150,7 @@ ESS_INLINE void chain_two_columns(Chain &chain, V *L, V *d, V *w, int ld, int j,
 // The stride of R, K and C: no power of two, which would put the columns of a tile into few cache sets.
 constexpr int64_t leaf_stride(int64_t c) { return c + 4; }
 // vectors of work
-constexpr int64_t logdet_work(int64_t c) { return 2 * c + CHAIN * leaf_stride(c); }
+constexpr int64_t logdet_work(int64_t c) { return 3 * c + CHAIN * leaf_stride(c); }
 
 // Log-determinants at all positions, `base` included. c is a multiple of PANEL; R and C are the identity and something
 // positive semidefinite. Columns are leaf_stride(c) apart. R, K and C are overwritten, and all of K's tiles that reach into
@@ -157,9 +158,15 @@ constexpr int64_t logdet_work(int64_t c) { return 2 * c + CHAIN * leaf_stride(c)
 inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
     static_assert(CHAIN == PANEL, "what is scaled fits where the chain's vectors go");
     const int ld = static_cast<int>(leaf_stride(c));
-    V *d = work, *dc = d + c, *w = dc + c;
+    V *d = work, *dc = d + c, *bad_columns = dc + c, *w = bad_columns + c;
     factor_panels(c, ld, R, K, d, w);
     factor_panels(c, ld, C, nullptr, dc, w);
+    // products of pivots do not show NaN: zeros that do go beside them
+    V bad = V{}, bad_rows = V{};
+    for (int s = 0; s < c; s++) {
+        bad_columns[s] = bad;
+        bad += dc[s] * 0.0;
+    }
     LaneProduct rows;
     for (int last = c - 1; last >= 0; last -= CHAIN) {
         Chain chain;
@@ -169,6 +176,8 @@ inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
             for (int j = 0; j < last; j++) w[u * ld + j] = j < s ? K[r * ld + j] : V{};
             chain.alpha[u] = 1.0 / d[r];
             rows.multiply(d[r]);
+            bad_rows += d[r] * 0.0;
+            bad_columns[s] += bad_rows;
             product[u] = rows;
         }
         V after[2][CHAIN];
@@ -183,7 +192,9 @@ inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
         // c is a multiple of CHAIN: one column is left, and of the last position only
         chain.pivots(dc[j], w, ld, j, after[0], false);
         product[0].multiply(after[0][0]);
-        for (int u = 0; u < CHAIN; u++) logdets[last - u] = base + product[u].logarithm();
+        for (int u = 0; u < CHAIN; u++) {
+            logdets[last - u] = base + product[u].logarithm() + bad_columns[last - u];
+        }
     }
 }
 

@@ -143,6 +143,7 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     const double *given_scale = job.scale ? job.scale + head : nullptr;
 
     work.boundary.assemble(job.parts, number);
+    job.rounding[number] = 0;
     const double *A = work.boundary.A, *corner = A + (n + c) * (lda + 1), *Y = job.parts.Y + number * c * c;
     const double own = squares(c, n, A + n, lda) + trace(c, corner, lda) + squares(c, c, Y, c);
     double bound = own + trace(n, A, lda);
@@ -178,6 +179,9 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
         symmetric_copy(c, corner, lda, square_unit, gram, padded_stride(c));
         scale += norm_bound(c, gram, padded_stride(c), square);
     }
+    double magnitude = 0;
+    for (int64_t i = 0; i < work.boundary.m; i++) magnitude = std::fmax(magnitude, work.boundary.magnitude[i]);
+    job.rounding[number] = __DBL_EPSILON__ * magnitude * square_unit / scale;
     for (int64_t v = 0; v < work.vectors; v++) work.shift[v] = load(job.t + v * W) * scale;
     for (int64_t v = 0; v < work.vectors;) {
         auto factor = v + 2 <= work.vectors ? factor_shifts<2> : factor_shifts<1>;

@@ -65,6 +65,7 @@ struct RecurrenceEntropyJob {
     int64_t tail_a, tail_b;
     const uint8_t *wanted;            // [heads, blocks]
     double *total, *mixed, *visible;  // [heads, length], written where wanted; visible: node tail_a less node tail_b
+    double *rounding;                 // [heads, blocks], error of the squares in units of the scale
     int32_t threads;
     void *workspace;
 };

@@ -60,12 +60,13 @@ class Quadrature:
     def nodes(self, device: torch.device) -> Tensor:
         return torch.tensor([row[0] for row in self.table], dtype=torch.float64, device=device)
 
-    def entropy_of(self, logdets: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
+    def entropy_of(self, logdets: Tensor, cap: Tensor, rounding: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Entropy-ESS and a bound of its relative error from log-determinants at `nodes * scale`.
 
         Args:
             logdets: `[..., K, P]`, `log det(I + H H^T / (t_k scale))` per position.
             cap: broadcastable to `[..., P]`, the largest possible number of non-zero singular values.
+            rounding: likewise, how wrong squared singular values may be by rounding, in units of the scale.
 
         Returns:
             `ess` `[..., P]` within `[1, cap]`, and `bound` `[..., P]`, the first-order effect of the errors of all
@@ -74,16 +75,17 @@ class Quadrature:
         weights = torch.tensor([row[1:] for row in self.table], dtype=torch.float64, device=logdets.device)
         total, mixed = (weights.T @ logdets).unbind(-2)
         a, b = self.tail
-        return self.entropy_of_sums(LogdetSums(total, mixed, logdets[..., a, :] - logdets[..., b, :]), cap)
+        return self.entropy_of_sums(LogdetSums(total, mixed, logdets[..., a, :] - logdets[..., b, :]), cap, rounding)
 
-    def entropy_of_sums(self, sums: LogdetSums, cap: Tensor) -> tuple[Tensor, Tensor]:
+    def entropy_of_sums(self, sums: LogdetSums, cap: Tensor, rounding: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """The same where only the sums over the nodes are known, `[..., P]` each."""
         unseen = ~(sums.total > 0)
         total = torch.where(unseen, 1.0, sums.total)
         ratio = sums.mixed / total
         ess = torch.exp(total.log() - ratio)
         visible = sums.tail / self.tail_span
-        errors = self.error * cap + self.tail_error * (cap - visible).clamp_min(0.0)
+        # a square that is wrong by x moves its root by at most the root of x
+        errors = (self.error + rounding**0.5) * cap + self.tail_error * (cap - visible).clamp_min(0.0)
         bound = errors / total * (1 + (1 + ratio).abs())
         return torch.minimum(ess.clamp_min(1.0), cap), torch.where(unseen, torch.inf, bound)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..operators.structure import Tokens
 from .blocks import block_parts, cut
 from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
+from .certainty import EPS
 from .cost import Cost
 from .parallel import svdvals
 from .positions import Engine
@@ -78,14 +79,22 @@ class Recurrence(Engine):
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
         nodes = quadrature.nodes(wanted.device)
+        self._rounding = self.unit.new_zeros(wanted.shape[0], -(-self.length // self.group))
 
         def shifts(boundary: Boundary, head: Tensor, number: Tensor) -> Tensor:
             # every block has its own scale
             own = boundary.scale() if scale is None else scale[head]
+            self._rounding[head, number] = torch.where(own > 0, EPS * boundary.magnitude / own, 0.0)
             return (nodes * torch.where(own > 0, own, 1.0)[:, None]).sqrt()
 
         wanted = wanted[:, None].expand(-1, len(nodes), -1)
         return self._staircase(wanted, shifts, definite=True).value.view(wanted.shape)
+
+    def _quadrature(
+        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        logdets = self._logdets(wanted, quadrature, scale)
+        return quadrature.entropy_of(logdets, cap, self._spread(self._rounding))
 
     def _staircase(
         self, wanted: Tensor, shifts: Callable[[Boundary, Tensor, Tensor], Tensor], definite: bool

@@ -294,7 +294,7 @@ def test_memory_is_kept_for_the_next_engine():
     first = ek.tolerance_ess(op, 1e-2, backend="native")
     gc.collect()
     free = {name: array.data_ptr() for name, array in memory._kept.free.items()}
-    assert set(free) == {"operator", "products"}
+    assert {"operator", "products"} <= set(free)
     assert torch.equal(ek.tolerance_ess(op, 1e-2, backend="native"), first)
     gc.collect()
     assert {name: array.data_ptr() for name, array in memory._kept.free.items()} == free

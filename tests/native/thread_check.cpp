@@ -143,16 +143,16 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
 
     const double nodes[] = {1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1, 10};
     ess_quadrature quadrature = {8, nodes, nodes, nodes, 2, 3};
-    Array total(heads * length), mixed(heads * length), visible(heads * length);
+    Array total(heads * length), mixed(heads * length), visible(heads * length), rounding(heads * blocks);
     with_workspace(
         threads, level,
         [&](const ess_run *run) {
             return ess_recurrence_entropy_workspace(run, &parts, length, nullptr, &quadrature, wanted.data(),
-                                                    total.data(), mixed.data(), visible.data());
+                                                    total.data(), mixed.data(), visible.data(), rounding.data());
         },
         [&](const ess_run *run) {
             return ess_recurrence_entropy(run, &parts, length, nullptr, &quadrature, wanted.data(), total.data(),
-                                          mixed.data(), visible.data());
+                                          mixed.data(), visible.data(), rounding.data());
         });
     total.append_to(answer);
     mixed.append_to(answer);

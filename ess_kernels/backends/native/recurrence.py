@@ -162,12 +162,13 @@ class NativeRecurrence(Engine):
     ) -> tuple[Tensor, Tensor]:
         busy = self._grouped(wanted, 0.0).any(-1).contiguous()
         sums = LogdetSums(*(self.unit.new_zeros(wanted.shape) for _ in range(3)))
+        rounding = self.unit.new_zeros(busy.shape)
         nodes = Nodes(quadrature)
         own = None if scale is None else scale.contiguous()
-        addresses = (x.data_ptr() for x in (busy, *sums))
+        addresses = (x.data_ptr() for x in (busy, *sums, rounding))
         given = None if own is None else own.data_ptr()
         run("recurrence_entropy", self.parts.pointer, self.length, given, nodes.pointer, *addresses)
-        return quadrature.entropy_of_sums(sums, cap)
+        return quadrature.entropy_of_sums(sums, cap, self._spread(rounding))
 
     def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
         """More nodes: half as much again, where singular values would be many times that."""
@@ -227,7 +228,7 @@ def declare(handle: ctypes.CDLL) -> None:
         "recurrence_parts": [*[address] * 4, size],
         "recurrence_observe_roots": [*[address] * 4, size, address],
         "recurrence_root_products": [*[address] * 4, size, address, size, *[address] * 3],
-        "recurrence_entropy": [address, address, size, *[address] * 6],
+        "recurrence_entropy": [address, address, size, *[address] * 7],
         "recurrence_counts": [address, address, size, size, *[address] * 5],
     }
     for name, arguments in signatures.items():
