@@ -12,6 +12,7 @@ int32_t check_parts(const ess_recurrence *p) {
     if (p->n < 8 || p->n > ESS_MAX_STATES || p->n % 8 != 0) return ESS_ERR_SIZE;
     if (p->c != 8 && p->c != 16 && p->c != 32 && p->c != ESS_MAX_BLOCK) return ESS_ERR_SIZE;
     if (p->heads < 1 || p->blocks < 1) return ESS_ERR_SIZE;
+    if (p->dense < 0 || p->dense > ESS_COLUMN_MAJOR) return ESS_ERR_SIZE;
     const void *arrays[] = {p->X, p->Z, p->Y, p->Phi, p->F, p->Q};
     for (const void *array : arrays) {
         if (array == nullptr) return ESS_ERR_NULL;
@@ -65,7 +66,7 @@ int32_t parts_job(const ess_run *run, const ess_recurrence *parts, const ess_tok
             if (transition[h] == nullptr) return ESS_ERR_NULL;
         }
     }
-    job = {parts_of(parts), *tokens, transition, transition_stride, run->threads, run->workspace};
+    job = {parts_of(parts), *tokens, transition, transition_stride, parts->dense == ESS_COLUMN_MAJOR, run->threads, run->workspace};
     return ESS_OK;
 }
 

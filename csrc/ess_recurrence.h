@@ -15,11 +15,12 @@ extern "C" {
 /* Largest padded state size and block. */
 #define ESS_MAX_STATES 1024
 #define ESS_MAX_BLOCK 64
+#define ESS_COLUMN_MAJOR 2
 
 /*   heads, blocks   at least 1 each
  *   n               state size, padded to a multiple of 8, at most ESS_MAX_STATES
  *   c               tokens a block: 8, 16, 32 or 64
- *   dense           not 0: transitions are matrices
+ *   dense           0: transitions are diagonal; 1 or ESS_COLUMN_MAJOR: they are matrices, row-major or column-major
  *   X, Z            [n, c] a block: each token's read-out seen from the left edge; its write carried to the right edge
  *   Y               [c, c] a block: Y[j + r * c] = T[a + c - 1 - r, a + j], the block's own rows in reverse order
  *   Phi             [n] a block, or [n, n] if dense: the product of the block's transitions
@@ -47,7 +48,7 @@ ESS_API int32_t ess_tokens_survey(const ess_run *run, const ess_tokens *tokens, 
 /* Fills all arrays of `parts` from tokens, in O(length n c + blocks n^2 c) flops; dense transitions O(length n^3).
  *
  *   tokens       sizes must agree: heads, states <= n, length in (blocks - 1) c + 1 .. blocks c. If dense, the gate is not read.
- *   transition   if dense, `[heads]` pointers to A_0, [states, states] row-major, contiguous; else null
+ *   transition   if dense, `[heads]` pointers to A_0, [states, states], contiguous; else null
  *   transition_stride   if dense, A_t lies t times this many numbers further; 0 where all tokens share one matrix
  *
  * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */

@@ -163,26 +163,30 @@ struct DenseStates {
 };
 
 inline void dense_parts(const BlockTokens &tokens, bool reads_before, const double *transition, int64_t stride,
-                        int64_t states, int64_t present, DenseStates &work, double *X, double *Y, double *Z, double *Phi) {
+                        bool columns, int64_t states, int64_t present, DenseStates &work, double *X, double *Y, double *Z, double *Phi) {
     const int64_t n = tokens.n, c = tokens.c, ld = work.stride;
     fill(work.now, 0, ld * n);
     for (int64_t i = 0; i < n; i++) work.now[i + i * ld] = 1;
     for (int64_t t = 0; t < c; t++) {
         const int64_t rows = padded(n + t);
         auto step = [&] {
-            // states^T A^T; a zero token's transition is the identity
+            // states^T A^T; a zero token's transition is the identity, as it is in padded coordinates
             if (t >= present) return;
             const double *A = transition + t * stride;
             if (states != n) {
-                for (int64_t i = 0; i < states; i++) copy_scaled(A + i * states, states, 1.0, work.transition + i * n, n);
-                for (int64_t i = states; i < n; i++) {
-                    fill(work.transition + i * n, 0, n);
-                    work.transition[i + i * n] = 1;
+                for (int64_t i = 0; i < n; i++) fill(work.transition + i * n, 0, n);
+                for (int64_t i = 0; i < n; i++) {
+                    if (i >= states) work.transition[i + i * n] = 1;
+                    else copy_scaled(A + i * states, states, 1.0, work.transition + i * n, n);
                 }
                 A = work.transition;
             }
-            multiply<Right::Plain, Update::Set>(rows, n, work.now, ld, A, n, work.next, ld,
-                                                [n](int64_t, int64_t, int64_t, int64_t) { return Range{0, n}; });
+            auto all_states = [n](int64_t, int64_t, int64_t, int64_t) { return Range{0, n}; };
+            if (columns) {
+                multiply<Right::Transposed, Update::Set>(rows, n, work.now, ld, A, n, work.next, ld, all_states);
+            } else {
+                multiply<Right::Plain, Update::Set>(rows, n, work.now, ld, A, n, work.next, ld, all_states);
+            }
             double *other = work.now;
             work.now = work.next;
             work.next = other;
@@ -237,7 +241,7 @@ inline void block_parts(const RecurrencePartsJob &job, int64_t head, int64_t blo
     if (parts.dense) {
         const int64_t states = job.tokens.states, start = block * c, present = job.tokens.length - start;
         dense_parts(work.tokens, job.tokens.reads_before, job.transition[head] + start * job.transition_stride,
-                    job.transition_stride, states, present, work.dense, X, Y, Z, Phi);
+                    job.transition_stride, job.columns, states, present, work.dense, X, Y, Z, Phi);
     } else {
         local_operator(work.tokens, job.tokens.reads_before, 0, c, Y, work.left, work.right, work.states);
         diagonal_parts(work.tokens, job.tokens.reads_before, X, Z, Phi);

@@ -29,8 +29,9 @@ struct RecurrenceParts {
 struct RecurrencePartsJob {
     RecurrenceParts parts;
     ess_tokens tokens;
-    const double *const *transition; // [heads] pointers to A_0, [states, states] row-major, or null
+    const double *const *transition; // [heads] pointers to A_0, [states, states], or null
     int64_t transition_stride;       // from A_t to A_{t+1}
+    bool columns;                    // they are column-major
     int32_t threads;
     void *workspace;
 };

@@ -93,7 +93,7 @@ struct RootSteps {
         for (int64_t j = 0; j < n; j++) {
             for (int64_t i = 0; i < n; i++) {
                 const bool inside = i < states && j < states;
-                M[i + j * n] = inside ? (transposed ? A[j * states + i] : A[i * states + j]) : i == j;
+                M[i + j * n] = inside ? (transposed == job.columns ? A[i * states + j] : A[j * states + i]) : i == j;
             }
         }
         multiply<Right::Plain, Update::Set>(

@@ -127,6 +127,33 @@ def test_parts_and_scans(level, kind, c):
     assert_close("root of Q", (G.mT @ G)[..., :n, :n], outlooks.mT @ outlooks, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [5, 8, 16])
+def test_layouts_of_matrices(level, n):
+    """The same matrices by rows, by columns and spread out, constant and not: the same recurrence."""
+    torch.manual_seed(n)
+    A = 0.9 * torch.linalg.qr(torch.randn(2, 70, n, n, dtype=torch.float64)).Q.contiguous()
+    B, C = torch.randn(2, 2, 70, n, dtype=torch.float64)
+    spread = torch.zeros(2, 70, n, 2 * n, dtype=torch.float64)[..., ::2]
+    expected = ek.tolerance_ess(ek.operators.recurrence(A, B, C, diagonal=False), 1e-3, backend="reference")
+    for same in (A, A.mT.contiguous().mT, spread.copy_(A), A.flip(0).flip(0)):
+        op = ek.operators.recurrence(same, B, C, diagonal=False)
+        for tau in (1e-3, 1e-7):  # by elimination, and by roots
+            assert torch.equal(
+                ek.tolerance_ess(op, tau, backend="native"), ek.tolerance_ess(op, tau, backend="reference")
+            )
+        assert torch.equal(ek.tolerance_ess(op, 1e-3, backend="native"), expected)
+        assert_close(
+            "values",
+            ek.singular_values(op, [9, 40], backend="native"),
+            ek.singular_values(op, [9, 40], backend="reference"),
+            rtol=1e-9,
+            atol=1e-13,
+        )
+    one = A[:, 3].mT.contiguous().mT
+    op = ek.operators.recurrence(one, B[:, 0], C[:, 0], diagonal=False, length=50)
+    assert torch.equal(ek.tolerance_ess(op, 1e-2, backend="native"), ek.tolerance_ess(op, 1e-2, backend="reference"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("c, n", [(8, 3), (16, 16), (32, 24)])
 def test_counts(level, kind, c, n):

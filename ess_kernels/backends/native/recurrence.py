@@ -129,6 +129,7 @@ class NativeRecurrence(Engine):
         self.unit, self.nothing = found.take_units(), found.nothing()
         self._input = (self.tokens.pointer, matrices.address, matrices.stride)
         self._matrices = matrices
+        self.parts.structure.dense = matrices.layout
         run("recurrence_parts", self.parts.pointer, *self._input)
         size = {name: largest(x) for name, x in self.parts.arrays.items() if name != "Q"}
         # of Q the tiles above the diagonal are undefined

@@ -9,6 +9,7 @@ from ...operators.recurrence import LinearRecurrence
 from ...operators.structure import StateSpace
 
 _BYTES = 8
+ROWS, COLUMNS = 1, 2
 
 
 class Transitions:
@@ -16,14 +17,16 @@ class Transitions:
 
     Attributes:
         read, write: `[N, L, n]`.
-        address: of the addresses of the heads' first matrices, `[n, n]` row-major.
+        address: of the addresses of the heads' first matrices, `[n, n]`.
+        layout: whether the matrices' rows or their columns are contiguous, `dense` of `csrc/ess_recurrence.h`.
         stride: numbers from one token's matrix to the next one's, 0 where all share one.
     """
 
     def __init__(self, op: StateSpace, heads: Tensor):
         if isinstance(op, LinearRecurrence) and op.A.dtype == torch.float64 and op.A[..., 0, 0].numel():
             self.read, self.write = op.by_token(op.C, heads), op.by_token(op.B, heads)
-            matrices = op.A if op.A.stride()[-2:] == (op.state_size, 1) else op.A.contiguous()
+            n, layout = op.state_size, op.A.stride()[-2:]
+            matrices = op.A if layout in ((n, 1), (1, n)) else op.A.contiguous()
             self.stride = 0 if op.constant else matrices.stride(-3)
             index = op.unravel(heads)
             offsets = sum((i * s for i, s in zip(index, matrices.stride())), torch.zeros_like(heads))
@@ -33,6 +36,7 @@ class Transitions:
             matrices = tokens.transition.contiguous()
             self.stride = matrices.stride(1)
             offsets = torch.arange(len(heads)) * matrices.stride(0)
+        self.layout = ROWS if matrices.stride()[-1] == 1 else COLUMNS
         addresses = matrices.data_ptr() + _BYTES * offsets
         self._alive = matrices, addresses
         self.address = addresses.data_ptr()
