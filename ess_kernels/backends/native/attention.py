@@ -32,10 +32,7 @@ class _Attention(ctypes.Structure):
 
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_attention.h`."""
-    for suffix, result in (("", ctypes.c_int32), ("_workspace", _SIZE)):
-        function = getattr(handle, f"ess_attention_rows{suffix}")
-        function.restype = result
-        function.argtypes = [ctypes.POINTER(call.Run), ctypes.POINTER(_Attention), _ADDRESS, _SIZE]
+    call.declare(handle, "attention_rows", ctypes.POINTER(_Attention), _ADDRESS, _SIZE)
 
 
 def takes(op: Attention) -> bool:

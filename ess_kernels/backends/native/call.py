@@ -97,6 +97,13 @@ def run(name: str, *arguments: Any) -> None:
     _check(handle, name, getattr(handle, f"ess_{name}")(ctypes.byref(context), *arguments))
 
 
+def declare(handle: ctypes.CDLL, name: str, *arguments: Any) -> None:
+    """The signatures of `ess_NAME(run, *arguments)` and of the function that says how much workspace it needs."""
+    for suffix, result in (("", ctypes.c_int32), ("_workspace", ctypes.c_int64)):
+        function = getattr(handle, f"ess_{name}{suffix}")
+        function.restype, function.argtypes = result, [ctypes.c_void_p, *arguments]
+
+
 def aligned(*shape: int) -> Tensor:
     """An uninitialised float64 tensor at an address that kernels take for an array of theirs."""
     count = math.prod(shape)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ...engine.certainty import ENTROPY_BOUND
 from ...engine.cost import Cost
-from ...engine.positions import Engine
-from ...engine.quadrature import FINE, Quadrature
+from ...engine.quadrature import Quadrature
 from ...engine.staircase import Eliminated
 from ...operators.selective_scan import SelectiveStateSpace
 from ...operators.structure import StateSpace
 from ..sources import source_of
+from . import call
 from .call import run
 from .nodes import Nodes
 from .recurrence import NativeRecurrence
+from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
 
 # the largest state, and the block, of `csrc/ess_lanes.h`
@@ -36,7 +35,7 @@ def takes(op: StateSpace) -> bool:
     return isinstance(op, SelectiveStateSpace) and op.state_size <= MAX_STATE_SIZE
 
 
-class NativeLanes(Engine):
+class NativeLanes(SummingEngine):
     """`N` heads of a recurrence with diagonal transitions and a small state."""
 
     group = BLOCK
@@ -58,9 +57,6 @@ class NativeLanes(Engine):
         run("lanes_counts", self.tokens.pointer, S, *(x.data_ptr() for x in (tau, busy, *result)))
         return result
 
-    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
-        raise NotImplementedError("the kernel sums log-determinants as it goes: see _quadrature")
-
     def _quadrature(
         self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -75,13 +71,6 @@ class NativeLanes(Engine):
         run("lanes_entropy", self.tokens.pointer, nodes.pointer, *numbers, *addresses)
         return ess, bound
 
-    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
-        """More nodes: half as much again, where singular values would be many times that."""
-        mine, bound = self._quadrature(doubtful, FINE, cap)
-        settled = doubtful & (bound <= ENTROPY_BOUND)
-        ess[settled] = mine[settled]
-        return doubtful & ~settled
-
     def _zero(self) -> Tensor:
         return self.found.nothing()[:, None]
 
@@ -95,12 +84,6 @@ class NativeLanes(Engine):
 
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_lanes.h`."""
-    address, size = ctypes.c_void_p, ctypes.c_int64
-    signatures: dict[str, list[Callable]] = {
-        "lanes_counts": [address, address, size, *[address] * 5],
-        "lanes_entropy": [address, address, address, *[ctypes.c_double] * 3, *[address] * 4],
-    }
-    for name, arguments in signatures.items():
-        for suffix, result in (("_workspace", ctypes.c_int64), ("", ctypes.c_int32)):
-            function = getattr(handle, f"ess_{name}{suffix}")
-            function.restype, function.argtypes = result, arguments
+    address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    call.declare(handle, "lanes_counts", address, size, *[address] * 5)
+    call.declare(handle, "lanes_entropy", address, address, *[number] * 3, *[address] * 4)

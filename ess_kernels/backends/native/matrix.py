@@ -38,19 +38,13 @@ class _Operand(ctypes.Structure):
 
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_matrix.h`."""
-    run, operand = ctypes.POINTER(call.Run), ctypes.POINTER(_Operand)
-    signatures: dict[str, list[Any]] = {
-        "largest": [_ADDRESS],
-        "norm": [_SIZE, _ADDRESS, _ADDRESS],
-        "products": [_ADDRESS],
-        "staircase": [_ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _FLAG, *[_ADDRESS] * 4],
-    }
+    operand = ctypes.POINTER(_Operand)
+    call.declare(handle, "matrix_largest", operand, _ADDRESS)
+    call.declare(handle, "matrix_norm", operand, _SIZE, _ADDRESS, _ADDRESS)
+    call.declare(handle, "matrix_products", operand, _ADDRESS)
+    call.declare(handle, "matrix_staircase", operand, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _FLAG, *[_ADDRESS] * 4)
     handle.ess_matrix_products_size.restype = _SIZE
     handle.ess_matrix_products_size.argtypes = [_SIZE]
-    for name, types in signatures.items():
-        for suffix, result in (("", ctypes.c_int32), ("_workspace", _SIZE)):
-            function = getattr(handle, f"ess_matrix_{name}{suffix}")
-            function.restype, function.argtypes = result, [run, operand, *types]
 
 
 class NativeMatrix(Matrix):

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...engine.certainty import ENTROPY_BOUND
 from ...engine.cost import Cost
-from ...engine.positions import Engine
-from ...engine.quadrature import FINE, LogdetSums, Quadrature
+from ...engine.quadrature import LogdetSums, Quadrature
 from ...engine.scaling import largest
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of_tokens
-from . import memory, spectra
+from . import call, memory, spectra
 from .call import aligned, run
 from .nodes import Nodes
+from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
 from .transitions import Transitions
 
@@ -91,7 +89,7 @@ class Parts:
         return {name: piece.view(self.structure.heads, -1) for name, piece in zip(self._sizes, pieces, strict=True)}
 
 
-class NativeRecurrence(Engine):
+class NativeRecurrence(SummingEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
 
     Heads that are `unstable` `[N]` (only dense transitions can be) are left to another engine.
@@ -155,9 +153,6 @@ class NativeRecurrence(Engine):
             run("recurrence_counts", self.parts.pointer, L, S, *addresses)
         return result
 
-    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
-        raise NotImplementedError("the kernel sums log-determinants as it goes: see _quadrature")
-
     def _quadrature(
         self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -170,13 +165,6 @@ class NativeRecurrence(Engine):
         given = None if own is None else own.data_ptr()
         run("recurrence_entropy", self.parts.pointer, self.length, given, nodes.pointer, *addresses)
         return quadrature.entropy_of_sums(sums, cap, self._spread(rounding))
-
-    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
-        """More nodes: half as much again, where singular values would be many times that."""
-        mine, bound = self._quadrature(doubtful, FINE, cap)
-        settled = doubtful & (bound <= ENTROPY_BOUND)
-        ess[settled] = mine[settled]
-        return doubtful & ~settled
 
     def _zero(self) -> Tensor:
         return self.nothing[:, None]
@@ -224,15 +212,10 @@ class NativeRecurrence(Engine):
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_recurrence.h`."""
     address, size = ctypes.c_void_p, ctypes.c_int64
-    signatures: dict[str, list[Callable]] = {
-        "tokens_survey": [address] * 5,
-        "recurrence_parts": [*[address] * 4, size],
-        "recurrence_observe_roots": [*[address] * 4, size, address],
-        "recurrence_root_products": [*[address] * 4, size, address, size, *[address] * 3],
-        "recurrence_entropy": [address, address, size, *[address] * 7],
-        "recurrence_counts": [address, address, size, size, *[address] * 5],
-    }
-    for name, arguments in signatures.items():
-        for suffix, result in (("_workspace", ctypes.c_int64), ("", ctypes.c_int32)):
-            function = getattr(handle, f"ess_{name}{suffix}")
-            function.restype, function.argtypes = result, arguments
+    source = (address, address, address, size)
+    call.declare(handle, "tokens_survey", *[address] * 4)
+    call.declare(handle, "recurrence_parts", *source)
+    call.declare(handle, "recurrence_observe_roots", *source, address)
+    call.declare(handle, "recurrence_root_products", *source, address, size, *[address] * 3)
+    call.declare(handle, "recurrence_entropy", address, size, *[address] * 7)
+    call.declare(handle, "recurrence_counts", address, size, size, *[address] * 5)

@@ -45,10 +45,7 @@ class _Job(ctypes.Structure):
 
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_spectra.h`."""
-    for name, result in (("ess_spectra", ctypes.c_int32), ("ess_spectra_workspace", _SIZE)):
-        function = getattr(handle, name)
-        function.restype = result
-        function.argtypes = [_ADDRESS, ctypes.POINTER(_Job)]
+    call.declare(handle, "spectra", ctypes.POINTER(_Job))
 
 
 def singular_values(A: Tensor, right: Tensor | None = None) -> Tensor:
