@@ -18,6 +18,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from ess_kernels import operators as ops
 from ess_kernels.operators import Operator
+from ess_kernels.operators.structure import Tokens
 
 INF = float("inf")
 BUILDERS: dict[str, Callable[[], Operator]] = {}
@@ -86,6 +87,22 @@ def spectra(op: Operator) -> Truth:
     cap = torch.tensor([min(i, L - i, L if op.state_size is None else op.state_size) for i in range(1, L)])
     beyond = torch.arange(values.shape[-1]) >= cap[:, None]
     return Truth((values * unit).masked_fill(beyond, 0.0) if values.numel() else values, cap)
+
+
+def matrix_of(tokens: Tokens) -> Tensor:
+    """`T` `[N, L, L]` of a recurrence token by token, without the diagonal."""
+    heads, length, _ = tokens.read.shape
+    T = torch.zeros(heads, length, length, dtype=torch.float64)
+    A = torch.diag_embed(tokens.transition) if tokens.diagonal else tokens.transition
+    for j in range(length):
+        state = tokens.write[:, j, :, None]
+        for i in range(j + 1, length):
+            if not tokens.reads_before:
+                state = A[:, i] @ state
+            T[:, i, j] = (tokens.read[:, i, None] @ state)[:, 0, 0]
+            if tokens.reads_before:
+                state = A[:, i] @ state
+    return T
 
 
 @cache

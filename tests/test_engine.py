@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import orthogonal, powers, rand, randn
+from cases import matrix_of, orthogonal, powers, rand, randn
 
 from ess_kernels.engine import blocks as blocks_module
 from ess_kernels.engine import quadrature
@@ -119,22 +119,6 @@ def some_tokens(kind, length=27, n=5, heads=2):
     A = randn(heads, length, n, n) / n if kind.startswith("dense") else 2 * rand(heads, length, n) - 1
     A[0, length // 2] = 0.0
     return Tokens(randn(heads, length, n), randn(heads, length, n), A, kind.endswith("before"))
-
-
-def matrix_of(tokens):
-    """`T` token by token, without the diagonal."""
-    heads, length, _ = tokens.read.shape
-    T = torch.zeros(heads, length, length, dtype=torch.float64)
-    A = torch.diag_embed(tokens.transition) if tokens.diagonal else tokens.transition
-    for j in range(length):
-        state = tokens.write[:, j, :, None]
-        for i in range(j + 1, length):
-            if not tokens.reads_before:
-                state = A[:, i] @ state
-            T[:, i, j] = (tokens.read[:, i, None] @ state)[:, 0, 0]
-            if tokens.reads_before:
-                state = A[:, i] @ state
-    return T
 
 
 KINDS = ["diagonal after", "diagonal before", "dense after", "dense before"]

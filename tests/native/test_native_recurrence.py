@@ -4,6 +4,7 @@ import ctypes
 
 import pytest
 import torch
+from cases import matrix_of
 
 import ess_kernels as ek
 from ess_kernels.backends.native import call, loading
@@ -51,9 +52,8 @@ class Native:
     def __init__(self, tokens, c):
         self.tokens, self.c = tokens, c
         heads, self.length, self.n = tokens.read.shape
-        one = torch.ones(heads, dtype=torch.float64)
         plain = tokens if tokens.diagonal else Tokens(tokens.read, tokens.write, tokens.write, tokens.reads_before)
-        self.arguments = NativeTokens(source_of_tokens(plain), one, one)
+        self.arguments = NativeTokens(source_of_tokens(plain))
         self.parts = Parts(heads, self.length, self.n, c, tokens.diagonal)
         self.input = (self.arguments.pointer, None, 0)
         if not tokens.diagonal:
@@ -80,22 +80,6 @@ class Native:
         roots = call.aligned(len(self.tokens.read), self.parts.structure.blocks, m, m)
         call.run("recurrence_observe_roots", self.parts.pointer, *self.input, roots.data_ptr())
         return roots
-
-
-def matrix_of(tokens):
-    """`T` token by token, without the diagonal."""
-    heads, length, _ = tokens.read.shape
-    T = torch.zeros(heads, length, length, dtype=torch.float64)
-    A = torch.diag_embed(tokens.transition) if tokens.diagonal else tokens.transition
-    for j in range(length):
-        state = tokens.write[:, j, :, None]
-        for i in range(j + 1, length):
-            if not tokens.reads_before:
-                state = A[:, i] @ state
-            T[:, i, j] = (tokens.read[:, i, None] @ state)[:, 0, 0]
-            if tokens.reads_before:
-                state = A[:, i] @ state
-    return T
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,21 +7,13 @@ import pytest
 import torch
 
 from ess_kernels.backends.native import loading
+from ess_kernels.backends.native.call import Run
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, reach_roots
 from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.operators.structure import Tokens
 
 LEVELS = {1: "baseline", 2: "avx2", 3: "avx512"}
-
-
-class Run(ctypes.Structure):
-    _fields_ = (
-        ("threads", ctypes.c_int32),
-        ("level", ctypes.c_int32),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_int64),
-    )
 
 
 class Parts(ctypes.Structure):

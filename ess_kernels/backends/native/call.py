@@ -20,7 +20,8 @@ from .loading import library
 KEPT_WORKSPACE = 2**28
 LINE = 64
 
-_SIZE, _MEMORY = 2, 7
+# ESS_ERR_MEMORY
+_MEMORY = 7
 
 
 class Run(ctypes.Structure):

@@ -56,8 +56,7 @@ class NativeTokens:
         pointer: what ctypes passes.
     """
 
-    def __init__(self, source: Source, read_unit: Tensor | None = None, write_unit: Tensor | None = None):
-        """`read_unit`, `write_unit` float64 `[N]` on the CPU are multiplied onto reads and writes; none: ones."""
+    def __init__(self, source: Source):
         self.heads, self.length, self.states = len(source.heads), source.length, source.state_size
         self._numbers = source.heads.numpy()
         self._alive: list[Any] = []
@@ -77,12 +76,11 @@ class NativeTokens:
         structure.reads_before = source.reads_before
         self._structure, self._scale = structure, source.scale
         self.pointer = ctypes.byref(structure)
-        one = np.ones(self.heads)
-        self.set_units(one if read_unit is None else read_unit, one if write_unit is None else write_unit)
+        self.set_units(*np.ones((2, self.heads)))
 
-    def set_units(self, read: np.ndarray | Tensor, write: np.ndarray | Tensor) -> None:
-        """Other units, float64 `[N]`."""
-        self._units = [np.ascontiguousarray(x, dtype=np.float64) for x in (np.asarray(read) * self._scale, write)]
+    def set_units(self, read: np.ndarray, write: np.ndarray) -> None:
+        """What is multiplied onto reads and writes, float64 `[N]`; ones to begin with."""
+        self._units = [np.ascontiguousarray(x) for x in (read * self._scale, write)]
         self._structure.read_unit, self._structure.write_unit = (x.ctypes.data for x in self._units)
 
     def survey(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
