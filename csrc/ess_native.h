@@ -88,6 +88,7 @@ ESS_API int32_t ess_positive_pivots(int64_t n, const double *a, int64_t lda, dou
 
 /* the kernels, a header a family */
 #include "ess_attention.h"
+#include "ess_certainty.h"
 #include "ess_lanes.h"
 #include "ess_matrix.h"
 #include "ess_recurrence.h"

@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include "entropy_sums.h"
 #include "lanes_scans.h"
 
 namespace ess {
@@ -225,11 +226,6 @@ template <int N> ESS_INLINE void inside(const EntropyBlock<N> &block, NodeProduc
     }
 }
 
-// What the entropy of a position is made of: sums over nodes of weighted log-determinants, and the difference of two.
-struct EntropySums {
-    V total, mixed, visible;
-};
-
 // The sums of the E positions of a block.
 template <int N>
 static void entropy_sums(const EntropyBlock<N> &block, const ess_quadrature &q, EntropySums *sums) {
@@ -343,19 +339,6 @@ static void prepare(const Outside<N, E> &out, const BlockParts<N, E> &parts, Red
     }
 }
 
-// exp(log N - E / N) from N = total and E = mixed, at most `cap`, and a bound of its relative error: infinite where
-// nothing is seen.
-// `rounding`: how wrong squared singular values may be, in units of the scale.
-ESS_INLINE void entropy_of(const EntropySums &sums, const LanesEntropyJob &job, double cap, V rounding, V &ess,
-                           V &bound) {
-    Mask<double> seen = sums.total > V{};
-    V total = select(seen, sums.total, all(1.0)), ratio = sums.mixed / total;
-    ess = min(max(exp(log(total) - ratio), all(1.0)), all(cap));
-    V hidden = max(all(cap) - sums.visible * job.tail_unit, V{});
-    V errors = (sqrt(rounding) + job.error) * cap + hidden * job.tail_error;
-    bound = select(seen, errors / total * (abs(ratio + 1.0) + 1.0), all(HUGE_VAL));
-}
-
 template <int N> struct EntropyScratch {
     LanesScratch<N, E> common;
     Reduction<N> reduction;
@@ -387,9 +370,8 @@ static void entropy_group(const LanesEntropyJob &job, const LaneHeads &heads, co
             entropy_sums<N>(scratch.block, job.quadrature, scratch.sums);
             for (int s = 0; s < E; s++) {
                 const int64_t position = b * E + s;
-                entropy_of(scratch.sums[s], job, position < length ? job.cap[position] : 1, scratch.block.rounding,
-                           scratch.ess[s],
-                           scratch.bound[s]);
+                entropy_of(scratch.sums[s], job, all(position < length ? job.cap[position] : 1.0), scratch.block.rounding,
+                           scratch.ess[s], scratch.bound[s]);
             }
             const int64_t start = b * E, left = length - start;
             store_positions<E>(scratch.ess, 1, job.ess + start, length, left, heads, wanted);

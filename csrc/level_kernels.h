@@ -1,6 +1,7 @@
 // All kernels of one dispatch level, and its table. Included once by each level_*.cpp.
 
 #include "attention.h"
+#include "certainty.h"
 #include "lanes.h"
 #include "matrix.h"
 #include "recurrence_kernels.h"
@@ -21,6 +22,7 @@ const Kernels table = {
     &matrix_kernels,
     &attention_kernels,
     &lanes::kernels,
+    &certainty::kernels,
 };
 
 } // namespace

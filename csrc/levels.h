@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_jobs.h"
+#include "certainty_jobs.h"
 #include "ess_native.h"
 #include "lanes_jobs.h"
 #include "matrix_jobs.h"
@@ -19,6 +20,7 @@ struct Kernels {
     const MatrixKernels *matrix;
     const AttentionKernels *attention;
     const LanesKernels *lanes;
+    const CertaintyKernels *certainty;
 };
 
 // null where the level does not exist on this architecture

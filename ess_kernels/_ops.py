@@ -43,7 +43,7 @@ def _tolerance_ess(
     chosen = backends.choose(backend, "tolerance_ess", op)
     distinct, back = _distinct(op, positions)
     absolute, relative = (torch.tensor(x, dtype=torch.float64, device=op.device) for x in (atol, rtol))
-    if op.num_heads and len(distinct):
+    if op.num_heads and len(distinct) and len(absolute):
         found = chosen.tolerance_ess(op, distinct, absolute, relative)
     else:
         found = Counts.empty((op.num_heads, len(absolute), len(distinct)), op.device)

@@ -59,11 +59,20 @@ class TorchBackend(Backend):
     def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
         if wants_gradient("entropy_ess", op):
             return smooth.entropy_ess(op, positions)
-        result = torch.zeros(op.num_heads, len(positions), dtype=torch.float64, device=op.device)
+        result: Tensor | None = None
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=True):
-                result[heads] = engine.entropy(positions).masked_fill(~engine.good[:, None], torch.nan)
+                part = engine.entropy(positions)
+                if not bool(engine.good.all()):
+                    part = part.masked_fill(~engine.good[:, None], torch.nan)
                 del engine
+                if result is None and len(heads) == op.num_heads:
+                    result = part
+                    continue
+                if result is None:
+                    result = torch.zeros(op.num_heads, len(positions), dtype=torch.float64, device=op.device)
+                result[heads] = part
+        assert result is not None
         return result
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:

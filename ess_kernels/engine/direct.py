@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import Tokens
+from .asked import Asked
 from .blocks import products_after, products_upto
 from .certainty import Counts
 from .cost import Cost
@@ -29,14 +30,14 @@ class FewPositions(Engine):
 
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:
         tau = atol / self.unit[:, None]
-        result = Counts.empty((len(self.unit), len(atol), self.length), self.unit.device)
+        result = Counts.empty((len(self.unit), len(atol), self.length - 1), self.unit.device)
         missing = torch.zeros_like(result.redone)
-        missing[..., positions] = tau.isfinite()[..., None]
+        missing[..., positions - 1] = tau.isfinite()[..., None]
         self._settle_by_values(missing, tau, result)
         result.redone.fill_(False)
-        return Counts(*(x[..., positions] for x in result))
+        return Counts(*(x[..., positions - 1] for x in result))
 
-    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         raise NotImplementedError
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:

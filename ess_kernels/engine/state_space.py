@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import Tokens
+from .asked import Asked
 from .blocks import block_parts, cut
 from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
@@ -74,8 +75,8 @@ class Recurrence(Engine):
             self._observe_roots = observe_roots(self.blocks)
         return self._observe_roots
 
-    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
-        return self._staircase(wanted, lambda boundary, head, number: tau[head, :, number], definite=False)
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
+        return self._staircase(asked.positions, lambda boundary, head, number: tau[head, :, number], definite=False)
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
         nodes = quadrature.nodes(wanted.device)
@@ -103,7 +104,7 @@ class Recurrence(Engine):
         S, L = wanted.shape[1:]
         c = self.group
         answer = Answer.of(wanted.flatten(0, 1))
-        busy = self._grouped(wanted, 0.0).any(-1)
+        busy = self._busy(wanted)
         heads, numbers = busy.any(1).nonzero(as_tuple=True)
         step = max(1, BLOCK_WORKSPACE // (8 * (6 * self.n**2 + 4 * self.n * c + 3 * c * c)))
         each = max(1, NODE_WORKSPACE // (8 * (9 * c * c + 4 * self.n * c)))

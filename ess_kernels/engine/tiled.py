@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .asked import Asked
 from .certainty import ENTROPY_BOUND
 from .cost import Cost
 from .elimination import subtract_symmetric
@@ -57,8 +58,8 @@ class Matrix(Engine):
             self._grams[left] = subtract_symmetric(zeros, -A, A)
         return self._grams[left]
 
-    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
-        return self._staircase(wanted, tau[..., 0], definite=False)
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
+        return self._staircase(asked.positions, tau[..., 0], definite=False)
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
         nodes = quadrature.nodes(wanted.device)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ...engine.certainty import Counts
 from ...engine.cost import Cost
 from ...engine.positions import Engine
 from ...engine.tiled import Matrix
@@ -17,6 +18,7 @@ from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
 from ..torch import TorchBackend
+from .call import as_set
 from .loading import library
 
 
@@ -38,6 +40,18 @@ class NativeBackend(TorchBackend):
 
     def about(self) -> str:
         return "compiled kernels for CPU tensors; `auto` takes it for them"
+
+    def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
+        with as_set():
+            return super().tolerance_ess(op, positions, atol, rtol)
+
+    def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
+        with as_set():
+            return super().entropy_ess(op, positions)
+
+    def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
+        with as_set():
+            return super().singular_values(op, positions, k)
 
     def _recurrences(
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
@@ -88,4 +102,5 @@ class NativeBackend(TorchBackend):
 
         if min(A.shape[1:]) > LARGEST or (right is not None and min(right.shape[1:]) > LARGEST):
             return super().small_spectra(A, right)
-        return singular_values(A, right)
+        with as_set():
+            return singular_values(A, right)

@@ -20,8 +20,8 @@ from .loading import library
 KEPT_WORKSPACE = 2**28
 LINE = 64
 
-# ESS_ERR_MEMORY
-_MEMORY = 7
+# ESS_ERR_WORKSPACE, ESS_ERR_MEMORY
+_WORKSPACE, _MEMORY = 5, 7
 
 
 class Run(ctypes.Structure):
@@ -60,6 +60,18 @@ def threads() -> int:
     return pin[1] if pin else environment.num_threads() or torch.get_num_threads()
 
 
+@contextmanager
+def as_set() -> Iterator[None]:
+    """Within it, settings are as they were at its beginning: they are read once a public call, not at every kernel."""
+    if _pinned.get() is not None:
+        yield
+        return
+    handle = library().handle
+    assert handle is not None, "a backend without its library takes no calls"
+    with pinned(handle, threads(), environment.cpu_level()):
+        yield
+
+
 def current() -> tuple[ctypes.CDLL, Run]:
     """The library in use, and how a kernel is to run, without a workspace yet."""
     pin = _pinned.get()
@@ -89,20 +101,27 @@ def run(name: str, *arguments: Any) -> None:
         MemoryError: there is not enough memory.
     """
     handle, context = current()
-    query = getattr(handle, f"ess_{name}_workspace")
-    context.workspace_bytes = query(ctypes.byref(context), *arguments)
-    if context.workspace_bytes < 0:
-        _check(handle, name, -context.workspace_bytes)
-    memory = _workspace(context.workspace_bytes)
-    context.workspace = memory.data_ptr() + -memory.data_ptr() % LINE
-    _check(handle, name, getattr(handle, f"ess_{name}")(ctypes.byref(context), *arguments))
+    function = getattr(handle, f"ess_{name}")
+    # what the thread keeps is mostly enough: a function that needs more says so before it does anything
+    if _kept.memory is not None:
+        _lend(context, _kept.memory)
+    code = function(ctypes.byref(context), *arguments)
+    if code == _WORKSPACE:
+        memory = _workspace(workspace(name, *arguments))
+        _lend(context, memory)
+        code = function(ctypes.byref(context), *arguments)
+    if code:
+        _check(handle, name, code)
 
 
-def declare(handle: ctypes.CDLL, name: str, *arguments: Any) -> None:
-    """The signatures of `ess_NAME(run, *arguments)` and of the function that says how much workspace it needs."""
-    for suffix, result in (("", ctypes.c_int32), ("_workspace", ctypes.c_int64)):
-        function = getattr(handle, f"ess_{name}{suffix}")
-        function.restype, function.argtypes = result, [ctypes.c_void_p, *arguments]
+def declare(handle: ctypes.CDLL, name: str, *arguments: Any, workspace: bool = True) -> None:
+    """The signatures of `ess_NAME(run, *arguments)` and, if there is one, of the function that says how much workspace
+    it needs."""
+    function = getattr(handle, f"ess_{name}")
+    function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_void_p, *arguments]
+    if workspace:
+        function = getattr(handle, f"ess_{name}_workspace")
+        function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p, *arguments]
 
 
 def aligned(*shape: int) -> Tensor:
@@ -113,10 +132,13 @@ def aligned(*shape: int) -> Tensor:
     return memory[start : start + count].view(shape)
 
 
+def _lend(context: Run, memory: Tensor) -> None:
+    first = memory.data_ptr()
+    context.workspace = first + -first % LINE
+    context.workspace_bytes = memory.numel() - LINE
+
+
 def _workspace(size: int) -> Tensor:
-    kept = _kept.memory
-    if kept is not None and kept.numel() >= size + LINE:
-        return kept
     memory = torch.empty(size + LINE, dtype=torch.uint8)
     if size <= KEPT_WORKSPACE:
         _kept.memory = memory

@@ -7,6 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from ...engine.asked import Asked, grouped
 from ...engine.cost import Cost
 from ...engine.quadrature import Quadrature
 from ...engine.staircase import Eliminated
@@ -49,21 +50,18 @@ class NativeLanes(SummingEngine):
         self.unstable = ~self.good
         self.tokens = found.tokens
 
-    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Eliminated:
-        N, S, L = wanted.shape
-        busy = self._grouped(wanted, 0.0).any(-1).contiguous()
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+        N, S = tau.shape[:2]
         tau = tau.contiguous()
-        result = Eliminated(*(torch.empty(N, S, L, dtype=tau.dtype) for _ in range(3)))
-        run("lanes_counts", self.tokens.pointer, S, *(x.data_ptr() for x in (tau, busy, *result)))
+        result = self._room(N, S, self.length)
+        run("lanes_counts", self.tokens.pointer, S, *(x.data_ptr() for x in (tau, asked.groups, *result)))
         return result
 
     def _quadrature(
         self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         assert scale is None, "every block has its own scale"
-        L = self.length
-        padded = torch.nn.functional.pad(wanted, (0, -L % ENTROPY_BLOCK))
-        busy = padded.unflatten(-1, (-1, ENTROPY_BLOCK)).any(-1)
+        busy = grouped(wanted, ENTROPY_BLOCK).any(-1).contiguous()
         nodes = Nodes(quadrature)
         ess, bound = (torch.zeros(wanted.shape, dtype=torch.float64) for _ in range(2))
         numbers = (1 / quadrature.tail_span, quadrature.error, quadrature.tail_error)

@@ -111,9 +111,9 @@ def _not_used(reason: str) -> NativeLibrary:
 
 def _declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_native.h`. ctypes would otherwise pass every number as a C int."""
-    from . import attention, lanes, matrix, recurrence, spectra
+    from . import attention, certainty, lanes, matrix, recurrence, spectra
 
-    for family in (recurrence, lanes, spectra, matrix, attention):
+    for family in (recurrence, lanes, spectra, matrix, attention, certainty):
         family.declare(handle)
     doubles = ctypes.POINTER(ctypes.c_double)
     handle.ess_build_info.restype = ctypes.c_char_p

@@ -18,6 +18,7 @@ from ...engine.staircase import Answer
 from ...engine.tiled import NORM_SLACK, NORM_STEPS, Matrix
 from . import call, memory
 from .attention import OPERATOR
+from .certainty import CompiledCertainty
 
 _ADDRESS, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 PRODUCTS = "products"
@@ -47,7 +48,7 @@ def declare(handle: ctypes.CDLL) -> None:
     handle.ess_matrix_products_size.argtypes = [_SIZE]
 
 
-class NativeMatrix(Matrix):
+class NativeMatrix(CompiledCertainty, Matrix):
     """`engine.tiled.Matrix` with compiled eliminations; everything that decides what is certain is the same."""
 
     def __init__(self, T: Tensor, good: Tensor, budget: int, cost: Cost):

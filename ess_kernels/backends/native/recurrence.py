@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine.asked import Asked
 from ...engine.cost import Cost
 from ...engine.quadrature import LogdetSums, Quadrature
 from ...engine.scaling import largest
@@ -19,6 +20,7 @@ from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of_tokens
 from . import call, memory, spectra
 from .call import aligned, run
+from .certainty import judge_entropy
 from .nodes import Nodes
 from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
@@ -143,28 +145,26 @@ class NativeRecurrence(SummingEngine):
         for x in self.parts.arrays.values():
             x[~fair] = 0.0
 
-    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Eliminated:
-        N, S, L = wanted.shape
-        busy = self._grouped(wanted, 0.0).any(-1).contiguous()
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+        (N, S), L = tau.shape[:2], self.length
         tau = tau.contiguous()
-        result = Eliminated(*tau.new_zeros(3, N, S, L))
-        if bool(busy.any()):
-            addresses = (x.data_ptr() for x in (tau, busy, *result))
-            run("recurrence_counts", self.parts.pointer, L, S, *addresses)
+        result = self._room(N, S, L)
+        addresses = (x.data_ptr() for x in (tau, asked.groups, *result))
+        run("recurrence_counts", self.parts.pointer, L, S, *addresses)
         return result
 
     def _quadrature(
         self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        busy = self._grouped(wanted, 0.0).any(-1).contiguous()
-        sums = LogdetSums(*(self.unit.new_zeros(wanted.shape) for _ in range(3)))
+        busy = self._busy(wanted)
+        sums = LogdetSums(*self._room(*wanted.shape))
         rounding = self.unit.new_zeros(busy.shape)
         nodes = Nodes(quadrature)
         own = None if scale is None else scale.contiguous()
         addresses = (x.data_ptr() for x in (busy, *sums, rounding))
         given = None if own is None else own.data_ptr()
         run("recurrence_entropy", self.parts.pointer, self.length, given, nodes.pointer, *addresses)
-        return quadrature.entropy_of_sums(sums, cap, self._spread(rounding))
+        return judge_entropy(quadrature, sums, cap, rounding, self.group)
 
     def _zero(self) -> Tensor:
         return self.nothing[:, None]

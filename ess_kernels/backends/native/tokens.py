@@ -58,20 +58,21 @@ class NativeTokens:
 
     def __init__(self, source: Source):
         self.heads, self.length, self.states = len(source.heads), source.length, source.state_size
-        self._numbers = source.heads.numpy()
+        self._batch, self._head = np.divmod(source.heads.numpy(), source.H)
+        self._H = source.H
         self._alive: list[Any] = []
         shared = source.gate.shape[3] == 1
         structure = _Structure(heads=self.heads, length=self.length, states=self.states)
-        structure.read, structure.read_stride = self._tokens(source, source.read)
-        structure.write, structure.write_stride = self._tokens(source, source.write)
-        structure.gate, structure.gate_stride = self._tokens(source, source.gate)
+        structure.read, structure.read_stride = self._tokens(source.read)
+        structure.write, structure.write_stride = self._tokens(source.write)
+        structure.gate, structure.gate_stride = self._tokens(source.gate)
         if source.rate is not None:
             # the same rates at every token, `[1, 1, H, n]`
-            structure.rate, _ = self._tokens(source, source.rate[None, None])
+            structure.rate, _ = self._tokens(source.rate[None, None])
         if source.read_scale is not None:
-            structure.read_scale, structure.read_scale_stride = self._tokens(source, source.read_scale[..., None])
+            structure.read_scale, structure.read_scale_stride = self._tokens(source.read_scale[..., None])
         if source.write_scale is not None:
-            structure.write_scale, structure.write_scale_stride = self._tokens(source, source.write_scale[..., None])
+            structure.write_scale, structure.write_scale_stride = self._tokens(source.write_scale[..., None])
         structure.gate_shared, structure.gate_is_log = shared, source.log
         structure.reads_before = source.reads_before
         self._structure, self._scale = structure, source.scale
@@ -94,19 +95,20 @@ class NativeTokens:
         with np.errstate(all="ignore"):
             return fair & representable(read, write, self.states), read, write
 
-    def _tokens(self, source: Source, x: Tensor) -> tuple[int, int]:
+    def _tokens(self, x: Tensor) -> tuple[int, int]:
         """Address of the heads' addresses in `x` `[B, T, G, n]` (or `[1, ...]` for all), and the stride of tokens."""
-        heads = self._numbers
-        batch = heads // source.H if x.shape[0] > 1 else np.zeros_like(heads)
-        group = heads % source.H // max(1, source.H // x.shape[2])
-        if x.dtype != torch.float64 or (x.stride(3) != 1 and x.shape[3] > 1):
+        B, _, G, n = x.shape
+        batch = self._batch if B > 1 else np.zeros_like(self._batch)
+        group = self._head if G == self._H else self._head // max(1, self._H // G)
+        if x.dtype != torch.float64 or (x.stride(3) != 1 and n > 1):
             b, g = int(batch.min()), int(group.min())
             used = x[b : int(batch.max()) + 1, :, g : int(group.max()) + 1].transpose(1, 2)
             x = used.to(torch.float64, memory_format=torch.contiguous_format).contiguous().transpose(1, 2)
             batch, group = batch - b, group - g
-        addresses = x.data_ptr() + _BYTES * (batch * x.stride(0) + group * x.stride(2))
+        strides = x.stride()
+        addresses = x.data_ptr() + _BYTES * (batch * strides[0] + group * strides[2])
         self._alive += [x, addresses]
-        return addresses.ctypes.data, x.stride(1)
+        return addresses.ctypes.data, strides[1]
 
 
 @dataclass

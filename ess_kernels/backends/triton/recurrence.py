@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...engine.asked import Asked
 from ...engine.blocks import Blocks, block_parts, cut
 from ...engine.boundary import norm_bound
 from ...engine.certainty import HOPEFUL
@@ -150,8 +151,8 @@ class TritonRecurrence(Engine):
         reached = (self.P.diagonal(dim1=1, dim2=2) * self.mass).sum(1).view(len(self.heads), 1, -1)
         return EPS * _root_error(reached, self.P.shape[1]) * _inverse_square(tau)
 
-    def _eliminate(self, wanted: Tensor, tau: Tensor) -> Answer:
-        return self._staircase(wanted, lambda head, number: tau[head, :, number], definite=False)
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
+        return self._staircase(asked.positions, lambda head, number: tau[head, :, number], definite=False)
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
         nodes = quadrature.nodes(wanted.device)
@@ -176,7 +177,7 @@ class TritonRecurrence(Engine):
             scale: see above.
         """
         answer = Answer.of(wanted.flatten(0, 1))
-        busy = self._grouped(wanted, 0.0).any(-1)
+        busy = self._busy(wanted)
         work = _Work(busy, answer, shifts, definite, scale)
         heads, numbers = busy.any(1).nonzero(as_tuple=True)
         with on(wanted.device):

@@ -1,0 +1,40 @@
+// The C functions of ess_certainty.h: arguments are checked here, the kernels trust them.
+
+#include "certainty_jobs.h"
+#include "checks.h"
+
+extern "C" {
+
+int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, const ess_limits *limits,
+                         const double *value, const double *growth, const double *least, const uint8_t *rows,
+                         const uint8_t *asked, int64_t *counts, double *width, uint8_t *doubtful, int64_t *number) {
+    const ess::Kernels *kernels = nullptr;
+    if (int32_t code = ess::check_run(run, kernels)) return code;
+    if (heads < 1 || tolerances < 1 || length < 2) return ESS_ERR_SIZE;
+    const void *arrays[] = {limits, value, growth, least, rows, asked, counts, width, doubtful, number};
+    for (const void *array : arrays) {
+        if (array == nullptr) return ESS_ERR_NULL;
+    }
+    kernels->certainty->counts({heads, tolerances, length, *limits, value, growth, least, rows, asked, counts, width,
+                                doubtful, number},
+                               run->threads);
+    return ESS_OK;
+}
+
+int32_t ess_judge_entropy(const ess_run *run, int64_t heads, int64_t length, int64_t group, double tail_unit, double error,
+                          double tail_error, const double *total, const double *mixed, const double *visible,
+                          const double *rounding, const double *cap, double *ess, double *bound) {
+    const ess::Kernels *kernels = nullptr;
+    if (int32_t code = ess::check_run(run, kernels)) return code;
+    if (heads < 1 || length < 1 || group < 1) return ESS_ERR_SIZE;
+    const void *arrays[] = {total, mixed, visible, rounding, cap, ess, bound};
+    for (const void *array : arrays) {
+        if (array == nullptr) return ESS_ERR_NULL;
+    }
+    kernels->certainty->entropy({heads, length, group, tail_unit, error, tail_error, total, mixed, visible, rounding, cap,
+                                 ess, bound},
+                                run->threads);
+    return ESS_OK;
+}
+
+} // extern "C"

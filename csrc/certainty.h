@@ -1,0 +1,95 @@
+// Which counts and entropies can be believed: one look at what the eliminations have left.
+
+#pragma once
+
+#include "certainty_jobs.h"
+#include "entropy_sums.h"
+#include "threads.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+namespace certainty {
+
+// numbers for which another thread is worth being woken
+constexpr int64_t WORTH_A_THREAD = 1 << 15;
+
+inline int32_t threads_for(int64_t numbers, int32_t threads) {
+    const int64_t worth = numbers / WORTH_A_THREAD + 1;
+    return worth < threads ? static_cast<int32_t>(worth) : threads;
+}
+
+// One head at one tolerance; returns how many positions are doubtful.
+inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
+    const int64_t row = head * job.tolerances + tolerance, count = job.length - 1;
+    const int64_t from = row * job.length + 1, to = (tolerance * job.heads + head) * count;
+    const double *value = job.value + from, *growth = job.growth + from, *least = job.least + from;
+    const uint8_t *asked = job.asked + 1;
+    int64_t *__restrict counts = job.counts + to;
+    double *__restrict widths = job.width + to;
+    uint8_t *__restrict doubtful = job.doubtful + to;
+    const bool possible = job.rows[row] != 0;
+    const ess_limits limits = job.limits;
+    int64_t number = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const bool wanted = possible && asked[i] != 0;
+        double width = growth[i] * limits.unit, limit = limits.tiny_row * (1.0 + growth[i]);
+        width = width != width ? HUGE_VAL : width > __DBL_MAX__ ? __DBL_MAX__ : width;
+        // a limit that is NaN stays one: no comparison with it holds
+        limit = limit > limits.small_row ? limits.small_row : limit;
+        const bool doubt = wanted && !(least[i] > limit && width <= limits.sure);
+        counts[i] = wanted ? static_cast<int64_t>(value[i]) : 0;
+        widths[i] = wanted ? width : 0.0;
+        doubtful[i] = doubt;
+        number += doubt;
+    }
+    return number;
+}
+
+inline void judge_counts(const JudgeJob &job, int32_t threads) {
+    const int64_t rows = job.heads * job.tolerances;
+    TaskCounter tasks(rows);
+    *job.number = 0;
+    team(threads_for(rows * job.length, threads), [&](int32_t) {
+        int64_t mine = 0;
+        for (int64_t row; (row = tasks.take()) >= 0;) mine += judge_row(job, row / job.tolerances, row % job.tolerances);
+        __atomic_fetch_add(job.number, mine, __ATOMIC_RELAXED);
+    });
+}
+
+inline void judge_entropy(const EntropyJob &job, int32_t threads) {
+    const int64_t groups = (job.length + job.group - 1) / job.group;
+    TaskCounter tasks(job.heads);
+    team(threads_for(job.heads * job.length, threads), [&](int32_t) {
+        for (int64_t head; (head = tasks.take()) >= 0;) {
+            const double *rounding = job.rounding + head * groups;
+            for (int64_t i = 0; i < job.length; i += W) {
+                const int64_t left = job.length - i, count = left < W ? left : W, at = head * job.length + i;
+                // behind the end: a position that sees nothing
+                double x[5][W] = {}, y[2][W];
+                for (int64_t l = 0; l < count; l++) {
+                    x[0][l] = job.total[at + l];
+                    x[1][l] = job.mixed[at + l];
+                    x[2][l] = job.visible[at + l];
+                    x[3][l] = job.cap[i + l];
+                    x[4][l] = rounding[(i + l) / job.group];
+                }
+                V ess, bound;
+                entropy_of({load(x[0]), load(x[1]), load(x[2])}, job, load(x[3]), load(x[4]), ess, bound);
+                store(y[0], ess);
+                store(y[1], bound);
+                for (int64_t l = 0; l < count; l++) {
+                    job.ess[at + l] = y[0][l];
+                    job.bound[at + l] = y[1][l];
+                }
+            }
+        }
+    });
+}
+
+const CertaintyKernels kernels = {judge_counts, judge_entropy};
+
+} // namespace certainty
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess

@@ -1,0 +1,34 @@
+// What the kernels that finish answers are asked to do; the same for every dispatch level.
+
+#pragma once
+
+#include "ess_certainty.h"
+
+namespace ess {
+
+// See ess_judge_counts in ess_certainty.h.
+struct JudgeJob {
+    int64_t heads, tolerances, length;
+    ess_limits limits;
+    const double *value, *growth, *least;
+    const uint8_t *rows, *asked;
+    int64_t *counts;
+    double *width;
+    uint8_t *doubtful;
+    int64_t *number;
+};
+
+// See ess_judge_entropy.
+struct EntropyJob {
+    int64_t heads, length, group;
+    double tail_unit, error, tail_error;
+    const double *total, *mixed, *visible, *rounding, *cap;
+    double *ess, *bound;
+};
+
+struct CertaintyKernels {
+    void (*counts)(const JudgeJob &job, int32_t threads);
+    void (*entropy)(const EntropyJob &job, int32_t threads);
+};
+
+} // namespace ess

@@ -1,0 +1,60 @@
+/* From eliminations to answers: ess_kernels/engine/certainty.py and quadrature.py in one look at every number.
+ *
+ * All arrays are contiguous, the last axis innermost. No function needs workspace. They return
+ *
+ *   ESS_ERR_NULL   a pointer is null
+ *   ESS_ERR_SIZE   a size is below 1, or there is no position 1 to judge
+ *   ESS_ERR_LEVEL  as everywhere */
+#ifndef ESS_CERTAINTY_H
+#define ESS_CERTAINTY_H
+
+#include "ess_native.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* When a count by elimination is believed.
+ *
+ *   unit        the relative width that a growth of one means
+ *   sure        the largest width of a count that is taken as it is
+ *   tiny_row    a least row of no more than this times 1 + growth is as good as zero,
+ *   small_row   unless it is larger than this */
+typedef struct {
+    double unit, sure, tiny_row, small_row;
+} ess_limits;
+
+/* What an elimination says about the positions 1 .. length - 1.
+ *
+ *   value, growth, least   [heads][tolerances][length], as ess_recurrence_counts returns them
+ *   rows                   [heads][tolerances]: 0 where no elimination can answer: all is zero there
+ *   asked                  [length]: where it is 0 nothing is doubtful, and value, growth and least may be anything
+ *   counts, width          [tolerances][heads][length - 1]: the counts, and the relative width growth * unit of the band
+ *                          of singular values that may have been miscounted, infinite for NaN; both zero where not asked
+ *   doubtful               the same: 1 where the width or the least row does not let the count be believed, else 0
+ *   number                 receives how many are doubtful */
+ESS_API int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length,
+                                 const ess_limits *limits, const double *value, const double *growth, const double *least,
+                                 const uint8_t *rows, const uint8_t *asked, int64_t *counts, double *width,
+                                 uint8_t *doubtful, int64_t *number);
+
+/* Entropy-ESS from log-determinants summed over the nodes of a quadrature.
+ *
+ *   group                   positions that share one rounding
+ *   tail_unit, error, tail_error   of the quadrature, as for ess_lanes_entropy
+ *   total, mixed, visible   [heads][length], as ess_recurrence_entropy returns them
+ *   rounding                [heads][ceil(length / group)]: error of squared singular values in units of the scale
+ *   cap                     [length]: the largest possible number of non-zero singular values
+ *   ess                     [heads][length]
+ *   bound                   [heads][length]: a bound of its relative error, to first order; infinite where nothing is
+ *                           seen */
+ESS_API int32_t ess_judge_entropy(const ess_run *run, int64_t heads, int64_t length, int64_t group, double tail_unit,
+                                  double error, double tail_error, const double *total, const double *mixed,
+                                  const double *visible, const double *rounding, const double *cap, double *ess,
+                                  double *bound);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* ESS_CERTAINTY_H */

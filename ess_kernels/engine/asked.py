@@ -1,0 +1,70 @@
+"""What an elimination is asked for: positions, or only the groups of positions that share a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Asked:
+    """Positions `[N, S, L]` of `S` tolerances. Engines that answer group by group never make the mask of positions."""
+
+    def __init__(self, positions: Callable[[], Tensor], groups: Callable[[], Tensor]):
+        """What makes `positions` and `groups`."""
+        self._positions, self._groups = positions, groups
+
+    @classmethod
+    def of(cls, positions: Tensor, group: int) -> Asked:
+        """From bool `[N, S, L]`."""
+        return cls(lambda: positions, lambda: grouped(positions, group).any(-1))
+
+    @classmethod
+    def alike(cls, rows: Tensor, positions: Tensor, group: int) -> Asked:
+        """The same positions, bool `[L]`, of some heads and tolerances, bool `[N, S]`."""
+        return cls(
+            lambda: rows[..., None] & positions,
+            lambda: rows[..., None] & grouped(positions, group).any(-1),
+        )
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """bool `[N, S, L]`."""
+        return self._positions()
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """bool `[N, S, ceil(L / group)]`, contiguous: which groups hold a position asked for."""
+        return self._groups().contiguous()
+
+
+class Places(NamedTuple):
+    """Some entries of a result: int64 `[K]` each, sorted by head, then by tolerance, then by position.
+
+    `entry` is the position less one: nothing is ever asked at position 0.
+    """
+
+    head: Tensor
+    tolerance: Tensor
+    entry: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Places:
+        """Where bool `[N, M, L - 1]` is true."""
+        return cls(*mask.nonzero(as_tuple=True))
+
+    def where(self, mask: Tensor) -> Places:
+        """Those that bool `[K]` is true for."""
+        at = mask.nonzero()[:, 0]
+        return self if len(at) == len(mask) else Places(*(x[at] for x in self))
+
+
+def grouped(x: Tensor, group: int) -> Tensor:
+    """bool `[..., L]` as `[..., ceil(L / group), group]`, filled up with False."""
+    missing = -x.shape[-1] % group
+    if missing:
+        x = torch.nn.functional.pad(x, (0, missing))
+    return x.unflatten(-1, (-1, group))
