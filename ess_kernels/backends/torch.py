@@ -43,7 +43,7 @@ class TorchBackend(Backend):
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=False):
                 part = _counts(engine, positions, atol, rtol)
-                if not bool(engine.good.all()):
+                if not engine.sound and not bool(engine.good.all()):
                     bad = ~engine.good
                     part.counts[bad], part.unresolved[bad] = -1, True
                 del engine  # before the next one is made: there is room for one
@@ -63,7 +63,7 @@ class TorchBackend(Backend):
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=True):
                 part = engine.entropy(positions)
-                if not bool(engine.good.all()):
+                if not engine.sound and not bool(engine.good.all()):
                     part = part.masked_fill(~engine.good[:, None], torch.nan)
                 del engine
                 if result is None and len(heads) == op.num_heads:
@@ -94,7 +94,9 @@ class TorchBackend(Backend):
             need = self._recurrence_bytes(op, entropy)
         else:
             need = self._matrix_bytes(op.length)
-        for heads in progress(op.all_heads().split(max(1, budget // max(1, need))), "heads"):
+        each = max(1, budget // max(1, need))
+        every = op.all_heads()
+        for heads in progress([every] if len(every) <= each else every.split(each), "heads"):
             if isinstance(op, Tiled):
                 yield heads, self._matrix(self._rows(op, heads), op.finite(heads), budget, cost)
                 continue
@@ -137,9 +139,9 @@ class TorchBackend(Backend):
 
 def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
     """Absolute tolerances by elimination; relative ones need every position's largest singular value, so by values."""
-    relative = rtol > 0
-    if not bool(relative.any()):
+    if not any(rtol.tolist()):
         return engine.counts(positions, atol)
+    relative = rtol > 0
     result = Counts.empty((len(engine.unit), len(atol), len(positions)), positions.device)
     if not bool(relative.all()):
         result.put((slice(None), ~relative), engine.counts(positions, atol[~relative]))

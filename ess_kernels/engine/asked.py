@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -25,10 +25,7 @@ class Asked:
     @classmethod
     def alike(cls, rows: Tensor, positions: Tensor, group: int) -> Asked:
         """The same positions, bool `[L]`, of some heads and tolerances, bool `[N, S]`."""
-        return cls(
-            lambda: rows[..., None] & positions,
-            lambda: rows[..., None] & grouped(positions, group).any(-1),
-        )
+        return cls(lambda: rows[..., None] & positions, lambda: rows[..., None] & grouped(positions, group).any(-1))
 
     @cached_property
     def positions(self) -> Tensor:
@@ -60,6 +57,12 @@ class Places(NamedTuple):
         """Those that bool `[K]` is true for."""
         at = mask.nonzero()[:, 0]
         return self if len(at) == len(mask) else Places(*(x[at] for x in self))
+
+
+@lru_cache(maxsize=4)
+def everywhere(length: int, device: torch.device) -> Tensor:
+    """bool `[length]`, true but at position 0; for reading only."""
+    return torch.arange(length, device=device) > 0
 
 
 def grouped(x: Tensor, group: int) -> Tensor:

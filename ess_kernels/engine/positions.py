@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .asked import Asked, Places, grouped
+from .asked import Asked, Places, everywhere, grouped
 from .certainty import (
     ENTROPY_BOUND,
     HOPEFUL,
@@ -37,6 +37,7 @@ class Engine(ABC):
     Attributes:
         unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
         good: bool `[N]`; a head that is not has no answer at any position.
+        sound: whether every head is known to be good, and to need no other engine: then nobody looks.
         group: this many positions in a row share one tolerance in an elimination.
         cost: told about exact singular values.
     """
@@ -45,6 +46,7 @@ class Engine(ABC):
     state_size: int | None
     unit: Tensor
     good: Tensor
+    sound: bool = False
     group: int
     cost: Cost
 
@@ -110,12 +112,10 @@ class Engine(ABC):
 
     def _mask(self, positions: Tensor) -> Tensor:
         """bool `[L]`, true at distinct positions."""
-        everywhere = len(positions) == self.length - 1
-        mask = torch.full((self.length,), everywhere, dtype=torch.bool, device=self.unit.device)
-        if everywhere:
-            mask[0] = False
-        else:
-            mask[positions] = True
+        if len(positions) == self.length - 1:
+            return everywhere(self.length, self.unit.device)
+        mask = torch.zeros(self.length, dtype=torch.bool, device=self.unit.device)
+        mask[positions] = True
         return mask
 
     def _judge(self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor) -> tuple[Counts, bool]:

@@ -279,7 +279,7 @@ def test_survey(level, name, op):
     """What the kernel says of the numbers is what plain operations find."""
     heads = op.all_heads()
     fair, read, write = tame(op, heads)
-    found, mine_read, mine_write = map(torch.from_numpy, NativeTokens(source_of(op, heads)).survey())
+    found, (mine_read, mine_write) = map(torch.from_numpy, NativeTokens(source_of(op, heads)).survey())
     assert torch.equal(found, fair)
     for mine, theirs in ((mine_read, read), (mine_write, write)):
         finite = theirs.isfinite()

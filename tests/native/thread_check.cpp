@@ -5,6 +5,7 @@
 // thread gets work, and returns the answer's numbers. They must have the same bits for any number of threads, and from
 // whichever thread they are asked.
 
+#include <cfloat>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/ess_certainty.h"
 #include "../../csrc/ess_lanes.h"
 #include "../../csrc/ess_matrix.h"
 #include "../../csrc/ess_native.h"
@@ -325,12 +327,44 @@ std::vector<double> lanes(int32_t threads, int32_t level) {
     return answer;
 }
 
+// counts and entropies are judged
+std::vector<double> judge(int32_t threads, int32_t level) {
+    const int64_t heads = 37, tolerances = 3, length = 2011, group = 16, answers = tolerances * heads * (length - 1);
+    Array value(heads * tolerances * length), growth(heads * tolerances * length), least(heads * tolerances * length);
+    for (int64_t i = 0; i < heads * tolerances * length; i++) {
+        value.data()[i] = static_cast<double>(i % 65);
+        growth.data()[i] = std::ldexp(1.0, static_cast<int>(i % 40));
+        least.data()[i] = std::ldexp(1.0, -static_cast<int>(i % 47));
+    }
+    const std::vector<uint8_t> rows(static_cast<size_t>(heads * tolerances), 1), asked(static_cast<size_t>(length), 1);
+    std::vector<int64_t> counts(static_cast<size_t>(answers));
+    std::vector<uint8_t> doubtful(counts.size());
+    Array width(answers), cap(length), ess(heads * length), bound(heads * length);
+    for (int64_t i = 0; i < length; i++) cap.data()[i] = 64;
+    const ess_limits limits = {DBL_EPSILON, 1e-7, 1e-9, 1e-2};
+    const ess_run run = {threads, level, nullptr, 0};
+    int64_t number = 0;
+    const int32_t counted =
+        ess_judge_counts(&run, heads, tolerances, length, &limits, value.data(), growth.data(), least.data(), rows.data(),
+                         asked.data(), counts.data(), width.data(), doubtful.data(), &number);
+    const int32_t taken = ess_judge_entropy(&run, heads, length, group, 1, 0, 0, growth.data(), value.data(), least.data(),
+                                            least.data(), cap.data(), ess.data(), bound.data());
+    std::vector<double> answer = {double(counted), double(taken), double(number)};
+    answer.insert(answer.end(), counts.begin(), counts.end());
+    answer.insert(answer.end(), doubtful.begin(), doubtful.end());
+    width.append_to(answer);
+    ess.append_to(answer);
+    bound.append_to(answer);
+    return answer;
+}
+
 const Check checks[] = {
     {"tasks of a team", tasks},
     {"positive pivots", positive_pivots},
     {"a recurrence", recurrence},
     {"small states in lanes", lanes},
     {"small matrices", spectra},
+    {"judgements", judge},
     {"dense operators", dense},
 };
 

@@ -74,7 +74,7 @@ class NativeBackend(TorchBackend):
             else:
                 engine = NativeRecurrence(op, mine, found, entropy, cost)
             yield mine, engine
-            if bool(engine.unstable.any()):
+            if not engine.sound and bool(engine.unstable.any()):
                 rest = torch.cat([rest, mine[engine.unstable]])
         if len(rest):
             # bad data, and transitions that grow

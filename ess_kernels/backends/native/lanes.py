@@ -40,6 +40,7 @@ class NativeLanes(SummingEngine):
     """`N` heads of a recurrence with diagonal transitions and a small state."""
 
     group = BLOCK
+    sound = True
 
     def __init__(self, op: StateSpace, heads: Tensor, found: Survey, cost: Cost):
         """`found`: the heads' tokens and their largest magnitudes."""
@@ -76,7 +77,7 @@ class NativeLanes(SummingEngine):
         needed, back = heads.unique(return_inverse=True)
         # the same units: they come from the same magnitudes
         tokens = NativeTokens(source_of(self.op, self.heads[needed]))
-        found = Survey(tokens, self.found.read[needed.numpy()], self.found.write[needed.numpy()])
+        found = Survey(tokens, self.found.peaks[:, needed.numpy()])
         return NativeRecurrence(self.op, self.heads[needed], found, False, self.cost).values_at(back, positions)
 
 

@@ -27,7 +27,8 @@ def borrow(name: str, count: int) -> Tensor:
     memory = _kept.free.pop(name, None)
     size = 0 if memory is None else len(memory)
     # what a larger budget has left behind is not kept
-    if memory is None or size < count + LINE // _BYTES or size > max(memory_budget() // _BYTES, 4 * count):
+    wasteful = size > 4 * count and size * _BYTES > memory_budget()
+    if memory is None or size < count + LINE // _BYTES or wasteful:
         memory = torch.empty(count + LINE // _BYTES, dtype=torch.float64)
     first = -memory.data_ptr() % LINE // _BYTES
     if len(memory) * _BYTES <= KEPT_WORKSPACE:

@@ -102,35 +102,39 @@ class NativeRecurrence(SummingEngine):
     def __init__(self, op: StateSpace, heads: Tensor, found: Survey | None, entropy: bool, cost: Cost):
         """`found`: the heads' tokens and their largest magnitudes, for diagonal transitions."""
         self.op, self.heads, self.cost = op, heads, cost
-        self._input: tuple[Any, int | None, int]
         self.length, self.state_size = op.length, op.state_size
         self.group = block_length(op.state_size, entropy)
         self.good = torch.ones_like(heads, dtype=torch.bool)
-        self.parts = Parts(len(heads), self.length, op.state_size, self.group, op.diagonal)
+        self._found = found
         if found is not None:
             self.unit = found.take_units()
-            self.nothing = found.nothing()
             self.tokens = found.tokens
-            self._input = (self.tokens.pointer, None, 0)
-            run("recurrence_parts", self.parts.pointer, *self._input)
-            self.unstable = ~self.good
+            self._input: tuple[Any, int | None, int] = (self.tokens.pointer, None, 0)
+            self._layout = 0
+            self.unstable, self.sound = ~self.good, True
         else:
             self._run_dense()
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Block parts and boundaries. They come at the first use: the kernel leaves nothing of the interpreter in the
+        caches, so whatever can be prepared before it is."""
+        parts = Parts(len(self.heads), self.length, self.op.state_size, self.group, self.op.diagonal)
+        parts.structure.dense = self._layout
+        run("recurrence_parts", parts.pointer, *self._input)
+        return parts
 
     def _run_dense(self) -> None:
         matrices = Transitions(self.op, self.heads)
         peaks = torch.stack([largest(matrices.read), largest(matrices.write)])
         self.good = peaks.isfinite().all(0)
-        read, write = torch.where(self.good, peaks, 0.0)
         # no gate is read where transitions are matrices
         source = source_of_tokens(Tokens(matrices.read, matrices.write, matrices.write, self.op.reads_before))
         self.tokens = NativeTokens(source)
-        found = Survey(self.tokens, read.numpy(), write.numpy())
-        self.unit, self.nothing = found.take_units(), found.nothing()
+        found = Survey(self.tokens, torch.where(self.good, peaks, 0.0).numpy())
+        self.unit, self._found = found.take_units(), found
         self._input = (self.tokens.pointer, matrices.address, matrices.stride)
-        self._matrices = matrices
-        self.parts.structure.dense = matrices.layout
-        run("recurrence_parts", self.parts.pointer, *self._input)
+        self._matrices, self._layout = matrices, matrices.layout
         size = {name: largest(x) for name, x in self.parts.arrays.items() if name != "Q"}
         # of Q the tiles above the diagonal are undefined
         n = self.parts.structure.n
@@ -149,7 +153,7 @@ class NativeRecurrence(SummingEngine):
         (N, S), L = tau.shape[:2], self.length
         tau = tau.contiguous()
         result = self._room(N, S, L)
-        addresses = (x.data_ptr() for x in (tau, asked.groups, *result))
+        addresses = [x.data_ptr() for x in (tau, asked.groups, *result)]
         run("recurrence_counts", self.parts.pointer, L, S, *addresses)
         return result
 
@@ -161,13 +165,14 @@ class NativeRecurrence(SummingEngine):
         rounding = self.unit.new_zeros(busy.shape)
         nodes = Nodes(quadrature)
         own = None if scale is None else scale.contiguous()
-        addresses = (x.data_ptr() for x in (busy, *sums, rounding))
+        addresses = [x.data_ptr() for x in (busy, *sums, rounding)]
         given = None if own is None else own.data_ptr()
         run("recurrence_entropy", self.parts.pointer, self.length, given, nodes.pointer, *addresses)
         return judge_entropy(quadrature, sums, cap, rounding, self.group)
 
     def _zero(self) -> Tensor:
-        return self.nothing[:, None]
+        assert self._found is not None
+        return self._found.nothing()[:, None]
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Scaled singular values `[Q, n]`, descending, zero beyond the rank's cap, from triangular roots."""

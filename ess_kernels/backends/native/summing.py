@@ -26,7 +26,7 @@ class SummingEngine(CompiledCertainty):
             count *= size
         self._give_back()
         self._borrowed = memory.borrow(ELIMINATED, count)
-        return Eliminated(*self._borrowed.view(3, *shape))
+        return Eliminated(*self._borrowed.view(3, *shape).unbind())
 
     def _give_back(self) -> None:
         if self._borrowed is not None:

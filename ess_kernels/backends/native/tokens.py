@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,74 +59,91 @@ class NativeTokens:
         self.heads, self.length, self.states = len(source.heads), source.length, source.state_size
         self._batch, self._head = np.divmod(source.heads.numpy(), source.H)
         self._H = source.H
-        self._alive: list[Any] = []
-        shared = source.gate.shape[3] == 1
-        structure = _Structure(heads=self.heads, length=self.length, states=self.states)
-        structure.read, structure.read_stride = self._tokens(source.read)
-        structure.write, structure.write_stride = self._tokens(source.write)
-        structure.gate, structure.gate_stride = self._tokens(source.gate)
+        tensors = {"read": source.read, "write": source.write, "gate": source.gate}
         if source.rate is not None:
             # the same rates at every token, `[1, 1, H, n]`
-            structure.rate, _ = self._tokens(source.rate[None, None])
+            tensors["rate"] = source.rate[None, None]
         if source.read_scale is not None:
-            structure.read_scale, structure.read_scale_stride = self._tokens(source.read_scale[..., None])
+            tensors["read_scale"] = source.read_scale[..., None]
         if source.write_scale is not None:
-            structure.write_scale, structure.write_scale_stride = self._tokens(source.write_scale[..., None])
-        structure.gate_shared, structure.gate_is_log = shared, source.log
+            tensors["write_scale"] = source.write_scale[..., None]
+        structure = _Structure(heads=self.heads, length=self.length, states=self.states)
+        places, self._alive = [], []
+        for name, x in tensors.items():
+            place, x = self._place(x)
+            places.append(place)
+            self._alive.append(x)
+            if name != "rate":
+                setattr(structure, f"{name}_stride", x.stride(1))
+        # the addresses of all heads in all tensors, `[tensors, N]`
+        base, batch_stride, per_group, group_stride = np.array(places).T[..., None]
+        offsets = self._batch * batch_stride + self._head // per_group * group_stride
+        self._addresses = np.ascontiguousarray(base + _BYTES * offsets)
+        address = self._addresses.ctypes.data
+        for name in tensors:
+            setattr(structure, name, address)
+            address += _BYTES * self.heads
+        structure.gate_shared, structure.gate_is_log = source.gate.shape[3] == 1, source.log
         structure.reads_before = source.reads_before
-        self._structure, self._scale = structure, source.scale
+        self._structure, self._scales = structure, np.array([[source.scale], [1.0]])
         self.pointer = ctypes.byref(structure)
-        self.set_units(*np.ones((2, self.heads)))
+        self.set_units(np.ones((2, self.heads)))
 
-    def set_units(self, read: np.ndarray, write: np.ndarray) -> None:
-        """What is multiplied onto reads and writes, float64 `[N]`; ones to begin with."""
-        self._units = [np.ascontiguousarray(x) for x in (read * self._scale, write)]
-        self._structure.read_unit, self._structure.write_unit = (x.ctypes.data for x in self._units)
+    def set_units(self, units: np.ndarray) -> None:
+        """What is multiplied onto reads and writes, float64 `[2, N]`; ones to begin with."""
+        self._units = np.multiply(units, self._scales, order="C")
+        address = self._units.ctypes.data
+        self._structure.read_unit, self._structure.write_unit = address, address + _BYTES * self.heads
 
-    def survey(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which heads kernels can take, bool `[N]`, and the largest magnitudes of reads and writes, float64 `[N]`.
+    def survey(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which heads kernels can take, bool `[N]`, and the largest magnitudes of reads and writes, float64 `[2, N]`.
 
         As `sources.tame` finds them, in one look at every number.
         """
-        read, write = np.empty(self.heads), np.empty(self.heads)
-        fair = np.empty(self.heads, dtype=bool)
-        run("tokens_survey", self.pointer, *(x.ctypes.data for x in (read, write, fair)))
+        peaks, fair = np.empty((2, self.heads)), np.empty(self.heads, dtype=bool)
+        address = peaks.ctypes.data
+        run("tokens_survey", self.pointer, address, address + _BYTES * self.heads, fair.ctypes.data)
         with np.errstate(all="ignore"):
-            return fair & representable(read, write, self.states), read, write
+            return fair & representable(peaks[0], peaks[1], self.states), peaks
 
-    def _tokens(self, x: Tensor) -> tuple[int, int]:
-        """Address of the heads' addresses in `x` `[B, T, G, n]` (or `[1, ...]` for all), and the stride of tokens."""
+    def _place(self, x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
+        """Where `x` `[B, T, G, n]` (or `[1, ...]` for all) has its heads, and `x` itself or a copy with float64 rows.
+
+        The address of batch 0 and group 0, which a copy need not have, the stride of batches, how many heads share a
+        group, and the stride of groups.
+        """
         B, _, G, n = x.shape
-        batch = self._batch if B > 1 else np.zeros_like(self._batch)
-        group = self._head if G == self._H else self._head // max(1, self._H // G)
+        per_group = max(1, self._H // G)
+        b = g = 0
         if x.dtype != torch.float64 or (x.stride(3) != 1 and n > 1):
-            b, g = int(batch.min()), int(group.min())
-            used = x[b : int(batch.max()) + 1, :, g : int(group.max()) + 1].transpose(1, 2)
+            # as much of it as the heads read
+            group = self._head // per_group
+            b, last_b = (int(self._batch.min()), int(self._batch.max())) if B > 1 else (0, 0)
+            g, last_g = int(group.min()), int(group.max())
+            used = x[b : last_b + 1, :, g : last_g + 1].transpose(1, 2)
             x = used.to(torch.float64, memory_format=torch.contiguous_format).contiguous().transpose(1, 2)
-            batch, group = batch - b, group - g
-        strides = x.stride()
-        addresses = x.data_ptr() + _BYTES * (batch * strides[0] + group * strides[2])
-        self._alive += [x, addresses]
-        return addresses.ctypes.data, strides[1]
+        batch_stride, _, group_stride, _ = x.stride()
+        first = x.data_ptr() - _BYTES * (b * batch_stride + g * group_stride)
+        return (first, batch_stride if B > 1 else 0, per_group, group_stride), x
 
 
 @dataclass
 class Survey:
-    """Tokens of some heads, and the largest magnitudes of their reads and writes, float64 `[N]`, finite."""
+    """Tokens of some heads, and the largest magnitudes of their reads and writes, float64 `[2, N]`, finite."""
 
     tokens: NativeTokens
-    read: np.ndarray
-    write: np.ndarray
+    peaks: np.ndarray
 
     def take_units(self) -> Tensor:
         """Scales the tokens by powers of two, and returns the unit taken out, `[N]`."""
-        exponents = np.frexp(np.stack([self.read, self.write]))[1].clip(-1022, 1022)
-        self.tokens.set_units(*np.ldexp(1.0, -exponents))
-        return torch.from_numpy(np.ldexp(1.0, exponents).prod(0))
+        units = np.ldexp(1.0, np.maximum(np.minimum(np.frexp(self.peaks)[1], 1022), -1022))
+        self.tokens.set_units(1.0 / units)
+        return torch.from_numpy(units[0] * units[1])
 
     def nothing(self) -> Tensor:
         """bool `[N]`: whose operator is zero."""
-        return torch.from_numpy((self.read == 0) | (self.write == 0))
+        read, write = self.peaks
+        return torch.from_numpy((read == 0) | (write == 0))
 
 
 def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey]:
@@ -136,8 +152,8 @@ def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey]:
     None: all of them.
     """
     tokens = NativeTokens(source_of(op, heads))
-    fair, read, write = tokens.survey()
+    fair, peaks = tokens.survey()
     if fair.all():
-        return None, Survey(tokens, read, write)
+        return None, Survey(tokens, peaks)
     mask = torch.from_numpy(fair)
-    return mask, Survey(NativeTokens(source_of(op, heads[mask])), read[fair], write[fair])
+    return mask, Survey(NativeTokens(source_of(op, heads[mask])), peaks[:, fair])
