@@ -21,6 +21,37 @@ int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, 
     return ESS_OK;
 }
 
+int32_t ess_group_widths(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, int64_t group,
+                         int32_t typical, double hopeless, const uint8_t *asked, const uint8_t *doubtful,
+                         const double *width, double *chosen) {
+    const ess::Kernels *kernels = nullptr;
+    if (int32_t code = ess::check_run(run, kernels)) return code;
+    if (heads < 1 || tolerances < 1 || length < 2 || group < 1) return ESS_ERR_SIZE;
+    const void *arrays[] = {asked, doubtful, width, chosen};
+    for (const void *array : arrays) {
+        if (array == nullptr) return ESS_ERR_NULL;
+    }
+    kernels->certainty->widths({heads, tolerances, length, group, typical != 0, hopeless, asked, doubtful, width, chosen},
+                               run->threads);
+    return ESS_OK;
+}
+
+int32_t ess_compare_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, int64_t group,
+                           double unit, const double *value, const double *growth, const double *move, int64_t *counts,
+                           double *width, uint8_t *doubtful, int64_t *number) {
+    const ess::Kernels *kernels = nullptr;
+    if (int32_t code = ess::check_run(run, kernels)) return code;
+    if (heads < 1 || tolerances < 1 || length < 2 || group < 1) return ESS_ERR_SIZE;
+    const void *arrays[] = {value, growth, move, counts, width, doubtful, number};
+    for (const void *array : arrays) {
+        if (array == nullptr) return ESS_ERR_NULL;
+    }
+    kernels->certainty->compare({heads, tolerances, length, group, unit, value, growth, move, counts, width, doubtful,
+                                 number},
+                                run->threads);
+    return ESS_OK;
+}
+
 int32_t ess_judge_entropy(const ess_run *run, int64_t heads, int64_t length, int64_t group, double tail_unit, double error,
                           double tail_error, const double *total, const double *mixed, const double *visible,
                           const double *rounding, const double *cap, double *ess, double *bound) {

@@ -19,6 +19,21 @@ inline int32_t threads_for(int64_t numbers, int32_t threads) {
     return worth < threads ? static_cast<int32_t>(worth) : threads;
 }
 
+// The relative width behind a growth; a growth that is not a number is no answer.
+ESS_INLINE double width_of(double growth, double unit) {
+    const double width = growth * unit;
+    return width != width ? HUGE_VAL : width > __DBL_MAX__ ? __DBL_MAX__ : width;
+}
+
+// Calls body(head, tolerance) for all of them.
+template <class Job, class Body> void by_rows(const Job &job, int32_t threads, Body body) {
+    const int64_t rows = job.heads * job.tolerances;
+    TaskCounter tasks(rows);
+    team(threads_for(rows * job.length, threads), [&](int32_t) {
+        for (int64_t row; (row = tasks.take()) >= 0;) body(row / job.tolerances, row % job.tolerances);
+    });
+}
+
 // One head at one tolerance; returns how many positions are doubtful.
 inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
     const int64_t row = head * job.tolerances + tolerance, count = job.length - 1;
@@ -33,8 +48,8 @@ inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
     int64_t number = 0;
     for (int64_t i = 0; i < count; i++) {
         const bool wanted = possible && asked[i] != 0;
-        double width = growth[i] * limits.unit, limit = limits.tiny_row * (1.0 + growth[i]);
-        width = width != width ? HUGE_VAL : width > __DBL_MAX__ ? __DBL_MAX__ : width;
+        const double width = width_of(growth[i], limits.unit);
+        double limit = limits.tiny_row * (1.0 + growth[i]);
         // a limit that is NaN stays one: no comparison with it holds
         limit = limit > limits.small_row ? limits.small_row : limit;
         const bool doubt = wanted && !(least[i] > limit && width <= limits.sure);
@@ -47,13 +62,78 @@ inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
 }
 
 inline void judge_counts(const JudgeJob &job, int32_t threads) {
-    const int64_t rows = job.heads * job.tolerances;
-    TaskCounter tasks(rows);
     *job.number = 0;
-    team(threads_for(rows * job.length, threads), [&](int32_t) {
-        int64_t mine = 0;
-        for (int64_t row; (row = tasks.take()) >= 0;) mine += judge_row(job, row / job.tolerances, row % job.tolerances);
-        __atomic_fetch_add(job.number, mine, __ATOMIC_RELAXED);
+    by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
+        __atomic_fetch_add(job.number, judge_row(job, head, tolerance), __ATOMIC_RELAXED);
+    });
+}
+
+inline void group_widths(const WidthsJob &job, int32_t threads) {
+    by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
+        // of position 1
+        const int64_t from = (tolerance * job.heads + head) * (job.length - 1);
+        const double *width = job.width + from - 1;
+        const uint8_t *doubtful = job.doubtful + from - 1;
+        auto smallest = [&](int64_t begin, int64_t end) {
+            double least = HUGE_VAL;
+            for (int64_t i = begin; i < end; i++) least = job.asked[i] && width[i] < least ? width[i] : least;
+            return least;
+        };
+        auto largest = [&](int64_t begin, int64_t end) {
+            double most = 0.0;
+            for (int64_t i = begin; i < end; i++) {
+                if (!doubtful[i] || width[i] > job.hopeless) continue;
+                if (!(width[i] <= most)) most = width[i]; // NaN comes in here,
+                if (most != most) break;                  // and stays
+            }
+            return most;
+        };
+        double *chosen = job.chosen + (head * job.tolerances + tolerance) * job.groups(), of_head = -1.0;
+        for (int64_t g = 0; g < job.groups(); g++) {
+            const int64_t begin = g == 0 ? 1 : g * job.group, end = min((g + 1) * job.group, job.length);
+            bool some = false;
+            for (int64_t i = begin; i < end; i++) some |= doubtful[i] != 0;
+            chosen[g] = !some ? HUGE_VAL : job.typical ? smallest(begin, end) : largest(begin, end);
+            if (some && job.typical && chosen[g] == HUGE_VAL) {
+                if (of_head < 0.0) of_head = smallest(1, job.length);
+                chosen[g] = of_head;
+            }
+        }
+    });
+}
+
+inline void compare_counts(const CompareJob &job, int32_t threads) {
+    *job.number = 0;
+    by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
+        const int64_t row = head * job.tolerances + tolerance, L = job.length, to = (tolerance * job.heads + head) * (L - 1) - 1;
+        const double *value = job.value + row * 2 * L, *growth = job.growth + row * 2 * L;
+        const double *moves = job.move + row * job.groups();
+        int64_t *counts = job.counts + to, left = 0;
+        double *width = job.width + to;
+        uint8_t *doubtful = job.doubtful + to;
+        for (int64_t g = 0; g < job.groups(); g++) {
+            const int64_t begin = g == 0 ? 1 : g * job.group, end = min((g + 1) * job.group, L);
+            const double move = moves[g];
+            const bool tried = move == move;
+            for (int64_t i = begin; i < end; i++) {
+                if (!doubtful[i]) continue;
+                left++;
+                if (!tried || width[i] != width[i]) continue;
+                const double reach = max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit));
+                if (!(reach <= move)) {
+                    width[i] = reach;
+                } else if (value[i] == value[L + i]) {
+                    counts[i] = static_cast<int64_t>(value[i]);
+                    width[i] = 0.0;
+                    doubtful[i] = 0;
+                    left--;
+                } else {
+                    // another round is for those not sure enough: a value between the two stays between wider ones
+                    width[i] = __builtin_nan("");
+                }
+            }
+        }
+        __atomic_fetch_add(job.number, left, __ATOMIC_RELAXED);
     });
 }
 
@@ -87,7 +167,7 @@ inline void judge_entropy(const EntropyJob &job, int32_t threads) {
     });
 }
 
-const CertaintyKernels kernels = {judge_counts, judge_entropy};
+const CertaintyKernels kernels = {judge_counts, group_widths, compare_counts, judge_entropy};
 
 } // namespace certainty
 } // namespace

@@ -18,6 +18,29 @@ struct JudgeJob {
     int64_t *number;
 };
 
+// See ess_group_widths.
+struct WidthsJob {
+    int64_t heads, tolerances, length, group;
+    bool typical;
+    double hopeless;
+    const uint8_t *asked, *doubtful;
+    const double *width;
+    double *chosen;
+    int64_t groups() const { return (length + group - 1) / group; }
+};
+
+// See ess_compare_counts.
+struct CompareJob {
+    int64_t heads, tolerances, length, group;
+    double unit;
+    const double *value, *growth, *move;
+    int64_t *counts;
+    double *width;
+    uint8_t *doubtful;
+    int64_t *number;
+    int64_t groups() const { return (length + group - 1) / group; }
+};
+
 // See ess_judge_entropy.
 struct EntropyJob {
     int64_t heads, length, group;
@@ -28,6 +51,8 @@ struct EntropyJob {
 
 struct CertaintyKernels {
     void (*counts)(const JudgeJob &job, int32_t threads);
+    void (*widths)(const WidthsJob &job, int32_t threads);
+    void (*compare)(const CompareJob &job, int32_t threads);
     void (*entropy)(const EntropyJob &job, int32_t threads);
 };
 

@@ -38,6 +38,35 @@ ESS_API int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tole
                                  const uint8_t *rows, const uint8_t *asked, int64_t *counts, double *width,
                                  uint8_t *doubtful, int64_t *number);
 
+/* A width for each group of positions that are to be counted on both sides of a tolerance.
+ *
+ *   group             positions that share a tolerance
+ *   typical           not 0: the smallest width of the positions asked for, or if that is infinite the smallest of the
+ *                     head; 0: the largest width of the doubtful positions, where those above `hopeless` count as zero;
+ *                     NaN if one is
+ *   hopeless          see above
+ *   asked             [length]
+ *   doubtful, width   [tolerances][heads][length - 1]
+ *   chosen            [heads][tolerances][ceil(length / group)]: that width; infinite where no position is doubtful */
+ESS_API int32_t ess_group_widths(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, int64_t group,
+                                 int32_t typical, double hopeless, const uint8_t *asked, const uint8_t *doubtful,
+                                 const double *width, double *chosen);
+
+/* Settles doubtful counts by counts at tau (1 - move) and tau (1 + move): where both agree, and each is sure to within
+ * that distance, no singular value lies between.
+ *
+ *   group             positions that share a tolerance
+ *   unit              as in ess_limits
+ *   value, growth     [heads][tolerances][2][length], as ess_recurrence_counts returns them
+ *   move              [heads][tolerances][ceil(length / group)]; NaN where nothing was tried
+ *   counts, width, doubtful   [tolerances][heads][length - 1]. What is doubtful, was tried, and has a width that is a
+ *                     number changes: if settled, to the count, a width of zero and 0; else only the width, to NaN where
+ *                     both are sure, to the larger width of the two where not
+ *   number            receives how many are still doubtful */
+ESS_API int32_t ess_compare_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, int64_t group,
+                                   double unit, const double *value, const double *growth, const double *move,
+                                   int64_t *counts, double *width, uint8_t *doubtful, int64_t *number);
+
 /* Entropy-ESS from log-determinants summed over the nodes of a quadrature.
  *
  *   group                   positions that share one rounding

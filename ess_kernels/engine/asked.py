@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,36 +37,15 @@ class Asked:
         return self._groups().contiguous()
 
 
-class Places(NamedTuple):
-    """Some entries of a result: int64 `[K]` each, sorted by head, then by tolerance, then by position.
-
-    `entry` is the position less one: nothing is ever asked at position 0.
-    """
-
-    head: Tensor
-    tolerance: Tensor
-    entry: Tensor
-
-    @classmethod
-    def of(cls, mask: Tensor) -> Places:
-        """Where bool `[N, M, L - 1]` is true."""
-        return cls(*mask.nonzero(as_tuple=True))
-
-    def where(self, mask: Tensor) -> Places:
-        """Those that bool `[K]` is true for."""
-        at = mask.nonzero()[:, 0]
-        return self if len(at) == len(mask) else Places(*(x[at] for x in self))
-
-
 @lru_cache(maxsize=4)
 def everywhere(length: int, device: torch.device) -> Tensor:
     """bool `[length]`, true but at position 0; for reading only."""
     return torch.arange(length, device=device) > 0
 
 
-def grouped(x: Tensor, group: int) -> Tensor:
-    """bool `[..., L]` as `[..., ceil(L / group), group]`, filled up with False."""
+def grouped(x: Tensor, group: int, fill: float = False) -> Tensor:
+    """`[..., L]` as `[..., ceil(L / group), group]`, filled up."""
     missing = -x.shape[-1] % group
     if missing:
-        x = torch.nn.functional.pad(x, (0, missing))
+        x = torch.nn.functional.pad(x, (0, missing), value=fill)
     return x.unflatten(-1, (-1, group))

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .asked import Asked, Places, everywhere, grouped
+from .asked import Asked, everywhere, grouped
 from .certainty import (
     ENTROPY_BOUND,
     HOPEFUL,
@@ -141,93 +141,76 @@ class Engine(ABC):
         return Counts(*(x.transpose(0, 1) for x in found)), bool(doubtful.any())
 
     def _settle(self, asked: Tensor, tau: Tensor, result: Counts) -> Tensor | None:
-        """Counts the doubtful (`redone`) positions again. Returns those still open, bool `[N, M, L - 1]`, if any."""
-        # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
-        # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
-        doubtful = Places.of(result.redone)
-        for distance in (self._typical, self._widest):
-            groups, own = self._groups_of(doubtful, tau.shape[1])
-            width = distance(doubtful, groups, own, asked, result)
-            settled = self._settle_between(doubtful, groups, own, width, tau, result)
-            if bool(settled.all()):
-                return None
-            doubtful = doubtful.where(~settled)
-        left = torch.zeros_like(result.redone)
-        left[doubtful] = True
-        return left
-
-    def _groups_of(self, places: Places, tolerances: int) -> tuple[Places, Tensor]:
-        """The groups of some places, `entry` being the group's number, `[J]`, and which of them is each place's."""
-        number = -(-self.length // self.group)
-        flat = (places.head * tolerances + places.tolerance) * number + (places.entry + 1) // self.group
-        flat, own = flat.unique_consecutive(return_inverse=True)
-        rows = flat // number
-        return Places(rows // tolerances, rows % tolerances, flat % number), own
-
-    def _typical(self, doubtful: Places, groups: Places, own: Tensor, asked: Tensor, result: Counts) -> Tensor:
-        """The smallest width of each group `[J]`; if none is finite, the head's."""
-        # the ends may be short: one of their positions is then looked at more than once
-        at = groups.entry[:, None] * self.group + torch.arange(self.group, device=own.device)
-        at = at.clamp(1, self.length - 1)
-        widths = result.width[groups.head[:, None], groups.tolerance[:, None], at - 1]
-        smallest = torch.where(asked[at], widths, torch.inf).amin(1)
-        if not bool(smallest.isfinite().all()):
-            of_head = torch.where(asked[1:], result.width, torch.inf).amin(-1)
-            smallest = torch.where(smallest.isfinite(), smallest, of_head[groups.head, groups.tolerance])
-        return smallest
-
-    def _widest(self, doubtful: Places, groups: Places, own: Tensor, asked: Tensor, result: Counts) -> Tensor:
-        """The largest width of each group's doubtful positions that is not beyond hope, `[J]`."""
-        width = result.width[doubtful]
-        width = torch.where(width > HOPELESS, 0.0, width)
-        return width.new_zeros(len(groups.entry)).scatter_reduce_(0, own, width, "amax")
-
-    def _settle_between(
-        self, doubtful: Places, groups: Places, own: Tensor, width: Tensor, tau: Tensor, result: Counts
-    ) -> Tensor:
-        """Counts doubtful positions at tolerances on both sides of `tau`, four times their group's `width` `[J]` away.
+        """Counts doubtful (`redone`) positions on both sides of `tau`, four times their group's width away.
 
         Where both agree, and each is sure to within that distance, no singular value lies between: the count is right.
-        Groups beyond hope are left alone. Returns bool `[K]`, which places are settled.
+        Groups beyond hope are left alone. Returns the positions still open, bool `[N, M, L - 1]`, if there are any.
         """
-        hopeful = (width <= HOPEFUL)[own] & ~result.width[doubtful].isnan()
-        if not bool(hopeful.any()):
-            return hopeful
-        move = (4 * width).clamp(SURE / 4, HOPELESS)
-        places, own = doubtful.where(hopeful), own[hopeful]
-        answer = self._eliminate_between(places, groups, move, width <= HOPEFUL, tau)
-        n, m, entry = places
-        lower, upper = answer.value[n, m, :, entry + 1].unbind(1)
-        reach = width_of(answer.growth[n, m, :, entry + 1]).amax(1)
-        sure = reach <= move[own]
-        agreed = sure & (lower == upper)
+        doubtful = result.redone.clone()
+        # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
+        # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
+        for typical in (True, False):
+            width = self._group_widths(asked, doubtful, result.width, typical)
+            hopeful = width <= HOPEFUL
+            if not bool(hopeful.any()):
+                continue
+            move = (4 * width).clamp(SURE / 4, HOPELESS)
+            sides = tau[..., None, None] * torch.stack([1 - move, 1 + move], 2)
+            answer = self._eliminate(self._on_both_sides(doubtful, hopeful, result.width), sides.flatten(1, 2))
+            if not self._compare(answer, move.masked_fill(~hopeful, torch.nan), doubtful, result):
+                return None
+        return doubtful
+
+    def _on_both_sides(self, doubtful: Tensor, hopeful: Tensor, width: Tensor) -> Asked:
+        """The `doubtful` positions of `hopeful` groups `[N, M, groups]`, twice `[N, 2 M, L]`."""
+
+        def twice(x: Tensor) -> Tensor:
+            return x[:, :, None].expand(-1, -1, 2, -1).flatten(1, 2)
+
+        def positions() -> Tensor:
+            return twice(torch.nn.functional.pad(doubtful & ~width.isnan(), (1, 0)) & self._spread(hopeful))
+
+        return Asked(positions, lambda: twice(hopeful))
+
+    def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
+        """A width `[N, M, groups]` of the groups with doubtful positions, infinite for the others.
+
+        Either the smallest width of all positions asked for (`typical`), or if none is finite that of the head; or the
+        largest of the doubtful ones that is not beyond hope.
+        """
+
+        def by_group(x: Tensor, fill: float) -> Tensor:
+            return grouped(torch.nn.functional.pad(x, (1, 0), value=fill), self.group, fill)
+
+        if typical:
+            width = torch.where(asked[1:], width, torch.inf)
+            chosen = by_group(width, torch.inf).amin(-1)
+            if not bool(chosen.isfinite().all()):
+                chosen = torch.where(chosen.isfinite(), chosen, width.amin(-1, keepdim=True))
+        else:
+            chosen = by_group(torch.where(doubtful & ~(width > HOPELESS), width, 0.0), 0.0).amax(-1)
+        return torch.where(by_group(doubtful, False).any(-1), chosen, torch.inf)
+
+    def _compare(self, answer: Answer | Eliminated, move: Tensor, doubtful: Tensor, result: Counts) -> bool:
+        """Takes counts `[N, 2 M, L]` on both sides of a tolerance where they settle it; says whether any is left.
+
+        Args:
+            answer: what was eliminated.
+            move: `[N, M, groups]`, the relative distance of the sides; NaN where nothing was tried.
+            doubtful, result: `[N, M, L - 1]`, changed in place.
+        """
+        move = self._spread(move)[..., 1:]
+        value, growth = (x.view(*move.shape[:2], 2, -1)[..., 1:] for x in (answer.value, answer.growth))
+        reach = width_of(growth).amax(2)
+        tried = doubtful & ~move.isnan() & ~result.width.isnan()
+        sure = reach <= move
+        agreed = tried & sure & (value[:, :, 0] == value[:, :, 1])
+        result.counts.copy_(torch.where(agreed, value[:, :, 0].to(torch.int64), result.counts))
         # another round is for those not sure enough; a value between the two tolerances stays between wider ones
-        result.width[places] = torch.where(agreed, 0.0, torch.where(sure, torch.nan, reach))
-        result.counts[places.where(agreed)] = lower[agreed].to(torch.int64)
-        return hopeful.masked_scatter(hopeful, agreed)
-
-    def _eliminate_between(
-        self, places: Places, groups: Places, move: Tensor, hopeful: Tensor, tau: Tensor
-    ) -> Eliminated:
-        """Eliminates `hopeful` groups `[J]` at `tau (1 -+ move)`: `[N, M, 2, L]`, of meaning at the places only."""
-        (N, M), number = tau.shape, -(-self.length // self.group)
-        n, m, g = groups.where(hopeful)
-        move = move[hopeful]
-        sides = tau.new_ones(N, M, 2, number)
-        sides[n, m, :, g] = tau[n, m, None] * torch.stack([1 - move, 1 + move], 1)
-
-        def mask(at: tuple[Tensor, Tensor, Tensor], size: int) -> Tensor:
-            mask = torch.zeros(N, M, 2, size, dtype=torch.bool, device=tau.device)
-            n, m, last = at
-            mask[n, m, :, last] = True
-            return mask.flatten(1, 2)
-
-        asked = Asked(
-            lambda: mask((places.head, places.tolerance, places.entry + 1), self.length),
-            lambda: mask((n, m, g), number),
-        )
-        answer = self._eliminate(asked, sides.flatten(1, 2))
-        return Eliminated(*(x.view(N, M, 2, -1) for x in (answer.value, answer.growth, answer.least)))
+        missed = torch.where(sure, torch.nan, reach)
+        result.width.copy_(torch.where(agreed, 0.0, torch.where(tried, missed, result.width)))
+        doubtful.logical_and_(~agreed)
+        return bool(doubtful.any())
 
     def _busy(self, wanted: Tensor) -> Tensor:
         """Which groups `[..., groups]` hold a position wanted, bool `[..., L]`; contiguous."""

@@ -7,9 +7,10 @@ import torch
 from identical import assert_same_bits, levels, running
 
 from ess_kernels.backends.native import call
-from ess_kernels.backends.native.certainty import judge_counts, judge_entropy
+from ess_kernels.backends.native.certainty import CompiledCertainty, judge_counts, judge_entropy
 from ess_kernels.backends.native.memory import borrow, give_back
-from ess_kernels.engine.certainty import ENTROPY_BOUND, EPS, SMALL_ROW, SURE, TINY_ROW
+from ess_kernels.engine.asked import grouped
+from ess_kernels.engine.certainty import ENTROPY_BOUND, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ess_kernels.engine.positions import Engine
 from ess_kernels.engine.quadrature import FINE, STANDARD, LogdetSums
 from ess_kernels.engine.staircase import Eliminated
@@ -64,6 +65,91 @@ def test_counts_where_nothing_was_asked():
         assert not bool(x.any())
 
 
+class Ruled(Engine):
+    """An engine of which only the rules are wanted."""
+
+    def __init__(self, length: int, group: int):
+        self.length, self.group = length, group
+
+    _eliminate = _logdets = _zero = values_at = None
+
+
+class Compiled(CompiledCertainty, Ruled):
+    pass
+
+
+def both(compute, length: int, group: int, *arguments):
+    """What PyTorch and the kernels make of the same; and for more threads than one, the same bits."""
+    expected, found = (compute(kind(length, group), *arguments) for kind in (Ruled, Compiled))
+    with running(threads=3):
+        again = compute(Compiled(length, group), *arguments)
+    for x, y, z in zip(expected, found, again, strict=True):
+        assert x.dtype == y.dtype
+        assert_same_bits(x, y)
+        assert_same_bits(y, z)
+    return found
+
+
+def stored(x: torch.Tensor) -> torch.Tensor:
+    """`[N, M, L - 1]` as judgements are kept."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+SHAPES = [(1, 1, 700, 32), (3, 5, 203, 8), (40, 2, 33, 33), (2, 3, 2, 8)]
+
+
+@pytest.mark.parametrize(("N", "M", "L", "group"), SHAPES)
+@pytest.mark.parametrize("typical", [True, False])
+@pytest.mark.parametrize("sure", [0.0, 0.5, 1.0])
+def test_group_widths(N, M, L, group, typical, sure):
+    torch.manual_seed(N + L)
+    width = 10 ** torch.empty(N, M, L - 1, dtype=torch.float64).uniform_(-9, 1)
+    width[torch.rand(width.shape) < 0.3] = math.inf
+    width[0] = math.inf  # a head without a finite one
+    if not typical:
+        width[torch.rand(width.shape) < 0.02] = math.nan
+        width[torch.rand(width.shape) < 0.02] = HOPELESS
+    doubtful = (torch.rand(width.shape) > sure) & (torch.rand(N, M, 1) < 0.7)
+    asked = torch.rand(L) < 0.9
+    asked[0] = False
+    doubtful &= asked[1:]
+    arguments = (asked, stored(doubtful), stored(width), typical)
+    (chosen,) = both(lambda engine, *a: [engine._group_widths(*a)], L, group, *arguments)
+    busy = grouped(torch.nn.functional.pad(doubtful, (1, 0)), group).any(-1)
+    assert bool(chosen[~busy].isinf().all())
+    if typical:
+        assert bool(chosen[0].isinf().all())
+
+
+@pytest.mark.parametrize(("N", "M", "L", "group"), SHAPES)
+def test_compare(N, M, L, group):
+    torch.manual_seed(N * L)
+    value = torch.randint(0, 3, (N, 2 * M, L)).double()
+    answer = eliminated(N, 2 * M, L)._replace(value=value)
+    move = 10 ** torch.empty(N, M, -(-L // group), dtype=torch.float64).uniform_(-8, -2)
+    move[torch.rand(move.shape) < 0.3] = math.nan
+    doubtful = torch.rand(N, M, L - 1) < 0.7
+    width = torch.rand(N, M, L - 1).double()
+    width[torch.rand(width.shape) < 0.2] = math.nan
+    counts = torch.full((N, M, L - 1), 7)
+
+    def compute(engine):
+        open_, result = (
+            stored(doubtful).clone(),
+            Counts(*(stored(x).clone() for x in (counts, width, doubtful, doubtful))),
+        )
+        left = engine._compare(answer, move, open_, result)
+        assert left == bool(open_.any())
+        return result.counts, result.width, open_
+
+    counted, widths, left = both(compute, L, group)
+    settled = doubtful & ~left
+    if L > 100:
+        assert bool(settled.any()) and bool(left.any())
+    assert bool((widths[settled] == 0).all()) and bool((counted[settled] < 3).all())
+    assert bool((counted[~settled] == 7).all())
+
+
 @pytest.mark.parametrize("quadrature", [STANDARD, FINE])
 @pytest.mark.parametrize(("heads", "length", "group"), [(1, 700, 16), (5, 203, 32), (3, 3, 16), (2, 50, 7)])
 def test_entropy(quadrature, heads, length, group):
@@ -91,10 +177,22 @@ def test_refusals():
             call.run("judge_counts", *sizes, *[numbers] * 10)
         with pytest.raises(ValueError, match="ess_judge_entropy: size"):
             call.run("judge_entropy", *sizes, 1.0, 0.0, 0.0, *[numbers] * 7)
+        with pytest.raises(ValueError, match="ess_group_widths: size"):
+            call.run("group_widths", *sizes, 1, 0, 1.0, *[numbers] * 4)
+        with pytest.raises(ValueError, match="ess_compare_counts: size"):
+            call.run("compare_counts", *sizes, 1, 1.0, *[numbers] * 7)
+    for name, numbered in (("group_widths", (0, 1.0, *[numbers] * 4)), ("compare_counts", (1.0, *[numbers] * 7))):
+        with pytest.raises(ValueError, match=f"ess_{name}: size"):
+            call.run(name, 1, 1, 2, 0, *numbered)
+    for missing in range(4):
+        with pytest.raises(ValueError, match="ess_group_widths: null"):
+            call.run("group_widths", 1, 1, 2, 8, 0, 1.0, *[None if i == missing else numbers for i in range(4)])
     for missing in range(10):
         with pytest.raises(ValueError, match="ess_judge_counts: null"):
             call.run("judge_counts", 1, 1, 2, *[None if i == missing else numbers for i in range(10)])
     for missing in range(7):
+        with pytest.raises(ValueError, match="ess_compare_counts: null"):
+            call.run("compare_counts", 1, 1, 2, 8, 1.0, *[None if i == missing else numbers for i in range(7)])
         with pytest.raises(ValueError, match="ess_judge_entropy: null"):
             call.run("judge_entropy", 1, 1, 1, 1.0, 0.0, 0.0, *[None if i == missing else numbers for i in range(7)])
 

@@ -350,8 +350,21 @@ std::vector<double> judge(int32_t threads, int32_t level) {
     const int32_t taken = ess_judge_entropy(&run, heads, length, group, 1, 0, 0, growth.data(), value.data(), least.data(),
                                             least.data(), cap.data(), ess.data(), bound.data());
     std::vector<double> answer = {double(counted), double(taken), double(number)};
-    answer.insert(answer.end(), counts.begin(), counts.end());
     answer.insert(answer.end(), doubtful.begin(), doubtful.end());
+    const int64_t groups = (length + group - 1) / group;
+    Array move(heads * tolerances * groups), sides(2 * heads * tolerances * length), growths(sides.size());
+    for (int64_t i = 0; i < sides.size(); i++) sides.data()[i] = growths.data()[i] = static_cast<double>(i % 3);
+    for (int32_t typical : {1, 0}) {
+        answer.push_back(ess_group_widths(&run, heads, tolerances, length, group, typical, 1e-2, asked.data(),
+                                          doubtful.data(), width.data(), move.data()));
+        move.append_to(answer);
+        answer.push_back(ess_compare_counts(&run, heads, tolerances, length, group, DBL_EPSILON, sides.data(),
+                                            growths.data(), move.data(), counts.data(), width.data(), doubtful.data(),
+                                            &number));
+        answer.push_back(double(number));
+        answer.insert(answer.end(), doubtful.begin(), doubtful.end());
+    }
+    answer.insert(answer.end(), counts.begin(), counts.end());
     width.append_to(answer);
     ess.append_to(answer);
     bound.append_to(answer);

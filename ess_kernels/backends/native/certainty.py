@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ...engine.certainty import EPS, SMALL_ROW, SURE, TINY_ROW, Counts
+from ...engine.certainty import EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ...engine.positions import Engine
 from ...engine.quadrature import LogdetSums, Quadrature
 from ...engine.staircase import Answer, Eliminated
@@ -28,6 +28,28 @@ class CompiledCertainty(Engine):
 
     def _judge(self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor) -> tuple[Counts, bool]:
         return judge_counts(answer, rows, asked)
+
+    def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
+        N, M, count = width.shape
+        chosen = torch.empty(N, M, -(-self.length // self.group), dtype=torch.float64)
+        addresses = [x.data_ptr() for x in (asked, _stored(doubtful), _stored(width), chosen)]
+        call.run("group_widths", N, M, count + 1, self.group, int(typical), HOPELESS, *addresses)
+        return chosen
+
+    def _compare(self, answer: Answer | Eliminated, move: Tensor, doubtful: Tensor, result: Counts) -> bool:
+        N, M, count = doubtful.shape
+        number = ctypes.c_int64()
+        changed = (_stored(x) for x in (result.counts, result.width, doubtful))
+        addresses = [x.data_ptr() for x in (answer.value, answer.growth, move, *changed)]
+        call.run("compare_counts", N, M, count + 1, self.group, EPS, *addresses, ctypes.byref(number))
+        return number.value > 0
+
+
+def _stored(x: Tensor) -> Tensor:
+    """A field of `judge_counts` `[N, M, L - 1]` as it lies in memory, `[M, N, L - 1]`."""
+    x = x.transpose(0, 1)
+    assert x.is_contiguous()
+    return x
 
 
 def judge_counts(answer: Answer | Eliminated, rows: Tensor, asked: Tensor) -> tuple[Counts, bool]:
@@ -60,4 +82,7 @@ def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_certainty.h`."""
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     call.declare(handle, "judge_counts", size, size, size, *[address] * 10, workspace=False)
+    shape, flag = [size] * 4, ctypes.c_int32
+    call.declare(handle, "group_widths", *shape, flag, number, *[address] * 4, workspace=False)
+    call.declare(handle, "compare_counts", *shape, number, *[address] * 7, workspace=False)
     call.declare(handle, "judge_entropy", size, size, size, *[number] * 3, *[address] * 7, workspace=False)
