@@ -70,21 +70,22 @@ inline void judge_counts(const JudgeJob &job, int32_t threads) {
 
 inline void group_widths(const WidthsJob &job, int32_t threads) {
     by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
-        // of position 1
+        // these begin at position 1
         const int64_t from = (tolerance * job.heads + head) * (job.length - 1);
-        const double *width = job.width + from - 1;
-        const uint8_t *doubtful = job.doubtful + from - 1;
+        const double *widths = job.width + from;
+        const uint8_t *doubtful = job.doubtful + from;
         auto smallest = [&](int64_t begin, int64_t end) {
             double least = HUGE_VAL;
-            for (int64_t i = begin; i < end; i++) least = job.asked[i] && width[i] < least ? width[i] : least;
+            for (int64_t i = begin; i < end; i++) least = job.asked[i] && widths[i - 1] < least ? widths[i - 1] : least;
             return least;
         };
         auto largest = [&](int64_t begin, int64_t end) {
             double most = 0.0;
             for (int64_t i = begin; i < end; i++) {
-                if (!doubtful[i] || width[i] > job.hopeless) continue;
-                if (!(width[i] <= most)) most = width[i]; // NaN comes in here,
-                if (most != most) break;                  // and stays
+                const double width = widths[i - 1];
+                if (!doubtful[i - 1] || width > job.hopeless) continue;
+                if (!(width <= most)) most = width; // NaN comes in here,
+                if (most != most) break;            // and stays
             }
             return most;
         };
@@ -92,7 +93,7 @@ inline void group_widths(const WidthsJob &job, int32_t threads) {
         for (int64_t g = 0; g < job.groups(); g++) {
             const int64_t begin = g == 0 ? 1 : g * job.group, end = min((g + 1) * job.group, job.length);
             bool some = false;
-            for (int64_t i = begin; i < end; i++) some |= doubtful[i] != 0;
+            for (int64_t i = begin; i < end; i++) some |= doubtful[i - 1] != 0;
             chosen[g] = !some ? HUGE_VAL : job.typical ? smallest(begin, end) : largest(begin, end);
             if (some && job.typical && chosen[g] == HUGE_VAL) {
                 if (of_head < 0.0) of_head = smallest(1, job.length);
@@ -105,31 +106,33 @@ inline void group_widths(const WidthsJob &job, int32_t threads) {
 inline void compare_counts(const CompareJob &job, int32_t threads) {
     *job.number = 0;
     by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
-        const int64_t row = head * job.tolerances + tolerance, L = job.length, to = (tolerance * job.heads + head) * (L - 1) - 1;
+        const int64_t row = head * job.tolerances + tolerance, L = job.length;
+        // what is changed begins at position 1
+        const int64_t to = (tolerance * job.heads + head) * (L - 1);
         const double *value = job.value + row * 2 * L, *growth = job.growth + row * 2 * L;
         const double *moves = job.move + row * job.groups();
-        int64_t *counts = job.counts + to, left = 0;
-        double *width = job.width + to;
-        uint8_t *doubtful = job.doubtful + to;
+        int64_t left = 0;
         for (int64_t g = 0; g < job.groups(); g++) {
             const int64_t begin = g == 0 ? 1 : g * job.group, end = min((g + 1) * job.group, L);
             const double move = moves[g];
             const bool tried = move == move;
             for (int64_t i = begin; i < end; i++) {
-                if (!doubtful[i]) continue;
+                uint8_t &doubtful = job.doubtful[to + i - 1];
+                double &width = job.width[to + i - 1];
+                if (!doubtful) continue;
                 left++;
-                if (!tried || width[i] != width[i]) continue;
+                if (!tried || width != width) continue;
                 const double reach = max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit));
                 if (!(reach <= move)) {
-                    width[i] = reach;
+                    width = reach;
                 } else if (value[i] == value[L + i]) {
-                    counts[i] = static_cast<int64_t>(value[i]);
-                    width[i] = 0.0;
-                    doubtful[i] = 0;
+                    job.counts[to + i - 1] = static_cast<int64_t>(value[i]);
+                    width = 0.0;
+                    doubtful = 0;
                     left--;
                 } else {
                     // another round is for those not sure enough: a value between the two stays between wider ones
-                    width[i] = __builtin_nan("");
+                    width = __builtin_nan("");
                 }
             }
         }
