@@ -70,14 +70,38 @@ int32_t parts_job(const ess_run *run, const ess_recurrence *parts, const ess_tok
     return ESS_OK;
 }
 
-int32_t counts_job(const ess_run *run, const ess_recurrence *parts, int64_t length, int64_t tolerances,
-                   const double *tau, const uint8_t *wanted, double *counts, double *growth, double *least,
-                   const Kernels *&kernels, RecurrenceCountsJob &job) {
+// Parts of `length` tokens that are there, or, with `tokens`, are made first: job.making says how.
+template <class Job>
+int32_t answers_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens, int64_t length,
+                    const Kernels *&kernels, RecurrencePartsJob &making, Job &job) {
     if (int32_t error = check_run(run, kernels)) return error;
     if (int32_t error = check_parts(parts)) return error;
-    if (!fits(parts, length) || tolerances < 1) return ESS_ERR_SIZE;
+    if (!fits(parts, length)) return ESS_ERR_SIZE;
+    job = {};
+    if (tokens) {
+        if (parts->dense || tokens->length != length) return ESS_ERR_SIZE;
+        if (int32_t error = parts_job(run, parts, tokens, nullptr, 0, kernels, making)) return error;
+        job.making = &making;
+    }
+    job.parts = parts_of(parts);
+    job.length = length;
+    job.threads = run->threads;
+    job.workspace = run->workspace;
+    return ESS_OK;
+}
+
+int32_t counts_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens, int64_t length,
+                   int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts, double *growth,
+                   double *least, const Kernels *&kernels, RecurrencePartsJob &making, RecurrenceCountsJob &job) {
+    if (int32_t error = answers_job(run, parts, tokens, length, kernels, making, job)) return error;
+    if (tolerances < 1) return ESS_ERR_SIZE;
     if (!tau || !wanted || !counts || !growth || !least) return ESS_ERR_NULL;
-    job = {parts_of(parts), length, tolerances, tau, wanted, counts, growth, least, run->threads, run->workspace};
+    job.tolerances = tolerances;
+    job.tau = tau;
+    job.wanted = wanted;
+    job.counts = counts;
+    job.growth = growth;
+    job.least = least;
     return ESS_OK;
 }
 
@@ -111,21 +135,31 @@ int32_t products_job(const ess_run *run, const ess_recurrence *parts, const ess_
     return ESS_OK;
 }
 
-int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, int64_t length, const double *scale,
-                    const ess_quadrature *quadrature, const uint8_t *wanted, double *total, double *mixed,
-                    double *visible, double *rounding, const Kernels *&kernels, RecurrenceEntropyJob &job) {
-    if (int32_t error = check_run(run, kernels)) return error;
-    if (int32_t error = check_parts(parts)) return error;
+int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens, int64_t length,
+                    const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted, double *total,
+                    double *mixed, double *visible, double *rounding, const Kernels *&kernels,
+                    RecurrencePartsJob &making, RecurrenceEntropyJob &job) {
+    if (int32_t error = answers_job(run, parts, tokens, length, kernels, making, job)) return error;
     if (!quadrature || !wanted || !total || !mixed || !visible || !rounding) return ESS_ERR_NULL;
     const ess_quadrature &q = *quadrature;
     if (!q.t || !q.total_weight || !q.mixed_weight) return ESS_ERR_NULL;
-    if (!fits(parts, length) || q.nodes < 8 || q.nodes > ESS_MAX_NODES || q.nodes % 8 != 0) return ESS_ERR_SIZE;
+    if (q.nodes < 8 || q.nodes > ESS_MAX_NODES || q.nodes % 8 != 0) return ESS_ERR_SIZE;
     if (q.tail_a < 0 || q.tail_a >= q.nodes || q.tail_b < 0 || q.tail_b >= q.nodes) return ESS_ERR_SIZE;
     for (int64_t k = 0; k < q.nodes; k++) {
         if (!(q.t[k] >= ESS_LEAST_NODE)) return ESS_ERR_SIZE;
     }
-    job = {parts_of(parts), length, scale, q.nodes, q.t,     q.total_weight, q.mixed_weight, q.tail_a,
-           q.tail_b,        wanted, total, mixed,   visible, rounding,       run->threads,   run->workspace};
+    job.scale = scale;
+    job.nodes = q.nodes;
+    job.t = q.t;
+    job.total_weight = q.total_weight;
+    job.mixed_weight = q.mixed_weight;
+    job.tail_a = q.tail_a;
+    job.tail_b = q.tail_b;
+    job.wanted = wanted;
+    job.total = total;
+    job.mixed = mixed;
+    job.visible = visible;
+    job.rounding = rounding;
     return ESS_OK;
 }
 
@@ -170,22 +204,27 @@ int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *parts, co
     return ESS_OK;
 }
 
-int64_t ess_recurrence_counts_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
-                                        int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts,
-                                        double *growth, double *least) {
+int64_t ess_recurrence_counts_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                        int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted,
+                                        double *counts, double *growth, double *least) {
     const ess::Kernels *kernels;
+    ess::RecurrencePartsJob making;
     ess::RecurrenceCountsJob job;
-    if (int32_t error = ess::counts_job(run, parts, length, tolerances, tau, wanted, counts, growth, least, kernels, job)) {
+    if (int32_t error = ess::counts_job(run, parts, tokens, length, tolerances, tau, wanted, counts, growth, least,
+                                        kernels, making, job)) {
         return -error;
     }
     return kernels->recurrence->counts_workspace(job);
 }
 
-int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, int64_t length, int64_t tolerances,
-                              const double *tau, const uint8_t *wanted, double *counts, double *growth, double *least) {
+int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens, int64_t length,
+                              int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts,
+                              double *growth, double *least) {
     const ess::Kernels *kernels;
+    ess::RecurrencePartsJob making;
     ess::RecurrenceCountsJob job;
-    if (int32_t error = ess::counts_job(run, parts, length, tolerances, tau, wanted, counts, growth, least, kernels, job)) {
+    if (int32_t error = ess::counts_job(run, parts, tokens, length, tolerances, tau, wanted, counts, growth, least,
+                                        kernels, making, job)) {
         return error;
     }
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->counts_workspace(job))) return error;
@@ -237,25 +276,28 @@ int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *p
     return ESS_OK;
 }
 
-int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
-                                         const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted,
-                                         double *total, double *mixed, double *visible, double *rounding) {
+int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                         int64_t length, const double *scale, const ess_quadrature *quadrature,
+                                         const uint8_t *wanted, double *total, double *mixed, double *visible,
+                                         double *rounding) {
     const ess::Kernels *kernels;
+    ess::RecurrencePartsJob making;
     ess::RecurrenceEntropyJob job;
-    if (int32_t error =
-            ess::entropy_job(run, parts, length, scale, quadrature, wanted, total, mixed, visible, rounding, kernels, job)) {
+    if (int32_t error = ess::entropy_job(run, parts, tokens, length, scale, quadrature, wanted, total, mixed, visible,
+                                         rounding, kernels, making, job)) {
         return -error;
     }
     return kernels->recurrence->entropy_workspace(job);
 }
 
-int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, int64_t length, const double *scale,
-                               const ess_quadrature *quadrature, const uint8_t *wanted, double *total, double *mixed,
-                               double *visible, double *rounding) {
+int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                               int64_t length, const double *scale, const ess_quadrature *quadrature,
+                               const uint8_t *wanted, double *total, double *mixed, double *visible, double *rounding) {
     const ess::Kernels *kernels;
+    ess::RecurrencePartsJob making;
     ess::RecurrenceEntropyJob job;
-    if (int32_t error =
-            ess::entropy_job(run, parts, length, scale, quadrature, wanted, total, mixed, visible, rounding, kernels, job)) {
+    if (int32_t error = ess::entropy_job(run, parts, tokens, length, scale, quadrature, wanted, total, mixed, visible,
+                                         rounding, kernels, making, job)) {
         return error;
     }
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->entropy_workspace(job))) return error;

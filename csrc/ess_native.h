@@ -17,7 +17,7 @@
 
 #include <stdint.h>
 
-#define ESS_ABI_VERSION 2
+#define ESS_ABI_VERSION 3
 
 #if defined(_WIN32)
 #define ESS_API __declspec(dllexport)

@@ -60,6 +60,8 @@ ESS_API int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *p
 /* How many singular values of H_i exceed tolerances, at every position of the wanted blocks. About
  * 2 n^3 + 5 n^2 c a block and (n^3 / 3 + 2 n^2 c + 2 n c^2 + 1.2 c^3) a block and tolerance.
  *
+ *   tokens       null: the parts are filled. Else they are filled first, as by ess_recurrence_parts (diagonal transitions
+ *                only), to the same bits but in less time: blocks are counted while the forward scan goes on
  *   length       positions; (blocks - 1) c < length <= blocks c
  *   tolerances   how many, at least 1
  *   tau          [heads, tolerances, blocks], positive
@@ -70,12 +72,13 @@ ESS_API int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *p
  *   least        the smallest of the eliminated rows' largest entries in units of tau, at most 1: near zero, tau is a
  *                singular value, and the sign of a pivot says nothing
  */
-ESS_API int64_t ess_recurrence_counts_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
-                                                int64_t tolerances, const double *tau, const uint8_t *wanted,
-                                                double *counts, double *growth, double *least);
-ESS_API int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, int64_t length,
-                                      int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts,
-                                      double *growth, double *least);
+ESS_API int64_t ess_recurrence_counts_workspace(const ess_run *run, const ess_recurrence *parts,
+                                                const ess_tokens *tokens, int64_t length, int64_t tolerances,
+                                                const double *tau, const uint8_t *wanted, double *counts,
+                                                double *growth, double *least);
+ESS_API int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                      int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted,
+                                      double *counts, double *growth, double *least);
 
 /* Roots of the observability Gramians at every block's right edge, by QR, in O(blocks n^2 c) flops.
  *
@@ -125,6 +128,7 @@ typedef struct {
 /* Sums over the nodes k of ld_k = log det(I + H_i H_i^T / (t_k scale)) at every position of the wanted blocks. About
  * 3 n^3 + 8 n^2 c flops a block and n (3 c^2 + 6 c) + 2 c^3 a block and node.
  *
+ *   tokens   null, or what the parts are filled from first, as in ess_recurrence_counts
  *   length   positions; (blocks - 1) c < length <= blocks c
  *   scale    [heads], a bound of the squared largest singular value at all positions; null: every block has its own
  *   wanted   [heads, blocks], not 0 where a block is to be done
@@ -134,13 +138,14 @@ typedef struct {
  *   rounding [heads, blocks]: how wrong squared singular values may be by rounding, in units of the scale
  *
  * All are zero where the scale is, and NaN where the squares of a block overflow. */
-ESS_API int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, int64_t length,
-                                                 const double *scale, const ess_quadrature *quadrature,
-                                                 const uint8_t *wanted, double *total, double *mixed, double *visible,
-                                                 double *rounding);
-ESS_API int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, int64_t length,
-                                       const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted,
-                                       double *total, double *mixed, double *visible, double *rounding);
+ESS_API int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts,
+                                                 const ess_tokens *tokens, int64_t length, const double *scale,
+                                                 const ess_quadrature *quadrature, const uint8_t *wanted,
+                                                 double *total, double *mixed, double *visible, double *rounding);
+ESS_API int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
+                                       int64_t length, const double *scale, const ess_quadrature *quadrature,
+                                       const uint8_t *wanted, double *total, double *mixed, double *visible,
+                                       double *rounding);
 
 #ifdef __cplusplus
 }

@@ -8,8 +8,7 @@
 
 #include "boundary.h"
 #include "leaf.h"
-#include "parts.h"
-#include "scans.h"
+#include "recurrence_tasks.h"
 
 namespace ess {
 namespace ESS_LEVEL {
@@ -42,13 +41,15 @@ struct Leaves {
 };
 
 struct CountsWork {
+    RecurrenceWork making;
     Boundary boundary;
     Leaves leaves;
     double *A, *L, *d, *growth;
 
-    CountsWork(Arena &arena, int64_t n, int64_t c)
-        : boundary(arena, n, c), leaves(arena, c), A(arena.take<double>(boundary.lda * boundary.m)),
-          L(arena.take<double>(boundary.lda * n)), d(arena.take<double>(n)), growth(arena.take<double>(boundary.m)) {}
+    CountsWork(Arena &arena, const RecurrenceCountsJob &job)
+        : making(arena, job.parts, job.making), boundary(arena, job.parts.n, job.parts.c), leaves(arena, job.parts.c),
+          A(arena.take<double>(boundary.lda * boundary.m)), L(arena.take<double>(boundary.lda * job.parts.n)),
+          d(arena.take<double>(job.parts.n)), growth(arena.take<double>(boundary.m)) {}
 };
 
 // A = boundary in units of tau, with the diagonal of the empty block.
@@ -149,31 +150,24 @@ inline void count_block(const RecurrenceCountsJob &job, int64_t number, CountsWo
     }
 }
 
-// Blocks that a thread takes at once: enough to fill the lanes, fewer if threads would have nothing to do.
-inline int64_t blocks_per_task(int64_t blocks, int64_t threads) {
-    int64_t fair = blocks / (2 * threads);
-    return fair < 1 ? 1 : fair < W ? fair : W;
-}
-
 inline int64_t counts_workspace(const RecurrenceCountsJob &job) {
     Arena arena;
-    for (int32_t t = 0; t < job.threads; t++) CountsWork(arena, job.parts.n, job.parts.c);
+    RecurrenceTasks(arena, job.parts, job.making, true, job.threads);
+    for (int32_t t = 0; t < job.threads; t++) CountsWork(arena, job);
     return arena.used();
 }
 
 inline void run_counts(const RecurrenceCountsJob &job) {
-    Arena one;
-    CountsWork(one, job.parts.n, job.parts.c);
-    const int64_t each = one.used(), count = job.parts.count(), step = blocks_per_task(count, job.threads);
-    TaskCounter tasks((count + step - 1) / step);
+    Arena shared(job.workspace), one;
+    RecurrenceTasks tasks(shared, job.parts, job.making, true, job.threads);
+    CountsWork(one, job);
+    char *memory = static_cast<char *>(job.workspace) + shared.used();
     team(job.threads, [&](int32_t thread) {
         FlushDenormals flush;
-        Arena arena(static_cast<char *>(job.workspace) + thread * each);
-        CountsWork work(arena, job.parts.n, job.parts.c);
-        for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
-            for (int64_t b = task * step; b < count && b < (task + 1) * step; b++) count_block(job, b, work);
-            finish_leaves(job, work.leaves);
-        }
+        Arena arena(memory + thread * one.used());
+        CountsWork work(arena, job);
+        tasks.share(work.making, [&](int64_t number) { count_block(job, number, work); });
+        finish_leaves(job, work.leaves);
     });
 }
 

@@ -4,6 +4,7 @@
 
 #include "boundary.h"
 #include "logdet_leaf.h"
+#include "recurrence_tasks.h"
 #include "shifts.h"
 #include "tridiagonal.h"
 
@@ -13,6 +14,7 @@ namespace {
 
 // What a thread needs for one block.
 struct EntropyWork {
+    RecurrenceWork making;
     Boundary boundary;
     int64_t n, c, lds, ldb, vectors;
     double *S, *B;                                     // the boundary's matrix and the block's rows and columns
@@ -24,7 +26,8 @@ struct EntropyWork {
     V *R, *K, *C, *leaf, *logdets, *sums;
 
     EntropyWork(Arena &arena, const RecurrenceEntropyJob &job)
-        : boundary(arena, job.parts.n, job.parts.c), n(job.parts.n), c(job.parts.c), lds(n), ldb(padded_stride(2 * c)), vectors(job.nodes / W) {
+        : making(arena, job.parts, job.making), boundary(arena, job.parts.n, job.parts.c), n(job.parts.n), c(job.parts.c),
+          lds(n), ldb(padded_stride(2 * c)), vectors(job.nodes / W) {
         S = arena.take<double>(n * lds);
         B = arena.take<double>(n * ldb);
         gram = arena.take<double>(2 * c * padded_stride(c));
@@ -230,6 +233,7 @@ inline double *entropy_weights(const RecurrenceEntropyJob &job, Arena &arena) {
 inline int64_t entropy_workspace(const RecurrenceEntropyJob &job) {
     Arena arena;
     entropy_weights(job, arena);
+    RecurrenceTasks(arena, job.parts, job.making, true, job.threads);
     for (int32_t t = 0; t < job.threads; t++) EntropyWork(arena, job);
     return arena.used();
 }
@@ -237,16 +241,16 @@ inline int64_t entropy_workspace(const RecurrenceEntropyJob &job) {
 inline void run_entropy(const RecurrenceEntropyJob &job) {
     Arena shared(job.workspace), one;
     const double *weights = entropy_weights(job, shared);
+    RecurrenceTasks tasks(shared, job.parts, job.making, true, job.threads);
     EntropyWork(one, job);
     char *memory = static_cast<char *>(job.workspace) + shared.used();
-    TaskCounter tasks(job.parts.count());
     team(job.threads, [&](int32_t thread) {
         FlushDenormals flush;
         Arena arena(memory + thread * one.used());
         EntropyWork work(arena, job);
-        for (int64_t number = tasks.take(); number >= 0; number = tasks.take()) {
+        tasks.share(work.making, [&](int64_t number) {
             if (job.wanted[number]) block_entropy(job, weights, number, work);
-        }
+        });
     });
 }
 

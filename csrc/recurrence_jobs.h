@@ -39,6 +39,7 @@ struct RecurrencePartsJob {
 // Counts of singular values above tolerances at every position.
 struct RecurrenceCountsJob {
     RecurrenceParts parts;
+    const RecurrencePartsJob *making; // what fills the parts first; null: they are filled
     int64_t length, tolerances;
     const double *tau;               // [heads, tolerances, blocks]
     const uint8_t *wanted;           // the same: which blocks are to be done at which tolerance
@@ -59,6 +60,7 @@ struct RecurrenceRootsJob {
 // Sums over a quadrature's nodes t_k of log det(I + H H^T / (t_k scale)) at every position.
 struct RecurrenceEntropyJob {
     RecurrenceParts parts;
+    const RecurrencePartsJob *making; // as above
     int64_t length;
     const double *scale; // [heads], bounds of the squared largest singular value; null: every block has its own
     int64_t nodes;       // a multiple of ROWS

@@ -184,10 +184,15 @@ inline void observe_step(const RecurrenceParts &parts, int64_t number, ScanWork 
     }
 }
 
-inline void reach_scan(const RecurrenceParts &parts, int64_t head, ScanWork &work) {
+// `ready()` is called whenever one more block, from the first on, has its F.
+template <class Ready> void reach_scan(const RecurrenceParts &parts, int64_t head, ScanWork &work, Ready ready) {
     const int64_t n = parts.n, first = head * parts.blocks;
     memset(parts.F + first * n * n, 0, static_cast<size_t>(n * n) * sizeof(double));
-    for (int64_t b = 0; b + 1 < parts.blocks; b++) reach_step(parts, first + b, work);
+    ready();
+    for (int64_t b = 0; b + 1 < parts.blocks; b++) {
+        reach_step(parts, first + b, work);
+        ready();
+    }
 }
 
 inline void observe_scan(const RecurrenceParts &parts, int64_t head, ScanWork &work) {

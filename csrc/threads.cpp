@@ -3,8 +3,9 @@
 
 #include "threads.h"
 
-#if defined(ESS_STD_THREADS)
 #include <thread>
+
+#if defined(ESS_STD_THREADS)
 #include <vector>
 #elif defined(_OPENMP)
 #include <omp.h>
@@ -27,6 +28,14 @@ void run_team(int32_t threads, void (*body)(void *context, int32_t thread), void
     body(context, omp_get_thread_num());
 #else
     body(context, 0);
+#endif
+}
+
+void wait_between_looks(int64_t looks) {
+    // about a microsecond, in which nothing but this core knows; then others may need it
+    if (looks >= 32) return std::this_thread::yield();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
 #endif
 }
 

@@ -8,13 +8,16 @@
 namespace ess {
 
 // Calls body(context, t) for t = 0..n-1, each on a thread of its own, the caller's among them; n is at most `threads`, and
-// may be less: a body must not wait for another one, and takes its work from a TaskCounter.
+// may be less: a body takes its work from a TaskCounter, and waits only for tasks that were handed out before its own.
 void run_team(int32_t threads, void (*body)(void *context, int32_t thread), void *context);
 
 // As above for anything that can be called with the number of the thread.
 template <class Body> void team(int32_t threads, Body body) {
     run_team(threads, [](void *context, int32_t thread) { (*static_cast<Body *>(context))(thread); }, &body);
 }
+
+// What a thread does between two looks at something that another one is about to finish; `looks`: how many it has had.
+void wait_between_looks(int64_t looks);
 
 namespace { // every dispatch level has its own copy
 
@@ -31,6 +34,18 @@ class TaskCounter {
   private:
     std::atomic<int64_t> next_{0};
     const int64_t count_;
+};
+
+// How many steps of something are done. What was written before a step is seen by whoever has waited for it.
+struct alignas(64) Progress {
+    int64_t steps;
+
+    // before any thread knows of it
+    void reset() { steps = 0; }
+    void advance() { __atomic_fetch_add(&steps, 1, __ATOMIC_RELEASE); }
+    void wait_for(int64_t wanted) const {
+        for (int64_t looks = 0; __atomic_load_n(&steps, __ATOMIC_ACQUIRE) < wanted; looks++) wait_between_looks(looks);
+    }
 };
 
 } // namespace

@@ -5,14 +5,17 @@ import ctypes
 import pytest
 import torch
 from cases import matrix_of
+from identical import assert_same_bits
 
 import ess_kernels as ek
 from ess_kernels.backends.native import call, loading
+from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.backends.native.recurrence import Parts
 from ess_kernels.backends.native.tokens import NativeTokens
 from ess_kernels.backends.sources import source_of, source_of_tokens, tame
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
+from ess_kernels.engine.quadrature import STANDARD
 from ess_kernels.operators.structure import Tokens
 from ess_kernels.testing import assert_close
 
@@ -47,9 +50,9 @@ def some_tokens(kind, length=77, n=13, heads=2, seed=0):
 
 
 class Native:
-    """Tokens, their parts, and the kernels on them."""
+    """Tokens, their parts, and the kernels on them; parts that are not filled are left to the first answer."""
 
-    def __init__(self, tokens, c):
+    def __init__(self, tokens, c, filled=True):
         self.tokens, self.c = tokens, c
         heads, self.length, self.n = tokens.read.shape
         plain = tokens if tokens.diagonal else Tokens(tokens.read, tokens.write, tokens.write, tokens.reads_before)
@@ -59,7 +62,9 @@ class Native:
         if not tokens.diagonal:
             self.addresses = tokens.transition.data_ptr() + 8 * tokens.transition.stride(0) * torch.arange(heads)
             self.input = (self.arguments.pointer, self.addresses.data_ptr(), tokens.transition.stride(1))
-        call.run("recurrence_parts", self.parts.pointer, *self.input)
+        self.source = None if filled else self.arguments.pointer
+        if filled:
+            call.run("recurrence_parts", self.parts.pointer, *self.input)
 
     def array(self, name, *shape):
         """`[N, B, *shape]`, column-major matrices as they lie in memory."""
@@ -72,8 +77,18 @@ class Native:
         wanted = torch.ones(tau.shape, dtype=torch.bool) if wanted is None else wanted
         out = torch.full((3, heads, tau.shape[1], self.length), torch.nan, dtype=torch.float64)
         pointers = (x.data_ptr() for x in (tau, wanted, *out))
-        call.run("recurrence_counts", self.parts.pointer, self.length, tau.shape[1], *pointers)
+        call.run("recurrence_counts", self.parts.pointer, self.source, self.length, tau.shape[1], *pointers)
         return out
+
+    def entropy_sums(self):
+        """Sums of log-determinants with the quadrature's weights `[3, N, L]`, and rounding errors `[N, blocks]`."""
+        heads, blocks, nodes = len(self.tokens.read), self.parts.structure.blocks, Nodes(STANDARD)
+        wanted = torch.ones(heads, blocks, dtype=torch.bool)
+        out = torch.full((3, heads, self.length), torch.nan, dtype=torch.float64)
+        rounding = torch.full((heads, blocks), torch.nan, dtype=torch.float64)
+        pointers = (x.data_ptr() for x in (wanted, *out, rounding))
+        call.run("recurrence_entropy", self.parts.pointer, self.source, self.length, None, nodes.pointer, *pointers)
+        return out, rounding
 
     def observe_roots(self):
         m = self.parts.structure.n
@@ -109,6 +124,27 @@ def test_parts_and_scans(level, kind, c):
     assert bool((G.tril(-1) == 0).all())
     outlooks = observe_roots(expected)
     assert_close("root of Q", (G.mT @ G)[..., :n, :n], outlooks.mT @ outlooks, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(("heads", "length"), [(1, 300), (1, 9), (5, 77), (40, 20)])
+def test_answers_on_the_way(level, heads, length):
+    """Blocks that are answered while the scans go on have the same bits as later, and leave the same parts."""
+    tokens = some_tokens("diagonal after", heads=heads, length=length)
+    tau = torch.tensor([1.0, 1e-3], dtype=torch.float64)
+
+    def everything(filled):
+        counted, summed = Native(tokens, 8, filled), Native(tokens, 16, filled)
+        answers = (counted.counts(tau), *summed.entropy_sums())
+        lower = [native.array("Q", 16, 16).triu() for native in (counted, summed)]
+        others = [x for native in (counted, summed) for name, x in native.parts.arrays.items() if name != "Q"]
+        return [x.clone() for x in (*answers, *lower, *others)]
+
+    expected = everything(True)
+    assert not bool(expected[0].isnan().any())
+    for threads in (1, 2, 3, 5):
+        with call.pinned(loading.library().handle, threads, level):
+            for _ in range(3):  # as threads come and go
+                assert_same_bits(everything(False), expected)
 
 
 @pytest.mark.parametrize("n", [5, 8, 16])
@@ -199,7 +235,7 @@ def test_arguments_are_checked(level):
     tau = torch.ones(2, 1, native.parts.structure.blocks, dtype=torch.float64)
     wanted = torch.ones(tau.shape, dtype=torch.bool)
     out = [torch.full((2, 1, native.length), -7.0, dtype=torch.float64) for _ in range(3)]
-    good = [native.parts.pointer, native.length, 1, *(x.data_ptr() for x in (tau, wanted, *out))]
+    good = [native.parts.pointer, None, native.length, 1, *(x.data_ptr() for x in (tau, wanted, *out))]
 
     def code(arguments, run=context, name="counts"):
         query = getattr(handle, f"ess_recurrence_{name}_workspace")(ctypes.byref(run), *arguments)
@@ -217,10 +253,17 @@ def test_arguments_are_checked(level):
         return ctypes.byref(copy)
 
     assert code(good) == WORKSPACE  # there is none
-    for place in (0, 3, 4, 5, 6, 7):
+    for place in (0, 4, 5, 6, 7, 8):
         assert code(changed(good, place, None)) == NULL
-    for place, value in ((1, 0), (1, native.length + 16), (2, 0), (2, -1)):
+    for place, value in ((2, 0), (2, native.length + 16), (3, 0), (3, -1)):
         assert code(changed(good, place, value)) == SIZE
+    # parts are made on the way where transitions are diagonal, from as many tokens as are counted
+    assert code(changed(good, 1, native.arguments.pointer)) == SIZE
+    diagonal = Native(some_tokens("diagonal after"), 16)
+    good[:2] = diagonal.parts.pointer, diagonal.arguments.pointer
+    assert code(good) == WORKSPACE
+    assert code(changed(good, 2, native.length - 1)) == SIZE
+    good[:2] = native.parts.pointer, None
     for wrong in ({"n": 12}, {"n": 0}, {"n": 1 << 20}, {"c": 12}, {"c": 128}, {"heads": 0}, {"blocks": -1}):
         assert code(changed(good, 0, parts(**wrong))) == SIZE
     assert code(changed(good, 0, parts(F=None))) == NULL

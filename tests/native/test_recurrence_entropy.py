@@ -101,6 +101,7 @@ class Recurrence:
         rounding = torch.full((heads, count), torch.nan, dtype=torch.float64)
         arguments = (
             ctypes.byref(self.parts),
+            None,
             ctypes.c_int64(self.length),
             ctypes.c_void_p(None if scale is None else scale.data_ptr()),
             ctypes.byref(nodes),
@@ -277,6 +278,7 @@ def test_bad_arguments(level):
         return handle.ess_recurrence_entropy(
             ctypes.byref(run),
             ctypes.byref(parts),
+            None,
             ctypes.c_int64(length),
             None,
             ctypes.byref(table),

@@ -92,7 +92,8 @@ template <class Query, class Call> void with_workspace(int32_t threads, int32_t 
     }
 }
 
-// three heads of a gated recurrence: parts, counts at two tolerances, entropy, roots and their products
+// three heads of a gated recurrence: parts, counts at two tolerances, entropy, roots and their products; counts and
+// entropy once more while parts are made
 std::vector<double> recurrence(int32_t threads, int32_t level) {
     const int64_t heads = 3, length = 150, n = 16, c = 16, blocks = (length + c - 1) / c, tolerances = 2;
     Array read(heads * length * n), write(read.size()), gate(read.size()), units(heads);
@@ -120,45 +121,50 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     Array X(each * n * c), Z(each * n * c), Y(each * c * c), Phi(each * n), F(each * n * n), Q(each * n * n);
     ess_recurrence parts = {heads, blocks, n, c, 0, 0, X.data(), Z.data(), Y.data(), Phi.data(), F.data(), Q.data()};
     std::vector<double> answer;
-    with_workspace(
-        threads, level,
-        [&](const ess_run *run) { return ess_recurrence_parts_workspace(run, &parts, &tokens, nullptr, 0); },
-        [&](const ess_run *run) { return ess_recurrence_parts(run, &parts, &tokens, nullptr, 0); });
-    F.append_to(answer);
+    for (bool on_the_way : {false, true}) {
+        const ess_tokens *source = on_the_way ? &tokens : nullptr;
+        if (!on_the_way) {
+            with_workspace(
+                threads, level,
+                [&](const ess_run *run) { return ess_recurrence_parts_workspace(run, &parts, &tokens, nullptr, 0); },
+                [&](const ess_run *run) { return ess_recurrence_parts(run, &parts, &tokens, nullptr, 0); });
+        }
+        Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
+        for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
+        std::vector<uint8_t> wanted(static_cast<size_t>(each * tolerances), 1);
+        with_workspace(
+            threads, level,
+            [&](const ess_run *run) {
+                return ess_recurrence_counts_workspace(run, &parts, source, length, tolerances, tau.data(),
+                                                       wanted.data(), counts.data(), growth.data(), least.data());
+            },
+            [&](const ess_run *run) {
+                return ess_recurrence_counts(run, &parts, source, length, tolerances, tau.data(), wanted.data(),
+                                             counts.data(), growth.data(), least.data());
+            });
+        counts.append_to(answer);
+        growth.append_to(answer);
+        least.append_to(answer);
 
-    Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
-    for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
-    std::vector<uint8_t> wanted(static_cast<size_t>(each * tolerances), 1);
-    with_workspace(
-        threads, level,
-        [&](const ess_run *run) {
-            return ess_recurrence_counts_workspace(run, &parts, length, tolerances, tau.data(), wanted.data(),
-                                                   counts.data(), growth.data(), least.data());
-        },
-        [&](const ess_run *run) {
-            return ess_recurrence_counts(run, &parts, length, tolerances, tau.data(), wanted.data(), counts.data(),
-                                         growth.data(), least.data());
-        });
-    counts.append_to(answer);
-    growth.append_to(answer);
-    least.append_to(answer);
-
-    const double nodes[] = {1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1, 10};
-    ess_quadrature quadrature = {8, nodes, nodes, nodes, 2, 3};
-    Array total(heads * length), mixed(heads * length), visible(heads * length), rounding(heads * blocks);
-    with_workspace(
-        threads, level,
-        [&](const ess_run *run) {
-            return ess_recurrence_entropy_workspace(run, &parts, length, nullptr, &quadrature, wanted.data(),
-                                                    total.data(), mixed.data(), visible.data(), rounding.data());
-        },
-        [&](const ess_run *run) {
-            return ess_recurrence_entropy(run, &parts, length, nullptr, &quadrature, wanted.data(), total.data(),
-                                          mixed.data(), visible.data(), rounding.data());
-        });
-    total.append_to(answer);
-    mixed.append_to(answer);
-    visible.append_to(answer);
+        const double nodes[] = {1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1, 10};
+        ess_quadrature quadrature = {8, nodes, nodes, nodes, 2, 3};
+        Array total(heads * length), mixed(heads * length), visible(heads * length), rounding(heads * blocks);
+        with_workspace(
+            threads, level,
+            [&](const ess_run *run) {
+                return ess_recurrence_entropy_workspace(run, &parts, source, length, nullptr, &quadrature,
+                                                        wanted.data(), total.data(), mixed.data(), visible.data(),
+                                                        rounding.data());
+            },
+            [&](const ess_run *run) {
+                return ess_recurrence_entropy(run, &parts, source, length, nullptr, &quadrature, wanted.data(),
+                                              total.data(), mixed.data(), visible.data(), rounding.data());
+            });
+        total.append_to(answer);
+        mixed.append_to(answer);
+        visible.append_to(answer);
+        F.append_to(answer);
+    }
 
     Array roots(each * n * n), products(6 * n * n);
     const int64_t of_heads[] = {0, 0, 1, 1, 2, 2}, positions[] = {1, 70, 20, 149, 16, 17};

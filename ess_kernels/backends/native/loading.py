@@ -18,7 +18,7 @@ from ... import environment
 
 logger = logging.getLogger("ess_kernels")
 
-ABI_VERSION = 2  # ESS_ABI_VERSION of csrc/ess_native.h; a library of any other version is refused
+ABI_VERSION = 3  # ESS_ABI_VERSION of csrc/ess_native.h; a library of any other version is refused
 
 # setup.py gives the file this fixed name: the C ABI ties it to no Python version, so no Python tag belongs in it.
 LIBRARY = Path(__file__).parent.with_name("_native.dll" if os.name == "nt" else "_native.so")
