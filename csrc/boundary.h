@@ -35,7 +35,7 @@ struct Boundary {
         if (D_) fill(D_, 0, ld_ * n);
     }
 
-    // Fills A and `magnitude` for a block. Flops: n^3 (D_p Q) + 2 n^2 c (Z^T Q) + n^3 / 3 + n^2 c + n c^2 + n^2 c.
+    // Fills A and `magnitude` for a block. Flops: n^3 (S) + 2 n^2 c (Z^T Q) + n^2 c + n c^2 + n^2 c.
     void assemble(const RecurrenceParts &parts, int64_t number) {
         const double *X = parts.X + number * n * c, *Z = parts.Z + number * n * c;
         const double *Phi = parts.Phi + number * parts.phi_size();
@@ -48,17 +48,22 @@ struct Boundary {
         transpose(n, c, Z, n, D_ + n, ld_);
         transpose(n, c, X + (c - 1) * n, -n, X_, lx_);
 
-        // G = D Q; D's upper n rows are a triangle where Phi is diagonal
-        multiply<Right::Plain, Update::Set>(
-            n, n, D_, ld_, Q_, lf_, G_, ld_,
-            [=](int64_t i0, int64_t, int64_t, int64_t) { return Range{dense ? 0 : i0 / ROWS * ROWS, n}; });
-        multiply<Right::Plain, Update::Set>(c, n, D_ + n, ld_, Q_, lf_, G_ + n, ld_,
-                                            [=](int64_t, int64_t, int64_t, int64_t) { return Range{0, n}; });
-        // S, Z^T Q Phi F, Z^T Q Z
-        auto lower = [=](int64_t, int64_t i1, int64_t j0, int64_t) {
-            return in_lower(i1, j0) ? Range{dense ? 0 : j0 / ROWS * ROWS, n} : Range{0, 0};
+        // S = G D^T + D G^T with G = D U, where U + U^T = Q: the tiles of Q above the diagonal, and half of those on it.
+        // D's upper n rows, and with them G's, are a triangle where Phi is diagonal: the sums start at the diagonal.
+        scale_diagonal_tiles(0.5);
+        multiply<Right::Plain, Update::Set>(n, n, D_, ld_, Q_, lf_, G_, ld_,
+                                            [=](int64_t i0, int64_t, int64_t j0, int64_t) {
+                                                return Range{dense ? 0 : i0 / ROWS * ROWS, j0 / ROWS * ROWS + ROWS};
+                                            });
+        scale_diagonal_tiles(2.0);
+        auto lower = [=](int64_t i0, int64_t i1, int64_t j0, int64_t) {
+            return in_lower(i1, j0) ? Range{dense ? 0 : i0 / ROWS * ROWS, n} : Range{0, 0};
         };
         multiply<Right::Transposed, Update::Set>(n, n, G_, ld_, D_, ld_, A, lda, lower);
+        multiply<Right::Transposed, Update::Add>(n, n, D_, ld_, G_, ld_, A, lda, lower);
+        // Z^T Q, Z^T Q Phi F, Z^T Q Z
+        multiply<Right::Plain, Update::Set>(c, n, D_ + n, ld_, Q_, lf_, G_ + n, ld_,
+                                            [=](int64_t, int64_t, int64_t, int64_t) { return Range{0, n}; });
         multiply<Right::Transposed, Update::Set>(
             c, n, G_ + n, ld_, D_, ld_, A + n + c, lda,
             [=](int64_t, int64_t, int64_t j0, int64_t) { return Range{dense ? 0 : j0 / ROWS * ROWS, n}; });
@@ -79,6 +84,13 @@ struct Boundary {
     void copy_root(const double *F) {
         for (int64_t j = 0; j < n; j++) {
             for (int64_t i = j / ROWS * ROWS; i < n; i += W) store(F_ + i + j * lf_, load(F + i + j * n));
+        }
+    }
+
+    void scale_diagonal_tiles(double factor) {
+        for (int64_t j = 0; j < n; j++) {
+            double *tile = Q_ + j / ROWS * ROWS + j * lf_;
+            for (int64_t i = 0; i < ROWS; i += W) store(tile + i, load(tile + i) * factor);
         }
     }
 

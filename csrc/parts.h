@@ -230,7 +230,7 @@ struct PartsWork {
           states(arena.take<double>(n * padded_stride(c > ROWS ? c : ROWS))), dense(arena, is_dense ? n : 0, is_dense ? c : 0) {}
 };
 
-// X, Y, Z, Phi of one block, and the block's term X^T X of the observability Gramian at its left edge: n^2 c flops.
+// X, Y, Z, Phi of one block.
 inline void block_parts(const RecurrencePartsJob &job, int64_t head, int64_t block, PartsWork &work) {
     const RecurrenceParts &parts = job.parts;
     const int64_t n = parts.n, c = parts.c, number = head * parts.blocks + block;
@@ -245,12 +245,6 @@ inline void block_parts(const RecurrencePartsJob &job, int64_t head, int64_t blo
     } else {
         local_operator(work.tokens, job.tokens.reads_before, 0, c, Y, work.left, work.right, work.states);
         diagonal_parts(work.tokens, job.tokens.reads_before, X, Z, Phi);
-    }
-    if (block > 0) {
-        multiply<Right::Transposed, Update::Set>(n, n, X, n, X, n, parts.Q + (number - 1) * n * n, n,
-                                                 [c](int64_t, int64_t i1, int64_t j0, int64_t) {
-                                                     return Range{0, in_lower(i1, j0) ? c : 0};
-                                                 });
     }
 }
 

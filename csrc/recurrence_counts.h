@@ -17,26 +17,54 @@ namespace {
 // Leaves on their way into lanes.
 struct Leaves {
     int64_t c;
+    double *waiting; // [W][3 c][c]: a node's R, K and C
     V *R, *K, *C, *work, *counts, *growths, *leasts;
     double before[W], growth[W], least[W]; // what the boundary brought
     int64_t head[W], block[W], tolerance[W];
     int filled = 0;
 
     Leaves(Arena &arena, int64_t c)
-        : c(c), R(arena.take<V>(c * c)), K(arena.take<V>(c * c)), C(arena.take<V>(c * c)), work(arena.take<V>(leaf_work(c))),
-          counts(arena.take<V>(c)), growths(arena.take<V>(c)), leasts(arena.take<V>(c)) {}
+        : c(c), waiting(arena.take<double>(W * 3 * c * c)), R(arena.take<V>(c * c)), K(arena.take<V>(c * c)),
+          C(arena.take<V>(c * c)), work(arena.take<V>(leaf_work(c))), counts(arena.take<V>(c)), growths(arena.take<V>(c)),
+          leasts(arena.take<V>(c)) {}
 
-    // Puts the Schur complement [[R], [K, C]] (column-major, lower) of one more node into the next lane.
+    // Keeps the Schur complement [[R], [K, C]] (column-major, lower) of one more node.
     void add(const double *schur, int64_t ld) {
-        double *r = reinterpret_cast<double *>(R) + filled, *k = reinterpret_cast<double *>(K) + filled,
-               *q = reinterpret_cast<double *>(C) + filled;
+        double *r = waiting + filled * 3 * c * c, *k = r + c * c, *q = k + c * c;
         for (int64_t j = 0; j < c; j++) {
             const double *rows = schur + j * ld, *columns = schur + c + (c + j) * ld;
-            for (int64_t i = j; i < c; i++) r[(j * c + i) * W] = rows[i];
-            for (int64_t i = j; i < c; i++) q[(j * c + i) * W] = columns[i];
-            for (int64_t i = 0; i < c - 1 - j; i++) k[(j * c + i) * W] = rows[c + i];
+            for (int64_t i = 0; i < c; i += W) {
+                store(r + j * c + i, load(rows + i));
+                store(k + j * c + i, load(rows + c + i));
+                store(q + j * c + i, load(columns + i));
+            }
         }
         filled++;
+    }
+
+    // Every node into a lane: W numbers of every node at once, instead of a cache line for every number.
+    void interleave() const {
+        for (int64_t j = 0; j < c; j++) {
+            interleave(0, j, j, c, R);
+            interleave(1, j, 0, c - 1 - j, K);
+            interleave(2, j, j, c, C);
+        }
+    }
+
+  private:
+    // Rows begin .. end of column j of one of the three matrices.
+    void interleave(int64_t matrix, int64_t j, int64_t begin, int64_t end, V *lanes) const {
+        for (int64_t i = begin / W * W; i < end; i += W) {
+            V tile[W];
+            ESS_UNROLL
+            for (int l = 0; l < W; l++) {
+                const int64_t node = l < filled ? l : 0; // lanes that hold none repeat the first
+                tile[l] = load(waiting + ((node * 3 + matrix) * c + j) * c + i);
+            }
+            transpose_tile(tile);
+            ESS_UNROLL
+            for (int l = 0; l < W; l++) lanes[j * c + i + l] = tile[l];
+        }
     }
 };
 
@@ -93,6 +121,7 @@ inline double least_eliminated(const double *A, int64_t lda, int64_t m, int64_t 
 inline void finish_leaves(const RecurrenceCountsJob &job, Leaves &leaves) {
     if (leaves.filled == 0) return;
     const int64_t c = leaves.c;
+    leaves.interleave();
     V growth = V{}, least = all(1.0);
     for (int l = 0; l < leaves.filled; l++) {
         growth[l] = leaves.growth[l];

@@ -158,11 +158,16 @@ inline void reach_step(const RecurrenceParts &parts, int64_t number, ScanWork &w
     tria(next, n, work.rows, rows + c, work.reflectors);
 }
 
-// Q at the right edge of block b - 1, where X^T X of block b lies already, from the one of block b.
+// Q at the right edge of block b - 1 from the one of block b. n^2 c flops, and those of dense products.
 inline void observe_step(const RecurrenceParts &parts, int64_t number, ScanWork &work) {
-    const int64_t n = parts.n;
+    const int64_t n = parts.n, c = parts.c;
     const double *Q = parts.Q + number * n * n, *Phi = parts.Phi + number * parts.phi_size();
+    const double *X = parts.X + number * n * c;
     double *next = parts.Q + (number - 1) * n * n;
+    multiply<Right::Transposed, Update::Set>(n, n, X, n, X, n, next, n,
+                                             [c](int64_t, int64_t i1, int64_t j0, int64_t) {
+                                                 return Range{0, in_lower(i1, j0) ? c : 0};
+                                             });
     if (parts.dense) {
         const int64_t ld = padded_stride(n);
         symmetric_copy(n, Q, n, 1.0, work.full, ld);
