@@ -44,10 +44,13 @@ def _scans(n: int, c: int, dense: bool) -> float:
 
 
 def _assembly(n: int, c: int, dense: bool) -> float:
-    """With D = [F^T Phi^T; Z^T], triangular at first unless Phi is dense: D Q, (D Q) D^T in its lower half, X F."""
+    """With D = [F^T Phi^T; Z^T], triangular at first unless Phi is dense: D Q, D (D Q)^T in its lower half, X F.
+
+    With a triangle only the upper half of D Q is needed for the first n rows and columns.
+    """
     if dense:
         return 2 * n**3 + 2 * c * n * n + n**3 + 2 * c * n * n + c * c * n + c * n * n
-    return n**3 + 2 * c * n * n + n**3 / 3 + c * n * n + c * c * n + c * n * n
+    return 2 / 3 * n**3 + 2 * c * n * n + n**3 / 3 + c * n * n + c * c * n + c * n * n
 
 
 def _leaf(c: int) -> float:

@@ -48,19 +48,17 @@ struct Boundary {
         transpose(n, c, Z, n, D_ + n, ld_);
         transpose(n, c, X + (c - 1) * n, -n, X_, lx_);
 
-        // S = G D^T + D G^T with G = D U, where U + U^T = Q: the tiles of Q above the diagonal, and half of those on it.
-        // D's upper n rows, and with them G's, are a triangle where Phi is diagonal: the sums start at the diagonal.
-        scale_diagonal_tiles(0.5);
-        multiply<Right::Plain, Update::Set>(n, n, D_, ld_, Q_, lf_, G_, ld_,
-                                            [=](int64_t i0, int64_t, int64_t j0, int64_t) {
-                                                return Range{dense ? 0 : i0 / ROWS * ROWS, j0 / ROWS * ROWS + ROWS};
-                                            });
-        scale_diagonal_tiles(2.0);
-        auto lower = [=](int64_t i0, int64_t i1, int64_t j0, int64_t) {
-            return in_lower(i1, j0) ? Range{dense ? 0 : i0 / ROWS * ROWS, n} : Range{0, 0};
-        };
-        multiply<Right::Transposed, Update::Set>(n, n, G_, ld_, D_, ld_, A, lda, lower);
-        multiply<Right::Transposed, Update::Add>(n, n, D_, ld_, G_, ld_, A, lda, lower);
+        // S = D G^T with G = D Q. Where Phi is diagonal, D's first rows are a triangle: sums start at its diagonal, and of
+        // G only what tiles on and above the diagonal need is made (tiles that do not start with ROWS rows reach further)
+        multiply<Right::Plain, Update::Set>(
+            n, n, D_, ld_, Q_, lf_, G_, ld_, [=](int64_t i0, int64_t, int64_t j0, int64_t) {
+                const int64_t first = i0 / ROWS * ROWS, needed = i0 == first ? first : first - 2 * ROWS;
+                return dense ? Range{0, n} : Range{first, j0 / ROWS * ROWS >= needed ? n : 0};
+            });
+        multiply<Right::Transposed, Update::Set>(
+            n, n, D_, ld_, G_, ld_, A, lda, [=](int64_t i0, int64_t i1, int64_t j0, int64_t) {
+                return in_lower(i1, j0) ? Range{dense ? 0 : i0 / ROWS * ROWS, n} : Range{0, 0};
+            });
         // Z^T Q, Z^T Q Phi F, Z^T Q Z
         multiply<Right::Plain, Update::Set>(c, n, D_ + n, ld_, Q_, lf_, G_ + n, ld_,
                                             [=](int64_t, int64_t, int64_t, int64_t) { return Range{0, n}; });
@@ -84,13 +82,6 @@ struct Boundary {
     void copy_root(const double *F) {
         for (int64_t j = 0; j < n; j++) {
             for (int64_t i = j / ROWS * ROWS; i < n; i += W) store(F_ + i + j * lf_, load(F + i + j * n));
-        }
-    }
-
-    void scale_diagonal_tiles(double factor) {
-        for (int64_t j = 0; j < n; j++) {
-            double *tile = Q_ + j / ROWS * ROWS + j * lf_;
-            for (int64_t i = 0; i < ROWS; i += W) store(tile + i, load(tile + i) * factor);
         }
     }
 

@@ -58,7 +58,7 @@ ESS_API int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *p
                                      const double *const *transition, int64_t transition_stride);
 
 /* How many singular values of H_i exceed tolerances, at every position of the wanted blocks. About
- * 2 n^3 + 5 n^2 c a block and (n^3 / 3 + 2 n^2 c + 2 n c^2 + 1.2 c^3) a block and tolerance.
+ * n^3 + 5 n^2 c a block and (n^3 / 3 + 2 n^2 c + 2 n c^2 + 1.2 c^3) a block and tolerance.
  *
  *   tokens       null: the parts are filled. Else they are filled first, as by ess_recurrence_parts (diagonal transitions
  *                only), to the same bits but in less time: blocks are counted while the forward scan goes on
@@ -126,7 +126,7 @@ typedef struct {
 } ess_quadrature;
 
 /* Sums over the nodes k of ld_k = log det(I + H_i H_i^T / (t_k scale)) at every position of the wanted blocks. About
- * 3 n^3 + 8 n^2 c flops a block and n (3 c^2 + 6 c) + 2 c^3 a block and node.
+ * 2.3 n^3 + 8 n^2 c flops a block and n (3 c^2 + 6 c) + 2 c^3 a block and node.
  *
  *   tokens   null, or what the parts are filled from first, as in ess_recurrence_counts
  *   length   positions; (blocks - 1) c < length <= blocks c
