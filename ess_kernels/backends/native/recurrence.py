@@ -41,7 +41,7 @@ def block_length(n: int, entropy: bool) -> int:
     """Tokens a block, as measured: boundaries cost `n^3` each, the staircase `c^2` a position."""
     if entropy:
         return 16 if n <= 64 else 32
-    return 16 if n <= 16 else 32
+    return 16 if n <= 16 else 32 if n <= 128 else 64
 
 
 def padded(n: int) -> int:
