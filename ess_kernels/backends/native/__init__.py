@@ -57,7 +57,7 @@ class NativeBackend(TorchBackend):
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
         from .lanes import NativeLanes, takes
-        from .recurrence import MAX_STATE_SIZE, NativeRecurrence
+        from .recurrence import MAX_STATE_SIZE, NativeRecurrence, block_length
         from .tokens import surveyed
 
         mine, rest, found = heads, heads[:0], None
@@ -72,7 +72,7 @@ class NativeBackend(TorchBackend):
             if found is not None and takes(op):
                 engine = NativeLanes(op, mine, found, cost)
             else:
-                engine = NativeRecurrence(op, mine, found, entropy, cost)
+                engine = NativeRecurrence(op, mine, found, block_length(op.state_size, entropy), cost)
             yield mine, engine
             if not engine.sound and bool(engine.unstable.any()):
                 rest = torch.cat([rest, mine[engine.unstable]])

@@ -17,7 +17,7 @@ from ..sources import source_of
 from . import call
 from .call import run
 from .nodes import Nodes
-from .recurrence import NativeRecurrence
+from .recurrence import NativeRecurrence, block_length
 from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
 
@@ -78,7 +78,8 @@ class NativeLanes(SummingEngine):
         # the same units: they come from the same magnitudes
         tokens = NativeTokens(source_of(self.op, self.heads[needed]))
         found = Survey(tokens, self.found.peaks[:, needed.numpy()])
-        return NativeRecurrence(self.op, self.heads[needed], found, False, self.cost).values_at(back, positions)
+        c = block_length(self.op.state_size, False)
+        return NativeRecurrence(self.op, self.heads[needed], found, c, self.cost).values_at(back, positions)
 
 
 def declare(handle: ctypes.CDLL) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -98,14 +99,16 @@ class NativeRecurrence(SummingEngine):
     """
 
     state_size: int
+    unsquared = True
 
-    def __init__(self, op: StateSpace, heads: Tensor, found: Survey | None, entropy: bool, cost: Cost):
-        """`found`: the heads' tokens and their largest magnitudes, for diagonal transitions."""
+    def __init__(self, op: StateSpace, heads: Tensor, found: Survey | None, c: int, cost: Cost):
+        """`found`: the heads' tokens and their largest magnitudes, for diagonal transitions; `c`: tokens a block."""
         self.op, self.heads, self.cost = op, heads, cost
         self.length, self.state_size = op.length, op.state_size
-        self.group = block_length(op.state_size, entropy)
+        self.group = c
         self.good = torch.ones_like(heads, dtype=torch.bool)
         self._found = found
+        self._filled = False
         if found is not None:
             self.unit = found.take_units()
             self.tokens = found.tokens
@@ -116,13 +119,25 @@ class NativeRecurrence(SummingEngine):
             self._run_dense()
 
     @cached_property
-    def parts(self) -> Parts:
-        """Block parts and boundaries. They come at the first use: the kernel leaves nothing of the interpreter in the
-        caches, so whatever can be prepared before it is."""
+    def _blocks(self) -> Parts:
+        """Room for the parts. It comes at the first use: the kernel leaves nothing of the interpreter in the caches, so
+        whatever can be prepared before it is."""
         parts = Parts(len(self.heads), self.length, self.op.state_size, self.group, self.op.diagonal)
         parts.structure.dense = self._layout
-        run("recurrence_parts", parts.pointer, *self._input)
         return parts
+
+    @property
+    def parts(self) -> Parts:
+        """Block parts and boundaries."""
+        if not self._filled:
+            run("recurrence_parts", self._blocks.pointer, *self._input)
+            self._filled = True
+        return self._blocks
+
+    def _answer(self, name: str, *arguments: Any) -> None:
+        """Runs a kernel that makes the parts on its way, if nothing has yet: blocks are answered during the scans."""
+        run(name, self._blocks.pointer, None if self._filled else self.tokens.pointer, *arguments)
+        self._filled = True
 
     def _run_dense(self) -> None:
         matrices = Transitions(self.op, self.heads)
@@ -146,15 +161,22 @@ class NativeRecurrence(SummingEngine):
             # transitions that are no numbers are in the products of their blocks
             self.good[wild] = self.op.finite(self.heads[wild])
         self.unstable = self.good & ~fair
-        for x in self.parts.arrays.values():
-            x[~fair] = 0.0
+        if not bool(fair.all()):
+            for x in self.parts.arrays.values():
+                x[~fair] = 0.0
 
     def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+        return self._counts(partial(self._answer, "recurrence_counts"), asked, tau)
+
+    def _eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
+        roots = self._observe_roots.data_ptr()
+        return self._counts(partial(run, "recurrence_unsquared_counts", self.parts.pointer, roots), asked, tau)
+
+    def _counts(self, kernel: Callable[..., None], asked: Asked, tau: Tensor) -> Eliminated:
         (N, S), L = tau.shape[:2], self.length
         tau = tau.contiguous()
         result = self._room(N, S, L)
-        addresses = [x.data_ptr() for x in (tau, asked.groups, *result)]
-        run("recurrence_counts", self.parts.pointer, L, S, *addresses)
+        kernel(L, S, *[x.data_ptr() for x in (tau, asked.groups, *result)])
         return result
 
     def _quadrature(
@@ -167,7 +189,7 @@ class NativeRecurrence(SummingEngine):
         own = None if scale is None else scale.contiguous()
         addresses = [x.data_ptr() for x in (busy, *sums, rounding)]
         given = None if own is None else own.data_ptr()
-        run("recurrence_entropy", self.parts.pointer, self.length, given, nodes.pointer, *addresses)
+        self._answer("recurrence_entropy", self.length, given, nodes.pointer, *addresses)
         return judge_entropy(quadrature, sums, cap, rounding, self.group)
 
     def _zero(self) -> Tensor:
@@ -222,5 +244,5 @@ def declare(handle: ctypes.CDLL) -> None:
     call.declare(handle, "recurrence_parts", *source)
     call.declare(handle, "recurrence_observe_roots", *source, address)
     call.declare(handle, "recurrence_root_products", *source, address, size, *[address] * 3)
-    call.declare(handle, "recurrence_entropy", address, size, *[address] * 7)
-    call.declare(handle, "recurrence_counts", address, size, size, *[address] * 5)
+    call.declare(handle, "recurrence_entropy", address, address, size, *[address] * 7)
+    call.declare(handle, "recurrence_counts", address, address, size, size, *[address] * 5)
