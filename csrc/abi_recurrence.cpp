@@ -105,6 +105,20 @@ int32_t counts_job(const ess_run *run, const ess_recurrence *parts, const ess_to
     return ESS_OK;
 }
 
+int32_t unsquared_job(const ess_run *run, const ess_recurrence *parts, const double *observe_roots, int64_t length,
+                      int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts, double *growth,
+                      double *least, const Kernels *&kernels, RecurrenceUnsquaredJob &job) {
+    RecurrencePartsJob nothing; // roots come from parts that are there
+    if (int32_t error = counts_job(run, parts, nullptr, length, tolerances, tau, wanted, counts, growth, least, kernels,
+                                   nothing, job.counts)) {
+        return error;
+    }
+    if (observe_roots == nullptr) return ESS_ERR_NULL;
+    if (!aligned(observe_roots)) return ESS_ERR_SIZE;
+    job.observe_roots = observe_roots;
+    return ESS_OK;
+}
+
 int32_t roots_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
                   const double *const *transition, int64_t transition_stride, double *observe_roots, const Kernels *&kernels, RecurrenceRootsJob &job) {
     job = {};
@@ -229,6 +243,32 @@ int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, c
     }
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->counts_workspace(job))) return error;
     kernels->recurrence->counts(job);
+    return ESS_OK;
+}
+
+int64_t ess_recurrence_unsquared_counts_workspace(const ess_run *run, const ess_recurrence *parts, const double *observe_roots,
+                                                  int64_t length, int64_t tolerances, const double *tau,
+                                                  const uint8_t *wanted, double *counts, double *growth, double *least) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceUnsquaredJob job;
+    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, length, tolerances, tau, wanted, counts, growth, least,
+                                           kernels, job)) {
+        return -error;
+    }
+    return kernels->recurrence->unsquared_workspace(job);
+}
+
+int32_t ess_recurrence_unsquared_counts(const ess_run *run, const ess_recurrence *parts, const double *observe_roots,
+                                        int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted,
+                                        double *counts, double *growth, double *least) {
+    const ess::Kernels *kernels;
+    ess::RecurrenceUnsquaredJob job;
+    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, length, tolerances, tau, wanted, counts, growth, least,
+                                           kernels, job)) {
+        return error;
+    }
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->unsquared_workspace(job))) return error;
+    kernels->recurrence->unsquared(job);
     return ESS_OK;
 }
 

@@ -118,6 +118,31 @@ inline double least_eliminated(const double *A, int64_t lda, int64_t m, int64_t 
     return least;
 }
 
+// Which tiles of the Schur complement on a block's rows and columns are read: of K only j + r < c - 1.
+struct ReadByLeaf {
+    int64_t c;
+    bool operator()(int64_t i0, int64_t, int64_t j0, int64_t j1) const {
+        return !(i0 >= c && j1 <= c) || i0 - c + j0 < c - 1;
+    }
+};
+
+inline double positive_pivots(const double *d, int64_t count) {
+    double positive = 0;
+    for (int64_t k = 0; k < count; k++) positive += d[k] > 0;
+    return positive;
+}
+
+// Infinite where there is no answer.
+inline double largest_growth(const double *growth, int64_t m) {
+    double largest = 0;
+    bool finite = true;
+    for (int64_t i = 0; i < m; i++) {
+        largest = growth[i] > largest ? growth[i] : largest;
+        finite &= growth[i] <= 1e300;
+    }
+    return finite ? largest : HUGE_VAL;
+}
+
 inline void finish_leaves(const RecurrenceCountsJob &job, Leaves &leaves) {
     if (leaves.filled == 0) return;
     const int64_t c = leaves.c;
@@ -154,22 +179,11 @@ inline void count_block(const RecurrenceCountsJob &job, int64_t number, CountsWo
         if (!assembled) work.boundary.assemble(parts, number);
         assembled = true;
         scale_boundary(boundary, parts.Y + number * c * c, job.tau[pair], work.A, work.growth);
-        eliminate(work.A, lda, m, n, work.L, lda, work.d, work.growth,
-                  [=](int64_t i0, int64_t, int64_t j0, int64_t j1) {
-                      // of K only j + r < c - 1 is ever read
-                      return !(i0 >= c && j1 <= c) || i0 - c + j0 < c - 1;
-                  });
+        eliminate(work.A, lda, m, n, work.L, lda, work.d, work.growth, ReadByLeaf{c});
         Leaves &leaves = work.leaves;
         const int l = leaves.filled;
-        double positive = 0, growth = 0;
-        for (int64_t k = 0; k < n; k++) positive += work.d[k] > 0;
-        bool finite = true;
-        for (int64_t i = 0; i < m; i++) {
-            growth = work.growth[i] > growth ? work.growth[i] : growth;
-            finite &= work.growth[i] <= 1e300;
-        }
-        leaves.before[l] = positive;
-        leaves.growth[l] = finite ? growth : HUGE_VAL;
+        leaves.before[l] = positive_pivots(work.d, n);
+        leaves.growth[l] = largest_growth(work.growth, m);
         leaves.least[l] = least_eliminated(work.A, lda, m, n, work.d);
         leaves.head[l] = head;
         leaves.block[l] = block;

@@ -48,6 +48,12 @@ struct RecurrenceCountsJob {
     void *workspace;
 };
 
+// The same where squares of the tolerances are lost in rounding.
+struct RecurrenceUnsquaredJob {
+    RecurrenceCountsJob counts;
+    const double *observe_roots; // [n, n] a block: lower triangular root of Q at its right edge
+};
+
 // Matrices with the singular values of H_i at some positions.
 struct RecurrenceRootsJob {
     RecurrencePartsJob parts;
@@ -87,6 +93,8 @@ struct RecurrenceKernels {
     void (*parts)(const RecurrencePartsJob &);
     int64_t (*counts_workspace)(const RecurrenceCountsJob &);
     void (*counts)(const RecurrenceCountsJob &);
+    int64_t (*unsquared_workspace)(const RecurrenceUnsquaredJob &);
+    void (*unsquared)(const RecurrenceUnsquaredJob &);
     int64_t (*entropy_workspace)(const RecurrenceEntropyJob &);
     void (*entropy)(const RecurrenceEntropyJob &);
     int64_t (*roots_workspace)(const RecurrenceRootsJob &);

@@ -7,6 +7,7 @@ and to find the singular values of single positions exactly. This file decides w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from .cost import Cost
 from .quadrature import STANDARD, Quadrature
 from .staircase import Answer, Eliminated
 
+Eliminate = Callable[[Asked, Tensor], Answer | Eliminated]
+
 # up to this many positions singular values cost less than sixteen log-determinants
 FEW = 4
 
@@ -37,6 +40,7 @@ class Engine(ABC):
     Attributes:
         unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
         good: bool `[N]`; a head that is not has no answer at any position.
+        unsquared: whether it can also eliminate without squares.
         sound: whether every head is known to be good, and to need no other engine: then nobody looks.
         group: this many positions in a row share one tolerance in an elimination.
         cost: told about exact singular values.
@@ -47,6 +51,7 @@ class Engine(ABC):
     unit: Tensor
     good: Tensor
     sound: bool = False
+    unsquared: bool = False
     group: int
     cost: Cost
 
@@ -56,6 +61,10 @@ class Engine(ABC):
 
         What is said of other positions means nothing. The next elimination may overwrite it.
         """
+
+    def _eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Answer | Eliminated:
+        """As `_eliminate`, for more work, with errors in proportion to `s_1 / tau` instead of its square."""
+        raise NotImplementedError
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`, if there are any."""
@@ -141,25 +150,48 @@ class Engine(ABC):
         return Counts(*(x.transpose(0, 1) for x in found)), bool(doubtful.any())
 
     def _settle(self, asked: Tensor, tau: Tensor, result: Counts) -> Tensor | None:
-        """Counts doubtful (`redone`) positions on both sides of `tau`, four times their group's width away.
-
-        Where both agree, and each is sure to within that distance, no singular value lies between: the count is right.
-        Groups beyond hope are left alone. Returns the positions still open, bool `[N, M, L - 1]`, if there are any.
-        """
+        """Counts doubtful (`redone`) positions again. Returns those still open, bool `[N, M, L - 1]`, if any are."""
         doubtful = result.redone.clone()
         # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
         # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
         for typical in (True, False):
-            width = self._group_widths(asked, doubtful, result.width, typical)
-            hopeful = width <= HOPEFUL
-            if not bool(hopeful.any()):
-                continue
-            move = (4 * width).clamp(SURE / 4, HOPELESS)
-            sides = tau[..., None, None] * torch.stack([1 - move, 1 + move], 2)
-            answer = self._eliminate(self._on_both_sides(doubtful, hopeful, result.width), sides.flatten(1, 2))
-            if not self._compare(answer, move.masked_fill(~hopeful, torch.nan), doubtful, result):
+            if not self._settle_between(self._eliminate, typical, asked, tau, doubtful, result):
+                return None
+        if self.unsquared:
+            if not self._settle_unsquared(asked, tau, doubtful, result):
+                return None
+            if not self._settle_between(self._eliminate_unsquared, False, asked, tau, doubtful, result):
                 return None
         return doubtful
+
+    def _settle_between(
+        self, eliminate: Eliminate, typical: bool, asked: Tensor, tau: Tensor, doubtful: Tensor, result: Counts
+    ) -> bool:
+        """Counts doubtful positions on both sides of `tau`, four times their group's width away; says if any is left.
+
+        Where both agree, and each is sure to within that distance, no singular value lies between: the count is right.
+        Groups beyond hope are left alone. Changes `doubtful` and `result` in place.
+        """
+        width = self._group_widths(asked, doubtful, result.width, typical)
+        hopeful = width <= HOPEFUL
+        if not bool(hopeful.any()):
+            return True
+        move = (4 * width).clamp(SURE / 4, HOPELESS)
+        sides = tau[..., None, None] * torch.stack([1 - move, 1 + move], 2)
+        answer = eliminate(self._on_both_sides(doubtful, hopeful, result.width), sides.flatten(1, 2))
+        return self._compare(answer, move.masked_fill(~hopeful, torch.nan), doubtful, result)
+
+    def _settle_unsquared(self, asked: Tensor, tau: Tensor, doubtful: Tensor, result: Counts) -> bool:
+        """Counts doubtful positions without squares, where widths are smaller; says whether any is left."""
+        open_ones = Asked.of(torch.nn.functional.pad(doubtful, (1, 0)), self.group)
+        grouped_tau = tau[..., None].expand(-1, -1, -(-self.length // self.group))
+        rows = torch.ones_like(tau, dtype=torch.bool)
+        again, _ = self._judge(self._eliminate_unsquared(open_ones, grouped_tau), rows, asked)
+        result.width.copy_(torch.where(doubtful, again.width, result.width))
+        settled = doubtful & ~again.redone
+        result.counts.copy_(torch.where(settled, again.counts, result.counts))
+        doubtful.logical_and_(~settled)
+        return bool(doubtful.any())
 
     def _on_both_sides(self, doubtful: Tensor, hopeful: Tensor, width: Tensor) -> Asked:
         """The `doubtful` positions of `hopeful` groups `[N, M, groups]`, twice `[N, 2 M, L]`."""

@@ -70,14 +70,18 @@ class Native:
         """`[N, B, *shape]`, column-major matrices as they lie in memory."""
         return self.parts.arrays[name].view(len(self.tokens.read), -1, *shape)
 
-    def counts(self, tau, wanted=None):
-        """Counts, growth and least row `[N, M, L]` for tolerances `[M]`."""
+    def counts(self, tau, wanted=None, squared=True):
+        """Counts, growth and least row `[N, M, L]` for tolerances `[M]`, by squares or from the roots themselves."""
         heads, blocks = len(self.tokens.read), self.parts.structure.blocks
         tau = tau[None, :, None].expand(heads, -1, blocks).contiguous()
         wanted = torch.ones(tau.shape, dtype=torch.bool) if wanted is None else wanted
         out = torch.full((3, heads, tau.shape[1], self.length), torch.nan, dtype=torch.float64)
         pointers = (x.data_ptr() for x in (tau, wanted, *out))
-        call.run("recurrence_counts", self.parts.pointer, self.source, self.length, tau.shape[1], *pointers)
+        arguments = (self.length, tau.shape[1], *pointers)
+        if squared:
+            call.run("recurrence_counts", self.parts.pointer, self.source, *arguments)
+        else:
+            call.run("recurrence_unsquared_counts", self.parts.pointer, self.observe_roots().data_ptr(), *arguments)
         return out
 
     def entropy_sums(self):
@@ -174,31 +178,54 @@ def test_layouts_of_matrices(level, n):
     assert torch.equal(ek.tolerance_ess(op, 1e-2, backend="native"), ek.tolerance_ess(op, 1e-2, backend="reference"))
 
 
+@pytest.mark.parametrize("squared", [True, False], ids=["squared", "unsquared"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("c, n", [(8, 3), (16, 16), (32, 24)])
-def test_counts(level, kind, c, n):
+def test_counts(level, kind, c, n, squared):
     tokens = some_tokens(kind, n=n)
     native, T = Native(tokens, c), matrix_of(tokens)
     tau = torch.logspace(-5, 1, 7, dtype=torch.float64)
-    counts, growth, least = native.counts(tau)
+    counts, growth, least = native.counts(tau, squared=squared)
     assert bool((counts[..., 0] == 0).all()) and bool((growth >= 0).all()) and bool((least > 0).all())
     for i in range(1, native.length):
         values = torch.linalg.svdvals(T[:, i:, :i])[:, None]
         assert torch.equal(counts[..., i], (values > tau[:, None]).sum(-1).double())
 
 
-def test_a_tolerance_on_a_singular_value_is_seen(level):
+@pytest.mark.parametrize("squared", [True, False], ids=["squared", "unsquared"])
+def test_a_tolerance_on_a_singular_value_is_seen(level, squared):
     """Of an outside block it makes the growth large; of a position itself it leaves a row of nothing."""
     tokens = some_tokens("diagonal after", n=8)
     native, T, c = Native(tokens, 16), matrix_of(tokens), 16
     outside = torch.linalg.svdvals(T[1, 2 * c :, :c])[2:3]
-    easy = native.counts(outside * 1.01)[1, 1, 0]
-    hard = native.counts(outside)[1, 1, 0]
+    easy = native.counts(outside * 1.01, squared=squared)[1, 1, 0]
+    hard = native.counts(outside, squared=squared)[1, 1, 0]
     assert hard[c : 2 * c].min() > 1e3 * easy[c : 2 * c].max()
     own = torch.linalg.svdvals(T[1, 24:, :24])[2:3]
-    _, growth, least = native.counts(own)[:, 1, 0]
+    _, growth, least = native.counts(own, squared=squared)[:, 1, 0]
     assert least[24] < 1e-8 * (1 + growth[24])
     assert least[23] > 1e-6 and least[25] > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unsquared_counts_far_down(level, kind):
+    """Where squares say nothing any more: right to within the width, which stays small inside a long sequence."""
+    n, c, eps = 12, 16, 2**-52
+    tokens = some_tokens(kind, length=160, n=n)
+    read = tokens.read * torch.logspace(0, -6, n, dtype=torch.float64)
+    tokens = Tokens(read, tokens.write, tokens.transition, tokens.reads_before)
+    native, T = Native(tokens, c), matrix_of(tokens)
+    tau = torch.logspace(-9, -5, 5, dtype=torch.float64)
+    counts, growth, _ = native.counts(tau, squared=False)
+    for i in range(1, native.length):
+        values = torch.linalg.svdvals(T[:, i:, :i])[:, None]
+        uncertain = growth[..., i, None] * eps + 30 * eps * values[..., :1] / tau[:, None]
+        near = (values / tau[:, None] - 1).abs() <= uncertain
+        right = (counts[..., i] - (values > tau[:, None]).sum(-1)).abs() <= near.sum(-1)
+        assert bool((right | (growth[..., i] * eps > 0.1)).all())
+    # the other head's transitions are zero in the middle
+    inner, squared = slice(2 * c, native.length - 2 * c), native.counts(tau)[1]
+    assert growth[1, 3, inner].median() < 1e-4 * squared[1, 3, inner].median()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -271,6 +298,14 @@ def test_arguments_are_checked(level):
     assert code(good, call.Run(0, level, None, 0)) == SIZE
     assert code(good, call.Run(1, 17, None, 0)) == LEVEL
 
+    roots = native.observe_roots()
+    unsquared = [good[0], roots.data_ptr(), *good[1:]]
+    assert code(unsquared, name="unsquared_counts") == WORKSPACE
+    for place in (0, 1, 4, 5, 6, 7, 8):
+        assert code(changed(unsquared, place, None), name="unsquared_counts") == NULL
+    assert code(changed(unsquared, 1, roots.data_ptr() + 8), name="unsquared_counts") == SIZE
+    assert code(changed(unsquared, 3, 0), name="unsquared_counts") == SIZE
+
     build = [native.parts.pointer, *native.input]
     assert code(build, name="parts") == WORKSPACE
     assert code(changed(build, 1, None), name="parts") == NULL
@@ -278,7 +313,7 @@ def test_arguments_are_checked(level):
     assert code(changed(build, 3, -1), name="parts") == SIZE
     assert code(changed(build, 0, parts(heads=1)), name="parts") == SIZE
 
-    roots, products = native.observe_roots(), call.aligned(2, 16, 16)
+    products = call.aligned(2, 16, 16)
     heads, positions = torch.tensor([0, 1]), torch.tensor([5, 3])
     ask = [*build, roots.data_ptr(), 2, *(x.data_ptr() for x in (heads, positions, products))]
     assert code(ask, name="root_products") == WORKSPACE

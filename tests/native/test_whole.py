@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.backends.native import NativeBackend
+from ess_kernels.backends.native.recurrence import NativeRecurrence
 
 pytestmark = pytest.mark.skipif(
     NativeBackend().unavailable() is not None, reason=f"native library: {NativeBackend().unavailable()}"
@@ -93,6 +94,45 @@ def test_against_the_definition(family):
     for level in levels():
         with running(level=level, threads=2):
             assert torch.equal(ek.tolerance_ess(op, atol=TOLERANCES, backend="native"), counts)
+
+
+def faint(family, heads):
+    """A long one, and a tolerance between singular values at 1e-8 of the largest: no place for squares."""
+    torch.manual_seed(7)
+    op = gla(heads, length=400, n=12) if family == "gla" else dense_transitions(heads, length=200, n=8)
+    return op, 3e-8 * float(ek.singular_values(op, [op.length // 2], k=1).max())
+
+
+@pytest.mark.parametrize("family", ["gla", "dense transitions"])
+def test_far_below_the_largest_singular_value(family, monkeypatch):
+    """Counts come from roots, a block at a time; only near the ends, where ranks are not full, are values needed."""
+    op, tau = faint(family, [1, 6])
+    expected = ek.tolerance_ess(op, tau, backend="reference")
+    found = []
+    values_at = NativeRecurrence.values_at
+
+    def noting(engine, heads, positions):
+        found.append(positions)
+        return values_at(engine, heads, positions)
+
+    monkeypatch.setattr(NativeRecurrence, "values_at", noting)
+    counts, certificate = ek.tolerance_ess(op, tau, backend="native", certificate=True)
+    assert torch.equal(counts, expected)
+    assert certificate.redone.all() and not certificate.unresolved.any() and (certificate.width <= 1e-6).all()
+    by_values = torch.cat(found)
+    assert ((by_values < 64) | (by_values > op.length - 64)).all()
+
+
+@pytest.mark.parametrize("family", ["gla", "dense transitions"])
+def test_bits_far_below(family):
+    op, tau = faint(family, list(range(5)))
+
+    def call(op):
+        counts, certificate = ek.tolerance_ess(op, [tau, 10 * tau], backend="native", certificate=True)
+        return torch.stack([counts.double(), certificate.width])
+
+    assert_same_for_any_threads(lambda: call(op), (1, 3))
+    assert_same_bits(call(faint(family, [3, 1])[0]), call(op).index_select(-2, torch.tensor([3, 1])))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

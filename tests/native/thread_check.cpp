@@ -187,6 +187,19 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
                                                 products.data());
         });
     products.append_to(answer);
+    with_workspace(
+        threads, level,
+        [&](const ess_run *run) {
+            return ess_recurrence_unsquared_counts_workspace(run, &parts, roots.data(), length, tolerances, tau.data(),
+                                                             wanted.data(), counts.data(), growth.data(), least.data());
+        },
+        [&](const ess_run *run) {
+            return ess_recurrence_unsquared_counts(run, &parts, roots.data(), length, tolerances, tau.data(),
+                                                   wanted.data(), counts.data(), growth.data(), least.data());
+        });
+    counts.append_to(answer);
+    growth.append_to(answer);
+    least.append_to(answer);
     return answer;
 }
 

@@ -246,3 +246,4 @@ def declare(handle: ctypes.CDLL) -> None:
     call.declare(handle, "recurrence_root_products", *source, address, size, *[address] * 3)
     call.declare(handle, "recurrence_entropy", address, address, size, *[address] * 7)
     call.declare(handle, "recurrence_counts", address, address, size, size, *[address] * 5)
+    call.declare(handle, "recurrence_unsquared_counts", address, address, size, size, *[address] * 5)
