@@ -105,17 +105,19 @@ int32_t counts_job(const ess_run *run, const ess_recurrence *parts, const ess_to
     return ESS_OK;
 }
 
-int32_t unsquared_job(const ess_run *run, const ess_recurrence *parts, const double *observe_roots, int64_t length,
-                      int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts, double *growth,
+int32_t unsquared_job(const ess_run *run, const ess_recurrence *parts, const double *observe_roots, double *outsides,
+                      uint8_t *made, int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts, double *growth,
                       double *least, const Kernels *&kernels, RecurrenceUnsquaredJob &job) {
     RecurrencePartsJob nothing; // roots come from parts that are there
     if (int32_t error = counts_job(run, parts, nullptr, length, tolerances, tau, wanted, counts, growth, least, kernels,
                                    nothing, job.counts)) {
         return error;
     }
-    if (observe_roots == nullptr) return ESS_ERR_NULL;
-    if (!aligned(observe_roots)) return ESS_ERR_SIZE;
+    if (!observe_roots || !outsides || !made) return ESS_ERR_NULL;
+    if (!aligned(observe_roots) || !aligned(outsides)) return ESS_ERR_SIZE;
     job.observe_roots = observe_roots;
+    job.outsides = outsides;
+    job.made = made;
     return ESS_OK;
 }
 
@@ -247,11 +249,11 @@ int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, c
 }
 
 int64_t ess_recurrence_unsquared_counts_workspace(const ess_run *run, const ess_recurrence *parts, const double *observe_roots,
-                                                  int64_t length, int64_t tolerances, const double *tau,
+                                                  double *outsides, uint8_t *made, int64_t length, int64_t tolerances, const double *tau,
                                                   const uint8_t *wanted, double *counts, double *growth, double *least) {
     const ess::Kernels *kernels;
     ess::RecurrenceUnsquaredJob job;
-    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, length, tolerances, tau, wanted, counts, growth, least,
+    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, outsides, made, length, tolerances, tau, wanted, counts, growth, least,
                                            kernels, job)) {
         return -error;
     }
@@ -259,11 +261,11 @@ int64_t ess_recurrence_unsquared_counts_workspace(const ess_run *run, const ess_
 }
 
 int32_t ess_recurrence_unsquared_counts(const ess_run *run, const ess_recurrence *parts, const double *observe_roots,
-                                        int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted,
+                                        double *outsides, uint8_t *made, int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted,
                                         double *counts, double *growth, double *least) {
     const ess::Kernels *kernels;
     ess::RecurrenceUnsquaredJob job;
-    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, length, tolerances, tau, wanted, counts, growth, least,
+    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, outsides, made, length, tolerances, tau, wanted, counts, growth, least,
                                            kernels, job)) {
         return error;
     }

@@ -97,14 +97,18 @@ ESS_API int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recur
  * 3.5 n^3 + 4 n^2 c a block, and (8/3 n^3 + 4 n^2 c + 4 n c^2 + 1.4 c^4) a block and tolerance.
  *
  *   observe_roots      from ess_recurrence_observe_roots
+ *   outsides           [(n + 8) (n + c) + (c + 8) n + 8] a block, aligned to 64 bytes: factors that no tolerance changes
+ *   made               [heads, blocks], not 0 where they are there; the others that are needed are made, and marked
  *   least              also zero where an eigenvalue of a position's own matrix is as good as zero
  */
 ESS_API int64_t ess_recurrence_unsquared_counts_workspace(const ess_run *run, const ess_recurrence *parts,
-                                                          const double *observe_roots, int64_t length,
+                                                          const double *observe_roots, double *outsides,
+                                                          uint8_t *made, int64_t length,
                                                           int64_t tolerances, const double *tau, const uint8_t *wanted,
                                                           double *counts, double *growth, double *least);
 ESS_API int32_t ess_recurrence_unsquared_counts(const ess_run *run, const ess_recurrence *parts,
-                                                const double *observe_roots, int64_t length, int64_t tolerances,
+                                                const double *observe_roots, double *outsides, uint8_t *made,
+                                                int64_t length, int64_t tolerances,
                                                 const double *tau, const uint8_t *wanted, double *counts,
                                                 double *growth, double *least);
 

@@ -52,7 +52,12 @@ struct RecurrenceCountsJob {
 struct RecurrenceUnsquaredJob {
     RecurrenceCountsJob counts;
     const double *observe_roots; // [n, n] a block: lower triangular root of Q at its right edge
+    double *outsides;            // [unsquared_outside(n, c)] a block: see OutsideFactors in recurrence_unsquared.h
+    uint8_t *made;               // [heads, blocks]: which of them are there
 };
+
+// n + 8 and c + 8 keep columns out of each other's cache sets
+constexpr int64_t unsquared_outside(int64_t n, int64_t c) { return (n + 8) * (n + c) + (c + 8) * n + 8; }
 
 // Matrices with the singular values of H_i at some positions.
 struct RecurrenceRootsJob {

@@ -24,9 +24,19 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
+// A block's outside, factorised: where it lies in the caller's memory.
+struct OutsideFactors {
+    int64_t ldm, ldx;
+    double *M;    // [n, n + c]: R, then H G^T Z
+    double *XF;   // [c, n]: X F P, rows reversed
+    double *norm; // of all that H_i consists of, Frobenius
+
+    OutsideFactors(double *memory, int64_t n, int64_t c)
+        : ldm(padded_stride(n)), ldx(padded_stride(c)), M(memory), XF(M + ldm * (n + c)), norm(XF + ldx * n) {}
+};
+
 struct UnsquaredWork {
     int64_t n, c, m, lda, ldm, ldx;
-    double *M;     // [n, n + c]: M, then R; G^T Z
     double *G;     // [n, n]: G^T
     double *F;     // [n, n]: Phi F
     double *X, *XF; // [c, n], rows reversed
@@ -36,10 +46,10 @@ struct UnsquaredWork {
 
     UnsquaredWork(Arena &arena, int64_t n, int64_t c)
         : n(n), c(c), m(2 * n + 2 * c), lda(padded_stride(m)), ldm(padded_stride(n)), ldx(padded_stride(c)),
-          M(arena.take<double>(ldm * (n + c))), G(arena.take<double>(ldm * n)), F(arena.take<double>(ldm * n)),
-          X(arena.take<double>(ldx * n)), XF(arena.take<double>(ldx * n)), A(arena.take<double>(lda * m)),
-          L(arena.take<double>(lda * 2 * n)), d(arena.take<double>(2 * n)), growth(arena.take<double>(m)),
-          qr(arena.take<double>(pivoted_qr_work(n, c))), order(arena.take<int64_t>(n)), leaf(arena, c) {}
+          G(arena.take<double>(ldm * n)), F(arena.take<double>(ldm * n)), X(arena.take<double>(ldx * n)),
+          XF(arena.take<double>(ldx * n)), A(arena.take<double>(lda * m)), L(arena.take<double>(lda * 2 * n)),
+          d(arena.take<double>(2 * n)), growth(arena.take<double>(m)), qr(arena.take<double>(pivoted_qr_work(n, c))),
+          order(arena.take<int64_t>(n)), leaf(arena, c) {}
 };
 
 inline double sum_of_squares(const double *x, int64_t ld, int64_t rows, int64_t columns) {
@@ -50,10 +60,9 @@ inline double sum_of_squares(const double *x, int64_t ld, int64_t rows, int64_t 
     return horizontal_sum(sum);
 }
 
-// M, G^T Z and X F of a block, M factorised; returns the Frobenius norm of all that H_i consists of. About 2 n^3 + 4 n^2 c
-// flops (dense transitions 2 n^3 more).
-inline double factor_outside(const RecurrenceParts &parts, const double *observe_roots, int64_t number,
-                             UnsquaredWork &work) {
+// M, G^T Z and X F of a block, M factorised. About 3.5 n^3 + 4 n^2 c flops (dense transitions 2 n^3 more).
+inline void factor_outside(const RecurrenceParts &parts, const double *observe_roots, int64_t number,
+                           UnsquaredWork &work, const OutsideFactors &out) {
     const int64_t n = work.n, c = work.c, ldm = work.ldm, ldx = work.ldx;
     const double *F = parts.F + number * n * n, *Phi = parts.Phi + number * parts.phi_size();
     const bool dense = parts.dense;
@@ -67,38 +76,40 @@ inline double factor_outside(const RecurrenceParts &parts, const double *observe
             for (int64_t i = 0; i < n; i += W) store(work.F + i + j * ldm, load(F + i + j * n) * load(Phi + i));
         }
     }
-    multiply<Right::Plain, Update::Set>(n, n, work.G, ldm, work.F, ldm, work.M, ldm,
+    multiply<Right::Plain, Update::Set>(n, n, work.G, ldm, work.F, ldm, out.M, ldm,
                                         [=](int64_t i0, int64_t, int64_t j0, int64_t) {
                                             const int64_t k = dense || i0 > j0 ? i0 : j0;
                                             return Range{k / ROWS * ROWS, n};
                                         });
     multiply<Right::Plain, Update::Set>(
-        n, c, work.G, ldm, parts.Z + number * n * c, n, work.M + n * ldm, ldm,
+        n, c, work.G, ldm, parts.Z + number * n * c, n, out.M + n * ldm, ldm,
         [n](int64_t i0, int64_t, int64_t, int64_t) { return Range{i0 / ROWS * ROWS, n}; });
     transpose(n, c, parts.X + number * n * c + (c - 1) * n, -n, work.X, ldx);
     multiply<Right::Plain, Update::Set>(
         c, n, work.X, ldx, F, n, work.XF, ldx,
         [n](int64_t, int64_t, int64_t j0, int64_t) { return Range{j0 / ROWS * ROWS, n}; });
-    const double squares = sum_of_squares(work.M, ldm, n, n + c) + sum_of_squares(work.XF, ldx, c, n) +
-                           sum_of_squares(parts.Y + number * c * c, c, c, c);
-    pivoted_qr(n, c, work.M, ldm, work.order, work.qr);
-    return std::sqrt(squares);
+    *out.norm = std::sqrt(sum_of_squares(out.M, ldm, n, n + c) + sum_of_squares(work.XF, ldx, c, n) +
+                          sum_of_squares(parts.Y + number * c * c, c, c, c));
+    pivoted_qr(n, c, out.M, ldm, work.order, work.qr);
+    for (int64_t k = 0; k < n; k++) {
+        memcpy(out.XF + k * ldx, work.XF + work.order[k] * ldx, static_cast<size_t>(c) * sizeof(double));
+    }
 }
 
 // A = [[-1, H], [H^T, -1]] of a block's outside and its own rows (reversed) and columns, in units of tau: lower triangle,
 // whole tiles on the diagonal.
-inline void assemble_unsquared(const double *Y, double tau, UnsquaredWork &work) {
+inline void assemble_unsquared(const OutsideFactors &outside, const double *Y, double tau, UnsquaredWork &work) {
     constexpr int64_t PAIRS = ROWS / 2; // a tile on the diagonal holds so many
     const int64_t n = work.n, c = work.c, lda = work.lda, ldm = work.ldm;
     const double unit = 1 / tau, half = 0.5 * unit, turned = std::sqrt(0.5) * unit;
     for (int64_t k = 0; k < n; k++) {
         double *plus = work.A + 2 * k * lda, *minus = plus + lda; // of row k + column k, and of their difference
-        const double pivot = work.M[k + k * ldm] * unit;
+        const double pivot = outside.M[k + k * ldm] * unit;
         plus[2 * k] = pivot - 1;
         minus[2 * k + 1] = -pivot - 1;
         plus[2 * k + 1] = minus[2 * k] = 0;
         for (int64_t j = k + 1; j < n; j++) {
-            const double x = work.M[k + j * ldm] * half;
+            const double x = outside.M[k + j * ldm] * half;
             plus[2 * j] = minus[2 * j] = x;
             plus[2 * j + 1] = minus[2 * j + 1] = -x;
             if (j / PAIRS != k / PAIRS) continue;
@@ -106,14 +117,14 @@ inline void assemble_unsquared(const double *Y, double tau, UnsquaredWork &work)
             later[2 * k] = later[2 * k + 1] = x;
             later[lda + 2 * k] = later[lda + 2 * k + 1] = -x;
         }
-        const double *reads = work.XF + work.order[k] * work.ldx;
+        const double *reads = outside.XF + k * work.ldx;
         for (int64_t r = 0; r < c; r += W) {
             const V x = load(reads + r) * turned;
             store(plus + 2 * n + r, x);
             store(minus + 2 * n + r, -x);
         }
         for (int64_t j = 0; j < c; j++) {
-            plus[2 * n + c + j] = minus[2 * n + c + j] = work.M[k + (n + j) * ldm] * turned;
+            plus[2 * n + c + j] = minus[2 * n + c + j] = outside.M[k + (n + j) * ldm] * turned;
         }
     }
     for (int64_t r = 0; r < c; r++) {
@@ -141,19 +152,20 @@ inline void count_positions(const RecurrenceCountsJob &job, int64_t place, int64
     }
 }
 
-// All wanted tolerances of one block: its outside is factorised once.
+// All wanted tolerances of one block: its outside is factorised once, and kept for other calls.
 inline void count_unsquared(const RecurrenceUnsquaredJob &unsquared, int64_t number, UnsquaredWork &work) {
     const RecurrenceCountsJob &job = unsquared.counts;
     const RecurrenceParts &parts = job.parts;
     const int64_t head = number / parts.blocks, block = number % parts.blocks;
     const int64_t n = work.n, c = work.c, start = block * c, left = job.length - start;
-    double norm = -1;
+    const OutsideFactors outside(unsquared.outsides + number * unsquared_outside(n, c), n, c);
     for (int64_t s = 0; s < job.tolerances; s++) {
         const int64_t pair = (head * job.tolerances + s) * parts.blocks + block;
         if (!job.wanted[pair]) continue;
-        if (norm < 0) norm = factor_outside(parts, unsquared.observe_roots, number, work);
-        assemble_unsquared(parts.Y + number * c * c, job.tau[pair], work);
-        fill(work.growth, norm / job.tau[pair], work.m);
+        if (!unsquared.made[number]) factor_outside(parts, unsquared.observe_roots, number, work, outside);
+        unsquared.made[number] = 1;
+        assemble_unsquared(outside, parts.Y + number * c * c, job.tau[pair], work);
+        fill(work.growth, *outside.norm / job.tau[pair], work.m);
         eliminate(work.A, work.lda, work.m, 2 * n, work.L, work.lda, work.d, work.growth, ReadByLeaf{c});
         count_positions(job, (head * job.tolerances + s) * job.length + start, left < c ? left : c,
                         positive_pivots(work.d, 2 * n), largest_growth(work.growth, work.m),

@@ -102,8 +102,10 @@ class Engine(ABC):
         if foreseen is None:
             result, doubtful = self._judge(self._eliminate(wanted, grouped_tau), rows, asked)
         else:
-            # where one elimination is known not to do, the two on both sides of the tolerance come at once
-            skipped = wanted.positions & self._spread((foreseen > SURE) & (foreseen <= HOPEFUL))
+            # where one elimination is known not to do, the two on both sides of the tolerance come at once, or those
+            # without squares
+            futile = (foreseen > SURE) & (self.unsquared | (foreseen <= HOPEFUL))
+            skipped = wanted.positions & self._spread(futile)
             eliminated = self._eliminate(Asked.of(wanted.positions & ~skipped, self.group), grouped_tau)
             result, _ = self._judge(eliminated, rows, asked)
             skipped = skipped[..., 1:]

@@ -10,7 +10,7 @@ from identical import assert_same_bits
 import ess_kernels as ek
 from ess_kernels.backends.native import call, loading
 from ess_kernels.backends.native.nodes import Nodes
-from ess_kernels.backends.native.recurrence import Parts
+from ess_kernels.backends.native.recurrence import Parts, outside_size
 from ess_kernels.backends.native.tokens import NativeTokens
 from ess_kernels.backends.sources import source_of, source_of_tokens, tame
 from ess_kernels.engine.blocks import block_parts, cut
@@ -81,7 +81,8 @@ class Native:
         if squared:
             call.run("recurrence_counts", self.parts.pointer, self.source, *arguments)
         else:
-            call.run("recurrence_unsquared_counts", self.parts.pointer, self.observe_roots().data_ptr(), *arguments)
+            arrays = (self.observe_roots(), *self.outsides())
+            call.run("recurrence_unsquared_counts", self.parts.pointer, *(x.data_ptr() for x in arrays), *arguments)
         return out
 
     def entropy_sums(self):
@@ -93,6 +94,10 @@ class Native:
         pointers = (x.data_ptr() for x in (wanted, *out, rounding))
         call.run("recurrence_entropy", self.parts.pointer, self.source, self.length, None, nodes.pointer, *pointers)
         return out, rounding
+
+    def outsides(self):
+        m, blocks = self.parts.structure.n, len(self.tokens.read) * self.parts.structure.blocks
+        return call.aligned(blocks, outside_size(m, self.c)), torch.zeros(blocks, dtype=torch.bool)
 
     def observe_roots(self):
         m = self.parts.structure.n
@@ -298,13 +303,14 @@ def test_arguments_are_checked(level):
     assert code(good, call.Run(0, level, None, 0)) == SIZE
     assert code(good, call.Run(1, 17, None, 0)) == LEVEL
 
-    roots = native.observe_roots()
-    unsquared = [good[0], roots.data_ptr(), *good[1:]]
+    roots, (room, made) = native.observe_roots(), native.outsides()
+    unsquared = [good[0], *(x.data_ptr() for x in (roots, room, made)), *good[2:]]
     assert code(unsquared, name="unsquared_counts") == WORKSPACE
-    for place in (0, 1, 4, 5, 6, 7, 8):
+    for place in (0, 1, 2, 3, 6, 7, 8, 9, 10):
         assert code(changed(unsquared, place, None), name="unsquared_counts") == NULL
     assert code(changed(unsquared, 1, roots.data_ptr() + 8), name="unsquared_counts") == SIZE
-    assert code(changed(unsquared, 3, 0), name="unsquared_counts") == SIZE
+    assert code(changed(unsquared, 2, room.data_ptr() + 8), name="unsquared_counts") == SIZE
+    assert code(changed(unsquared, 5, 0), name="unsquared_counts") == SIZE
 
     build = [native.parts.pointer, *native.input]
     assert code(build, name="parts") == WORKSPACE

@@ -187,15 +187,19 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
                                                 products.data());
         });
     products.append_to(answer);
+    Array outsides(each * ((n + 8) * (n + c) + (c + 8) * n + 8));
+    std::vector<uint8_t> made(static_cast<size_t>(each), 0);
     with_workspace(
         threads, level,
         [&](const ess_run *run) {
-            return ess_recurrence_unsquared_counts_workspace(run, &parts, roots.data(), length, tolerances, tau.data(),
-                                                             wanted.data(), counts.data(), growth.data(), least.data());
+            return ess_recurrence_unsquared_counts_workspace(
+                run, &parts, roots.data(), outsides.data(), made.data(), length, tolerances, tau.data(), wanted.data(),
+                counts.data(), growth.data(), least.data());
         },
         [&](const ess_run *run) {
-            return ess_recurrence_unsquared_counts(run, &parts, roots.data(), length, tolerances, tau.data(),
-                                                   wanted.data(), counts.data(), growth.data(), least.data());
+            return ess_recurrence_unsquared_counts(
+                run, &parts, roots.data(), outsides.data(), made.data(), length, tolerances, tau.data(), wanted.data(),
+                counts.data(), growth.data(), least.data());
         });
     counts.append_to(answer);
     growth.append_to(answer);

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...engine.asked import Asked
+from ...engine.certainty import EPS
 from ...engine.cost import Cost
 from ...engine.quadrature import LogdetSums, Quadrature
 from ...engine.scaling import largest
@@ -33,6 +34,8 @@ PARTS, PRODUCTS = "block parts", "root products"
 MAX_STATE_SIZE = 256
 # bytes of matrices whose singular values are taken together
 PRODUCTS_WORKSPACE = 1 << 24
+# below this, in units of the largest reads and writes, squares may be hopeless: it pays to look at them first
+FAR_DOWN = 1e-6
 # the kernels' roots take numbers below 1e-140 for zero: positions that are hardly larger are found without them
 FAINT = 1e-120
 ROWS = 8
@@ -49,10 +52,17 @@ def padded(n: int) -> int:
     return -(-n // ROWS) * ROWS
 
 
+def outside_size(n: int, c: int) -> int:
+    """Numbers a block that `ess_recurrence_unsquared_counts` keeps."""
+    return (n + ROWS) * (n + c) + (c + ROWS) * n + ROWS
+
+
 def bytes_per_head(length: int, n: int, diagonal: bool, entropy: bool) -> int:
     """What one head needs while it is in work: the parts and boundaries of its blocks."""
     c, m = block_length(n, entropy), padded(n)
     per_block = 2 * m * c + c * c + (m if diagonal else m * m) + 2 * m * m
+    if not entropy:
+        per_block += m * m + outside_size(m, c)  # for tolerances far down
     return 8 * (-(-length // c) * per_block + (0 if diagonal else length * n * n) + 64 * length)
 
 
@@ -165,12 +175,21 @@ class NativeRecurrence(SummingEngine):
             for x in self.parts.arrays.values():
                 x[~fair] = 0.0
 
+    def _foreseen_width(self, tau: Tensor) -> Tensor | None:
+        if float(tau.min()) > FAR_DOWN:
+            return None
+        N, n = len(self.heads), self.parts.structure.n
+        mass = self.parts.arrays["Q"].view(N, -1, n, n).diagonal(dim1=2, dim2=3)
+        # the last writes of a block, seen from its right edge: their squares are on the diagonal of what is eliminated
+        writes = self.parts.arrays["Z"].view(N, -1, self.group, n)
+        return EPS * (writes.square() @ mass[..., None]).amax((2, 3))[:, None] / tau.square()
+
     def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         return self._counts(partial(self._answer, "recurrence_counts"), asked, tau)
 
     def _eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
-        roots = self._observe_roots.data_ptr()
-        return self._counts(partial(run, "recurrence_unsquared_counts", self.parts.pointer, roots), asked, tau)
+        arrays = [x.data_ptr() for x in (self._observe_roots, *self._outsides)]
+        return self._counts(partial(run, "recurrence_unsquared_counts", self.parts.pointer, *arrays), asked, tau)
 
     def _counts(self, kernel: Callable[..., None], asked: Asked, tau: Tensor) -> Eliminated:
         (N, S), L = tau.shape[:2], self.length
@@ -229,6 +248,13 @@ class NativeRecurrence(SummingEngine):
         run("recurrence_root_products", *arguments, len(heads), *addresses)
 
     @cached_property
+    def _outsides(self) -> tuple[Tensor, Tensor]:
+        """Room for factors of the blocks' outsides, and bool, which of them are there already."""
+        blocks = len(self.heads) * self.parts.structure.blocks
+        room = aligned(blocks, outside_size(self.parts.structure.n, self.group))
+        return room, torch.zeros(blocks, dtype=torch.bool)
+
+    @cached_property
     def _observe_roots(self) -> Tensor:
         """Roots of the observability Gramians at all right edges."""
         roots = aligned(len(self.heads), self.parts.structure.blocks, self.parts.structure.n, self.parts.structure.n)
@@ -246,4 +272,4 @@ def declare(handle: ctypes.CDLL) -> None:
     call.declare(handle, "recurrence_root_products", *source, address, size, *[address] * 3)
     call.declare(handle, "recurrence_entropy", address, address, size, *[address] * 7)
     call.declare(handle, "recurrence_counts", address, address, size, size, *[address] * 5)
-    call.declare(handle, "recurrence_unsquared_counts", address, address, size, size, *[address] * 5)
+    call.declare(handle, "recurrence_unsquared_counts", *[address] * 4, size, size, *[address] * 5)
