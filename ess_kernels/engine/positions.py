@@ -174,7 +174,10 @@ class Engine(ABC):
         Where both agree, and each is sure to within that distance, no singular value lies between: the count is right.
         Groups beyond hope are left alone. Changes `doubtful` and `result` in place.
         """
-        width = self._group_widths(asked, doubtful, result.width, typical)
+        if typical:
+            width = self._typical_widths(asked, doubtful, result.width)
+        else:
+            width = self._group_widths(asked, doubtful, result.width, False)
         hopeful = width <= HOPEFUL
         if not bool(hopeful.any()):
             return True
@@ -205,6 +208,10 @@ class Engine(ABC):
             return twice(torch.nn.functional.pad(doubtful & ~width.isnan(), (1, 0)) & self._spread(hopeful))
 
         return Asked(positions, lambda: twice(hopeful))
+
+    def _typical_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor) -> Tensor:
+        """What most positions of a group can do with, `[N, M, groups]`, infinite where none is doubtful."""
+        return self._group_widths(asked, doubtful, width, True)
 
     def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
         """A width `[N, M, groups]` of the groups with doubtful positions, infinite for the others.

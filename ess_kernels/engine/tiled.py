@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .asked import Asked
-from .certainty import ENTROPY_BOUND
+from .certainty import ENTROPY_BOUND, HOPEFUL
 from .cost import Cost
 from .elimination import subtract_symmetric
 from .positions import Engine
@@ -60,6 +60,13 @@ class Matrix(Engine):
 
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         return self._staircase(asked.positions, tau[..., 0], definite=False)
+
+    def _typical_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor) -> Tensor:
+        # one group is the whole head: its smallest width would do for hardly any other position, its median does for
+        # nearly all, unless a tolerance on a singular value of a large block has widened most
+        own = torch.where(doubtful & width.isfinite(), width, torch.nan)
+        median = own.nanmedian(-1, keepdim=True).values
+        return torch.where(median <= HOPEFUL, median, super()._typical_widths(asked, doubtful, width))
 
     def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
         nodes = quadrature.nodes(wanted.device)
