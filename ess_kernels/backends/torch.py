@@ -34,6 +34,8 @@ class TorchBackend(Backend):
     """
 
     name = "torch"
+    # whether a few positions of a recurrence are cheaper one by one
+    slow_recurrences = True
 
     def about(self) -> str:
         return "the engine in PyTorch, for CPU and CUDA tensors; `auto` uses it where no faster backend can"
@@ -101,7 +103,7 @@ class TorchBackend(Backend):
                 yield heads, self._matrix(self._rows(op, heads), op.finite(heads), budget, cost)
                 continue
             space = cast(StateSpace, op)
-            if space.diagonal and len(positions) <= FEW:
+            if space.diagonal and len(positions) <= FEW and (self.slow_recurrences or need > budget):
                 few = FewPositions(space.tokens(heads), cost)
                 if few.safe:
                     yield heads, few

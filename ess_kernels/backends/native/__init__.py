@@ -27,6 +27,7 @@ class NativeBackend(TorchBackend):
 
     name = "native"
     takes_bad_matrices = True
+    slow_recurrences = False
 
     def unavailable(self) -> str | None:
         return library().reason
