@@ -53,7 +53,9 @@ inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
         // a limit that is NaN stays one: no comparison with it holds
         limit = limit > limits.small_row ? limits.small_row : limit;
         const bool doubt = wanted && !(least[i] > limit && width <= limits.sure);
-        counts[i] = wanted ? static_cast<int64_t>(value[i]) : 0;
+        // where nothing was eliminated the value is whatever lay there
+        const bool counted = value[i] >= 0.0 && value[i] <= static_cast<double>(job.length);
+        counts[i] = wanted && counted ? static_cast<int64_t>(value[i]) : 0;
         widths[i] = wanted ? width : 0.0;
         doubtful[i] = doubt;
         number += doubt;
