@@ -14,6 +14,9 @@ namespace certainty {
 // numbers for which another thread is worth being woken
 constexpr int64_t WORTH_A_THREAD = 1 << 15;
 
+// above every count
+constexpr double NO_COUNT = 1e15;
+
 inline int32_t threads_for(int64_t numbers, int32_t threads) {
     const int64_t worth = numbers / WORTH_A_THREAD + 1;
     return worth < threads ? static_cast<int32_t>(worth) : threads;
@@ -54,7 +57,7 @@ inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
         limit = limit > limits.small_row ? limits.small_row : limit;
         const bool doubt = wanted && !(least[i] > limit && width <= limits.sure);
         // where nothing was eliminated the value is whatever lay there
-        const bool counted = value[i] >= 0.0 && value[i] <= static_cast<double>(job.length);
+        const bool counted = value[i] >= 0.0 && value[i] <= NO_COUNT;
         counts[i] = wanted && counted ? static_cast<int64_t>(value[i]) : 0;
         widths[i] = wanted ? width : 0.0;
         doubtful[i] = doubt;
