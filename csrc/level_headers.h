@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #if defined(__x86_64__)
 // GCC's own header warns about itself where its functions are inlined; Clang does not know the second warning's name

@@ -80,8 +80,12 @@ inline void pivoted_qr(int64_t n, int64_t extra, double *A, int64_t lda, int64_t
                 store(column + i, load(other + i));
                 store(other + i, x);
             }
-            std::swap(order[k], order[largest]);
-            std::swap(squares[k], squares[largest]);
+            const int64_t number = order[k];
+            order[k] = order[largest];
+            order[largest] = number;
+            const double square = squares[k];
+            squares[k] = squares[largest];
+            squares[largest] = square;
         }
         const double norm = std::sqrt(squares[k]), beta = column[k] > 0 ? -norm : norm, head = column[k] - beta;
         for (int64_t i = k / W * W; i < n; i += W) store(v + i, from_row(load(column + i), i, k));

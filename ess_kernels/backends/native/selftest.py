@@ -83,6 +83,7 @@ def _refuses_zero_pivot(handle: ctypes.CDLL) -> bool:
 LENGTH, CLASSES, DECAY = 21, 3, 0.75
 SMALL_VALUES = [3.0, 2.0, 0.25, 0.0, 0.0]
 TAU = 0.5  # no singular value is within 1e-3 of it
+FAR_DOWN = 1e-9  # squares say nothing there
 
 
 def _known_values(i: int) -> list[float]:
@@ -98,8 +99,8 @@ def _known_values(i: int) -> list[float]:
     return [norm(rows) * norm(columns) for rows, columns in map(remainder, range(CLASSES))]
 
 
-def _known_counts() -> list[int]:
-    return [sum(value > TAU for value in _known_values(i)) for i in range(1, LENGTH)]
+def _known_counts(tau: float = TAU) -> list[int]:
+    return [sum(value > tau for value in _known_values(i)) for i in range(1, LENGTH)]
 
 
 def _known_entropies() -> list[float]:
@@ -136,7 +137,9 @@ def _matrix(heads: int) -> Operator:
     return operators.dense(_recurrence(heads).dense())
 
 
-def _answers(task: Task, make: Callable[[int], Operator], heads: int) -> Callable[[ctypes.CDLL], Tensor | None]:
+def _answers(
+    task: Task, make: Callable[[int], Operator], heads: int, tau: float = TAU
+) -> Callable[[ctypes.CDLL], Tensor | None]:
     def compute(handle: ctypes.CDLL) -> Tensor | None:
         from . import NativeBackend
 
@@ -145,7 +148,7 @@ def _answers(task: Task, make: Callable[[int], Operator], heads: int) -> Callabl
             return None
         if task == "entropy_ess":
             return backend.entropy_ess(op, positions)
-        atol = torch.tensor([TAU], dtype=torch.float64)
+        atol = torch.tensor([tau], dtype=torch.float64)
         return backend.tolerance_ess(op, positions, atol, torch.zeros_like(atol)).counts
 
     return compute
@@ -167,6 +170,7 @@ CHECKS = [
     Check("inertia", _inertia, [2, 3, 0]),
     Check("refusal of a zero pivot", _refuses_zero_pivot, True),
     Check("small spectra", _small_spectra, 9 * SMALL_VALUES, tolerance=1e-12),
+    Check("counts far down", _answers("tolerance_ess", _recurrence, 1, FAR_DOWN), _known_counts(FAR_DOWN)),
 ]
 for _name, _make, _heads, _threads in (
     ("a recurrence", _recurrence, 1, 1),
