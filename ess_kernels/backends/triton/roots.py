@@ -41,11 +41,17 @@ def cholesky16(A):
 
 
 @triton.jit
-def inverse_root16(B):
-    """The inverse Cholesky factor from what `cholesky16` returns, zero in the rows of pivots that it has skipped."""
+def inverse_roots16(B):
+    """`1 / sqrt` of the pivots of what `cholesky16` returns, `[16]`, zero for those that it has skipped."""
     d = diagonal16(B)
-    scale = tl.where(d > 0.0, 1.0 / tl.sqrt(tl.where(d > 0.0, d, 1.0)), 0.0)
-    return inverse_factor16(B) * scale[:, None]
+    return tl.where(d > 0.0, 1.0 / tl.sqrt(tl.where(d > 0.0, d, 1.0)), 0.0)
+
+
+@triton.jit
+def root16(B):
+    """The upper Cholesky factor from what `cholesky16` returns, zero in the rows of pivots that it has skipped."""
+    ii, jj = indices16()
+    return tl.where(jj >= ii, B, 0.0) * inverse_roots16(B)[:, None]
 
 
 @triton.jit
@@ -67,7 +73,8 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
         for q in range(0, p, 16):
             u = tl.load(F + q * n + p + square)
             a -= tl.dot(tl.trans(u), u, out_dtype=tl.float64)
-        inverse = inverse_root16(cholesky16(a))
+        factor = cholesky16(a)
+        inverse, lower = inverse_factor16(factor) * inverse_roots16(factor)[:, None], tl.trans(root16(factor))
         for j in range(0, n, W):
             if j + W > p:
                 t = tl.load(P + p * n + j + tile)
@@ -76,7 +83,10 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
                     u = tl.load(F + q * n + p + square)
                     v = tl.load(F + q * n + j + tile)
                     t -= tl.dot(tl.trans(u), v, out_dtype=tl.float64)
-                t = tl.dot(inverse, t, out_dtype=tl.float64)
+                # where the rank ends, pivots are tiny: an inverse loses digits, one step of refinement gives them back
+                root = tl.dot(inverse, t, out_dtype=tl.float64)
+                t -= tl.dot(lower, root, out_dtype=tl.float64)
+                t = root + tl.dot(inverse, t, out_dtype=tl.float64)
                 t = tl.where((j + w)[None, :] >= (p + i)[:, None], t, 0.0)
                 rows += tl.sum(t * t * tl.load(MASS + j + w)[None, :], 1)
             else:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..sources import Source
 from .compilation import Variant
-from .roots import EPS, cholesky16, inverse_root16, shift
+from .roots import EPS, cholesky16, root16, shift
 from .source import KINDS, arguments_of
 from .tiles import (
     INFINITY,
@@ -138,8 +138,7 @@ def block16_kernel(
     P = tl.load(REACH + item * 256 + square)
     reached = diagonal16(P)
     P = tl.where(ii == jj, P * (1.0 + root_shift), P)
-    F = tl.dot(inverse_root16(cholesky16(P)), P, out_dtype=tl.float64)
-    F = tl.where(jj >= ii, F, 0.0)
+    F = root16(cholesky16(P))
     seen = tl.load(SEE + item * 256 + square)
     carried = F * phi[None, :]
     QZ = tl.dot(seen, tl.trans(Z), out_dtype=tl.float64)
