@@ -121,6 +121,9 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     Array X(each * n * c), Z(each * n * c), Y(each * c * c), Phi(each * n), F(each * n * n), Q(each * n * n);
     ess_recurrence parts = {heads, blocks, n, c, 0, 0, X.data(), Z.data(), Y.data(), Phi.data(), F.data(), Q.data()};
     std::vector<double> answer;
+    Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
+    for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
+    std::vector<uint8_t> wanted(static_cast<size_t>(each * tolerances), 1);
     for (bool on_the_way : {false, true}) {
         const ess_tokens *source = on_the_way ? &tokens : nullptr;
         if (!on_the_way) {
@@ -129,9 +132,6 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
                 [&](const ess_run *run) { return ess_recurrence_parts_workspace(run, &parts, &tokens, nullptr, 0); },
                 [&](const ess_run *run) { return ess_recurrence_parts(run, &parts, &tokens, nullptr, 0); });
         }
-        Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
-        for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
-        std::vector<uint8_t> wanted(static_cast<size_t>(each * tolerances), 1);
         with_workspace(
             threads, level,
             [&](const ess_run *run) {
