@@ -97,7 +97,7 @@ class Engine(ABC):
         # a tolerance of zero has no units to eliminate in, and nothing exceeds an infinite one
         rows = (tau > 0) & (tau < torch.inf)
         wanted = Asked.alike(rows, asked, self.group)
-        grouped_tau = tau[..., None].expand(-1, -1, -(-L // self.group))
+        grouped_tau = self._to_groups(tau)
         foreseen = self._foreseen_width(grouped_tau)
         if foreseen is None:
             result, doubtful = self._judge(self._eliminate(wanted, grouped_tau), rows, asked)
@@ -189,9 +189,8 @@ class Engine(ABC):
     def _settle_unsquared(self, asked: Tensor, tau: Tensor, doubtful: Tensor, result: Counts) -> bool:
         """Counts doubtful positions without squares, where widths are smaller; says whether any is left."""
         open_ones = Asked.of(torch.nn.functional.pad(doubtful, (1, 0)), self.group)
-        grouped_tau = tau[..., None].expand(-1, -1, -(-self.length // self.group))
         rows = torch.ones_like(tau, dtype=torch.bool)
-        again, _ = self._judge(self._eliminate_unsquared(open_ones, grouped_tau), rows, asked)
+        again, _ = self._judge(self._eliminate_unsquared(open_ones, self._to_groups(tau)), rows, asked)
         result.width.copy_(torch.where(doubtful, again.width, result.width))
         settled = doubtful & ~again.redone
         result.counts.copy_(torch.where(settled, again.counts, result.counts))
@@ -256,6 +255,10 @@ class Engine(ABC):
     def _busy(self, wanted: Tensor) -> Tensor:
         """Which groups `[..., groups]` hold a position wanted, bool `[..., L]`; contiguous."""
         return grouped(wanted, self.group).any(-1)
+
+    def _to_groups(self, tau: Tensor) -> Tensor:
+        """The same tolerances `[N, M]` for every group, `[N, M, groups]`."""
+        return tau[..., None].expand(-1, -1, -(-self.length // self.group))
 
     def _spread(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.group, -1)[..., : self.length]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from ...engine.certainty import ENTROPY_BOUND
@@ -21,11 +23,8 @@ class SummingEngine(CompiledCertainty):
 
     def _room(self, *shape: int) -> Eliminated:
         """An answer of this shape, undefined, in the place of the one before."""
-        count = 3
-        for size in shape:
-            count *= size
         self._give_back()
-        self._borrowed = memory.borrow(ELIMINATED, count)
+        self._borrowed = memory.borrow(ELIMINATED, 3 * math.prod(shape))
         return Eliminated(*self._borrowed.view(3, *shape).unbind())
 
     def _give_back(self) -> None:
