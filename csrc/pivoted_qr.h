@@ -9,6 +9,14 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
+inline double sum_of_squares(const double *x, int64_t ld, int64_t rows, int64_t columns) {
+    V sum = V{};
+    for (int64_t j = 0; j < columns; j++) {
+        for (int64_t i = 0; i < rows; i += W) sum += load(x + i + j * ld) * load(x + i + j * ld);
+    }
+    return horizontal_sum(sum);
+}
+
 // Householder reflector v, zero before row k, on its way through other columns.
 struct ColumnReflector {
     int64_t n, k;
@@ -58,9 +66,7 @@ inline void pivoted_qr(int64_t n, int64_t extra, double *A, int64_t lda, int64_t
     const int64_t columns = n + extra;
     double *squares = work, *v = work + columns;
     for (int64_t j = 0; j < n; j++) {
-        V sum = V{};
-        for (int64_t i = 0; i < n; i += W) sum += load(A + i + j * lda) * load(A + i + j * lda);
-        squares[j] = horizontal_sum(sum);
+        squares[j] = sum_of_squares(A + j * lda, lda, n, 1);
         order[j] = j;
     }
     for (int64_t k = 0; k < n; k++) {

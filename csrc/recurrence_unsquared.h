@@ -52,14 +52,6 @@ struct UnsquaredWork {
           order(arena.take<int64_t>(n)), leaf(arena, c) {}
 };
 
-inline double sum_of_squares(const double *x, int64_t ld, int64_t rows, int64_t columns) {
-    V sum = V{};
-    for (int64_t j = 0; j < columns; j++) {
-        for (int64_t i = 0; i < rows; i += W) sum += load(x + i + j * ld) * load(x + i + j * ld);
-    }
-    return horizontal_sum(sum);
-}
-
 // M, G^T Z and X F of a block, M factorised. About 3.5 n^3 + 4 n^2 c flops (dense transitions 2 n^3 more).
 inline void factor_outside(const RecurrenceParts &parts, const double *observe_roots, int64_t number,
                            UnsquaredWork &work, const OutsideFactors &out) {
