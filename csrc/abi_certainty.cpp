@@ -7,16 +7,17 @@ extern "C" {
 
 int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, const ess_limits *limits,
                          const double *value, const double *growth, const double *least, const uint8_t *rows,
-                         const uint8_t *asked, int64_t *counts, double *width, uint8_t *doubtful, int64_t *number) {
+                         const uint8_t *asked, const double *blur, int64_t blur_group, int64_t *counts, double *width,
+                         uint8_t *doubtful, int64_t *number) {
     const ess::Kernels *kernels = nullptr;
     if (int32_t code = ess::check_run(run, kernels)) return code;
-    if (heads < 1 || tolerances < 1 || length < 2) return ESS_ERR_SIZE;
+    if (heads < 1 || tolerances < 1 || length < 2 || blur_group < 1) return ESS_ERR_SIZE;
     const void *arrays[] = {limits, value, growth, least, rows, asked, counts, width, doubtful, number};
     for (const void *array : arrays) {
         if (array == nullptr) return ESS_ERR_NULL;
     }
-    kernels->certainty->counts({heads, tolerances, length, *limits, value, growth, least, rows, asked, counts, width,
-                                doubtful, number},
+    kernels->certainty->counts({heads, tolerances, length, *limits, value, growth, least, rows, asked, {blur, blur_group},
+                                counts, width, doubtful, number},
                                run->threads);
     return ESS_OK;
 }
@@ -37,17 +38,18 @@ int32_t ess_group_widths(const ess_run *run, int64_t heads, int64_t tolerances, 
 }
 
 int32_t ess_compare_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, int64_t group,
-                           double unit, const double *value, const double *growth, const double *move, int64_t *counts,
-                           double *width, uint8_t *doubtful, int64_t *number) {
+                           double unit, const double *value, const double *growth, const double *move,
+                           const double *blur, int64_t blur_group, int64_t *counts, double *width, uint8_t *doubtful,
+                           int64_t *number) {
     const ess::Kernels *kernels = nullptr;
     if (int32_t code = ess::check_run(run, kernels)) return code;
-    if (heads < 1 || tolerances < 1 || length < 2 || group < 1) return ESS_ERR_SIZE;
+    if (heads < 1 || tolerances < 1 || length < 2 || group < 1 || blur_group < 1) return ESS_ERR_SIZE;
     const void *arrays[] = {value, growth, move, counts, width, doubtful, number};
     for (const void *array : arrays) {
         if (array == nullptr) return ESS_ERR_NULL;
     }
-    kernels->certainty->compare({heads, tolerances, length, group, unit, value, growth, move, counts, width, doubtful,
-                                 number},
+    kernels->certainty->compare({heads, tolerances, length, group, unit, value, growth, move, {blur, blur_group}, counts,
+                                 width, doubtful, number},
                                 run->threads);
     return ESS_OK;
 }

@@ -26,7 +26,7 @@ bool fits(const ess_recurrence *p, int64_t length) {
 }
 
 RecurrenceParts parts_of(const ess_recurrence *p) {
-    return {p->heads, p->blocks, p->n, p->c, p->dense != 0, p->X, p->Z, p->Y, p->Phi, p->F, p->Q};
+    return {p->heads, p->blocks, p->n, p->c, p->dense != 0, p->X, p->Z, p->Y, p->Phi, p->F, p->Q, p->norms};
 }
 
 int32_t check_tokens(const ess_tokens *t, bool gated) {
@@ -48,6 +48,16 @@ int32_t survey_job(const ess_run *run, const ess_tokens *tokens, double *read_pe
     if (int32_t error = check_tokens(tokens, true)) return error;
     if (!read_peak || !write_peak || !fair) return ESS_ERR_NULL;
     job = {*tokens, read_peak, write_peak, fair, run->threads, run->workspace};
+    return ESS_OK;
+}
+
+int32_t lost_job(const ess_run *run, const ess_tokens *tokens, int64_t group, double *lost, const Kernels *&kernels,
+                 LostJob &job) {
+    if (int32_t error = check_run(run, kernels)) return error;
+    if (int32_t error = check_tokens(tokens, true)) return error;
+    if (lost == nullptr) return ESS_ERR_NULL;
+    if (group < 1 || tokens->states > ESS_MAX_STATES) return ESS_ERR_SIZE;
+    job = {*tokens, group, lost, run->threads, run->workspace};
     return ESS_OK;
 }
 
@@ -199,6 +209,22 @@ int32_t ess_tokens_survey(const ess_run *run, const ess_tokens *tokens, double *
     if (int32_t error = ess::survey_job(run, tokens, read_peak, write_peak, fair, kernels, job)) return error;
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->survey_workspace(job))) return error;
     kernels->recurrence->survey(job);
+    return ESS_OK;
+}
+
+int64_t ess_tokens_lost_workspace(const ess_run *run, const ess_tokens *tokens, int64_t group, double *lost) {
+    const ess::Kernels *kernels;
+    ess::LostJob job;
+    if (int32_t error = ess::lost_job(run, tokens, group, lost, kernels, job)) return -error;
+    return kernels->recurrence->lost_workspace(job);
+}
+
+int32_t ess_tokens_lost(const ess_run *run, const ess_tokens *tokens, int64_t group, double *lost) {
+    const ess::Kernels *kernels;
+    ess::LostJob job;
+    if (int32_t error = ess::lost_job(run, tokens, group, lost, kernels, job)) return error;
+    if (int32_t error = ess::check_workspace(run, kernels->recurrence->lost_workspace(job))) return error;
+    kernels->recurrence->lost(job);
     return ESS_OK;
 }
 

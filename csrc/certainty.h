@@ -49,19 +49,26 @@ inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
     const bool possible = job.rows[row] != 0;
     const ess_limits limits = job.limits;
     int64_t number = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const bool wanted = possible && asked[i] != 0;
-        const double width = width_of(growth[i], limits.unit);
-        double limit = limits.tiny_row * (1.0 + growth[i]);
-        // a limit that is NaN stays one: no comparison with it holds
-        limit = limit > limits.small_row ? limits.small_row : limit;
-        const bool doubt = wanted && !(least[i] > limit && width <= limits.sure);
-        // where nothing was eliminated the value is whatever lay there
-        const bool counted = value[i] >= 0.0 && value[i] <= NO_COUNT;
-        counts[i] = wanted && counted ? static_cast<int64_t>(value[i]) : 0;
-        widths[i] = wanted ? width : 0.0;
-        doubtful[i] = doubt;
-        number += doubt;
+    // positions of one group share a blur
+    const int64_t group = job.blur.width ? job.blur.group : job.length;
+    for (int64_t first = 1, end; first < job.length; first = end) {
+        end = min((first / group + 1) * group, job.length);
+        const double blur = job.blur.at(row, job.length, first);
+        const bool blurred = !(blur <= limits.blurred);
+        for (int64_t i = first - 1; i < end - 1; i++) { // entry i is position i + 1
+            const bool wanted = possible && asked[i] != 0;
+            const double width = width_of(growth[i], limits.unit);
+            double limit = limits.tiny_row * (1.0 + growth[i]);
+            // a limit that is NaN stays one: no comparison with it holds
+            limit = limit > limits.small_row ? limits.small_row : limit;
+            const bool doubt = wanted && (blurred || !(least[i] > limit && width <= limits.sure));
+            // where nothing was eliminated the value is whatever lay there
+            const bool counted = value[i] >= 0.0 && value[i] <= NO_COUNT;
+            counts[i] = wanted && counted ? static_cast<int64_t>(value[i]) : 0;
+            widths[i] = wanted ? width + blur : 0.0;
+            doubtful[i] = doubt;
+            number += doubt;
+        }
     }
     return number;
 }
@@ -127,7 +134,8 @@ inline void compare_counts(const CompareJob &job, int32_t threads) {
                 if (!doubtful) continue;
                 left++;
                 if (!tried || width != width) continue;
-                const double reach = max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit));
+                const double reach = max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit)) +
+                                     job.blur.at(row, L, i);
                 if (!(reach <= move)) {
                     width = reach;
                 } else if (value[i] == value[L + i]) {

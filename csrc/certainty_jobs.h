@@ -6,12 +6,25 @@
 
 namespace ess {
 
+// Widths that no elimination can undercut: `width` [heads][tolerances][groups], or null where there are none.
+struct Blur {
+    const double *width;
+    int64_t group;
+
+    // Of one head and tolerance: a function of the position.
+    double at(int64_t row, int64_t length, int64_t position) const {
+        if (width == nullptr) return 0;
+        return width[row * ((length + group - 1) / group) + position / group];
+    }
+};
+
 // See ess_judge_counts in ess_certainty.h.
 struct JudgeJob {
     int64_t heads, tolerances, length;
     ess_limits limits;
     const double *value, *growth, *least;
     const uint8_t *rows, *asked;
+    Blur blur;
     int64_t *counts;
     double *width;
     uint8_t *doubtful;
@@ -34,6 +47,7 @@ struct CompareJob {
     int64_t heads, tolerances, length, group;
     double unit;
     const double *value, *growth, *move;
+    Blur blur;
     int64_t *counts;
     double *width;
     uint8_t *doubtful;

@@ -19,13 +19,16 @@ extern "C" {
  *   unit        the relative width that a growth of one means
  *   sure        the largest width of a count that is taken as it is
  *   tiny_row    a least row of no more than this times 1 + growth is as good as zero,
- *   small_row   unless it is larger than this */
+ *   small_row   unless it is larger than this
+ *   blurred     the largest blur (see below) of a count that is taken as it is */
 typedef struct {
-    double unit, sure, tiny_row, small_row;
+    double unit, sure, tiny_row, small_row, blurred;
 } ess_limits;
 
 /* What an elimination says about the positions 1 .. length - 1.
  *
+ *   blur                   [heads][tolerances][ceil(length / blur_group)]: relative widths that belong to the data, whatever
+ *                          eliminates them, added to the others; null: none
  *   value, growth, least   [heads][tolerances][length], as ess_recurrence_counts returns them
  *   rows                   [heads][tolerances]: 0 where no elimination can answer: all is zero there
  *   asked                  [length]: where it is 0 nothing is doubtful, and value, growth and least may be anything
@@ -35,7 +38,8 @@ typedef struct {
  *   number                 receives how many are doubtful */
 ESS_API int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length,
                                  const ess_limits *limits, const double *value, const double *growth, const double *least,
-                                 const uint8_t *rows, const uint8_t *asked, int64_t *counts, double *width,
+                                 const uint8_t *rows, const uint8_t *asked, const double *blur, int64_t blur_group,
+                                 int64_t *counts, double *width,
                                  uint8_t *doubtful, int64_t *number);
 
 /* A width for each group of positions that are to be counted on both sides of a tolerance.
@@ -65,7 +69,7 @@ ESS_API int32_t ess_group_widths(const ess_run *run, int64_t heads, int64_t tole
  *   number            receives how many are still doubtful */
 ESS_API int32_t ess_compare_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, int64_t group,
                                    double unit, const double *value, const double *growth, const double *move,
-                                   int64_t *counts, double *width, uint8_t *doubtful, int64_t *number);
+                                   const double *blur, int64_t blur_group, int64_t *counts, double *width, uint8_t *doubtful, int64_t *number);
 
 /* Entropy-ESS from log-determinants summed over the nodes of a quadrature.
  *

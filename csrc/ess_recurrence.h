@@ -26,11 +26,12 @@ extern "C" {
  *   Phi             [n] a block, or [n, n] if dense: the product of the block's transitions
  *   F               [n, n] a block: lower triangular root of the reachability Gramian at its left edge
  *   Q               [n, n] a block: observability Gramian at its right edge; tiles of 8 x 8 above the diagonal are undefined
- * All are aligned to 64 bytes. */
+ *   norms           one number a block: the largest Frobenius norm of its transitions, where they are matrices; or null
+ * All but the last are aligned to 64 bytes. */
 typedef struct {
     int64_t heads, blocks, n, c;
     int32_t dense, reserved;
-    double *X, *Z, *Y, *Phi, *F, *Q;
+    double *X, *Z, *Y, *Phi, *F, *Q, *norms;
 } ess_recurrence;
 
 /* How large a recurrence's numbers are, and whether its transitions are fair, before anything is made of them. Tokens may
@@ -44,6 +45,15 @@ ESS_API int64_t ess_tokens_survey_workspace(const ess_run *run, const ess_tokens
                                             double *write_peak, uint8_t *fair);
 ESS_API int32_t ess_tokens_survey(const ess_run *run, const ess_tokens *tokens, double *read_peak, double *write_peak,
                                   uint8_t *fair);
+
+/* By how much H_i may be wrong because the states are rounded, before anything is eliminated: a bound of the 2-norm, to first
+ * order in the unit roundoff.
+ *
+ *   group   positions in a row that share one bound, at least 1; position i belongs to group i / group
+ *   lost    [heads][ceil(length / group)]; infinite where the bound overflows
+ */
+ESS_API int64_t ess_tokens_lost_workspace(const ess_run *run, const ess_tokens *tokens, int64_t group, double *lost);
+ESS_API int32_t ess_tokens_lost(const ess_run *run, const ess_tokens *tokens, int64_t group, double *lost);
 
 /* Fills all arrays of `parts` from tokens, in O(length n c + blocks n^2 c) flops; dense transitions O(length n^3).
  *

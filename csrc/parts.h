@@ -162,8 +162,21 @@ struct DenseStates {
           transition(arena.take<double>(n * n)), seen(arena.take<double>(stride)) {}
 };
 
-inline void dense_parts(const BlockTokens &tokens, bool reads_before, const double *transition, int64_t stride,
-                        bool columns, int64_t states, int64_t present, DenseStates &work, double *X, double *Y, double *Z, double *Phi) {
+// Of a contiguous matrix of `count` numbers.
+inline double frobenius_norm(const double *A, int64_t count) {
+    V sum = V{};
+    int64_t i = 0;
+    for (; i + W <= count; i += W) sum += load(A + i) * load(A + i);
+    double rest = horizontal_sum(sum);
+    for (; i < count; i++) rest += A[i] * A[i];
+    return std::sqrt(rest);
+}
+
+// Returns the largest Frobenius norm of the transitions.
+inline double dense_parts(const BlockTokens &tokens, bool reads_before, const double *transition, int64_t stride,
+                          bool columns, int64_t states, int64_t present, DenseStates &work, double *X, double *Y, double *Z,
+                          double *Phi) {
+    double largest = 0;
     const int64_t n = tokens.n, c = tokens.c, ld = work.stride;
     fill(work.now, 0, ld * n);
     for (int64_t i = 0; i < n; i++) work.now[i + i * ld] = 1;
@@ -173,6 +186,8 @@ inline void dense_parts(const BlockTokens &tokens, bool reads_before, const doub
             // states^T A^T; a zero token's transition is the identity, as it is in padded coordinates
             if (t >= present) return;
             const double *A = transition + t * stride;
+            const double norm = t == 0 || stride != 0 ? frobenius_norm(A, states * states) : largest;
+            if (!(norm <= largest)) largest = norm; // NaN comes in here, and stays
             if (states != n) {
                 for (int64_t i = 0; i < n; i++) fill(work.transition + i * n, 0, n);
                 for (int64_t i = 0; i < n; i++) {
@@ -217,6 +232,7 @@ inline void dense_parts(const BlockTokens &tokens, bool reads_before, const doub
         for (int64_t i = 0; i < n; i++) Phi[k + i * n] = work.now[i + k * ld];
         for (int64_t j = 0; j < c; j++) Z[k + j * n] = work.now[n + j + k * ld];
     }
+    return largest;
 }
 
 // What a thread needs to make the parts of one block.
@@ -240,8 +256,10 @@ inline void block_parts(const RecurrencePartsJob &job, int64_t head, int64_t blo
     fill(Y, 0, c * c);
     if (parts.dense) {
         const int64_t states = job.tokens.states, start = block * c, present = job.tokens.length - start;
-        dense_parts(work.tokens, job.tokens.reads_before, job.transition[head] + start * job.transition_stride,
-                    job.transition_stride, job.columns, states, present, work.dense, X, Y, Z, Phi);
+        const double norm =
+            dense_parts(work.tokens, job.tokens.reads_before, job.transition[head] + start * job.transition_stride,
+                        job.transition_stride, job.columns, states, present, work.dense, X, Y, Z, Phi);
+        if (parts.norms) parts.norms[number] = norm;
     } else {
         local_operator(work.tokens, job.tokens.reads_before, 0, c, Y, work.left, work.right, work.states);
         diagonal_parts(work.tokens, job.tokens.reads_before, X, Z, Phi);

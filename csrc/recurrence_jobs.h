@@ -20,6 +20,7 @@ struct RecurrenceParts {
     double *Phi; // [n], or [n, n] column-major
     double *F;   // [n, n] lower triangular root of the reachability Gramian at the left edge, zeros above the diagonal
     double *Q;   // [n, n] observability Gramian at the right edge, its lower triangle
+    double *norms; // [1] the largest Frobenius norm of the block's transitions, where they are dense; or null
 
     int64_t count() const { return heads * blocks; }
     int64_t phi_size() const { return dense ? n * n : n; }
@@ -93,6 +94,17 @@ struct SurveyJob {
     void *workspace;
 };
 
+// By how much rounding may have spoilt a recurrence's states.
+struct LostJob {
+    ess_tokens tokens;
+    int64_t group; // tokens
+    double *lost;  // [heads, groups]
+    int32_t threads;
+    void *workspace;
+
+    int64_t groups() const { return (tokens.length + group - 1) / group; }
+};
+
 struct RecurrenceKernels {
     int64_t (*parts_workspace)(const RecurrencePartsJob &);
     void (*parts)(const RecurrencePartsJob &);
@@ -107,6 +119,8 @@ struct RecurrenceKernels {
     void (*root_products)(const RecurrenceRootsJob &);
     int64_t (*survey_workspace)(const SurveyJob &);
     void (*survey)(const SurveyJob &);
+    int64_t (*lost_workspace)(const LostJob &);
+    void (*lost)(const LostJob &);
 };
 
 } // namespace ess

@@ -11,7 +11,9 @@ from torch import Tensor
 from . import backends
 from ._checks import check_positions, check_tolerances, integer
 from ._progress import progress
+from .engine.lost import GROUP as LOST_GROUP
 from .engine.sketch import PROBES, certify, draw, sketch
+from .engine.state_space import lost_in
 from .engine.thin_products import BLOCK, Stored, ThinProducts, bytes_per_head, thin_products
 from .environment import memory_budget
 from .metrics import Positions, Tolerance
@@ -132,8 +134,10 @@ def answer(
         if not len(good):
             continue
         source = products(op, good, rest)
+        lost = lost_in(op, good)
         for part in torch.arange(len(positions), device=op.device).split(positions_at_once):
             seen = sketch(source, positions[part], len(good), test, probes, power_iterations, _svdvals)
+            seen = seen.widened(lost[:, positions[part] // LOST_GROUP])
             index = (good[:, None, None], torch.arange(len(atol), device=op.device)[:, None], part)
             count[index], certified[index] = certify(seen, cap[part], atol, rtol)
             error[index] = seen.error[:, None].expand(-1, len(atol), -1)

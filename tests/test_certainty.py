@@ -8,7 +8,9 @@ from cases import build, corner, names, orthogonal, powers, randn, truth
 
 import ess_kernels as ek
 from ess_kernels.engine import certainty
+from ess_kernels.engine.lost import GROUP
 from ess_kernels.engine.positions import Engine
+from ess_kernels.engine.state_space import lost_in
 from ess_kernels.engine.tiled import Matrix
 from ess_kernels.environment import MEMORY_BUDGET
 
@@ -24,6 +26,12 @@ def measure(name, tau):
     shape = (len(tau), op.num_heads, op.length - 1)
     wanted = (known.values > tau[:, None, None, None]).sum(-1)
     return counts.reshape(shape), ek.Certificate(*(x.reshape(shape) for x in certificate)), wanted
+
+
+def lost_at_all_positions(name):
+    """By how much rounding in the states may have spoilt singular values, `[N, L - 1]`."""
+    op = build(name)
+    return lost_in(op, op.all_heads()).repeat_interleave(GROUP, 1)[:, 1 : op.length]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -44,9 +52,13 @@ def test_width_is_small_wherever_a_position_is_closed(name):
         pytest.skip("nothing to count")
     tau = (known.largest.max() * powers(-8, -1, 8)).clamp_min(1e-300)
     counts, (width, redone, unresolved), wanted = measure(name, tau)
+    # rounding in the states widens every count, and nothing can be done about it
+    lost = lost_at_all_positions(name)
+    blur = 1.02 * lost / tau[:, None, None]
+    sure = (width <= certainty.SURE + blur) & (blur <= 1.02 * certainty.BLURRED)
     # what comes from singular values straight away is as wide as these are exact
-    exact = width <= 1.01 * certainty.TIE * known.largest / tau[:, None, None]
-    assert bool(((width <= certainty.SURE) | exact | redone | unresolved).all())
+    exact = width <= 1.01 * (certainty.TIE * known.largest + lost) / tau[:, None, None]
+    assert bool((sure | exact | redone | unresolved).all())
     assert bool((width >= 0).all()) and not bool(width.isnan().any())
     # a band that holds no singular value is a proof
     threshold = tau[:, None, None]
@@ -97,7 +109,7 @@ def test_only_true_ties_are_unresolved(name):
         tau = torch.stack([tau for _, _, tau in ties]) * (1 + shift)
         counts, certificate, wanted = measure(name, tau)
         distance = (known.values - tau[:, None, None, None]).abs().amin(-1)
-        clear = distance > 1000 * EPS * known.largest
+        clear = distance > 1000 * EPS * known.largest + 1.01 * lost_at_all_positions(name)
         assert not bool(certificate.unresolved[clear].any())
         assert torch.equal(counts[clear], wanted[clear])
 

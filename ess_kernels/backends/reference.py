@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ..engine.certainty import Counts, count_values, entropy_of_values
+from ..engine.lost import GROUP
 from ..engine.parallel import product_values
+from ..engine.state_space import lost_in
 from ..operators.structure import Operator
 from ..reference import reference_singular_values
 from .base import NO_BACKWARD, Backend, Task, wants_gradient
@@ -27,7 +29,11 @@ class ReferenceBackend(Backend):
         values = self._values(op, positions)[:, None]
         bad = values[..., 0].isnan()
         threshold = torch.maximum(atol[:, None], rtol[:, None] * values[..., 0])
-        count, width, redone, unresolved = count_values(values.expand(-1, len(atol), -1, -1), threshold)
+        cap = torch.minimum(positions, op.length - positions)
+        if op.state_size is not None:
+            cap = cap.clamp_max(op.state_size)
+        lost = lost_in(op, op.all_heads())[:, positions // GROUP][:, None] * (1 + rtol[:, None])
+        count, width, redone, unresolved = count_values(values.expand(-1, len(atol), -1, -1), threshold, lost, cap)
         return Counts(count.masked_fill(bad, -1), width, torch.zeros_like(redone), unresolved | bad)
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..engine.cost import Cost
 from ..engine.direct import FewPositions
 from ..engine.parallel import product_values, svdvals
 from ..engine.positions import Engine
-from ..engine.state_space import Recurrence, block_length
+from ..engine.state_space import Recurrence, block_length, lost_in
 from ..engine.state_space import bytes_per_head as recurrence_bytes
 from ..engine.tiled import Matrix
 from ..engine.tiled import bytes_per_head as matrix_bytes
@@ -120,7 +120,9 @@ class TorchBackend(Backend):
             # transitions that grow: squares of the recurrence overflow, T itself may not
             wild = heads[engine.unstable]
             good = torch.ones_like(wild, dtype=torch.bool)
-            yield wild, self._matrix(op.dense_heads(wild), good, budget, cost)
+            matrix = self._matrix(op.dense_heads(wild), good, budget, cost)
+            matrix.lost = lost_in(op, wild) / matrix.unit[:, None]
+            yield wild, matrix
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
         """The workspace of one head in `_recurrences`."""
@@ -151,7 +153,11 @@ def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Co
     threshold = torch.maximum(
         (atol[relative] / engine.unit[:, None])[..., None], rtol[relative][:, None] * values[..., 0]
     )
-    counts = count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold)
+    N, P = len(engine.unit), len(positions)
+    heads = torch.arange(N, device=positions.device).repeat_interleave(P)
+    # a relative tolerance is as wrong as the largest value that it is a part of
+    lost = engine.lost_at(heads, positions.repeat(N)).view(N, 1, P) * (1 + rtol[relative][:, None])
+    counts = count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, engine.cap(positions))
     counts.redone.fill_(False)
     result.put((slice(None), relative), counts)
     return result

@@ -21,6 +21,9 @@ TINY_ROW = 4e6 * EPS
 SMALL_ROW = 1e-2
 # above this width elimination does not answer at all: the position goes to singular values
 HOPELESS = 1e-2
+# where rounding in the states makes a count unsure by less than this it is taken as it is: no elimination could make it
+# any surer, and the certificate says how wide the band is. Above, the count must be the same on both sides of the band
+BLURRED = 1e-5
 # up to this width a count can be settled by tolerances on both sides, four times as far away
 HOPEFUL = HOPELESS / 4
 # a singular value within this many ulp of the largest one of the tolerance is a true tie
@@ -78,13 +81,23 @@ def near_tie(growth: Tensor, least: Tensor) -> Tensor:
     return ~(least > (TINY_ROW * (1 + growth)).clamp_max(SMALL_ROW))
 
 
-def count_values(values: Tensor, tau: Tensor) -> Counts:
-    """Counts from singular values `[..., S]` (descending, exact to a few ulp of the largest) above `tau` `[...]`."""
-    largest = values[..., :1]
-    slack = TIE * largest
-    # values that are exactly zero lie beyond the cap, or belong to a zero matrix
-    near = ((values - tau[..., None]).abs() <= slack) & (values > 0)
-    width = torch.where(tau > 0, slack[..., 0] / tau, 0.0).nan_to_num(0.0)
+def count_values(values: Tensor, tau: Tensor, lost: Tensor | float = 0.0, cap: Tensor | None = None) -> Counts:
+    """Counts from singular values above `tau`.
+
+    Args:
+        values: `[..., S]`, descending, exact to a few ulp of the largest for the matrix that they were computed from.
+        tau: `[...]`.
+        lost: `[...]`, by how much that matrix may be wrong (2-norm): no singular value is wrong by more.
+        cap: `[...]`, how many values can be other than zero; the rest is zero for certain. None: all of them.
+    """
+    slack = TIE * values[..., 0] + lost
+    possible = values > 0
+    if cap is not None:
+        # what was lost may have been all of a value
+        below_cap = torch.arange(values.shape[-1], device=values.device) < cap[..., None]
+        possible = below_cap & (possible | (torch.as_tensor(lost, device=values.device) > 0)[..., None])
+    near = ((values - tau[..., None]).abs() <= slack[..., None]) & possible
+    width = torch.where(tau > 0, slack / tau, 0.0).nan_to_num(0.0)
     return Counts((values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), near.any(-1))
 
 

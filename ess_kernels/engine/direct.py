@@ -10,6 +10,7 @@ from .asked import Asked
 from .blocks import products_after, products_upto
 from .certainty import Counts
 from .cost import Cost
+from .lost import lost_in_states
 from .parallel import svdvals, triangular_root
 from .positions import Engine
 from .quadrature import Quadrature
@@ -36,6 +37,9 @@ class FewPositions(Engine):
         self._settle_by_values(missing, tau, result)
         result.redone.fill_(False)
         return Counts(*(x[..., positions - 1] for x in result))
+
+    def _lost(self) -> Tensor:
+        return lost_in_states(self.tokens)
 
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         raise NotImplementedError

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .asked import Asked, everywhere, grouped
 from .certainty import (
+    BLURRED,
     ENTROPY_BOUND,
     HOPEFUL,
     HOPELESS,
@@ -25,6 +27,7 @@ from .certainty import (
     width_of,
 )
 from .cost import Cost
+from .lost import GROUP as LOST_GROUP
 from .quadrature import STANDARD, Quadrature
 from .staircase import Answer, Eliminated
 
@@ -66,6 +69,28 @@ class Engine(ABC):
         """As `_eliminate`, for more work, with errors in proportion to `s_1 / tau` instead of its square."""
         raise NotImplementedError
 
+    def _lost(self) -> Tensor | None:
+        """By how much `H_i` may be wrong before anything is eliminated (`lost.py`), scaled; None: by nothing."""
+        return None
+
+    @cached_property
+    def lost(self) -> Tensor | None:
+        """`[N, ceil(L / LOST_GROUP)]`, by how much singular values may be wrong before anything is eliminated."""
+        return self._lost()
+
+    def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """The same at `Q` (head, position) pairs, `[Q]`."""
+        if self.lost is None:
+            return torch.zeros(len(heads), dtype=torch.float64, device=self.unit.device)
+        return self.lost[heads, positions // LOST_GROUP]
+
+    def _blur(self, tau: Tensor) -> Tensor | None:
+        """Relative widths `[N, M, ceil(L / LOST_GROUP)]` that no elimination near `tau` `[N, M]` can undercut."""
+        if self.lost is None:
+            return None
+        nearest = tau[..., None] * (1 - HOPELESS)
+        return torch.where((tau > 0)[..., None], self.lost[:, None] / nearest, 0.0)
+
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`, if there are any."""
         return None
@@ -99,20 +124,21 @@ class Engine(ABC):
         wanted = Asked.alike(rows, asked, self.group)
         grouped_tau = self._to_groups(tau)
         foreseen = self._foreseen_width(grouped_tau)
+        blur = self._blur(tau)
         if foreseen is None:
-            result, doubtful = self._judge(self._eliminate(wanted, grouped_tau), rows, asked)
+            result, doubtful = self._judge(self._eliminate(wanted, grouped_tau), rows, asked, blur)
         else:
             # where one elimination is known not to do, the two on both sides of the tolerance come at once, or those
             # without squares
             futile = (foreseen > SURE) & (self.unsquared | (foreseen <= HOPEFUL))
             skipped = wanted.positions & self._spread(futile)
             eliminated = self._eliminate(Asked.of(wanted.positions & ~skipped, self.group), grouped_tau)
-            result, _ = self._judge(eliminated, rows, asked)
+            result, _ = self._judge(eliminated, rows, asked, blur)
             skipped = skipped[..., 1:]
             result.redone.logical_or_(skipped)
             result.width.copy_(torch.where(skipped, self._spread(foreseen)[..., 1:], result.width))
             doubtful = bool(result.redone.any())
-        left = self._settle(asked, tau, result) if doubtful else None
+        left = self._settle(asked, tau, blur, result) if doubtful else None
         if not bool(rows.all()):
             missing = (tau <= 0)[..., None] & asked[1:]
             result.redone.logical_or_(missing)
@@ -129,13 +155,16 @@ class Engine(ABC):
         mask[positions] = True
         return mask
 
-    def _judge(self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor) -> tuple[Counts, bool]:
+    def _judge(
+        self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None
+    ) -> tuple[Counts, bool]:
         """What an elimination says at positions 1..L-1 `[N, M, L - 1]`, and whether any position is doubtful.
 
         Args:
             answer: at `[N, M, L]`, in this order.
             rows: bool `[N, M]`, whether the tolerance can be eliminated at: elsewhere all is zero.
             asked: bool `[L]`; elsewhere nothing is doubtful, and the rest means nothing.
+            blur: from `_blur`.
 
         Returns:
             Counts whose `redone` says which positions are doubtful, with `[M, N, L - 1]` contiguous.
@@ -145,29 +174,41 @@ class Engine(ABC):
         )
         rows = rows.T[..., None]
         counts, width = value.to(torch.int64), width_of(growth)
+        unsure = near_tie(growth, least) | ~(width <= SURE)
+        if blur is not None:
+            blurred = self._spread_blur(blur).transpose(0, 1)
+            width = width + blurred
+            unsure |= ~(blurred <= BLURRED)
         if not bool(rows.all()):
             counts, width = counts.where(rows, 0), width.where(rows, 0.0)
-        doubtful = rows & asked[1:] & (near_tie(growth, least) | ~(width <= SURE))
+        doubtful = rows & asked[1:] & unsure
         found = Counts(counts.contiguous(), width.contiguous(), doubtful, torch.zeros_like(doubtful))
         return Counts(*(x.transpose(0, 1) for x in found)), bool(doubtful.any())
 
-    def _settle(self, asked: Tensor, tau: Tensor, result: Counts) -> Tensor | None:
+    def _settle(self, asked: Tensor, tau: Tensor, blur: Tensor | None, result: Counts) -> Tensor | None:
         """Counts doubtful (`redone`) positions again. Returns those still open, bool `[N, M, L - 1]`, if any are."""
         doubtful = result.redone.clone()
         # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
         # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
         for typical in (True, False):
-            if not self._settle_between(self._eliminate, typical, asked, tau, doubtful, result):
+            if not self._settle_between(self._eliminate, typical, asked, tau, blur, doubtful, result):
                 return None
         if self.unsquared:
-            if not self._settle_unsquared(asked, tau, doubtful, result):
+            if not self._settle_unsquared(asked, tau, blur, doubtful, result):
                 return None
-            if not self._settle_between(self._eliminate_unsquared, False, asked, tau, doubtful, result):
+            if not self._settle_between(self._eliminate_unsquared, False, asked, tau, blur, doubtful, result):
                 return None
         return doubtful
 
     def _settle_between(
-        self, eliminate: Eliminate, typical: bool, asked: Tensor, tau: Tensor, doubtful: Tensor, result: Counts
+        self,
+        eliminate: Eliminate,
+        typical: bool,
+        asked: Tensor,
+        tau: Tensor,
+        blur: Tensor | None,
+        doubtful: Tensor,
+        result: Counts,
     ) -> bool:
         """Counts doubtful positions on both sides of `tau`, four times their group's width away; says if any is left.
 
@@ -184,13 +225,15 @@ class Engine(ABC):
         move = (4 * width).clamp(SURE / 4, HOPELESS)
         sides = tau[..., None, None] * torch.stack([1 - move, 1 + move], 2)
         answer = eliminate(self._on_both_sides(doubtful, hopeful, result.width), sides.flatten(1, 2))
-        return self._compare(answer, move.masked_fill(~hopeful, torch.nan), doubtful, result)
+        return self._compare(answer, move.masked_fill(~hopeful, torch.nan), blur, doubtful, result)
 
-    def _settle_unsquared(self, asked: Tensor, tau: Tensor, doubtful: Tensor, result: Counts) -> bool:
+    def _settle_unsquared(
+        self, asked: Tensor, tau: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts
+    ) -> bool:
         """Counts doubtful positions without squares, where widths are smaller; says whether any is left."""
         open_ones = Asked.of(torch.nn.functional.pad(doubtful, (1, 0)), self.group)
         rows = torch.ones_like(tau, dtype=torch.bool)
-        again, _ = self._judge(self._eliminate_unsquared(open_ones, self._to_groups(tau)), rows, asked)
+        again, _ = self._judge(self._eliminate_unsquared(open_ones, self._to_groups(tau)), rows, asked, blur)
         result.width.copy_(torch.where(doubtful, again.width, result.width))
         settled = doubtful & ~again.redone
         result.counts.copy_(torch.where(settled, again.counts, result.counts))
@@ -231,17 +274,22 @@ class Engine(ABC):
             chosen = by_group(torch.where(doubtful & ~(width > HOPELESS), width, 0.0), 0.0).amax(-1)
         return torch.where(by_group(doubtful, False).any(-1), chosen, torch.inf)
 
-    def _compare(self, answer: Answer | Eliminated, move: Tensor, doubtful: Tensor, result: Counts) -> bool:
+    def _compare(
+        self, answer: Answer | Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts
+    ) -> bool:
         """Takes counts `[N, 2 M, L]` on both sides of a tolerance where they settle it; says whether any is left.
 
         Args:
             answer: what was eliminated.
             move: `[N, M, groups]`, the relative distance of the sides; NaN where nothing was tried.
+            blur: from `_blur`.
             doubtful, result: `[N, M, L - 1]`, changed in place.
         """
         move = self._spread(move)[..., 1:]
         value, growth = (x.view(*move.shape[:2], 2, -1)[..., 1:] for x in (answer.value, answer.growth))
         reach = width_of(growth).amax(2)
+        if blur is not None:
+            reach = reach + self._spread_blur(blur)
         tried = doubtful & ~move.isnan() & ~result.width.isnan()
         sure = reach <= move
         agreed = tried & sure & (value[:, :, 0] == value[:, :, 1])
@@ -263,6 +311,10 @@ class Engine(ABC):
     def _spread(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.group, -1)[..., : self.length]
 
+    def _spread_blur(self, blur: Tensor) -> Tensor:
+        """A blur of groups at positions 1..L-1, `[..., L - 1]`."""
+        return blur.repeat_interleave(LOST_GROUP, -1)[..., 1 : self.length]
+
     def _settle_by_values(self, missing: Tensor, tau: Tensor, result: Counts) -> None:
         """Counts at positions 1..L-1, bool `[N, M, L - 1]`, from singular values."""
         heads, entries = missing.any(1).nonzero(as_tuple=True)
@@ -270,7 +322,9 @@ class Engine(ABC):
             return
         values = self.values_at(heads, entries + 1)
         which, m = missing[heads, :, entries].nonzero(as_tuple=True)
-        result.put((heads[which], m, entries[which]), count_values(values[which], tau[heads[which], m]))
+        lost, cap = self.lost_at(heads, entries + 1), self.cap(entries + 1)
+        counts = count_values(values[which], tau[heads[which], m], lost[which], cap[which])
+        result.put((heads[which], m, entries[which]), counts)
 
     def entropy(self, positions: Tensor) -> Tensor:
         """Entropy-ESS `[N, P]` at distinct, sorted positions."""

@@ -49,6 +49,10 @@ class Sketch:
     slack: Tensor
     relative: Tensor
 
+    def widened(self, lost: Tensor) -> Sketch:
+        """The same for `H_i` that may be wrong by `lost` `[N, P]` itself, in the 2-norm."""
+        return Sketch(self.values, self.error + lost, self.slack + lost, self.relative)
+
 
 def draw(length: int, rank: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The Gaussian test matrix `[L, rank]` and probes `[L, PROBES]`: the same numbers on every device."""

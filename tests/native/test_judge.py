@@ -10,7 +10,8 @@ from ess_kernels.backends.native import call
 from ess_kernels.backends.native.certainty import CompiledCertainty, judge_counts, judge_entropy
 from ess_kernels.backends.native.memory import borrow, give_back
 from ess_kernels.engine.asked import grouped
-from ess_kernels.engine.certainty import ENTROPY_BOUND, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
+from ess_kernels.engine.certainty import BLURRED, ENTROPY_BOUND, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
+from ess_kernels.engine.lost import GROUP as LOST_GROUP
 from ess_kernels.engine.positions import Engine
 from ess_kernels.engine.quadrature import FINE, STANDARD, LogdetSums
 from ess_kernels.engine.staircase import Eliminated
@@ -35,17 +36,27 @@ def eliminated(*shape: int) -> Eliminated:
     return Eliminated(value, growth, least)
 
 
+def blurs(N: int, M: int, L: int) -> torch.Tensor:
+    """Random blurs of groups of positions, with every special one."""
+    blur = 10 ** torch.empty(N, M, -(-L // LOST_GROUP), dtype=torch.float64).uniform_(-12, 1)
+    places = torch.randperm(blur.numel())[:4]
+    blur.view(-1)[places] = torch.tensor([0.0, BLURRED, math.inf, math.nan]).double()[: len(places)]
+    return blur
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 700), (3, 5, 203), (17, 2, 33), (40, 1, 2)])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_counts(shape, threads):
+@pytest.mark.parametrize("blurs", [None, blurs])
+def test_counts(shape, threads, blurs):
     torch.manual_seed(sum(shape))
     N, M, L = shape
     answer = eliminated(*shape)
     rows, asked = torch.rand(N, M) < 0.8, torch.rand(L) < 0.9
     asked[0] = False
-    expected, some = Engine._judge(None, answer, rows, asked)
+    blur = None if blurs is None else blurs(N, M, L)
+    expected, some = Ruled(L, 8)._judge(answer, rows, asked, blur)
     with running(threads=threads):
-        found, found_some = judge_counts(answer, rows, asked)
+        found, found_some = judge_counts(answer, rows, asked, blur)
     assert found_some == some == bool(expected.redone.any())
     if L > 200:
         assert some and not bool(expected.redone[..., asked[1:]].all())
@@ -122,8 +133,10 @@ def test_group_widths(N, M, L, group, typical, sure):
 
 
 @pytest.mark.parametrize(("N", "M", "L", "group"), SHAPES)
-def test_compare(N, M, L, group):
+@pytest.mark.parametrize("blurs", [None, blurs])
+def test_compare(N, M, L, group, blurs):
     torch.manual_seed(N * L)
+    blur = None if blurs is None else blurs(N, M, L) * 1e-4
     value = torch.randint(0, 3, (N, 2 * M, L)).double()
     answer = eliminated(N, 2 * M, L)._replace(value=value)
     move = 10 ** torch.empty(N, M, -(-L // group), dtype=torch.float64).uniform_(-8, -2)
@@ -138,7 +151,7 @@ def test_compare(N, M, L, group):
             stored(doubtful).clone(),
             Counts(*(stored(x).clone() for x in (counts, width, doubtful, doubtful))),
         )
-        left = engine._compare(answer, move, open_, result)
+        left = engine._compare(answer, move, blur, open_, result)
         assert left == bool(open_.any())
         return result.counts, result.width, open_
 
@@ -174,25 +187,34 @@ def test_refusals():
     numbers = torch.zeros(8).double().data_ptr()
     for sizes in ((0, 1, 2), (1, 0, 2), (1, 1, 0)):
         with pytest.raises(ValueError, match="ess_judge_counts: size"):
-            call.run("judge_counts", *sizes, *[numbers] * 10)
+            call.run("judge_counts", *sizes, *[numbers] * 7, 8, *[numbers] * 4)
         with pytest.raises(ValueError, match="ess_judge_entropy: size"):
             call.run("judge_entropy", *sizes, 1.0, 0.0, 0.0, *[numbers] * 7)
         with pytest.raises(ValueError, match="ess_group_widths: size"):
             call.run("group_widths", *sizes, 1, 0, 1.0, *[numbers] * 4)
         with pytest.raises(ValueError, match="ess_compare_counts: size"):
-            call.run("compare_counts", *sizes, 1, 1.0, *[numbers] * 7)
-    for name, numbered in (("group_widths", (0, 1.0, *[numbers] * 4)), ("compare_counts", (1.0, *[numbers] * 7))):
+            call.run("compare_counts", *sizes, 1, 1.0, *[numbers] * 4, 8, *[numbers] * 4)
+    for name, numbered in (
+        ("group_widths", (0, 1.0, *[numbers] * 4)),
+        ("compare_counts", (1.0, *[numbers] * 4, 8, *[numbers] * 4)),
+    ):
         with pytest.raises(ValueError, match=f"ess_{name}: size"):
             call.run(name, 1, 1, 2, 0, *numbered)
     for missing in range(4):
         with pytest.raises(ValueError, match="ess_group_widths: null"):
             call.run("group_widths", 1, 1, 2, 8, 0, 1.0, *[None if i == missing else numbers for i in range(4)])
     for missing in range(10):
+        given = [None if i == missing else numbers for i in range(10)]
         with pytest.raises(ValueError, match="ess_judge_counts: null"):
-            call.run("judge_counts", 1, 1, 2, *[None if i == missing else numbers for i in range(10)])
+            call.run("judge_counts", 1, 1, 2, *given[:6], numbers, 8, *given[6:])
+    with pytest.raises(ValueError, match="ess_judge_counts: size"):
+        call.run("judge_counts", 1, 1, 2, *[numbers] * 7, 0, *[numbers] * 4)
+    with pytest.raises(ValueError, match="ess_compare_counts: size"):
+        call.run("compare_counts", 1, 1, 2, 8, 1.0, *[numbers] * 4, 0, *[numbers] * 4)
     for missing in range(7):
+        given = [None if i == missing else numbers for i in range(7)]
         with pytest.raises(ValueError, match="ess_compare_counts: null"):
-            call.run("compare_counts", 1, 1, 2, 8, 1.0, *[None if i == missing else numbers for i in range(7)])
+            call.run("compare_counts", 1, 1, 2, 8, 1.0, *given[:3], numbers, 8, *given[3:])
         with pytest.raises(ValueError, match="ess_judge_entropy: null"):
             call.run("judge_entropy", 1, 1, 1, 1.0, 0.0, 0.0, *[None if i == missing else numbers for i in range(7)])
 

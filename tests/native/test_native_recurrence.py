@@ -1,21 +1,23 @@
 """The compiled kernels of recurrences one by one: parts, scans, counts and root products, at every dispatch level."""
 
 import ctypes
+import math
 
 import pytest
 import torch
-from cases import matrix_of
-from identical import assert_same_bits
+from cases import matrix_of, randn
+from identical import assert_same_bits, running
 
 import ess_kernels as ek
 from ess_kernels.backends.native import call, loading
 from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.backends.native.recurrence import Parts, outside_size
-from ess_kernels.backends.native.tokens import NativeTokens
+from ess_kernels.backends.native.tokens import NativeTokens, surveyed
 from ess_kernels.backends.sources import source_of, source_of_tokens, tame
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
 from ess_kernels.engine.quadrature import STANDARD
+from ess_kernels.engine.state_space import lost_in
 from ess_kernels.operators.structure import Tokens
 from ess_kernels.testing import assert_close
 
@@ -356,6 +358,41 @@ def odd_sources():
     factors = 1.0 - 2.0 * torch.rand(3, 300, 9, dtype=torch.float64)
     factors[1, 299, 8], factors[2, 0, 0] = 1.0 + 1e-9, nan
     yield "factors", ek.operators.recurrence(factors, randn(3, 300, 9), randn(3, 300, 9), diagonal=True)
+
+
+def lost_sources():
+    """Every way in which tokens are stored, with states that fill no vector, and groups that the length cuts short."""
+    q, k, g = randn(2, 77, 3, 11), randn(2, 77, 3, 11), -randn(2, 77, 3, 11).abs()
+    g[0, 5], g[1, 16:32], g[1, 40, 1, 3] = -math.inf, 0.0, -math.inf
+    yield "gates", ek.operators.gla(q, k, g)
+    yield "no decay", ek.operators.linear_attention(q, k)
+    yield "gates of heads", ek.operators.simple_gla(q.float(), k.bfloat16(), g=g[..., 0])
+    delta, A = randn(2, 5, 90).abs(), -randn(5, 4).abs()
+    yield "steps and rates", ek.operators.selective_scan(delta, A, randn(2, 4, 90), randn(2, 4, 90))
+    yield (
+        "steps of heads",
+        ek.operators.ssd(randn(2, 33, 3).abs(), -randn(3).abs(), randn(2, 33, 1, 16), randn(2, 33, 1, 16)),
+    )
+    factors = 1.0 - 2.0 * torch.rand(3, 300, 9, dtype=torch.float64)
+    factors[0, 16:32], factors[1, 3] = 1.0, 0.0
+    yield "factors", ek.operators.recurrence(factors, randn(3, 300, 9), randn(3, 300, 9), diagonal=True)
+    yield "one token", ek.operators.gla(q[:, :1], k[:, :1], g[:, :1])
+
+
+@pytest.mark.parametrize("name, op", list(lost_sources()), ids=lambda x: x if isinstance(x, str) else "")
+def test_lost_in_states(level, name, op):
+    """What the kernel says was lost is what PyTorch says, for any number of threads."""
+    expected = lost_in(op, op.all_heads())
+    _, found = surveyed(op, op.all_heads())
+    unit = found.take_units()
+
+    def lost():
+        return found.tokens.lost() * unit[:, None]
+
+    assert_close(name, lost(), expected, rtol=1e-13)
+    with running(threads=3):
+        again = lost()
+    assert_same_bits(lost(), again)
 
 
 @pytest.mark.parametrize("name, op", list(odd_sources()), ids=lambda x: x if isinstance(x, str) else "")

@@ -15,6 +15,8 @@ import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.backends.native import NativeBackend
 from ess_kernels.backends.native.recurrence import NativeRecurrence
+from ess_kernels.engine import certainty
+from ess_kernels.engine.state_space import lost_in
 
 pytestmark = pytest.mark.skipif(
     NativeBackend().unavailable() is not None, reason=f"native library: {NativeBackend().unavailable()}"
@@ -118,7 +120,9 @@ def test_far_below_the_largest_singular_value(family, monkeypatch):
     monkeypatch.setattr(NativeRecurrence, "values_at", noting)
     counts, certificate = ek.tolerance_ess(op, tau, backend="native", certificate=True)
     assert torch.equal(counts, expected)
-    assert certificate.redone.all() and not certificate.unresolved.any() and (certificate.width <= 1e-6).all()
+    blur = 1.02 * lost_in(op, op.all_heads()).max() / tau
+    assert blur < certainty.BLURRED or family == "dense transitions"
+    assert certificate.redone.all() and not certificate.unresolved.any() and (certificate.width <= 1e-6 + blur).all()
     by_values = torch.cat(found)
     assert ((by_values < 64) | (by_values > op.length - 64)).all()
 

@@ -119,8 +119,14 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
 
     const int64_t each = heads * blocks;
     Array X(each * n * c), Z(each * n * c), Y(each * c * c), Phi(each * n), F(each * n * n), Q(each * n * n);
-    ess_recurrence parts = {heads, blocks, n, c, 0, 0, X.data(), Z.data(), Y.data(), Phi.data(), F.data(), Q.data()};
+    ess_recurrence parts = {heads, blocks, n, c, 0, 0, X.data(), Z.data(), Y.data(), Phi.data(), F.data(), Q.data(), nullptr};
     std::vector<double> answer;
+    const int64_t group = 8;
+    Array lost(heads * ((length + group - 1) / group));
+    with_workspace(
+        threads, level, [&](const ess_run *run) { return ess_tokens_lost_workspace(run, &tokens, group, lost.data()); },
+        [&](const ess_run *run) { return ess_tokens_lost(run, &tokens, group, lost.data()); });
+    lost.append_to(answer);
     Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
     for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
     std::vector<uint8_t> wanted(static_cast<size_t>(each * tolerances), 1);
@@ -364,12 +370,15 @@ std::vector<double> judge(int32_t threads, int32_t level) {
     std::vector<uint8_t> doubtful(counts.size());
     Array width(answers), cap(length), ess(heads * length), bound(heads * length);
     for (int64_t i = 0; i < length; i++) cap.data()[i] = 64;
-    const ess_limits limits = {DBL_EPSILON, 1e-7, 1e-9, 1e-2};
+    const ess_limits limits = {DBL_EPSILON, 1e-7, 1e-9, 1e-2, 1e-5};
+    const int64_t blur_group = 8;
+    Array blur(heads * tolerances * ((length + blur_group - 1) / blur_group));
+    for (int64_t i = 0; i < blur.size(); i++) blur.data()[i] = std::ldexp(1.0, -static_cast<int>(i % 40));
     const ess_run run = {threads, level, nullptr, 0};
     int64_t number = 0;
     const int32_t counted =
         ess_judge_counts(&run, heads, tolerances, length, &limits, value.data(), growth.data(), least.data(), rows.data(),
-                         asked.data(), counts.data(), width.data(), doubtful.data(), &number);
+                         asked.data(), blur.data(), blur_group, counts.data(), width.data(), doubtful.data(), &number);
     const int32_t taken = ess_judge_entropy(&run, heads, length, group, 1, 0, 0, growth.data(), value.data(), least.data(),
                                             least.data(), cap.data(), ess.data(), bound.data());
     std::vector<double> answer = {double(counted), double(taken), double(number)};
@@ -382,7 +391,7 @@ std::vector<double> judge(int32_t threads, int32_t level) {
                                           doubtful.data(), width.data(), move.data()));
         move.append_to(answer);
         answer.push_back(ess_compare_counts(&run, heads, tolerances, length, group, DBL_EPSILON, sides.data(),
-                                            growths.data(), move.data(), counts.data(), width.data(), doubtful.data(),
+                                            growths.data(), move.data(), blur.data(), blur_group, counts.data(), width.data(), doubtful.data(),
                                             &number));
         answer.push_back(double(number));
         answer.insert(answer.end(), doubtful.begin(), doubtful.end());

@@ -7,7 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ...engine.certainty import EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
+from ...engine.certainty import BLURRED, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
+from ...engine.lost import GROUP as LOST_GROUP
 from ...engine.positions import Engine
 from ...engine.quadrature import LogdetSums, Quadrature
 from ...engine.staircase import Answer, Eliminated
@@ -17,17 +18,19 @@ from . import call
 class _Limits(ctypes.Structure):
     """`ess_limits` of `csrc/ess_certainty.h`."""
 
-    _fields_ = tuple((name, ctypes.c_double) for name in ("unit", "sure", "tiny_row", "small_row"))
+    _fields_ = tuple((name, ctypes.c_double) for name in ("unit", "sure", "tiny_row", "small_row", "blurred"))
 
 
-_LIMITS = _Limits(EPS, SURE, TINY_ROW, SMALL_ROW)
+_LIMITS = _Limits(EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
 
 
 class CompiledCertainty(Engine):
     """An engine on the CPU."""
 
-    def _judge(self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor) -> tuple[Counts, bool]:
-        return judge_counts(answer, rows, asked)
+    def _judge(
+        self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None
+    ) -> tuple[Counts, bool]:
+        return judge_counts(answer, rows, asked, blur)
 
     def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
         N, M, count = width.shape
@@ -36,12 +39,16 @@ class CompiledCertainty(Engine):
         call.run("group_widths", N, M, count + 1, self.group, int(typical), HOPELESS, *addresses)
         return chosen
 
-    def _compare(self, answer: Answer | Eliminated, move: Tensor, doubtful: Tensor, result: Counts) -> bool:
+    def _compare(
+        self, answer: Answer | Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts
+    ) -> bool:
         N, M, count = doubtful.shape
         number = ctypes.c_int64()
         changed = (_stored(x) for x in (result.counts, result.width, doubtful))
-        addresses = [x.data_ptr() for x in (answer.value, answer.growth, move, *changed)]
-        call.run("compare_counts", N, M, count + 1, self.group, EPS, *addresses, ctypes.byref(number))
+        inputs = (x.data_ptr() for x in (answer.value, answer.growth, move))
+        addresses = (x.data_ptr() for x in changed)
+        sizes = (N, M, count + 1, self.group)
+        call.run("compare_counts", *sizes, EPS, *inputs, *_blurred(blur), *addresses, ctypes.byref(number))
         return number.value > 0
 
 
@@ -52,7 +59,15 @@ def _stored(x: Tensor) -> Tensor:
     return x
 
 
-def judge_counts(answer: Answer | Eliminated, rows: Tensor, asked: Tensor) -> tuple[Counts, bool]:
+def _blurred(blur: Tensor | None) -> tuple[int | None, int]:
+    """A blur as an argument: its address, and how many positions share one of its numbers."""
+    assert blur is None or blur.is_contiguous()
+    return None if blur is None else blur.data_ptr(), LOST_GROUP
+
+
+def judge_counts(
+    answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None = None
+) -> tuple[Counts, bool]:
     """As `Engine._judge`, for contiguous tensors on the CPU."""
     (N, M), L = rows.shape, len(asked)
     rows = rows.contiguous()
@@ -61,8 +76,8 @@ def judge_counts(answer: Answer | Eliminated, rows: Tensor, asked: Tensor) -> tu
     )
     number = ctypes.c_int64()
     inputs = (answer.value, answer.growth, answer.least, rows, asked)
-    addresses = (x.data_ptr() for x in (*inputs, counts, width, doubtful))
-    call.run("judge_counts", N, M, L, ctypes.byref(_LIMITS), *addresses, ctypes.byref(number))
+    given, found_at = ([x.data_ptr() for x in part] for part in (inputs, (counts, width, doubtful)))
+    call.run("judge_counts", N, M, L, ctypes.byref(_LIMITS), *given, *_blurred(blur), *found_at, ctypes.byref(number))
     found = (counts, width, doubtful, torch.zeros_like(doubtful))
     return Counts(*(x.transpose(0, 1) for x in found)), number.value > 0
 
@@ -81,8 +96,8 @@ def judge_entropy(
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_certainty.h`."""
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    call.declare(handle, "judge_counts", size, size, size, *[address] * 10, workspace=False)
+    call.declare(handle, "judge_counts", *[size] * 3, *[address] * 7, size, *[address] * 4, workspace=False)
     shape, flag = [size] * 4, ctypes.c_int32
     call.declare(handle, "group_widths", *shape, flag, number, *[address] * 4, workspace=False)
-    call.declare(handle, "compare_counts", *shape, number, *[address] * 7, workspace=False)
+    call.declare(handle, "compare_counts", *shape, number, *[address] * 4, size, *[address] * 4, workspace=False)
     call.declare(handle, "judge_entropy", size, size, size, *[number] * 3, *[address] * 7, workspace=False)

@@ -51,6 +51,9 @@ class NativeLanes(SummingEngine):
         self.unstable = ~self.good
         self.tokens = found.tokens
 
+    def _lost(self) -> Tensor:
+        return self.tokens.lost()
+
     def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         N, S = tau.shape[:2]
         tau = tau.contiguous()

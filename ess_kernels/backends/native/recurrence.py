@@ -13,6 +13,7 @@ from torch import Tensor
 from ...engine.asked import Asked
 from ...engine.certainty import EPS
 from ...engine.cost import Cost
+from ...engine.lost import lost_in_dense_states
 from ...engine.quadrature import LogdetSums, Quadrature
 from ...engine.scaling import largest
 from ...engine.staircase import Eliminated
@@ -72,7 +73,7 @@ class _Structure(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("heads", "blocks", "n", "c")),
         *((name, ctypes.c_int32) for name in ("dense", "reserved")),
-        *((name, ctypes.c_void_p) for name in ("X", "Z", "Y", "Phi", "F", "Q")),
+        *((name, ctypes.c_void_p) for name in ("X", "Z", "Y", "Phi", "F", "Q", "norms")),
     )
 
 
@@ -82,7 +83,9 @@ class Parts:
     def __init__(self, heads: int, length: int, n: int, c: int, diagonal: bool):
         blocks, m = -(-length // c), padded(n)
         sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
-        # all are multiples of a line
+        # all of these are multiples of a line
+        if not diagonal:
+            sizes["norms"] = 1
         self._sizes = {name: heads * blocks * size for name, size in sizes.items()}
         self._memory = memory.borrow(PARTS, sum(self._sizes.values()))
         addresses, address = {}, self._memory.data_ptr()
@@ -160,7 +163,7 @@ class NativeRecurrence(SummingEngine):
         self.unit, self._found = found.take_units(), found
         self._input = (self.tokens.pointer, matrices.address, matrices.stride)
         self._matrices, self._layout = matrices, matrices.layout
-        size = {name: largest(x) for name, x in self.parts.arrays.items() if name != "Q"}
+        size = {name: largest(x) for name, x in self.parts.arrays.items() if name not in ("Q", "norms")}
         # of Q the tiles above the diagonal are undefined
         n = self.parts.structure.n
         size["Q"] = self.parts.arrays["Q"].view(-1, n, n).diagonal(dim1=1, dim2=2).reshape(len(self.heads), -1).amax(1)
@@ -174,6 +177,25 @@ class NativeRecurrence(SummingEngine):
         if not bool(fair.all()):
             for x in self.parts.arrays.values():
                 x[~fair] = 0.0
+
+    def _lost(self) -> Tensor:
+        if self.op.diagonal:
+            return self.tokens.lost()
+        arrays, n = self.parts.arrays, self.parts.structure.n
+        N = len(self.heads)
+
+        def by_block(x: Tensor) -> Tensor:
+            return x.view(N, self.parts.structure.blocks, -1).square().sum(-1)
+
+        return lost_in_dense_states(
+            by_block(arrays["F"]),
+            by_block(arrays["Z"]),
+            arrays["Q"].view(N, -1, n, n).diagonal(dim1=-2, dim2=-1).sum(-1),
+            by_block(arrays["X"]),
+            arrays["norms"].square(),
+            self.group,
+            self.length,
+        ).contiguous()
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         if float(tau.min()) > FAR_DOWN:
@@ -267,6 +289,7 @@ def declare(handle: ctypes.CDLL) -> None:
     address, size = ctypes.c_void_p, ctypes.c_int64
     source = (address, address, address, size)
     call.declare(handle, "tokens_survey", *[address] * 4)
+    call.declare(handle, "tokens_lost", address, size, address)
     call.declare(handle, "recurrence_parts", *source)
     call.declare(handle, "recurrence_observe_roots", *source, address)
     call.declare(handle, "recurrence_root_products", *source, address, size, *[address] * 3)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...engine.lost import GROUP
 from ...operators.structure import StateSpace
 from ..sources import Source, representable, source_of
 from .call import run
@@ -105,6 +106,12 @@ class NativeTokens:
         run("tokens_survey", self.pointer, address, address + _BYTES * self.heads, fair.ctypes.data)
         with np.errstate(all="ignore"):
             return fair & representable(peaks[0], peaks[1], self.states), peaks
+
+    def lost(self) -> Tensor:
+        """How wrong `H_i` may be by rounding in the states, `[N, ceil(L / GROUP)]`: `engine.lost.lost_in_states`."""
+        lost = torch.empty(self.heads, -(-self.length // GROUP), dtype=torch.float64, device="cpu")
+        run("tokens_lost", self.pointer, GROUP, lost.data_ptr())
+        return lost
 
     def _place(self, x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
         """Where `x` `[B, T, G, n]` (or `[1, ...]` for all) has its heads, and `x` itself or a copy with float64 rows.

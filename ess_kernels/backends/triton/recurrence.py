@@ -18,13 +18,15 @@ from ...engine.blocks import Blocks, block_parts, cut
 from ...engine.boundary import norm_bound
 from ...engine.certainty import HOPEFUL
 from ...engine.cost import Cost
+from ...engine.lost import GROUP as LOST_GROUP
+from ...engine.lost import Groups, lost_in_dense_states, lost_in_groups
 from ...engine.positions import Engine
 from ...engine.quadrature import Quadrature
 from ...engine.scaling import largest, power_of_two, scaled_tokens
 from ...engine.staircase import Answer
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
-from ...operators.structure import StateSpace
+from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of
 from . import parts, scans, small, weights
 from .boundary import Outside, eliminate
@@ -38,6 +40,9 @@ from .staircase import Roots, descend
 BLOCK_WORKSPACE = 1 << 29
 FEWEST_BLOCKS = 512
 NODE_WORKSPACE = 1 << 30
+# bytes of tokens in work at once where it is found out what rounding took from them, and groups of tokens
+LOST_WORKSPACE = 1 << 28
+MOST_LOST_GROUPS = 64
 
 
 def block_length(n: int) -> int:
@@ -120,7 +125,10 @@ class TritonRecurrence(Engine):
     def _run_dense(self) -> None:
         tokens, self.unit, self.good = scaled_tokens(self.op.tokens(self.heads))
         self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
-        built = block_parts(cut(tokens, self.group))
+        blocks = cut(tokens, self.group)
+        # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
+        self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
+        built = block_parts(blocks)
         missing = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
 
         def padded(x: Tensor, axes: int) -> Tensor:
@@ -142,6 +150,39 @@ class TritonRecurrence(Engine):
         if Phi.dim() == 2:
             return Phi.square() * self.Q.diagonal(dim1=1, dim2=2)
         return torch.einsum("bij,bij->bj", Phi, self.Q @ Phi)
+
+    def _lost(self) -> Tensor:
+        """From the tokens in PyTorch, some heads at a time; in few groups, for each is a few launches of the scan."""
+        if not self.op.diagonal:
+            return self._lost_in_dense_states()
+        per_group = -(-self.length // (LOST_GROUP * MOST_LOST_GROUPS))
+        each = max(1, LOST_WORKSPACE // (8 * 8 * self.length * self.op.state_size))
+        size = per_group * LOST_GROUP
+        numbers = torch.arange(len(self.heads), device=self.heads.device)
+        groups = Groups.joined(self._groups(some, size) for some in numbers.split(each))
+        lost = lost_in_groups(groups).repeat_interleave(per_group, 1)
+        return lost[:, : -(-self.length // LOST_GROUP)]
+
+    def _groups(self, some: Tensor, size: int) -> Groups:
+        """Tokens of some of the engine's heads in groups of `size`, in its units."""
+        tokens = self.op.tokens(self.heads[some])
+        read = tokens.read * self.read_inverse[some, None, None]
+        write = tokens.write * self.write_inverse[some, None, None]
+        return Groups.of(Tokens(read, write, tokens.transition, tokens.reads_before), size)
+
+    def _lost_in_dense_states(self) -> Tensor:
+        def by_block(x: Tensor) -> Tensor:
+            return x.reshape(len(self.heads), self.number, -1).sum(-1)
+
+        return lost_in_dense_states(
+            by_block(self.P.diagonal(dim1=1, dim2=2)),
+            by_block(self.blocks.Z.square()),
+            by_block(self.Q.diagonal(dim1=1, dim2=2)),
+            by_block(self.blocks.X.square()),
+            self.transition_squares,
+            self.group,
+            self.length,
+        )
 
     def _foreseen_width(self, tau: Tensor) -> Tensor:
         """What the cheap root is known to cost."""

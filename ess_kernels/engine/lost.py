@@ -1,0 +1,123 @@
+"""What rounding takes from a recurrence before anything is eliminated: how wrong `H_i` may be, position by position.
+
+`H_i` is a product of what the earlier tokens wrote and what the later ones read: for diagonal transitions
+`T_ij = sum_k read_ik a_ik ... write_jk`. Every factor on the way from token j to token i is rounded, and so is every
+product with it: term k is wrong by up to one rounding for every token between. Where terms cancel, as in `q = [a, a]`,
+`k = [b, -b]`, those errors are all that is left, however exactly the singular values of what was computed are known.
+The sum over k of `(norm of all reads) (norm of all writes)`, each once with its own errors, bounds the Frobenius norm
+of the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..operators.structure import Tokens
+from .blocks import cut
+from .certainty import EPS
+
+# this many positions in a row share one bound
+GROUP = 8
+# roundings of the sum over the states
+ROUNDINGS_OF_SUM = 8
+
+
+class Groups(NamedTuple):
+    """Tokens in groups of `size`, state by state; `[N, groups, n]` each.
+
+    Attributes:
+        read, write: norms of what the group reads and writes.
+        decay: the product of its transitions, in magnitude.
+        growth: the product of those that are larger than 1.
+        gate: what every path from an earlier group into this one passes at least: the largest transition, at most 1.
+        size: tokens a group.
+    """
+
+    read: Tensor
+    write: Tensor
+    decay: Tensor
+    growth: Tensor
+    gate: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, tokens: Tokens, size: int = GROUP) -> Groups:
+        groups = cut(tokens, size)
+        factors = groups.transition.abs()
+        # a row that reads before its own transition need not pass any
+        largest = torch.ones_like(factors[:, :, 0]) if tokens.reads_before else factors.amax(-2).clamp_max(1.0)
+        growth = factors.clamp_min(1.0).prod(-2)
+        return cls(_norms(groups.read), _norms(groups.write), factors.prod(-2), growth, largest, size)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Groups]) -> Groups:
+        """All heads of some."""
+        *tensors, sizes = zip(*parts, strict=True)
+        read, write, decay, growth, gate = map(torch.cat, tensors)
+        return cls(read, write, decay, growth, gate, sizes[0])
+
+
+def lost_in_states(tokens: Tokens) -> Tensor:
+    """A bound of the 2-norm of the error of `H_i` by rounding in diagonal states: float64 `[N, ceil(L / GROUP)]`.
+
+    Position i belongs to group `i // GROUP`. To first order in the unit roundoff; infinite where the bound overflows.
+    """
+    return lost_in_groups(Groups.of(tokens))
+
+
+def lost_in_groups(groups: Groups) -> Tensor:
+    """The same from what is known of groups, `[N, groups]`.
+
+    Writes and reads count with the decay of whole groups, so that nothing need be known of single tokens. A group
+    without decay takes one rounding, of what is summed up over its tokens.
+    """
+    # forwards for writes, backwards for reads, in one scan
+    new = torch.stack([groups.write * groups.growth, (groups.read * groups.growth).flip(1)])
+    decay, growth = (torch.stack([x, x.flip(1)]) for x in (groups.decay, groups.growth))
+    roundings = torch.where(decay == 1, 1.0, float(groups.size))
+    norm = error = torch.zeros_like(new[:, :, 0])
+    norms, errors = torch.empty_like(new), torch.empty_like(new)
+    for b in range(new.shape[2]):
+        fresh = new[:, :, b]
+        # what was there before takes another group of roundings
+        aged, young = error + norm * roundings[:, :, b], fresh * roundings[:, :, b]
+        norms[:, :, b] = torch.hypot(norm * growth[:, :, b], fresh)
+        errors[:, :, b] = aged * growth[:, :, b] + young
+        error = aged * decay[:, :, b] + young
+        norm = torch.hypot(norm * decay[:, :, b], fresh)
+    (write, read), (write_error, read_error) = ((x[0], x[1].flip(1)) for x in (norms, errors))
+    lost = (groups.gate * (write * (read_error + ROUNDINGS_OF_SUM * read) + write_error * read)).sum(-1)
+    return (EPS * lost).nan_to_num(nan=torch.inf)
+
+
+def lost_in_dense_states(
+    reach: Tensor, written: Tensor, seen: Tensor, read: Tensor, transition: Tensor, c: int, length: int
+) -> Tensor:
+    """The same for dense transitions, `[N, ceil(L / GROUP)]`, one number for all positions of a head.
+
+    A step from token t to the next one rounds the states by up to `EPS |A_t| |F_t|`, which later tokens see as large as
+    `|G_t|`: the bound is the sum of `EPS |A_t| |F_t| |G_t|`. Inside of a block `|F_t|` and `|G_t|` are taken to be at
+    most the larger one of those at its edges, with the block's own tokens added: so it is where transitions do not
+    grow, and where all tokens share one matrix. Squared Frobenius norms by block, `[N, B]`:
+
+    Args:
+        reach: of the reachability root at the left edge.
+        written: of the block's writes, carried to the right edge.
+        seen: of the observability root at the right edge.
+        read: of the block's reads, seen from the left edge.
+        transition: the largest of the block's transitions.
+        c: tokens a block.
+        length: `L`.
+    """
+    reach = torch.maximum(reach, torch.cat([reach[:, 1:], reach[:, -1:]], 1)) + written
+    seen = torch.maximum(seen, torch.cat([seen[:, :1], seen[:, :-1]], 1)) + read
+    lost = EPS * c * (transition.clamp_min(1.0) * reach * seen).sqrt().sum(1)
+    return lost.nan_to_num(nan=torch.inf)[:, None].expand(-1, -(-length // GROUP))
+
+
+def _norms(x: Tensor) -> Tensor:
+    return x.square().sum(-2).sqrt()
