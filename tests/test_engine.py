@@ -11,7 +11,7 @@ from ess_kernels.engine import quadrature
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import Boundary, observe_gramians, observe_roots, reach_roots
 from ess_kernels.engine.certainty import count_values, entropy_of_values, width_of
-from ess_kernels.engine.elimination import LANES, PANEL, eliminate, eliminate_definite, factor_block
+from ess_kernels.engine.elimination import LANES, PANEL, eliminate, eliminate_definite, factor_block, substitute
 from ess_kernels.engine.parallel import over_batch
 from ess_kernels.engine.scaling import power_of_two
 from ess_kernels.engine.staircase import Answer, Nodes, descend
@@ -33,15 +33,26 @@ def symmetric(batch, size, definite=0):
 def test_factor_block(batch, size):
     torch.manual_seed(size)
     E = symmetric(batch, size)
-    inverse, pivots, growth, magnitude = factor_block(E.clone())
-    assert_close("D", inverse @ E @ inverse.mT, torch.diag_embed(pivots), rtol=1e-9, atol=1e-6)
-    assert bool((inverse.triu(1) == 0).all())
-    assert_close("unit triangular", inverse.diagonal(dim1=1, dim2=2), torch.ones(batch, size).double())
-    lower = torch.linalg.inv(inverse)
+    upper, pivots, growth, magnitude = factor_block(E.clone())
+    lower = upper.mT
+    assert_close("L D L^T", lower * pivots[:, None] @ upper, E, rtol=1e-9, atol=1e-6)
+    assert bool((lower.triu(1) == 0).all())
+    assert_close("unit triangular", lower.diagonal(dim1=1, dim2=2), torch.ones(batch, size).double())
     updates = (lower.tril(-1).square() * pivots.abs()[:, None]).sum(-1)
     assert_close("growth", growth, updates, rtol=1e-6, atol=1e-9)
     rows = (pivots[..., None] * lower.mT).abs().amax(-1)
     assert_close("row magnitudes", magnitude, rows, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 32])
+def test_substitution_is_backward_stable(size):
+    """Errors in proportion to `|L| |L^-1 V|`, however large `L^-1` is: a product with the inverse would lose half of V."""
+    torch.manual_seed(size)
+    lower = torch.eye(size, dtype=torch.float64) + 4 * randn(3, size, size).tril(-1)
+    V = lower @ randn(3, size, 9)
+    W = V.clone()
+    substitute(lower.mT, W)
+    assert bool(((lower @ W - V).abs() <= 2e-16 * (size + 1) * (lower.abs() @ W.abs())).all())
 
 
 @pytest.mark.parametrize("size", [1, 5, PANEL, PANEL + 1, 3 * PANEL + 5])

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.elimination import Elimination, factor_block
+from ...engine.elimination import Elimination, factor_block, substitute
 from .compilation import Variant
 from .runtime import on
 from .tiles import diagonal16, indices16, inverse_factor16, ldl16, log_of_pivots16, magnitude16, reciprocal
@@ -204,7 +204,8 @@ def diagonal_twin(
     """`diagonal` in PyTorch."""
     panel = slice(first, first + inverse.shape[-1])
     block = factor_block(M[:, panel, panel])
-    inverse.copy_(block.inverse)
+    inverse.copy_(torch.eye(inverse.shape[-1], dtype=M.dtype, device=M.device))
+    substitute(block.upper, inverse)
     reciprocals[:, panel] = 1 / block.pivots
     if definite:
         wrong = ~(block.pivots * sign[:, None] > 0).all(-1)
