@@ -38,8 +38,8 @@ inline void softmax_row(double *x, int64_t first, int64_t end, double softcap, d
         V last = capped(load(rest), all(softcap));
         for (int64_t l = 0; l < W; l++) rest[l] = vectors + l < end ? last[l] : -HUGE_VAL;
     }
-    V most = max(load(rest), all(sink));
-    for (int64_t j = first; j < vectors; j += W) most = max(most, load(x + j));
+    V most = larger(load(rest), all(sink)); // a NaN shows in its own exponential
+    for (int64_t j = first; j < vectors; j += W) most = larger(most, load(x + j));
     const double top = horizontal_max(most);
     V total = exp(load(rest) - top);
     store(rest, total);

@@ -30,7 +30,7 @@ struct InertiaLeaf {
     // then the count means nothing. About 4 c^3 / 3 flops a position.
     void count(const double *node, int64_t ld, int64_t first, V &growth, V &positive, Mask<double> &tie) {
         const V norm = sqrt(gather(node, ld, first));
-        growth = select(growth > norm, growth, norm); // NaN if the norm is
+        growth = max(growth, norm);
         tridiagonalise();
         V low, high;
         const V slack = growth * (TIE * __DBL_EPSILON__);

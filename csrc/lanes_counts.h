@@ -163,7 +163,6 @@ template <int N> class Leaf {
         for (int row = 0; row < C; row++) {
             if (any_small(e_.pivot[N + row])) small_row(row, positions);
         }
-        for (int s = 0; s < C; s++) positions[s].growth += V{} * (positions[s].growth + sticky_);
     }
 
   private:
@@ -213,7 +212,6 @@ template <int N> class Leaf {
         }
         d_[j] = d;
         growth_[j] = growth;
-        sticky_ += growth;
         V *l = e_.corner + j * C;
         V largest[UPDATES] = {};
         for (int i = j + 1; i < last; i++) {
@@ -251,7 +249,7 @@ template <int N> class Leaf {
     }
 
     Elimination<N> &e_;
-    V d_[C], growth_[C], alpha_[UPDATES], w_[UPDATES][C], sticky_ = {};
+    V d_[C], growth_[C], alpha_[UPDATES], w_[UPDATES][C];
 };
 
 // Counts at the C positions of a block for one tolerance per lane: about N^3 / 3 + 4 N^2 C + 6 N C^2 flops.
@@ -262,15 +260,11 @@ static void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, 
     for (V &g : e.growth) g = V{};
     for (int P = 0; P < S; P++) eliminate_panel(e, outside, P, unit, square);
     Verdict verdict = {V{}, outside.magnitude * square, all(1.0)};
-    V sticky = {};
     for (int k = 0; k < N; k++) {
         verdict.value += select(e.pivot[k] > V{}, all(1.0), V{});
         if (any_small(e.pivot[k])) verdict.least = min(verdict.least, outside_row(e, k));
     }
-    for (V g : e.growth) {
-        verdict.growth = max(verdict.growth, g);
-        sticky += g;
-    }
+    for (V g : e.growth) verdict.growth = max(verdict.growth, g);
     // columns x columns, without the block's rows
     for (int I = 0; I < B; I++) {
         for (int J = 0; J <= I; J++) {
@@ -287,9 +281,6 @@ static void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, 
         }
     }
     for (int P = S; P < S + B; P++) eliminate_panel(e, outside, P, unit, square);
-    for (int k = N; k < N + C; k++) sticky += e.growth[k];
-    // infinity and NaN do not survive every comparison: let them through here
-    verdict.growth += sticky * 0.0;
     Leaf<N>(e).run(verdict, positions);
 }
 

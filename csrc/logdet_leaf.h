@@ -150,7 +150,7 @@ ESS_INLINE void chain_two_columns(Chain &chain, V *L, V *d, V *w, int ld, int j,
 // The stride of R, K and C: no power of two, which would put the columns of a tile into few cache sets.
 constexpr int64_t leaf_stride(int64_t c) { return c + 4; }
 // vectors of work
-constexpr int64_t logdet_work(int64_t c) { return 3 * c + CHAIN * leaf_stride(c); }
+constexpr int64_t logdet_work(int64_t c) { return 2 * c + CHAIN * leaf_stride(c); }
 
 // Log-determinants at all positions, `base` included. c is a multiple of PANEL; R and C are the identity and something
 // positive semidefinite. Columns are leaf_stride(c) apart. R, K and C are overwritten, and all of K's tiles that reach into
@@ -158,15 +158,9 @@ constexpr int64_t logdet_work(int64_t c) { return 3 * c + CHAIN * leaf_stride(c)
 inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
     static_assert(CHAIN == PANEL, "what is scaled fits where the chain's vectors go");
     const int ld = static_cast<int>(leaf_stride(c));
-    V *d = work, *dc = d + c, *bad_columns = dc + c, *w = bad_columns + c;
+    V *d = work, *dc = d + c, *w = dc + c;
     factor_panels(c, ld, R, K, d, w);
     factor_panels(c, ld, C, nullptr, dc, w);
-    // products of pivots do not show NaN: zeros that do go beside them
-    V bad = V{}, bad_rows = V{};
-    for (int s = 0; s < c; s++) {
-        bad_columns[s] = bad;
-        bad += dc[s] * 0.0;
-    }
     LaneProduct rows;
     for (int last = c - 1; last >= 0; last -= CHAIN) {
         Chain chain;
@@ -176,8 +170,6 @@ inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
             for (int j = 0; j < last; j++) w[u * ld + j] = j < s ? K[r * ld + j] : V{};
             chain.alpha[u] = 1.0 / d[r];
             rows.multiply(d[r]);
-            bad_rows += d[r] * 0.0;
-            bad_columns[s] += bad_rows;
             product[u] = rows;
         }
         V after[2][CHAIN];
@@ -193,7 +185,7 @@ inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
         chain.pivots(dc[j], w, ld, j, after[0], false);
         product[0].multiply(after[0][0]);
         for (int u = 0; u < CHAIN; u++) {
-            logdets[last - u] = base + product[u].logarithm() + bad_columns[last - u];
+            logdets[last - u] = base + product[u].logarithm();
         }
     }
 }

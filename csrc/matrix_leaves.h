@@ -109,8 +109,8 @@ class Leaves {
             }
             job_->value[at] = lane.value + values_[s][l];
             job_->growth[at] = growths_[s][l];
-            // what is not small was not looked at in every lane
-            job_->least[at] = leasts_[s][l] < SMALL_PIVOT ? leasts_[s][l] : 1.0;
+            // what is not small was not looked at in every lane; NaN is no size
+            job_->least[at] = leasts_[s][l] >= SMALL_PIVOT ? 1.0 : leasts_[s][l];
         }
     }
 

@@ -132,15 +132,9 @@ inline void finish_half(Half &half) {
         // a row with a pivot that is not small is not small
         if (magnitude_of(panel.d[k]) < SMALL_PIVOT) child.least = min(largest_of_column(panel, k), child.least);
     }
-    for (int64_t i = 0; i < panel.rows; i += W) {
-        // once a lane is not a number it stays so
-        V x = load(panel.growth + i);
-        growth = select(growth >= x, growth, select(growth != growth, growth, x));
-    }
-    double most = 0.0;
-    for (int l = 0; l < W; l++) most = most >= growth[l] || most != most ? most : growth[l];
+    for (int64_t i = 0; i < panel.rows; i += W) growth = max(growth, load(panel.growth + i));
     child.value += static_cast<double>(positive);
-    child.growth += most;
+    child.growth += horizontal_max(growth);
 }
 
 template <bool COUNTS> void eliminate_half(Half &half) {

@@ -30,7 +30,7 @@ inline int64_t matrix_largest(const MatrixLargestJob &job) {
                 int64_t j = 0;
                 for (; j + W <= i; j += W) {
                     V x = load(row + j);
-                    largest = max(largest, abs(x));
+                    largest = larger(largest, abs(x));
                     finite += x * 0.0; // NaN for what is not finite
                 }
                 for (; j < i; j++) {

@@ -112,8 +112,8 @@ inline double least_eliminated(const double *A, int64_t lda, int64_t m, int64_t 
     for (int64_t k = 0; k < pivots; k++) {
         double most = std::fabs(d[k]);
         if (!(most < SMALL_PIVOT)) continue;
-        for (int64_t i = k + 1; i < m; i++) most = std::fabs(A[i + k * lda]) > most ? std::fabs(A[i + k * lda]) : most;
-        least = most < least ? most : least;
+        for (int64_t i = k + 1; i < m; i++) most = max(most, std::fabs(A[i + k * lda]));
+        least = min(least, most);
     }
     return least;
 }
@@ -135,12 +135,8 @@ inline double positive_pivots(const double *d, int64_t count) {
 // Infinite where there is no answer.
 inline double largest_growth(const double *growth, int64_t m) {
     double largest = 0;
-    bool finite = true;
-    for (int64_t i = 0; i < m; i++) {
-        largest = growth[i] > largest ? growth[i] : largest;
-        finite &= growth[i] <= 1e300;
-    }
-    return finite ? largest : HUGE_VAL;
+    for (int64_t i = 0; i < m; i++) largest = max(largest, growth[i]);
+    return largest <= 1e300 ? largest : HUGE_VAL;
 }
 
 inline void finish_leaves(const RecurrenceCountsJob &job, Leaves &leaves) {

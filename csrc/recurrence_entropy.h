@@ -98,7 +98,7 @@ inline double tridiagonal_bound(int64_t n, const double *diagonal, const double 
     double bound = 0;
     for (int64_t k = 0; k < n; k++) {
         double radius = std::fabs(diagonal[k]) + std::fabs(off[k]) + (k > 0 ? std::fabs(off[k - 1]) : 0.0);
-        bound = radius > bound ? radius : bound;
+        bound = max(bound, radius);
     }
     return bound;
 }
@@ -183,7 +183,7 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
         scale += norm_bound(c, gram, padded_stride(c), square);
     }
     double magnitude = 0;
-    for (int64_t i = 0; i < work.boundary.m; i++) magnitude = std::fmax(magnitude, work.boundary.magnitude[i]);
+    for (int64_t i = 0; i < work.boundary.m; i++) magnitude = max(magnitude, work.boundary.magnitude[i]);
     job.rounding[number] = __DBL_EPSILON__ * magnitude * square_unit / scale;
     for (int64_t v = 0; v < work.vectors; v++) work.shift[v] = load(job.t + v * W) * scale;
     for (int64_t v = 0; v < work.vectors;) {

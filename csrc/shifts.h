@@ -9,7 +9,7 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
-// A product of numbers between 1 and 2^100 a lane, as many of them as there are.
+// A product of numbers between 1 and 2^100 a lane, as many of them as there are; NaN once one of them is not finite.
 class LaneProduct {
   public:
     LaneProduct() : mantissa_(all(1.0)), exponent_(V{}) {} // spelled out, to be compiled for this level
@@ -18,13 +18,15 @@ class LaneProduct {
         if (++pending_ == 8) settle();
     }
     V logarithm() const {
-        V m = mantissa_, e = take_exponent(m);
-        return log_near_one(m) + (exponent_ + e) * 0.69314718055994530942;
+        V m = mantissa_, nothing = m * 0.0, e = take_exponent(m);
+        return log_near_one(m) + (exponent_ + e) * 0.69314718055994530942 + nothing;
     }
 
   private:
     void settle() {
-        exponent_ += take_exponent(mantissa_);
+        // what has no exponent would get one
+        const V nothing = mantissa_ * 0.0;
+        exponent_ += take_exponent(mantissa_) + nothing;
         pending_ = 0;
     }
     V mantissa_, exponent_;

@@ -47,8 +47,13 @@ template <class T> ESS_INLINE Vec<T> all(T x) { return x - Vec<T>{}; }
 ESS_INLINE V all(double x) { return x - V{}; }
 
 template <class X, class Y> ESS_INLINE Y select(X mask, Y yes, Y no) { return mask ? yes : no; }
-template <class X> ESS_INLINE X max(X a, X b) { return a > b ? a : b; }
-template <class X> ESS_INLINE X min(X a, X b) { return a < b ? a : b; }
+// The larger and the smaller of two, in one instruction. Where either is NaN it is the second: a maximum that is carried
+// through a loop this way forgets a NaN at the next number. For loops that show NaN by other means, and say which.
+template <class X> ESS_INLINE X larger(X a, X b) { return a > b ? a : b; }
+template <class X> ESS_INLINE X smaller(X a, X b) { return a < b ? a : b; }
+// The same, NaN where either is NaN: for all that certainty rests on.
+template <class X> ESS_INLINE X max(X a, X b) { return a != a ? a : larger(a, b); }
+template <class X> ESS_INLINE X min(X a, X b) { return a != a ? a : smaller(a, b); }
 
 ESS_INLINE Vec<double> abs(Vec<double> x) {
     return reinterpret_cast<Vec<double>>(reinterpret_cast<Mask<double>>(x) & 0x7fffffffffffffff);
@@ -125,14 +130,15 @@ template <class X> ESS_INLINE auto horizontal_sum(X x) {
 // pairwise: a fraction of the latency
 ESS_INLINE double horizontal_sum(V x) { return _mm512_reduce_add_pd((__m512d)x); }
 #endif
+// the largest and the smallest lane, NaN if any is
 template <class X> ESS_INLINE auto horizontal_max(X x) {
     auto r = x[0];
-    for (unsigned l = 1; l < sizeof(x) / sizeof(x[0]); l++) r = x[l] > r ? x[l] : r;
+    for (unsigned l = 1; l < sizeof(x) / sizeof(x[0]); l++) r = max(r, x[l]);
     return r;
 }
 template <class X> ESS_INLINE auto horizontal_min(X x) {
     auto r = x[0];
-    for (unsigned l = 1; l < sizeof(x) / sizeof(x[0]); l++) r = x[l] < r ? x[l] : r;
+    for (unsigned l = 1; l < sizeof(x) / sizeof(x[0]); l++) r = min(r, x[l]);
     return r;
 }
 
@@ -145,10 +151,11 @@ ESS_INLINE V from_row(V x, int64_t row, int64_t first) {
 }
 
 #if ESS_VECTOR_BYTES == 64
-ESS_INLINE double horizontal_max(Vec<double> x) { return _mm512_reduce_max_pd((__m512d)x); }
-ESS_INLINE float horizontal_max(Vec<float> x) { return _mm512_reduce_max_ps((__m512)x); }
-ESS_INLINE double horizontal_min(Vec<double> x) { return _mm512_reduce_min_pd((__m512d)x); }
-ESS_INLINE float horizontal_min(Vec<float> x) { return _mm512_reduce_min_ps((__m512)x); }
+// the instructions forget NaN
+ESS_INLINE double horizontal_max(Vec<double> x) { return any(x != x) ? NAN : _mm512_reduce_max_pd((__m512d)x); }
+ESS_INLINE float horizontal_max(Vec<float> x) { return any(x != x) ? NAN : _mm512_reduce_max_ps((__m512)x); }
+ESS_INLINE double horizontal_min(Vec<double> x) { return any(x != x) ? NAN : _mm512_reduce_min_pd((__m512d)x); }
+ESS_INLINE float horizontal_min(Vec<float> x) { return any(x != x) ? NAN : _mm512_reduce_min_ps((__m512)x); }
 #endif
 
 // bit l: whether lane l of a mask is set
@@ -170,7 +177,7 @@ template <class T> ESS_INLINE uint32_t lanes_of(Mask<T> mask) {
 ESS_INLINE V exp(V x) {
     const double log2e = 1.4426950408889634074, ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
     const double round = 6755399441055744.0; // adding it rounds to an integer in the low bits
-    V clamped = min(max(x, all(-745.0)), all(709.7));
+    V clamped = smaller(larger(x, all(-745.0)), all(709.7)); // NaN is put back at the end
     V shifted = clamped * log2e + round;
     Mask<double> exponent = reinterpret_cast<Mask<double>>(shifted);
     V k = shifted - round;

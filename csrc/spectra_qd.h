@@ -30,9 +30,10 @@ template <class T, bool MASKED>
 ESS_INLINE void qd_step(QdSweep<T> &s, Vec<T> &q, Vec<T> &e, Vec<T> next_q, Vec<T> shift, Mask<T> live, Mask<T> write) {
     QdSweep<T> n;
     // a pivot is raised before anything is derived from it: still an exact step, of a matrix changed by so little
-    const Vec<T> d = max(all(TINY_SQUARE<T>), s.d), new_q = d + e;
-    n.least_pivot = min(s.d, s.least_pivot);
-    n.least_coupling = min(s.beside * new_q, s.least_coupling);
+    const Vec<T> d = larger(all(TINY_SQUARE<T>), s.d), new_q = d + e;
+    // a pivot that is NaN makes all that follow it NaN, the last one too: a lane that has one never converges
+    n.least_pivot = smaller(s.d, s.least_pivot);
+    n.least_coupling = smaller(s.beside * new_q, s.least_coupling);
     const Vec<T> inverse = all(T(1)) / new_q, t = next_q * inverse, new_e = e * t;
     const Vec<T> w = new_e * inverse, ri = s.r * inverse;
     n.p1 = fused(s.r, inverse, s.p1);

@@ -33,8 +33,8 @@ struct NumberRange {
             int64_t i = 0;
             for (; i + W <= count; i += W) {
                 V value = load(row + i);
-                lows = min(value, lows);
-                highs = max(value, highs);
+                lows = smaller(value, lows);
+                highs = larger(value, highs);
                 excess += value * 0.0; // zero for numbers, NaN for everything else, whatever comes later
                 unordered |= value != value;
             }

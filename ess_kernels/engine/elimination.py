@@ -2,8 +2,8 @@
 
 No pivoting: definite matrices do not need it, and for indefinite ones the growth says when it would have been needed
 (then the caller does the position again). Leading pivots are eliminated in panels: the diagonal block of a panel is
-factorised column by column with the batch innermost, its effect on the columns right of it is found by substitution, and
-everything else is a batched matrix product.
+factorised column by column with the batch innermost, the columns right of it are found by substitution, and everything
+else is a batched matrix product.
 
 Nothing here forms the inverse of a triangle, nor leaves it to a library that may: `L^-1` can be huge where neither `L`
 nor `L^-1 V` is, then products with it lose digits that the growth knows nothing of. What substitution loses is in
@@ -46,7 +46,7 @@ class Elimination(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A small matrix factorised: `L^T`, unit upper triangular, `[B, b, b]`, pivots, growth and row magnitudes `[B, b]`."""
+    """A small matrix factorised: unit upper triangular `L^T` `[B, b, b]`, pivots, growth and row magnitudes `[B, b]`."""
 
     upper: Tensor
     pivots: Tensor
@@ -69,7 +69,7 @@ def factor_block(E: Tensor) -> Block:
 
 
 def substitute(upper: Tensor, V: Tensor) -> None:
-    """`V <- L^-1 V` in place, for `L^T` `[B, b, b]` of which only what lies above the diagonal is read, `V` `[B, b, w]`."""
+    """`V <- L^-1 V` in place, `V` `[B, b, w]`; of `L^T` `[B, b, b]` what lies above the diagonal is read."""
     b = V.shape[1]
     if b <= ROWS:
         for k in range(b - 1):
