@@ -46,7 +46,7 @@ def test_factor_block(batch, size):
 
 @pytest.mark.parametrize("size", [1, 2, 7, 32])
 def test_substitution_is_backward_stable(size):
-    """Errors are in proportion to `|L| |L^-1 V|`, however large `L^-1` is: a product with the inverse would lose all."""
+    """Errors are in proportion to `|L| |L^-1 V|`, however large `L^-1` is; the inverse would lose all."""
     torch.manual_seed(size)
     lower = torch.eye(size, dtype=torch.float64) + 4 * randn(3, size, size).tril(-1)
     V = lower @ randn(3, size, 9)

@@ -46,7 +46,7 @@ class Elimination(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A small matrix factorised: unit upper triangular `L^T` `[B, b, b]`, pivots, growth and row magnitudes `[B, b]`."""
+    """A small matrix factorised: unit upper triangular `L^T` `[B, b, b]`, pivots, growth, row magnitudes `[B, b]`."""
 
     upper: Tensor
     pivots: Tensor
