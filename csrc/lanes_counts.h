@@ -7,6 +7,7 @@
 #pragma once
 
 #include "lanes_scans.h"
+#include "update_errors.h"
 
 namespace ess {
 namespace ESS_LEVEL {
@@ -145,7 +146,9 @@ template <int N> class Leaf {
 
     void run(Verdict outside, Verdict *positions) {
         factor();
-        V rows_positive = {}, rows_growth = {};
+        V rows_positive = {}, rows_growth = {}, of_columns = {};
+        for (int j = 0; j < C - 1; j++) of_columns = max(of_columns, growth_[j]);
+        UpdateErrors errors(of_columns);
         for (int last = C - 1; last >= 0; last -= UPDATES) {
             for (int u = 0; u < UPDATES; u++) {
                 const int row = C - 1 - (last - u), k = N + row;
@@ -156,9 +159,14 @@ template <int N> class Leaf {
                 position.growth = max(outside.growth, rows_growth);
                 position.least = outside.least;
                 alpha_[u] = -e_.inverse[k];
+                own_[u] = V{};
                 for (int j = 0; j < last; j++) w_[u][j] = j < last - u ? e_.at(N + C + j, k) : V{};
             }
             for (int j = 0; j < last; j++) column(last, j, positions);
+            for (int u = 0; u < UPDATES; u++) {
+                errors.include(own_[u]);
+                positions[last - u].growth = max(positions[last - u].growth, errors.error);
+            }
         }
         for (int row = 0; row < C; row++) {
             if (any_small(e_.pivot[N + row])) small_row(row, positions);
@@ -207,6 +215,7 @@ template <int N> class Leaf {
                 Verdict &position = positions[last - u];
                 position.value += select(next > V{}, all(1.0), V{});
                 position.growth = max(position.growth, growth);
+                own_[u] = max(own_[u], max(abs(scaled * old), abs(next)));
                 small |= any_small(next);
             }
         }
@@ -249,7 +258,7 @@ template <int N> class Leaf {
     }
 
     Elimination<N> &e_;
-    V d_[C], growth_[C], alpha_[UPDATES], w_[UPDATES][C];
+    V d_[C], growth_[C], alpha_[UPDATES], w_[UPDATES][C], own_[UPDATES];
 };
 
 // Counts at the C positions of a block for one tolerance per lane: about N^3 / 3 + 4 N^2 C + 6 N C^2 flops.

@@ -15,6 +15,7 @@
 #pragma once
 
 #include "factor.h"
+#include "update_errors.h"
 
 namespace ess {
 namespace ESS_LEVEL {
@@ -147,10 +148,13 @@ inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, V *
     V positive = V{};
     bool small = false;
     const V one = all(1.0), limit = all(SMALL_PIVOT);
+    V of_columns = V{};
+    for (int j = 0; j < c - 1; j++) of_columns = max(of_columns, column_growth[j]);
+    UpdateErrors errors(of_columns);
     for (int last = c - 1; last >= 0; last -= CHAIN) {
         Chain chain;
         start_chain(chain, c, last, -1.0, K, d, w);
-        V count[CHAIN], most[CHAIN], lowest[CHAIN];
+        V count[CHAIN], most[CHAIN], lowest[CHAIN], own[CHAIN] = {};
         for (int u = 0; u < CHAIN; u++) {
             int s = last - u, r = c - 1 - s;
             if (s >= 0) {
@@ -163,16 +167,15 @@ inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, V *
             lowest[u] = small && s >= 0 ? min(least, least_row(c, s, R, K, d)) : least;
         }
         for (int j = 0; j < last; j++) {
-            V after[CHAIN], seen = column_growth[j];
-            V before = dc[j];
+            V after[CHAIN], before = dc[j];
             chain.pivots(before, w, c, j, after, true);
             ESS_UNROLL
             for (int u = 0; u < CHAIN; u++) {
-                seen = max(seen, max(abs(after[u] - before), abs(after[u])));
+                const V update = abs(after[u] - before);
                 before = after[u];
                 if (j < last - u) {
                     count[u] += select(after[u] > V{}, one, V{});
-                    most[u] = max(most[u], seen);
+                    own[u] = max(own[u], max(update, abs(after[u])));
                     auto near = abs(after[u]) < limit;
                     if (any(near)) {
                         V row = chain.largest(C + j * c, w, c, j, last - u, u);
@@ -180,13 +183,13 @@ inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, V *
                     }
                 }
             }
-            column_growth[j] = seen;
             dc[j] = before;
             chain.column(C + j * c, w, c, j, last);
         }
         for (int u = 0; u < CHAIN && u <= last; u++) {
+            errors.include(own[u]);
             counts[last - u] = count[u];
-            growths[last - u] = most[u];
+            growths[last - u] = max(most[u], errors.error);
             leasts[last - u] = lowest[u];
         }
     }

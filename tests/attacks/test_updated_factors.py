@@ -1,0 +1,35 @@
+"""Tolerances on singular values of many sub-blocks at once: factors that are updated from position to position."""
+
+import pytest
+import torch
+
+import ess_kernels as ek
+from ess_kernels.backends.native.loading import library
+
+needs_native = pytest.mark.skipif(library().handle is None, reason="there is no compiled library")
+BACKENDS = ["torch", pytest.param("native", marks=needs_native)]
+
+
+def signs(length, spread, seed):
+    """`[1, L, L]`, strictly lower: entries 1 or -1 of a matrix of rank 1, moved by `spread`."""
+    generator = torch.Generator().manual_seed(seed)
+    row, column = (2.0 * torch.randint(0, 2, (length, 1), generator=generator).double() - 1 for _ in range(2))
+    noise = torch.randn(length, length, dtype=torch.float64, generator=generator)
+    return (row @ column.mT * (1 + spread * noise)).tril(-1)[None]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [7, 12, 33])
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-9, 1e-6])
+def test_blocks_of_ones(backend, length, spread):
+    """A block of r x c ones has one singular value, `sqrt(r c)`: the same for many blocks of every position."""
+    for seed in range(4):
+        T = signs(length, spread, seed)
+        values = ek.singular_values(T, range(1, length), backend="reference")
+        for product in (2, 4, 6, 12):
+            for shift in (0.0, 1e-10, -1e-10, 1e-9, -1e-9, 1e-8):
+                tau = product**0.5 * (1 + shift)
+                counts, certificate = ek.tolerance_ess(T, tau, backend=backend, certificate=True)
+                distance = (values - tau).abs().amin(-1)
+                clear = (distance > certificate.width * tau) & ~certificate.unresolved
+                assert torch.equal(counts[clear], (values > tau).sum(-1)[clear])
