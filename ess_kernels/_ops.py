@@ -21,6 +21,7 @@ from .backends.base import wants_gradient
 from .engine.certainty import Counts, entropy_of_values
 from .operators.packing import pack, unpack
 from .operators.structure import Operator
+from .processes import on_one_thread_if_forked
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,7 @@ def tolerance_ess(
     return _call(_tolerance_op, _tolerance_ess, op, atol, rtol, positions, backend)
 
 
+@on_one_thread_if_forked
 def _tolerance_ess(
     op: Operator, atol: Sequence[float], rtol: Sequence[float], positions: Sequence[int] | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,6 +93,7 @@ def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> Tens
     return _call(_entropy_op, _entropy_ess, op, positions, backend)
 
 
+@on_one_thread_if_forked
 def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) -> Tensor:
     chosen = backends.choose(backend, "entropy_ess", op)
     distinct, back = _distinct(op, positions)
@@ -122,6 +125,7 @@ def singular_values(op: Operator, positions: list[int] | None, k: int | None, ba
     return _call(_values_op, _singular_values, op, positions, k, backend)
 
 
+@on_one_thread_if_forked
 def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | None, backend: str) -> Tensor:
     chosen = backends.choose(backend, "singular_values", op)
     distinct, back = _distinct(op, positions)
@@ -164,6 +168,7 @@ def small_spectra(
     return call(A, right, atol, entropy, backend)
 
 
+@on_one_thread_if_forked
 def _small_spectra(
     A: Tensor, right: Tensor | None, atol: Sequence[float] | None, entropy: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:

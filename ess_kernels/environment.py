@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 MEMORY_BUDGET = "ESS_KERNELS_MEMORY_BUDGET"
@@ -37,6 +40,8 @@ _OFF = frozenset({"", "0", "false", "no", "off"})
 LEVELS = {"best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
 MOST_THREADS = 1024
 
+_fixed_budget: ContextVar[int | None] = ContextVar("_fixed_budget", default=None)
+
 
 def parse_size(text: str) -> int:
     """The number of bytes that `text` says: `"4096"`, `"512M"`, `"1.5 GiB"`. Suffixes are powers of 1024, in any case.
@@ -54,6 +59,8 @@ def parse_size(text: str) -> int:
 
 def memory_budget() -> int:
     """The workspace in bytes that one call may use: `ESS_KERNELS_MEMORY_BUDGET`, 1 GiB where it is unset or empty."""
+    if (fixed := _fixed_budget.get()) is not None:
+        return fixed
     text = os.environ.get(MEMORY_BUDGET, "")
     if not text.strip():
         return DEFAULT_MEMORY_BUDGET
@@ -61,6 +68,16 @@ def memory_budget() -> int:
         return parse_size(text)
     except ValueError as error:
         raise ValueError(f"environment variable {MEMORY_BUDGET}: {error}") from None
+
+
+@contextmanager
+def fixed_memory_budget(size: int) -> Iterator[None]:
+    """Within it, the memory budget of this thread is `size` bytes, whatever the environment says."""
+    token = _fixed_budget.set(size)
+    try:
+        yield
+    finally:
+        _fixed_budget.reset(token)
 
 
 def native_disabled() -> bool:
@@ -75,9 +92,12 @@ def native_disabled() -> bool:
 
 
 def native_library() -> Path | None:
-    """The file that `ESS_KERNELS_NATIVE_LIBRARY` names, or None where it is unset or empty."""
+    """The file that `ESS_KERNELS_NATIVE_LIBRARY` names, or None where it is unset or empty.
+
+    A relative path begins at the current folder; without a folder in it, the system would look among its own libraries.
+    """
     text = os.environ.get(NATIVE_LIBRARY, "")
-    return Path(text) if text.strip() else None
+    return Path(text).absolute() if text.strip() else None
 
 
 def num_threads() -> int | None:

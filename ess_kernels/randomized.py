@@ -20,6 +20,7 @@ from .metrics import Positions, Tolerance
 from .operators.attention import Attention
 from .operators.dense import as_operator
 from .operators.structure import Operator, StateSpace
+from .processes import on_one_thread_if_forked
 
 Precision = Literal["float64", "float32"]
 
@@ -103,6 +104,7 @@ def randomized_ess(
 
 
 @torch.no_grad()
+@on_one_thread_if_forked
 def answer(
     op: Operator,
     positions: Tensor,

@@ -14,7 +14,7 @@ from identical import assert_same_bits, levels, running
 
 import ess_kernels
 from ess_kernels import environment
-from ess_kernels.backends.native import NativeBackend, call, selftest
+from ess_kernels.backends.native import NativeBackend, call, file, selftest
 from ess_kernels.backends.native import loading as native
 
 
@@ -130,10 +130,12 @@ def forget(monkeypatch):
         environment.NATIVE_LIBRARY,
         environment.NUM_THREADS,
         environment.CPU_LEVEL,
+        environment.MEMORY_BUDGET,
     ):
         monkeypatch.delenv(name, raising=False)
-    for name in ("_opened", "_not_used"):
+    for name in ("_opened", "_tried_with_threads", "_not_used"):
         monkeypatch.setattr(native, name, functools.cache(getattr(native, name).__wrapped__))
+    monkeypatch.setattr(native, "_working", {})
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,113 @@ def test_levels_of_the_machine(built):
     assert levels()[0] == "baseline"
     assert built.level(0) == levels()[-1]
     assert [built.level(number) for number in (-1, 4, 99)] == [None] * 3
+
+
+def test_first_use_under_a_bad_budget(forget, built, monkeypatch):
+    """The call fails with the name of the setting, and the library is in use as soon as that is put right."""
+    monkeypatch.setenv(environment.MEMORY_BUDGET, "plenty")
+    for backend in ("auto", "native"):
+        with pytest.raises(ValueError, match=rf"{environment.MEMORY_BUDGET}.*'plenty'"):
+            ess_kernels.tolerance_ess(torch.ones(4, 4), backend=backend)
+    assert built.build_info in ess_kernels.show_config().native
+    monkeypatch.setenv(environment.MEMORY_BUDGET, "1GiB")
+    assert ess_kernels.tolerance_ess(torch.ones(4, 4), backend="native").tolist() == [1, 1, 1]
+
+
+def test_self_test_does_not_see_the_programs_settings(built, monkeypatch):
+    monkeypatch.setenv(environment.MEMORY_BUDGET, "1")
+    with torch.device("meta"):
+        for threaded in (False, True):
+            assert selftest.first_failure(built.handle, 0, threaded) is None
+
+
+def test_self_test_uses_threads_only_for_calls_that_will(forget, built, monkeypatch):
+    used = []
+
+    def note(handle):
+        used.append(call.threads())
+        return 1
+
+    checks = [selftest.Check("alone", note, 1), selftest.Check("together", note, 1, threads=2)]
+    monkeypatch.setattr(selftest, "CHECKS", checks)
+    with running(threads=1):
+        assert native.library().reason is None
+        assert used == [1, 1]
+    for _ in range(2):
+        with running(threads=3):
+            assert native.library().reason is None
+            assert used == [1, 1, 2]
+    monkeypatch.setattr(selftest, "CHECKS", [selftest.Check("together", lambda handle: call.threads(), 1, threads=2)])
+    native._tried_with_threads.cache_clear()
+    with running(threads=2):
+        assert native.library().reason == "self-test failed: together: 2, expected 1"
+    with running(threads=1):
+        assert native.library().reason is None
+
+
+def test_library_that_was_cut_off(built, tmp_path):
+    """In a process of its own: opening such a file ended it by a signal."""
+    data = Path(built.handle._name).read_bytes()
+    sizes = [0, 3, 40, 64, 100, 4096, len(data) // 2, len(data) * 9 // 10, len(data) - 4096, len(data) - 1]
+    for size in sizes:
+        (tmp_path / f"{size}.so").write_bytes(data[:size])
+    code = f"""
+import pathlib
+from ess_kernels.backends.native.loading import open_library
+for size in {sizes}:
+    print(open_library(pathlib.Path({str(tmp_path)!r}, f"{{size}}.so")).reason, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    for size, reason in zip(sizes, done.stdout.splitlines(), strict=True):
+        wanted = "cannot be loaded: " if size < 64 else f"cut off, {size} of {len(data)} bytes are there"
+        assert reason.startswith(wanted), reason
+
+
+def test_library_that_is_put_right(forget, built, monkeypatch, tmp_path):
+    path = tmp_path / "mine.so"
+    monkeypatch.setenv(environment.NATIVE_LIBRARY, str(path))
+    assert native.library().reason == f"{environment.NATIVE_LIBRARY}={path}: there is no such file"
+    data = Path(built.handle._name).read_bytes()
+    path.write_bytes(data[:1000])
+    assert "cut off, 1000 of" in native.library().reason
+    path.unlink()
+    path.write_bytes(data)
+    assert native.library().reason is None
+    path.unlink()
+    assert native.library().reason is None  # it has been opened
+
+
+def test_library_by_a_relative_path(forget, built, monkeypatch, tmp_path):
+    folder = tmp_path / "with a space, é"
+    folder.mkdir()
+    (folder / "good.so").write_bytes(Path(built.handle._name).read_bytes())
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv(environment.NATIVE_LIBRARY, "good.so")
+    assert native.library().reason is None
+    assert ess_kernels.show_config().native.endswith(f"from {folder / 'good.so'}")
+    monkeypatch.setenv(environment.NATIVE_LIBRARY, str(folder))
+    assert f"{folder}: cannot be read: " in native.library().reason
+
+
+def test_library_of_a_package_that_is_hidden(monkeypatch, tmp_path):
+    """In the root of a checkout Python finds the checkout, and not what was installed from it."""
+    for place in ("checkout", "site-packages"):
+        (tmp_path / place / "ess_kernels" / "backends").mkdir(parents=True)
+    missing = tmp_path / "checkout" / "ess_kernels" / "backends" / "_native.so"
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "site-packages")])
+    assert native.open_library(missing).reason == file.NOT_BUILT
+    (tmp_path / "site-packages" / "ess_kernels" / "backends" / "_native.so").touch()
+    reason = native.open_library(missing).reason
+    assert reason.startswith(f"not built in {tmp_path / 'checkout' / 'ess_kernels'}, which Python found first")
+    assert f"installed in {tmp_path / 'site-packages' / 'ess_kernels'}" in reason
+
+
+def test_library_in_an_archive(tmp_path):
+    archive = tmp_path / "package.whl"
+    archive.touch()
+    found = native.open_library(archive / "ess_kernels" / "backends" / "_native.so")
+    assert found.reason == f"not opened, for the package lies in an archive: {archive}"
 
 
 def test_same_bits_means_bits():

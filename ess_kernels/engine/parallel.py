@@ -1,7 +1,8 @@
 """Batched LAPACK on more than one core.
 
 PyTorch's CPU `qr`, `eigh` and `svdvals` walk through a batch one matrix after the other on one core. Cutting the batch
-across a thread pool uses them all; a matrix's own result does not depend on how the batch is cut.
+across a thread pool uses them all; a matrix's own result does not depend on how the batch is cut. A forked process has
+the pool without its workers, and does everything itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from threading import Barrier
 
 import torch
 from torch import Tensor
+
+from .. import processes
 
 LARGE = 512**2
 TINY = 64**2
@@ -33,7 +36,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[Tensor, ...]:
     """`function(A)` for `A` `[batch, m, n]`, the batch cut across torch's number of CPU threads."""
     workers = torch.get_num_threads()
-    if A.device.type != "cpu" or workers == 1 or A.shape[0] == 0:
+    if A.device.type != "cpu" or workers == 1 or A.shape[0] == 0 or processes.forked():
         return function(A)
     # LAPACK threads large matrices itself, and a few tiny ones are done before a worker wakes up
     size = A[0].numel()

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import environment
-from .loading import library
+from ... import environment, processes
+from .loading import allowed_threads, library
 
 # workspace up to this size is kept for the thread's next call: fresh pages cost more than the arithmetic done on them
 KEPT_WORKSPACE = 2**28
@@ -55,9 +55,9 @@ def pinned(handle: ctypes.CDLL, threads: int, level: int) -> Iterator[None]:
 
 
 def threads() -> int:
-    """How many threads kernels may use: `ESS_KERNELS_NUM_THREADS`, or as many as torch."""
+    """How many threads kernels may use now."""
     pin = _pinned.get()
-    return pin[1] if pin else environment.num_threads() or torch.get_num_threads()
+    return pin[1] if pin and not processes.forked() else allowed_threads()
 
 
 @contextmanager

@@ -14,14 +14,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import environment
+import torch
+
+from ... import environment, processes
+from .file import LIBRARY, NOT_BUILT, reason_against
 
 logger = logging.getLogger("ess_kernels")
 
 ABI_VERSION = 3  # ESS_ABI_VERSION of csrc/ess_native.h; a library of any other version is refused
-
-# setup.py gives the file this fixed name: the C ABI ties it to no Python version, so no Python tag belongs in it.
-LIBRARY = Path(__file__).parent.with_name("_native.dll" if os.name == "nt" else "_native.so")
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class NativeLibrary:
 
 
 def open_library(path: Path, level: int = 0) -> NativeLibrary:
-    """Open the library at `path`, check its ABI number, and let it compute something whose answer is known, at dispatch
-    level `level` (0: the best one).
+    """Open the library at `path`, check its ABI number, and let it compute something whose answer is known, on one
+    thread, at dispatch level `level` (0: the best one).
 
     Never raises for a library that is missing, broken or of another version: the result's `reason` says which.
     """
+    if reason := reason_against(path):
+        return NativeLibrary(None, reason)
     # torch has been imported by then, and must be: both libraries then share the OpenMP runtime that torch ships, and
     # torch.set_num_threads governs both. The other way round, the system's OpenMP would be loaded in torch's place.
-    if not path.exists():
-        return NativeLibrary(None, "not built (installation compiles it where there is a C++ compiler)")
     try:
         handle = ctypes.CDLL(os.fspath(path))
     except OSError as error:
@@ -76,31 +76,63 @@ def open_library(path: Path, level: int = 0) -> NativeLibrary:
     return NativeLibrary(handle, None, handle.ess_build_info().decode("utf-8", "replace"))
 
 
-def library() -> NativeLibrary:
-    """The library in use, as the settings are now; each file and level is tried once a process.
+def allowed_threads() -> int:
+    """How many threads kernels may use: `ESS_KERNELS_NUM_THREADS`, or as many as torch; one in a forked process."""
+    return 1 if processes.forked() else environment.num_threads() or torch.get_num_threads()
 
-    A library that is there and still cannot be used gives one warning: whoever is served by PyTorch instead is to know.
+
+def library() -> NativeLibrary:
+    """The library in use, as the settings are now.
+
+    What has worked at a level stays in use, whatever becomes of its file; what has not is tried again when its file has
+    changed. A library that is there and still cannot be used gives one warning: whoever is served by PyTorch instead is
+    to know.
     """
     try:
         if environment.native_disabled():
             return NativeLibrary(None, f"disabled by {environment.DISABLE_NATIVE}")
-        level = environment.cpu_level()
-        environment.num_threads()
+        level, threads = environment.cpu_level(), allowed_threads()
     except ValueError as error:
         return _not_used(str(error))
     chosen = environment.native_library()
     path = chosen or LIBRARY
-    found = _opened(path, level)
-    if found.reason is not None:
-        if chosen is not None:
-            return _not_used(f"{environment.NATIVE_LIBRARY}={chosen}: {found.reason}")
-        return _not_used(found.reason) if path.exists() else found
-    return found
+    found = _working.get((path, level)) or _opened(path, level, _state(path))
+    if found.reason is None:
+        _working[path, level] = found
+        if threads > 1:
+            found = _tried_with_threads(found, level)
+    if found.reason is None or (chosen is None and found.reason == NOT_BUILT):
+        return found
+    if chosen is None:
+        return _not_used(found.reason)
+    reason = found.reason if chosen.exists() else "there is no such file"
+    return _not_used(f"{environment.NATIVE_LIBRARY}={chosen}: {reason}")
+
+
+_working: dict[tuple[Path, int], NativeLibrary] = {}
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Something that is another when the file has been written again; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @functools.cache
-def _opened(path: Path, level: int) -> NativeLibrary:
+def _opened(path: Path, level: int, state: tuple[int, int, int] | None) -> NativeLibrary:
     return open_library(path, level)
+
+
+@functools.cache
+def _tried_with_threads(found: NativeLibrary, level: int) -> NativeLibrary:
+    """The library, if it also works on more than one thread: not tried before some call is to use them."""
+    from .selftest import first_failure
+
+    failure = first_failure(found.handle, level, threaded=True) if found.handle is not None else None
+    return found if failure is None else NativeLibrary(None, f"self-test failed: {failure}")
 
 
 @functools.cache

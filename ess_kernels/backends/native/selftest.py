@@ -2,6 +2,7 @@
 
 A library that was built by a broken compiler, or for another machine, is to be found out here and not in somebody's
 results. The checks run once a process, at the first use of a dispatch level, and take tens of milliseconds: keep it so.
+They use the thread of the caller; those that try threads run once more, when a call is about to use some.
 
 A family of kernels adds a row to `CHECKS`: a function that calls its kernels as everybody does, by `call.run` or by the
 backend itself, and returns what they answer, and what that must be.
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import operators
+from ... import environment, operators
 from ...operators import Operator
 from ..base import Task
 from .call import pinned
@@ -36,7 +37,7 @@ class Check:
     compute: Callable[[ctypes.CDLL], Any]
     expected: Any
     tolerance: float = 0.0
-    threads: int = 1  # more only where it is the threads that are tried: starting them takes longer than the arithmetic
+    threads: int = 1  # more only where threads are to be tried: starting them takes longer than the arithmetic
 
 
 def positive_pivots(handle: ctypes.CDLL, rows: list[list[float]]) -> int:
@@ -186,10 +187,21 @@ for _name, _make, _heads, _threads in (
     ]
 
 
-def first_failure(handle: ctypes.CDLL, level: int) -> str | None:
-    """What is wrong with the library's answers at a dispatch level, or None."""
+def first_failure(handle: ctypes.CDLL, level: int, threaded: bool = False) -> str | None:
+    """What is wrong with the library's answers at a dispatch level, or None.
+
+    All checks run on the caller's thread, or, with `threaded`, those that have more threads on theirs. The answers
+    do not depend on the program's settings: it is the library that is judged.
+    """
     for check in CHECKS:
-        with pinned(handle, check.threads, level):
+        if threaded and check.threads == 1:
+            continue
+        with (
+            pinned(handle, check.threads if threaded else 1, level),
+            environment.fixed_memory_budget(environment.DEFAULT_MEMORY_BUDGET),
+            torch.device("cpu"),
+            torch.no_grad(),
+        ):
             if failure := _failure(check, handle):
                 return f"{check.name}: {failure}"
     return None
@@ -198,8 +210,8 @@ def first_failure(handle: ctypes.CDLL, level: int) -> str | None:
 def _failure(check: Check, handle: ctypes.CDLL) -> str | None:
     try:
         found = check.compute(handle)
-    except (ValueError, MemoryError) as error:
-        return str(error)
+    except Exception as error:  # whatever it is, a library that does this is of no use, and the caller can do without
+        return f"{type(error).__name__}: {error}"
     if found is None:
         return None
     wanted, got = _flat(check.expected), _flat(found)
