@@ -5,12 +5,26 @@ the rank of `H_i = T[i:, :i]`, the map from past inputs to future outputs ("Quan
 Effective State-Size", ICML 2025).
 """
 
-from . import aggregate, operators
+from typing import TYPE_CHECKING, NoReturn
+
+from . import processes as processes  # first: it looks at what had been imported before this package
+from ._requirements import problem as _problem
 from ._version import __version__
 from .config import show_config
-from .engine.certainty import Certificate
-from .metrics import SmallSpectra, entropy_ess, singular_values, small_spectra, tolerance_ess
-from .randomized import RandomizedESS, randomized_ess
+
+if TYPE_CHECKING or _problem() is None:
+    from . import aggregate, operators
+    from .engine.certainty import Certificate
+    from .metrics import SmallSpectra, entropy_ess, singular_values, small_spectra, tolerance_ess
+    from .randomized import RandomizedESS, randomized_ess
+else:
+
+    def __getattr__(name: str) -> NoReturn:
+        # the command line works without torch, to say what is missing; nothing else does
+        if name in __all__:
+            raise ImportError(f"ess_kernels.{name}: {_problem()}")
+        raise AttributeError(f"module 'ess_kernels' has no attribute {name!r}")
+
 
 __all__ = [
     "Certificate",

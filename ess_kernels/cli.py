@@ -1,15 +1,20 @@
-"""The command line: `ess-kernels demo` and `ess-kernels doctor`."""
+"""The command line: `ess-kernels demo` and `ess-kernels doctor`. Without torch it still starts, and says so."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from ess_kernels import _requirements, environment
+from ess_kernels._limits import MAX_DEMO_BYTES
+from ess_kernels._version import __version__
 
 if TYPE_CHECKING:
     from ess_kernels.demo import Report
@@ -26,25 +31,39 @@ class UserError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run the command line and return its exit code: 0, 1 from a doctor who finds that nothing can work, 2 for a user's
+    error, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = options.run(options)
-        sys.stdout.flush()  # so that a pipe's reader who has left shows here, not when the interpreter ends
-        return code
+        return options.run(options)
     except UserError as error:
         print(f"ess-kernels: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe (head, less) has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    from ess_kernels import __version__
+def _say(text: object) -> None:
+    """`print`, with what becomes of it known at once: a pipe's reader may have left, or a disk be full."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence()
+        raise UserError(f"standard output: {error.strerror or error}") from error
 
+
+def _silence() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ess-kernels", description="Effective state-size of causal sequence mixers.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -53,11 +72,15 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="measure a small embedded language model on a text",
         description="Runs an embedded byte-level language model with four mixers (Mamba-2, gated linear attention, "
-        "linear attention, softmax attention) on a text and measures every layer, head and position. Needs no network.",
+        "linear attention, softmax attention) on a text and measures every layer, head and position. Needs no network. "
+        f"A text has 2 to {MAX_DEMO_BYTES} bytes.",
     )
     source = demo.add_mutually_exclusive_group()
-    source.add_argument("--text", help="the text to run on (default: a passage in the package)")
-    source.add_argument("--text-file", metavar="F", type=Path, help="a file to read the text from; - is standard input")
+    limit = f"at most {MAX_DEMO_BYTES} bytes"
+    source.add_argument("--text", help=f"the text to run on, {limit} (default: a passage in the package)")
+    source.add_argument(
+        "--text-file", metavar="F", type=Path, help=f"a file to read the text from, {limit}; - is standard input"
+    )
     schema = "ess_kernels/demo/schema.json"
     demo.add_argument("--json", metavar="F", type=Path, help=f"write everything measured (schema: {schema})")
     picture = demo.add_mutually_exclusive_group()
@@ -74,14 +97,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    import ess_kernels
+    from ess_kernels.config import show_config
 
-    print(ess_kernels.show_config())
-    return 0
+    _say(show_config())
+    return 0 if _requirements.problem() is None else 1
 
 
 def _demo(options: argparse.Namespace) -> int:
     # Everything that can be refused is refused before the work begins.
+    if problem := _requirements.problem():
+        raise UserError(problem)
     _require("safetensors", "reads the demo's weights")
     drawing = not options.no_plot
     if drawing and options.plot is None and not _installed("matplotlib"):
@@ -89,12 +114,16 @@ def _demo(options: argparse.Namespace) -> int:
         drawing = False
     if drawing:
         _require("matplotlib", "draws the picture (--no-plot goes without)")
-        _check_picture(options.plot or DEFAULT_PLOT)
-    plot = (options.plot or DEFAULT_PLOT) if drawing else None
-    for path in (options.json, plot):
+    plot = _picture(options.plot or DEFAULT_PLOT) if drawing else None
+    _check_distinct({"--text-file": options.text_file, "--json": options.json, "--plot": plot})
+    for option, path in (("--json", options.json), ("--plot", plot)):
         if path is not None:
-            _check_writable(path)
+            _check_writable(option, path)
     text = _text(options)
+    try:
+        environment.memory_budget()
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
     import torch
 
@@ -109,18 +138,23 @@ def _demo(options: argparse.Namespace) -> int:
             raise
         raise UserError(f"--backend {options.backend}: {error}") from error
 
-    print(_table(report))
+    # neither a reader of the table who has left nor a full disk takes the other from the user
+    try:
+        if options.json is not None:
+            _write(options.json, (json.dumps(report.to_json()) + "\n").encode())
+        if plot is not None:
+            _draw(report, plot)
+    finally:
+        _say(_table(report))
     if options.json is not None:
-        _write(options.json, (json.dumps(report.to_json()) + "\n").encode())
-        print(f"numbers: {options.json}")
+        _say(f"numbers: {options.json}")
     if plot is not None:
-        _draw(report, plot)
-        print(f"picture: {plot}")
+        _say(f"picture: {plot}")
     return 0
 
 
 def _text(options: argparse.Namespace) -> bytes:
-    from ess_kernels.demo.measure import MAX_BYTES, default_text
+    from ess_kernels.demo import default_text
 
     if options.text is not None:
         name, text = "--text", os.fsencode(options.text)
@@ -130,21 +164,20 @@ def _text(options: argparse.Namespace) -> bytes:
         name = f"--text-file {options.text_file}"
         try:
             if str(options.text_file) == "-":
-                text = sys.stdin.buffer.read(MAX_BYTES + 1)
+                text = sys.stdin.buffer.read(MAX_DEMO_BYTES + 1)
             else:
                 with options.text_file.open("rb") as file:
-                    text = file.read(MAX_BYTES + 1)
+                    text = file.read(MAX_DEMO_BYTES + 1)
         except OSError as error:
             raise UserError(f"{name}: {error.strerror or error}") from error
     if len(text) < 2:
         raise UserError(f"{name}: expected at least 2 bytes of text, got {len(text)}")
-    if len(text) > MAX_BYTES:
-        raise UserError(f"{name}: expected at most {MAX_BYTES} bytes of text (attention is L x L), got more")
+    if len(text) > MAX_DEMO_BYTES:
+        raise UserError(f"{name}: expected at most {MAX_DEMO_BYTES} bytes of text (attention is L x L), got more")
     return text
 
 
 def _table(report: Report) -> str:
-    from ess_kernels import __version__
     from ess_kernels.demo.measure import TOLERANCES
 
     counts = [f"ESS {_short(tolerance)}" for tolerance in TOLERANCES]
@@ -220,23 +253,52 @@ def _require(module: str, purpose: str) -> None:
         raise UserError(_missing(module, purpose))
 
 
-def _check_writable(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{path}: cannot be written")
+def _check_distinct(files: dict[str, Path | None]) -> None:
+    """`UserError` where one file would be written over another; files by the options that name them."""
+    named = [(option, path) for option, path in files.items() if path is not None and str(path) != "-"]
+    for i, (option, path) in enumerate(named):
+        for other, same in named[:i]:
+            if _same_file(path, same):
+                raise UserError(f"{option} {path}: expected another file than that of {other}")
 
 
-def _check_picture(path: Path) -> None:
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return a.samefile(b)
+    except OSError:  # one of them does not exist yet
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """`UserError` if the file cannot be written: it is opened for that, and is afterwards as it was."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{option} {path}: is a directory")
+        if not path.parent.is_dir():
+            raise UserError(f"{option} {path}: there is no directory {path.parent}")
+        new = not path.exists()
+        if not new and not path.is_file():
+            return  # a pipe or a device: to open it may already be to use it
+        with path.open("ab"):
+            pass
+        if new:
+            os.unlink(os.path.realpath(path))
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror or error}") from error
+
+
+def _picture(path: Path) -> Path:
+    """The file that matplotlib will write."""
     from matplotlib.backend_bases import FigureCanvasBase
 
+    if not path.suffix:
+        return path.with_name(f"{path.name.rstrip('.')}.png") if path.name else path
     kinds = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix and path.suffix[1:].lower() not in kinds:  # without a suffix matplotlib writes and adds .png
+    if path.suffix[1:].lower() not in kinds:
         raise UserError(
             f"--plot {path}: expected a file that ends in {', '.join(f'.{kind}' for kind in sorted(kinds))}"
         )
+    return path
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib import metadata, resources
 from pathlib import Path
@@ -145,6 +146,28 @@ def test_readme_example_runs():
         example + "print(counts.dtype, list(counts.shape), effective_rank.dtype, list(effective_rank.shape))"
     )
     assert printed == "torch.int64 [1, 4, 1023] torch.float64 [1, 4, 1023]"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs a checkout")
+def test_source_distribution_holds_the_checkout(tmp_path):
+    """All of it: the README and CONTRIBUTING.md refer to bench/, docs/ and .ci/."""
+    pytest.importorskip("setuptools")
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")[:-1]
+    for name in filter(lambda name: (ROOT / name).exists(), names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        inside = {name.partition("/")[2] for name in file.getnames()}
+    assert [name for name in names if (ROOT / name).exists() and name not in inside] == []
 
 
 def test_readme_links_to_files_that_exist():

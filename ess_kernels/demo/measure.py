@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ess_kernels import aggregate, backends
+from ess_kernels._limits import MAX_DEMO_BYTES as MAX_BYTES
 from ess_kernels._progress import progress
 from ess_kernels._version import __version__
 from ess_kernels.backends.base import Task
@@ -25,10 +26,6 @@ from ess_kernels.operators.structure import Operator
 
 SCHEMA = "ess-kernels/demo/1"  # changes when a field of the JSON report changes its meaning or goes away
 TOLERANCES = (1e-1, 1e-3, 1e-5)  # absolute; those of the paper's figures
-
-# The model's forward pass and attention's T take a few L x L matrices per head, and the model was trained on windows
-# of 1024 bytes: far beyond that its numbers say little.
-MAX_BYTES = 4096
 
 
 @dataclass(frozen=True)
