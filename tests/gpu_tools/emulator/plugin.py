@@ -1,0 +1,38 @@
+"""`pytest --ptx-emulator`: kernels run as compiled, in the emulator."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import triton
+
+from ess_kernels.backends.triton import compilation
+
+from ..plugin import FindingsPlugin
+from .driver import Machine, install, launching_on
+
+
+class EmulatorPlugin(FindingsPlugin):
+    """Also tells which of the package's kernels with several warps no test has launched with more than one."""
+
+    def __init__(self, capability: int) -> None:
+        self.machine = Machine(capability)
+        self.title = f"PTX of Triton {triton.__version__} for sm_{capability}, emulated"
+        self.begin = time.perf_counter()
+        super().__init__(self.machine.findings)
+        install(self.machine)
+
+    def looking(self, item: pytest.Item) -> AbstractContextManager[Any]:
+        return launching_on(self.machine)
+
+    def report(self) -> list[str]:
+        several = {variant.kernel.fn.__name__ for variant in compilation.variants() if variant.num_warps > 1}
+        missing = sorted(name for name in several if self.machine.warps.get(name, 0) < 2)
+        return [
+            *self.findings.lines(),
+            f"{self.machine.executed} instructions in {time.perf_counter() - self.begin:.0f} s",
+            f"kernels with several warps that were not reached: {', '.join(missing) or 'none'}",
+        ]
