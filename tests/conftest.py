@@ -34,14 +34,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NUMBER",
         help="with --ptx-emulator: the GPU to compile for, 90 for sm_90",
     )
+    group.addoption(
+        "--ptx-backwards",
+        action="store_true",
+        help="with --ptx-emulator: run the programs of a launch from the last to the first",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("ptx_emulator", False):
         os.environ["TRITON_INTERPRET"] = "0"
+        # a GPU that is there must not get the tensors
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         from gpu_tools.emulator.plugin import EmulatorPlugin
 
-        config.pluginmanager.register(EmulatorPlugin(config.getoption("ptx_capability")))
+        config.pluginmanager.register(EmulatorPlugin(config))
         return
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")

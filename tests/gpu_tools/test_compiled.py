@@ -40,8 +40,8 @@ def reversed_copy(A, B, BARRIER: tl.constexpr):
 
 
 @triton.jit
-def shared_by_programs(A):
-    tl.store(A + tl.arange(0, 256), 1.0)
+def written_by_all(A):
+    tl.store(A + tl.arange(0, 256), tl.program_id(0).to(tl.float64))
 
 
 @triton.jit
@@ -79,9 +79,12 @@ def test_races_between_warps(apart: Machine, barrier: bool, expected: set[str]) 
         torch.testing.assert_close(B, torch.arange(255, -1, -1).double().repeat(2), rtol=0, atol=0)
 
 
-def test_programs_that_share_an_address(apart: Machine) -> None:
-    shared_by_programs[(2,)](torch.zeros(256, dtype=torch.float64), num_warps=2)
-    assert apart.findings.kinds() == {"programs"}
+@pytest.mark.parametrize("backwards", [False, True])
+def test_programs_that_share_an_address(apart: Machine, backwards: bool) -> None:
+    apart.backwards = backwards
+    A = torch.zeros(256, dtype=torch.float64)
+    written_by_all[(3,)](A, num_warps=2)
+    assert apart.findings.kinds() == {"programs"} and (A == (0 if backwards else 2)).all()
 
 
 def test_addresses_out_of_bounds(apart: Machine) -> None:

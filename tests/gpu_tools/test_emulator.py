@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
 from gpu_tools.emulator.launch import launch
 from gpu_tools.emulator.ptx import Code
 from gpu_tools.findings import Findings
@@ -26,14 +24,19 @@ mov.u32 %r3, global_smem; shl.b32 %r4, %r1, 3; add.s32 %r5, %r3, %r4;
 
 
 def run(
-    body: str, given: torch.Tensor | None = None, warps: int = 2, programs: int = 1, shared: int = 0, size: int = 64
+    body: str,
+    given: torch.Tensor | None = None,
+    warps: int = 2,
+    programs: int = 1,
+    shared: int = 0,
+    backwards: bool = False,
 ) -> tuple[Findings, torch.Tensor]:
     """Runs a kernel whose threads have their own 8 bytes of `in` at %rd3, of `out` at %rd4, and of shared memory at
     %r5, their number in %r1 and the program's in %r2."""
     given = torch.arange(64, dtype=torch.float64) if given is None else given
-    out, findings = torch.zeros(size, dtype=given.dtype), Findings()
+    out, findings = torch.zeros(64, dtype=given.dtype), Findings()
     code = Code(HEAD + body + "\nret;\n}\n")
-    launch(findings, "kernel", code, warps, shared, (programs, 1, 1), [given, out, 7])
+    launch(findings, "kernel", code, warps, shared, (programs, 1, 1), [given, out, 7], backwards)
     return findings, out
 
 
@@ -205,6 +208,12 @@ $END:
     assert not findings.counts and (out.view(-1, 2).flip(1).flatten() == INTEGERS).all()
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_last_program_that_runs_wins(backwards: bool) -> None:
+    findings, out = run("cvt.s64.s32 %rd5, %r2; st.global.b64 [%rd4], %rd5;", INTEGERS, programs=3, backwards=backwards)
+    assert findings.kinds() == {"programs"} and (out == (0 if backwards else 2)).all()
+
+
 def test_unknown_instructions_are_refused() -> None:
     for body, name in (("atom.global.add.f64 %fd0, [%rd3], %fd0;", "atom"), ("bar.sync 1, 32;", "bar.sync")):
         with pytest.raises(NotImplementedError, match=name):
@@ -273,5 +282,5 @@ def test_neighbouring_numbers_of_16_bits_are_apart() -> None:
     body = "mul.wide.u32 %rd5, %r1, 2; add.s64 %rd6, %rd1, %rd5; st.global.b16 [%rd6], 3; bar.sync 0;"
     body += "xor.b32 %r6, %r1, 32; mul.wide.u32 %rd5, %r6, 2; add.s64 %rd6, %rd1, %rd5; ld.global.b16 %rs0, [%rd6];"
     body += "st.global.b16 [%rd6], %rs0;"
-    findings, _ = run(body, torch.zeros(64, dtype=torch.int16), size=64)
+    findings, _ = run(body, torch.zeros(64, dtype=torch.int16))
     assert not findings.counts

@@ -16,8 +16,8 @@ Triton's interpreter knows nothing. These are faults, and fail the test:
     barrier     a barrier that not all threads reach together.
     unwritten   shared memory that is read before it is written.
 
-Programs run one after the other, threads of a program in lockstep, those that are behind first. Approximate
-instructions are computed exactly and rounded, and a fused multiplication and addition in 80 bits. It takes tens of
-microseconds an instruction, for all threads of a program together: small launches only. An instruction that is not
-known raises NotImplementedError with its name.
+Programs run one after the other (the last one first with `--ptx-backwards`), threads of a program in lockstep, those
+that are behind first. Approximate instructions are computed exactly and rounded, and a fused multiplication and
+addition in 80 bits. It takes tens of microseconds an instruction, for all threads of a program together: small launches
+only. An instruction that is not known raises NotImplementedError with its name.
 """

@@ -24,13 +24,14 @@ class Machine:
 
     Attributes:
         capability: 90 for sm_90.
+        backwards: whether the programs of a launch run from the last to the first.
         findings: of all launches.
         executed: instructions so far.
         warps: the largest number of warps that each kernel was launched with.
     """
 
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
+    def __init__(self, capability: int, backwards: bool = False) -> None:
+        self.capability, self.backwards = capability, backwards
         self.findings = Findings()
         self.executed = 0
         self.warps: dict[str, int] = {}
@@ -45,7 +46,8 @@ class Machine:
         if len(given) >= len(source.fn.arg_names):
             given = tuple(x for i, x in enumerate(given) if i not in constants)
         self.warps[name] = max(self.warps.get(name, 0), metadata.num_warps)
-        self.executed += launch(self.findings, name, self._codes[ptx], metadata.num_warps, metadata.shared, grid, given)
+        size = metadata.num_warps, metadata.shared, grid
+        self.executed += launch(self.findings, name, self._codes[ptx], *size, given, self.backwards)
 
 
 class Launcher:

@@ -24,6 +24,7 @@ def launch(
     shared: int,
     grid: tuple[int, int, int],
     arguments: Sequence[Any],
+    backwards: bool = False,
 ) -> int:
     """Runs all programs and changes the tensors; returns the number of instructions, one for all threads together.
 
@@ -35,6 +36,7 @@ def launch(
         grid: how many programs.
         arguments: tensors on the CPU, integers and floating-point numbers, in the order of the code's parameters.
             Pointers at the end that Triton adds for its own use may be missing.
+        backwards: the last program runs first.
     """
     findings.launches[kernel] += 1
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in arguments if isinstance(x, torch.Tensor)}
@@ -50,7 +52,8 @@ def launch(
 
     executed, epoch = 0, 1
     with np.errstate(all="ignore"):
-        for x, y, z in product(*map(range, grid)):
+        programs = list(product(*map(range, grid)))
+        for x, y, z in reversed(programs) if backwards else programs:
             program = Program(code, warps, shared, spaces, numbers, grid, (x, y, z), epoch, report)
             program.run(find)
             executed, epoch = executed + program.executed, program.epoch + 1

@@ -18,9 +18,9 @@ from .driver import Machine, install, launching_on
 class EmulatorPlugin(FindingsPlugin):
     """Also tells which of the package's kernels with several warps no test has launched with more than one."""
 
-    def __init__(self, capability: int) -> None:
-        self.machine = Machine(capability)
-        self.title = f"PTX of Triton {triton.__version__} for sm_{capability}, emulated"
+    def __init__(self, config: pytest.Config) -> None:
+        self.machine = Machine(config.getoption("ptx_capability"), config.getoption("ptx_backwards"))
+        self.title = f"PTX of Triton {triton.__version__} for sm_{self.machine.capability}, emulated"
         self.begin = time.perf_counter()
         super().__init__(self.machine.findings)
         install(self.machine)
