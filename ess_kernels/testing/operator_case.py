@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .operators.structure import Operator, StateSpace, Tiled
+from ..operators.structure import Operator, StateSpace, Tiled
 
 
 def assert_close(name: str, actual: Tensor, expected: Tensor, rtol: float = 1e-10, atol: float = 1e-12) -> None:

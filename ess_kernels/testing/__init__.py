@@ -1,0 +1,8 @@
+"""What tests of operators and backends need: a case that every family inherits, a comparison, and a fuzzer.
+
+`python -m ess_kernels.testing fuzz --minutes N` runs the fuzzer (`ess_kernels.testing.fuzz`).
+"""
+
+from .operator_case import OperatorTestCase, assert_close
+
+__all__ = ["OperatorTestCase", "assert_close"]
