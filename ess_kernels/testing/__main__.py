@@ -1,0 +1,53 @@
+"""`python -m ess_kernels.testing fuzz --minutes N --seed S`: see `ess_kernels.testing.fuzz`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PROGRAMS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if nothing failed, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m ess_kernels.testing", description="Tests that go on for ever.")
+    fuzzing = parser.add_subparsers(required=True).add_parser(
+        "fuzz",
+        help="try random hard operators on every backend",
+        description="Tries random hard operators on every backend against an oracle with an error bar, and prints how "
+        "many counts and entropies were tried, wrong, silent (wrong without a warning), redone and unresolved, and the "
+        "smallest failing input as a program. Its last line has the figures in one sentence. Exit status 1 if anything "
+        "was silent, refused or raised.",
+    )
+    fuzzing.add_argument("--minutes", type=float, default=3.0, help="how long (default 3); shrinking comes on top")
+    fuzzing.add_argument("--seed", type=int, help="the same seed gives the same operators; default: a fresh one")
+    fuzzing.add_argument("--backend", action="append", metavar="NAME", help="may be repeated; default: all usable ones")
+    fuzzing.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found there")
+    options = parser.parse_args(arguments)
+    logging.getLogger("ess_kernels").setLevel(logging.ERROR)  # fallbacks are what is being tried here
+    return _fuzz(options)
+
+
+def _fuzz(options: argparse.Namespace) -> int:
+    from .fuzz import fuzz
+
+    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    if options.json is not None:
+        options.json.touch()  # an unwritable file is found now, not after the run
+    print(f"seed {seed}", flush=True)
+    report = fuzz(60 * options.minutes, seed, options.backend, lambda line: print(line, file=sys.stderr, flush=True))
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
+    if report.kinds:
+        print(report.failures(PROGRAMS), end="\n\n")
+    print(report.table(), report.line(), sep="\n\n")
+    return int(report.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The matrix that a case stands for, from its tensors, by other means than the operator's own and in more digits.
+
+Recurrences go token by token in pairs of float64 (`pairs.py`); exponentials and softmax in the machine's longest float.
+With every entry comes how large the terms were that were added up to it: the loss of the sum is in proportion to them,
+and so is what any program in float64 must lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from . import pairs
+from .case import Case
+from .pairs import Pair
+
+LONG = np.longdouble
+LONG_EPS = float(np.finfo(LONG).eps)
+
+
+class Exact(NamedTuple):
+    """`T` `[H, L, L]` without the diagonal, strictly lower.
+
+    Attributes:
+        T: the entries.
+        magnitude: sums of the absolute values of the terms that make an entry, float64.
+        loss: `T` is off by at most `loss * magnitude`, entry by entry.
+    """
+
+    T: Pair
+    magnitude: np.ndarray
+    loss: float
+
+
+class Steps(NamedTuple):
+    """A recurrence token by token: pairs `[H, L, n]`, and `[H, L, n]` or `[H, L, n, n]` for the transitions."""
+
+    read: Pair
+    write: Pair
+    transition: Pair
+    reads_before: bool
+    loss: float
+
+
+def exact(case: Case) -> Exact:
+    """`T` of a case; numbers that overflow are infinite or NaN."""
+    with np.errstate(all="ignore"):
+        inputs = {name: x.numpy() for name, x in case.inputs.items()}
+        if case.family in _MATRICES:
+            x = _MATRICES[case.family](case, **inputs)
+            return Exact(x.T.map(lambda T: np.tril(T, -1)), np.tril(x.magnitude, -1), x.loss)
+        return _of_steps(_STEPS[case.family](case, **inputs))
+
+
+def _dense(case: Case, T: np.ndarray) -> Exact:
+    return Exact(pairs.exact(T), np.abs(T), 0.0)
+
+
+def _toeplitz(k: np.ndarray) -> np.ndarray:
+    length = k.shape[-1]
+    lag = np.arange(length)[:, None] - np.arange(length)
+    return np.where(lag >= 0, k[..., np.maximum(lag, 0)], 0.0)
+
+
+def _convolution(case: Case, k: np.ndarray) -> Exact:
+    return _dense(case, _toeplitz(k))
+
+
+def _gated_convolution(case: Case, x0: np.ndarray, k: np.ndarray, x1: np.ndarray) -> Exact:
+    outer = pairs.multiply(pairs.exact(x0[0, :, :, None]), pairs.exact(x1[0, :, None, :]))
+    T = pairs.multiply(outer, pairs.exact(_toeplitz(k)))
+    return Exact(T, np.abs(T.high), pairs.LOSS)
+
+
+def _attention(
+    case: Case, q: np.ndarray, k: np.ndarray, attn_mask: np.ndarray | None = None, sinks: np.ndarray | None = None
+) -> Exact:
+    q, k = q[0].astype(LONG), k[0].astype(LONG)
+    logits = np.stack([a @ b.T for a, b in zip(q, k)])
+    length = q.shape[1]
+    row, column = np.arange(length)[:, None], np.arange(length)
+    seen = (column <= row) & (column > row - case.options.get("window_size", length))
+    if attn_mask is not None:
+        seen = seen & attn_mask[0, 0]
+    logits = np.where(seen, logits, -np.inf)
+    top = logits.max(-1, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks[:, None, None])
+    top = np.where(np.isfinite(top), top, 0)
+    weights = np.exp(logits - top)
+    sums = weights.sum(-1, keepdims=True) + (0 if sinks is None else np.exp(sinks[:, None, None] - top))
+    T = weights / np.where(sums == 0, 1, sums)
+    largest = float(np.abs(q).sum(-1).max(initial=0) * np.abs(k).max(initial=0))
+    return Exact(pairs.from_longdouble(T), T.astype(np.float64), (largest + length + 8) * LONG_EPS)
+
+
+_MATRICES: Mapping[str, Callable[..., Exact]] = {
+    "dense": _dense,
+    "convolution": _convolution,
+    "gated_convolution": _gated_convolution,
+    "attention": _attention,
+}
+
+
+def _linear_attention(case: Case, q: np.ndarray, k: np.ndarray) -> Steps:
+    read, write = (pairs.exact(x[0].swapaxes(0, 1)) for x in (q, k))
+    return Steps(read, write, pairs.exact(np.ones_like(read.high)), False, pairs.LOSS)
+
+
+def _decays(exponent: Pair) -> Pair:
+    """Exponentials of pairs."""
+    return pairs.from_longdouble(np.exp(exponent.high.astype(LONG)) * np.exp(exponent.low.astype(LONG)))
+
+
+def _gla(case: Case, q: np.ndarray, k: np.ndarray, g: np.ndarray) -> Steps:
+    read, write, _, _, _ = _linear_attention(case, q, k)
+    return Steps(read, write, _decays(pairs.exact(g[0].swapaxes(0, 1))), False, 4 * q.shape[1] * LONG_EPS)
+
+
+def _ssd(case: Case, dt: np.ndarray, A: np.ndarray, B: np.ndarray, C: np.ndarray) -> Steps:
+    step = dt[0].T[..., None]
+    decay = _decays(pairs.multiply(pairs.exact(np.broadcast_to(A[:, None, None], step.shape)), pairs.exact(step)))
+    read, write, _, _, _ = _linear_attention(case, C, B)
+    n = B.shape[-1]
+    write = pairs.multiply(write, pairs.exact(np.broadcast_to(step, write.high.shape)))
+    return Steps(read, write, decay.map(lambda x: np.repeat(x, n, -1)), False, 4 * dt.shape[1] * LONG_EPS)
+
+
+def _selective_scan(case: Case, delta: np.ndarray, A: np.ndarray, B: np.ndarray, C: np.ndarray) -> Steps:
+    step = delta[0][..., None]
+    shape = (*step.shape[:2], A.shape[1])
+    step = np.broadcast_to(step, shape)
+    decay = _decays(pairs.multiply(pairs.exact(np.broadcast_to(A[:, None], shape)), pairs.exact(step)))
+    read, write = (pairs.exact(np.broadcast_to(x[0].T, shape)) for x in (C, B))
+    return Steps(read, pairs.multiply(write, pairs.exact(step)), decay, False, 4 * shape[1] * LONG_EPS)
+
+
+def _recurrence(case: Case, A: np.ndarray, B: np.ndarray, C: np.ndarray) -> Steps:
+    if "length" in case.options:
+        A, B, C = (np.repeat(x[:, None], case.options["length"], 1) for x in (A, B, C))
+    return Steps(pairs.exact(C), pairs.exact(B), pairs.exact(A), True, pairs.LOSS)
+
+
+_STEPS: Mapping[str, Callable[..., Steps]] = {
+    "linear_attention": _linear_attention,
+    "gla": _gla,
+    "ssd": _ssd,
+    "selective_scan": _selective_scan,
+    "recurrence": _recurrence,
+}
+
+
+def _of_steps(steps: Steps) -> Exact:
+    """Every column's state is carried from token to token and read at every row."""
+    heads, length, n = steps.read.high.shape
+    T, magnitude = pairs.zeros((heads, length, length)), np.zeros((heads, length, length))
+    states, sizes = pairs.zeros((heads, length, n)), np.zeros((heads, length, n))
+    for i in range(length):
+        past = np.s_[:, :i]
+
+        def move(i=i, past=past) -> None:
+            A = steps.transition[:, i, None]
+            if steps.transition.high.ndim == 3:
+                states[past] = pairs.multiply(A, states[past])
+                sizes[past] *= np.abs(A.high)
+            else:
+                states[past] = pairs.total(pairs.multiply(A, states[past][:, :, None, :]))
+                sizes[past] = sizes[past] @ np.abs(steps.transition.high[:, i]).swapaxes(-1, -2)
+
+        if not steps.reads_before:
+            move()
+        read = steps.read[:, i, None]
+        T[:, i, :i] = pairs.total(pairs.multiply(read, states[past]))
+        magnitude[:, i, :i] = (np.abs(read.high) * sizes[past]).sum(-1)
+        if steps.reads_before:
+            move()
+        states[:, i] = steps.write[:, i]
+        sizes[:, i] = np.abs(steps.write.high[:, i])
+    return Exact(T, magnitude, n * steps.loss)
