@@ -59,7 +59,7 @@ def integer_block(dice: Dice, heads: int, length: int) -> Made:
     size = max(length // 2, 1) if dice.chance(0.5) else length
     rank, top = dice.randint(1, 3), dice.randint(1, 2)
     u, v = dice.integers(-1, 1, heads, size, rank), dice.integers(-1, 1, heads, size, rank)
-    A = 2.0 ** dice.randint(2, 40) * (u @ v.mT) + dice.integers(-top, top, heads, size, size)
+    A = 2.0 ** dice.choice([dice.randint(2, 40), 18, 30]) * (u @ v.mT) + dice.integers(-top, top, heads, size, size)
     return "integer block", _corner(A, length), (1.0,)
 
 

@@ -96,7 +96,7 @@ def _gates(dice: Dice, heads: int, length: int, n: int) -> tuple[str, Tensor]:
     if name == "by channel":
         return name, -powers(-4, 1.5, n).expand(shape).clone()
     if name == "growing":
-        return name, dice.uniform(0, 0.7) * (dice.flat(*shape) - 0.3)
+        return name, dice.uniform(0, 0.7) * (dice.flat(*shape) - dice.choice([0.0, 0.3]))
     if name == "documents":
         return name, zero.masked_fill((dice.flat(1, length, 1) < 0.05).expand(shape), -torch.inf)
     return name, zero
