@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fuzzing.add_argument("--backend", action="append", metavar="NAME", help="may be repeated; default: all usable ones")
     fuzzing.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found there")
     options = parser.parse_args(arguments)
-    logging.getLogger("ess_kernels").setLevel(logging.ERROR)  # fallbacks are what is being tried here
+    # fallbacks and overflows are what is being tried here
+    logging.getLogger("ess_kernels").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", RuntimeWarning)
     return _fuzz(options)
 
 

@@ -17,8 +17,9 @@ from .report import Report
 from .shrink import SECONDS, shrink
 
 ABSOLUTE, RELATIVE = 12, 4
-# an interpreted backend is hundreds of times slower: every so many cases, and small ones only
-SELDOM = 8
+# an interpreted backend is thousands of times slower: it has this share of the time, small cases, few tolerances
+INTERPRETED_SHARE = 0.25
+INTERPRETED_TOLERANCES = 3, 1
 
 
 def usable_backends() -> list[str]:
@@ -45,44 +46,47 @@ def fuzz(
         shrink_seconds: how long to look for a smaller input, of each (backend, kind of failure, family).
     """
     names = list(backends) if backends is not None else usable_backends()
+    slow = [name for name in names if name == "triton" and interpreting()]
+    fast = [name for name in names if name not in slow]
     report = Report(seed, names)
     start = told = time.monotonic()
-    number = 0
-    while time.monotonic() - start < seconds and (most_cases is None or number < most_cases):
-        try_case(report, seed, number)
-        number += 1
+    on_slow, slow_cases = 0.0, 0
+    while (spent := time.monotonic() - start) < seconds and (most_cases is None or report.cases < most_cases):
+        if slow and (not fast or on_slow <= INTERPRETED_SHARE * spent):
+            begin = time.monotonic()
+            try_case(report, f"{seed}/small/{slow_cases}", slow, small=True)
+            slow_cases += 1
+            on_slow += time.monotonic() - begin
+        else:
+            try_case(report, f"{seed}/{report.cases - slow_cases}", fast)
+        report.seconds = time.monotonic() - start
         if time.monotonic() - told > 60:
             told = time.monotonic()
-            say(f"{(told - start) / 60:.1f} min: {report.line()}")
-    report.seconds = time.monotonic() - start
+            say(report.line())
     for key, failure in list(report.smallest.items()):
         say(f"looking for a smaller input: {', '.join(key)}")
         report.smallest[key] = shrink(failure, shrink_seconds)
     return report
 
 
-def try_case(report: Report, seed: int, number: int) -> None:
-    """One case on every backend of the report."""
-    dice = Dice(f"{seed}/{number}")
-    slow = "triton" if interpreting() else ""
-    seldom = number % SELDOM == SELDOM - 1
-    names = [name for name in report.backends if name != slow or seldom]
-    if not names:
-        return
-    case = make_case(dice, small=slow in names)
-    positions = some_positions(dice, case.size(TOKEN))
-    truth = Truth(case, positions)
+def try_case(report: Report, seed: str, names: Sequence[str], small: bool = False) -> None:
+    """One case on some backends."""
+    dice = Dice(seed)
+    case = make_case(dice, small)
+    truth = Truth(case, some_positions(dice, case.size(TOKEN)))
     report.cases += 1
-    for question in questions(dice, case, truth, names):
+    for question in questions(dice, case, truth, names, *(INTERPRETED_TOLERANCES if small else (ABSOLUTE, RELATIVE))):
         report.add(question.backend, case, judge(case, truth, question))
 
 
-def questions(dice: Dice, case: Case, truth: Truth, names: Sequence[str]) -> Iterator[Question]:
+def questions(
+    dice: Dice, case: Case, truth: Truth, names: Sequence[str], many_absolute: int, many_relative: int
+) -> Iterator[Question]:
     """The same tolerances of every backend."""
     positions = truth.positions.tolist()
     everywhere = dice.chance(0.5)
-    absolute = tolerances(dice, case, truth, ABSOLUTE)
-    relative = relative_tolerances(dice, RELATIVE)
+    absolute = tolerances(dice, case, truth, many_absolute)
+    relative = relative_tolerances(dice, many_relative)
     for name in names:
         yield Question("atol", name, positions, everywhere, absolute)
         yield Question("rtol", name, positions, everywhere, relative)
