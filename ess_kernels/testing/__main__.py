@@ -37,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fuzz(options: argparse.Namespace) -> int:
+    from ..backends import NAMES
     from .fuzz import fuzz
 
+    if unknown := set(options.backend or ()) - set(NAMES):
+        sys.exit(f"--backend: expected some of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     if options.json is not None:
         options.json.touch()  # an unwritable file is found now, not after the run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ def shrink(failure: Failure, seconds: float = SECONDS) -> Failure:
     search.one_position()
     for letter in (TOKEN, STATE, TOKEN):
         search.fewer(letter)
+    search.unit_of_one()
     search.shorter_numbers()
     return search.best
 
@@ -30,12 +32,15 @@ class _Search:
     def __init__(self, failure: Failure, deadline: float):
         self.best, self.deadline = failure, deadline
 
-    def keep_if_failing(self, case: Case, head: int, position: int, everywhere: bool) -> bool:
+    def keep_if_failing(
+        self, case: Case, head: int, position: int, everywhere: bool, tolerances: Sequence[float] | None = None
+    ) -> bool:
         """Whether this fails in the same way; if so, it is the best from now on."""
         length = case.size(TOKEN)
         if time.monotonic() > self.deadline or not 1 <= position < length:
             return False
-        question = replace(self.best.question, positions=[position], everywhere=everywhere)
+        asked = self.best.question.tolerances if tolerances is None else tolerances
+        question = replace(self.best.question, positions=[position], everywhere=everywhere, tolerances=asked)
         for found in judge(case, Truth(case, [position]), question).failures:
             if found.what == self.best.what and (found.what == "raised" or found.head == head):
                 self.best = replace(found, head=head, position=position)
@@ -70,6 +75,16 @@ class _Search:
             return False
         before = int((index < best.position).sum()) if letter == TOKEN else best.position
         return self.keep_if_failing(best.case.take(letter, index), best.head, before, best.question.everywhere)
+
+    def unit_of_one(self) -> None:
+        """An absolute tolerance between 1 and 2, by a power of two; or else the largest entry of T near 1."""
+        best = self.best
+        if best.question.metric == "atol":
+            power = -int(np.floor(np.log2(best.question.tolerances[0])))
+        else:
+            power = -int(np.floor(np.log2(Truth(best.case, [best.position]).unit)))
+        moved = [tau * 2.0**power for tau in best.question.tolerances] if best.question.metric == "atol" else None
+        self.keep_if_failing(best.case.scaled(power), best.head, best.position, best.question.everywhere, moved)
 
     def shorter_numbers(self) -> None:
         """Entries of few bits, the fewest first."""
