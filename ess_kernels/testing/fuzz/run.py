@@ -14,12 +14,14 @@ from .judge import judge
 from .oracle import Truth
 from .question import Question
 from .report import Report
-from .shrink import SECONDS, shrink
+from .shrink import shrink
 
 ABSOLUTE, RELATIVE = 12, 4
 # an interpreted backend is thousands of times slower: it has this share of the time, small cases, few tolerances
 INTERPRETED_SHARE = 0.25
 INTERPRETED_TOLERANCES = 3, 1
+# seconds spent on making one failure smaller
+MOST_SHRINKING = 20.0
 
 
 def usable_backends() -> list[str]:
@@ -33,7 +35,7 @@ def fuzz(
     backends: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda line: None,
     most_cases: int | None = None,
-    shrink_seconds: float = SECONDS,
+    shrink_seconds: float = 120.0,
 ) -> Report:
     """Tries random cases and reports; the same seed gives the same cases in the same order.
 
@@ -43,7 +45,7 @@ def fuzz(
         backends: names; `None` means all that are usable here.
         say: told about every new kind of failure, and how far it is.
         most_cases: stop after so many.
-        shrink_seconds: how long to look for a smaller input, of each (backend, kind of failure, family).
+        shrink_seconds: how long to look for smaller inputs, of all (backend, kind of failure, family) together.
     """
     names = list(backends) if backends is not None else usable_backends()
     slow = [name for name in names if name == "triton" and interpreting()]
@@ -63,9 +65,11 @@ def fuzz(
         if time.monotonic() - told > 60:
             told = time.monotonic()
             say(report.line())
-    for key, failure in list(report.smallest.items()):
+    deadline = time.monotonic() + shrink_seconds
+    for index, (key, failure) in enumerate(list(report.smallest.items())):
         say(f"looking for a smaller input: {', '.join(key)}")
-        report.smallest[key] = shrink(failure, shrink_seconds)
+        share = (deadline - time.monotonic()) / (len(report.smallest) - index)
+        report.smallest[key] = shrink(failure, min(share, MOST_SHRINKING))
     return report
 
 

@@ -13,10 +13,8 @@ from .case import HEAD, STATE, TOKEN, Case
 from .judge import Failure, judge
 from .oracle import Truth
 
-SECONDS = 20.0
 
-
-def shrink(failure: Failure, seconds: float = SECONDS) -> Failure:
+def shrink(failure: Failure, seconds: float) -> Failure:
     """A smaller failure of the same kind on the same backend, or the same one if nothing smaller was found."""
     search = _Search(failure, time.monotonic() + seconds)
     search.one_head()
