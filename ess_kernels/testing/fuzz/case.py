@@ -45,7 +45,7 @@ class Case:
     Attributes:
         family: name of the constructor in `ess_kernels.operators`.
         kind: what the generator made, for the report.
-        inputs: the constructor's tensors by name, float64 (a mask is bool).
+        inputs: the constructor's tensors by name, floating point of any precision (a mask is bool).
         options: its other arguments.
         tolerances: absolute tolerances that are natural for this input, beside those found from its spectrum.
     """
@@ -96,6 +96,12 @@ class Case:
         if letter == TOKEN and "length" in options:
             options["length"] = len(index)
         return replace(self, inputs=inputs, options=options)
+
+    def cast(self, dtype: torch.dtype) -> Case:
+        """The tensors in a lower precision; the same case where a number would become infinite."""
+        inputs = {name: x if x.dtype == torch.bool else x.to(dtype) for name, x in self.inputs.items()}
+        overflows = any(bool((y.isinf() & ~self.inputs[name].isinf()).any()) for name, y in inputs.items())
+        return self if overflows else replace(self, inputs=inputs)
 
     def scaled(self, power: int) -> Case:
         """The same operator in another unit: `T` times `2**power`, the natural tolerances too. Nothing is rounded."""

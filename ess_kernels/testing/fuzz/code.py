@@ -32,6 +32,8 @@ def program(failure: Failure) -> str:
 
 
 def _literal(x: Tensor) -> str:
+    if x.dtype not in (torch.bool, torch.float64):
+        return f"{_literal(x.double())}.to({x.dtype})"
     dtype = "bool" if x.dtype == torch.bool else "float64"
     if x.numel() <= MOST_WRITTEN_OUT:
         return f"torch.tensor({x.tolist()}, dtype=torch.{dtype})"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from . import pairs
 from .case import Case
@@ -47,7 +48,7 @@ class Steps(NamedTuple):
 def exact(case: Case) -> Exact:
     """`T` of a case; numbers that overflow are infinite or NaN."""
     with np.errstate(all="ignore"):
-        inputs = {name: x.numpy() for name, x in case.inputs.items()}
+        inputs = {name: (x if x.dtype == torch.bool else x.double()).numpy() for name, x in case.inputs.items()}
         if case.family in _MATRICES:
             x = _MATRICES[case.family](case, **inputs)
             return Exact(x.T.map(lambda T: np.tril(T, -1)), np.tril(x.magnitude, -1), x.loss)

@@ -34,6 +34,8 @@ def make_case(dice: Dice, small: bool = False) -> Case:
         most = 16 if small or family == "dense transitions" else 65
         n = dice.choice([n for n in STATES if n <= most])
         case = (gated if family == "gated" else dense_transitions)(dice, heads, length, n)
+    if dice.chance(0.2):
+        return case.cast(dice.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16]))
     return case.scaled(dice.choice([0, 0, 0, 1, -200, 200, dice.randint(-200, 200)]))
 
 

@@ -101,6 +101,6 @@ class _Search:
 def _rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
     if x.dtype == torch.bool:
         return x
-    fraction, exponent = np.frexp(x.numpy())
-    short = torch.from_numpy(np.ldexp(np.round(fraction * 2**bits), exponent - bits))
+    fraction, exponent = np.frexp(x.double().numpy())
+    short = torch.from_numpy(np.ldexp(np.round(fraction * 2**bits), exponent - bits)).to(x.dtype)
     return torch.where(x.isfinite(), short, x)
