@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fuzzing.add_argument("--minutes", type=float, default=3.0, help="how long (default 3); shrinking comes on top")
     fuzzing.add_argument("--seed", type=int, help="the same seed gives the same operators; default: a fresh one")
     fuzzing.add_argument("--backend", action="append", metavar="NAME", help="may be repeated; default: all usable ones")
+    fuzzing.add_argument("--family", action="append", metavar="NAME", help="may be repeated; default: all")
     fuzzing.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found there")
     options = parser.parse_args(arguments)
     # fallbacks and overflows are what is being tried here
@@ -39,14 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fuzz(options: argparse.Namespace) -> int:
     from ..backends import NAMES
     from .fuzz import fuzz
+    from .fuzz.case import LAYOUTS
 
     if unknown := set(options.backend or ()) - set(NAMES):
         sys.exit(f"--backend: expected some of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    if unknown := set(options.family or ()) - {*LAYOUTS, "recurrence"}:
+        sys.exit(f"--family: expected some of {', '.join(LAYOUTS)}, recurrence, got {', '.join(sorted(unknown))}")
     if options.json is not None:
         options.json.touch()  # an unwritable file is found now, not after the run
     print(f"seed {seed}", flush=True)
-    report = fuzz(60 * options.minutes, seed, options.backend, lambda line: print(line, file=sys.stderr, flush=True))
+    report = fuzz(
+        60 * options.minutes,
+        seed,
+        options.backend,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        families=options.family or (),
+    )
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
     if report.kinds:

@@ -36,6 +36,7 @@ def fuzz(
     say: Callable[[str], None] = lambda line: None,
     most_cases: int | None = None,
     shrink_seconds: float = 120.0,
+    families: Sequence[str] = (),
 ) -> Report:
     """Tries random cases and reports; the same seed gives the same cases in the same order.
 
@@ -46,21 +47,23 @@ def fuzz(
         say: told about every new kind of failure, and how far it is.
         most_cases: stop after so many.
         shrink_seconds: how long to look for smaller inputs, of all (backend, kind of failure, family) together.
+        families: only operators of these constructors; none named means all. Other cases are passed over.
     """
     names = list(backends) if backends is not None else usable_backends()
     slow = [name for name in names if name == "triton" and interpreting()]
     fast = [name for name in names if name not in slow]
     report = Report(seed, names)
     start = told = time.monotonic()
-    on_slow, slow_cases = 0.0, 0
+    on_slow, tried = 0.0, {True: 0, False: 0}
     while (spent := time.monotonic() - start) < seconds and (most_cases is None or report.cases < most_cases):
-        if slow and (not fast or on_slow <= INTERPRETED_SHARE * spent):
-            begin = time.monotonic()
-            try_case(report, f"{seed}/small/{slow_cases}", slow, small=True)
-            slow_cases += 1
-            on_slow += time.monotonic() - begin
-        else:
-            try_case(report, f"{seed}/{report.cases - slow_cases}", fast)
+        small = bool(slow) and (not fast or on_slow <= INTERPRETED_SHARE * spent)
+        begin = time.monotonic()
+        dice = Dice(f"{seed}/{'small/' * small}{tried[small]}")
+        tried[small] += 1
+        case = make_case(dice, small)
+        if not families or case.family in families:
+            try_case(report, dice, case, slow if small else fast, small)
+        on_slow += (time.monotonic() - begin) * small
         report.seconds = time.monotonic() - start
         if time.monotonic() - told > 60:
             told = time.monotonic()
@@ -73,10 +76,8 @@ def fuzz(
     return report
 
 
-def try_case(report: Report, seed: str, names: Sequence[str], small: bool = False) -> None:
+def try_case(report: Report, dice: Dice, case: Case, names: Sequence[str], small: bool = False) -> None:
     """One case on some backends."""
-    dice = Dice(seed)
-    case = make_case(dice, small)
     truth = Truth(case, some_positions(dice, case.size(TOKEN)))
     report.cases += 1
     for question in questions(dice, case, truth, names, *(INTERPRETED_TOLERANCES if small else (ABSOLUTE, RELATIVE))):
