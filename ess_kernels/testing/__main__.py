@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fuzzing.add_argument("--seed", type=int, help="the same seed gives the same operators; default: a fresh one")
     fuzzing.add_argument("--backend", action="append", metavar="NAME", help="may be repeated; default: all usable ones")
     fuzzing.add_argument("--family", action="append", metavar="NAME", help="may be repeated; default: all")
+    fuzzing.add_argument("--device", default="cpu", help="where the tensors lie (default cpu)")
     fuzzing.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found there")
     options = parser.parse_args(arguments)
     # fallbacks and overflows are what is being tried here
@@ -56,6 +57,7 @@ def _fuzz(options: argparse.Namespace) -> int:
         options.backend,
         say=lambda line: print(line, file=sys.stderr, flush=True),
         families=options.family or (),
+        device=options.device,
     )
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")

@@ -56,8 +56,9 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     tolerances: tuple[float, ...] = ()
 
-    def operator(self) -> Operator:
-        return getattr(operators, self.family)(**self.inputs, **self.options)
+    def operator(self, device: str = "cpu") -> Operator:
+        inputs = {name: x.to(device) for name, x in self.inputs.items()}
+        return getattr(operators, self.family)(**inputs, **self.options)
 
     @property
     def layout(self) -> Mapping[str, str]:

@@ -22,7 +22,8 @@ def program(failure: Failure) -> str:
     if packed:
         lines[:1] = ["import base64, zlib", "import numpy as np", "import torch"]
     lines.append("inf = float('inf')")
-    lines += [f"{name} = {_literal(x)}" for name, x in case.inputs.items()]
+    there = "" if question.device == "cpu" else f".to({question.device!r})"
+    lines += [f"{name} = {_literal(x)}{there}" for name, x in case.inputs.items()]
     arguments = [f"{name}={name}" for name in case.inputs] + [f"{k}={v!r}" for k, v in case.options.items()]
     lines.append(f"op = ek.operators.{case.family}({', '.join(arguments)})")
     lines.append(f"print({question.call})")

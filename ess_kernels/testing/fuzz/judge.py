@@ -9,7 +9,7 @@ than that error. Where every entry is zero once all digits are kept, the entropy
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ def _counts(case: Case, truth: Truth, question: Question, answer: CountAnswer, v
         verdict.add(name, which)
     for what, which in {"silent": silent, "above the cap": above_cap, "refused": refused}.items():
         for m, head, at in _few(which):
-            one = Question(question.metric, question.backend, question.positions, question.everywhere, [float(tau[m])])
+            one = replace(question, tolerances=[float(tau[m])])
             nearest = distance[m, head, at] / threshold[m, head, at]
             words = (
                 f"{int(counts[m, head, at])} with width {float(width[m, head, at]):.2g}"

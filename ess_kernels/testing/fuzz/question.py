@@ -28,6 +28,7 @@ class Question:
         positions: at which positions the answer is judged.
         everywhere: the call names no positions, and the answer is taken at these.
         tolerances: for counts.
+        device: where the tensors lie.
     """
 
     metric: Metric
@@ -35,6 +36,7 @@ class Question:
     positions: Sequence[int]
     everywhere: bool = False
     tolerances: Sequence[float] = ()
+    device: str = "cpu"
 
     @property
     def call(self) -> str:
@@ -68,7 +70,7 @@ class EntropyAnswer(NamedTuple):
 
 
 def count(case: Case, question: Question) -> CountAnswer:
-    op = case.operator()
+    op = case.operator(question.device)
     asked = None if question.everywhere else question.positions
     tolerances = list(question.tolerances)
     atol, rtol = (tolerances, None) if question.metric == "atol" else (None, tolerances)
@@ -79,7 +81,7 @@ def count(case: Case, question: Question) -> CountAnswer:
 
 
 def entropy(case: Case, question: Question) -> EntropyAnswer:
-    op = case.operator()
+    op = case.operator(question.device)
     asked = None if question.everywhere else question.positions
     if ENTROPY_HAS_CERTIFICATE:
         with_certificate: Any = metrics.entropy_ess
@@ -92,4 +94,5 @@ def entropy(case: Case, question: Question) -> EntropyAnswer:
 
 
 def _taken(x: Tensor, question: Question) -> Tensor:
+    x = x.cpu()
     return x[..., torch.as_tensor(question.positions) - 1] if question.everywhere else x

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
 
 from ... import backends as registry
+from ... import operators
 from ...backends.triton.runtime import interpreting
 from .case import TOKEN, Case
 from .dice import Dice
@@ -24,9 +28,18 @@ INTERPRETED_TOLERANCES = 3, 1
 MOST_SHRINKING = 20.0
 
 
-def usable_backends() -> list[str]:
-    """Every backend that runs on this machine."""
-    return [status.name for status in registry.describe() if status.usable]
+def usable_backends(device: str) -> list[str]:
+    """Every backend that takes tensors on this device of this machine."""
+    op = operators.dense(torch.zeros(2, 2, device=device))
+
+    def takes(name: str) -> bool:
+        try:
+            registry.choose(name, "tolerance_ess", op)
+        except RuntimeError:
+            return False
+        return True
+
+    return [name for name in registry.NAMES if takes(name)]
 
 
 def fuzz(
@@ -37,6 +50,7 @@ def fuzz(
     most_cases: int | None = None,
     shrink_seconds: float = 120.0,
     families: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Report:
     """Tries random cases and reports; the same seed gives the same cases in the same order.
 
@@ -48,8 +62,9 @@ def fuzz(
         most_cases: stop after so many.
         shrink_seconds: how long to look for smaller inputs, of all (backend, kind of failure, family) together.
         families: only operators of these constructors; none named means all. Other cases are passed over.
+        device: where the operators' tensors lie.
     """
-    names = list(backends) if backends is not None else usable_backends()
+    names = list(backends) if backends is not None else usable_backends(device)
     slow = [name for name in names if name == "triton" and interpreting()]
     fast = [name for name in names if name not in slow]
     report = Report(seed, names)
@@ -62,7 +77,7 @@ def fuzz(
         tried[small] += 1
         case = make_case(dice, small)
         if not families or case.family in families:
-            try_case(report, dice, case, slow if small else fast, small)
+            try_case(report, dice, case, slow if small else fast, small, device)
         on_slow += (time.monotonic() - begin) * small
         report.seconds = time.monotonic() - start
         if time.monotonic() - told > 60:
@@ -76,11 +91,13 @@ def fuzz(
     return report
 
 
-def try_case(report: Report, dice: Dice, case: Case, names: Sequence[str], small: bool = False) -> None:
+def try_case(report: Report, dice: Dice, case: Case, names: Sequence[str], small: bool, device: str) -> None:
     """One case on some backends."""
     truth = Truth(case, some_positions(dice, case.size(TOKEN)))
     report.cases += 1
-    for question in questions(dice, case, truth, names, *(INTERPRETED_TOLERANCES if small else (ABSOLUTE, RELATIVE))):
+    how_many = INTERPRETED_TOLERANCES if small else (ABSOLUTE, RELATIVE)
+    for question in questions(dice, case, truth, names, *how_many):
+        question = replace(question, device=device)
         report.add(question.backend, case, judge(case, truth, question))
 
 
