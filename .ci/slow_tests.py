@@ -3,7 +3,8 @@
     python .ci/slow_tests.py SECONDS [arguments of pytest]
 
 A file's share is what is left of the time divided by the files left, so that time which a quick file leaves goes to the
-others. Files are taken from the last to the first: those of the kernels, which take longest, come last. The exit status is 1 if a test failed; running out of time is no failure. Standard library only.
+others. Files are taken from the last to the first: those of the kernels, which take longest, come last. The exit
+status is 1 if a test failed; running out of time is no failure. Standard library only.
 """
 
 import re
