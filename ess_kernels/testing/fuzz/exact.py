@@ -28,11 +28,14 @@ class Exact(NamedTuple):
         T: the entries.
         magnitude: sums of the absolute values of the terms that make an entry, float64.
         loss: `T` is off by at most `loss * magnitude`, entry by entry.
+        reach: `[H, L]`, at every position the norm of what was written times the norm of what will be read, magnitudes
+            all: what a program loses that turns the states' basis. `None` without a state.
     """
 
     T: Pair
     magnitude: np.ndarray
     loss: float
+    reach: np.ndarray | None = None
 
 
 class Steps(NamedTuple):
@@ -51,7 +54,7 @@ def exact(case: Case) -> Exact:
         inputs = {name: (x if x.dtype == torch.bool else x.double()).numpy() for name, x in case.inputs.items()}
         if case.family in _MATRICES:
             x = _MATRICES[case.family](case, **inputs)
-            return Exact(x.T.map(lambda T: np.tril(T, -1)), np.tril(x.magnitude, -1), x.loss)
+            return x._replace(T=x.T.map(lambda T: np.tril(T, -1)), magnitude=np.tril(x.magnitude, -1))
         return _of_steps(_STEPS[case.family](case, **inputs))
 
 
@@ -157,9 +160,11 @@ def _of_steps(steps: Steps) -> Exact:
     """Every column's state is carried from token to token and read at every row."""
     heads, length, n = steps.read.high.shape
     T, magnitude = pairs.zeros((heads, length, length)), np.zeros((heads, length, length))
+    written = np.zeros((heads, length))
     states, sizes = pairs.zeros((heads, length, n)), np.zeros((heads, length, n))
     for i in range(length):
         past = np.s_[:, :i]
+        written[:, i] = np.sqrt((sizes[past] ** 2).sum((1, 2)))
 
         def move(i=i, past=past) -> None:
             A = steps.transition[:, i, None]
@@ -179,4 +184,21 @@ def _of_steps(steps: Steps) -> Exact:
             move()
         states[:, i] = steps.write[:, i]
         sizes[:, i] = np.abs(steps.write.high[:, i])
-    return Exact(T, magnitude, n * steps.loss)
+    return Exact(T, magnitude, n * steps.loss, written * _will_be_read(steps))
+
+
+def _will_be_read(steps: Steps) -> np.ndarray:
+    """Norms of the magnitudes by which the rows from each position on read the state before it, `[H, L]`."""
+    heads, length, n = steps.read.high.shape
+    rows, norms = np.zeros((heads, length, n)), np.zeros((heads, length))
+    transition = np.abs(steps.transition.high)
+    for i in reversed(range(length)):
+        own = np.abs(steps.read.high[:, i])
+        if not steps.reads_before:
+            rows[:, i] = own
+        A = transition[:, i]
+        rows[:, i:] = rows[:, i:] * A[:, None] if transition.ndim == 3 else rows[:, i:] @ A
+        if steps.reads_before:
+            rows[:, i] = own
+        norms[:, i] = np.sqrt((rows[:, i:] ** 2).sum((1, 2)))
+    return norms

@@ -26,8 +26,8 @@ ENTROPY_ERROR = 1e-4
 ENTROPY_DOUBT = 1e-5
 # singular values are wanted of this many doubtful counts of a call in more digits; they speak for the rest
 MOST_CONFIRMED = 32
-# inputs on which a certificate may not doubt: terms not much larger than their sum, a tolerance not far below the
-# largest value nor close to one
+# inputs on which a certificate may not doubt: what is written and read not much larger than what comes of it, a
+# tolerance not far below the largest value nor close to one
 CANCELLATION, DEPTH, DISTANCE = 1e3, 1e-6, 1e-6
 
 # what must not be: names among a verdict's numbers
@@ -93,7 +93,7 @@ def _counts(case: Case, truth: Truth, question: Question, answer: CountAnswer, v
     silent, doubtful = _confirmed(truth, counts, threshold, band, tau * truth.error if relative else None, silent)
     above_cap = counts > truth.cap
     distance = (truth.values - threshold[..., None]).abs().amin(-1)
-    well = (truth.size <= CANCELLATION * truth.largest) & (threshold >= DEPTH * truth.largest)
+    well = (truth.reach <= CANCELLATION * truth.largest) & (threshold >= DEPTH * truth.largest)
     well &= (distance > DISTANCE * threshold) & error.isfinite()
     for name, which in {
         "tried": torch.ones_like(redone),

@@ -36,16 +36,17 @@ class Truth:
         error: `[H, P]`, how far each of them may be off; infinite where `T` overflows.
         unit: the power of two that `T` was divided by.
         size: `[H, P]`, Frobenius norm of the magnitudes of `H_i` (see `Exact`), in units of `unit`.
+        reach: `[H, P]`, see `Exact`; `size` where there is no state.
         cap: `[P]`, the largest count there can be.
     """
 
     def __init__(self, case: Case, positions: Sequence[int]):
-        T, magnitude, loss = exact(case)
+        T, magnitude, loss, reach = exact(case)
         state_size = case.state_size
         self.heads, self.length = T.high.shape[:2]
         length = self.length
         top = np.where(np.isfinite(magnitude), magnitude, 0.0).max(initial=0.0)
-        self.unit = 2.0 ** np.floor(np.log2(top)) if top > 0 else 1.0
+        self.unit = float(2.0 ** np.floor(np.log2(top))) if top > 0 else 1.0
         self.overflows = ~(magnitude.max((1, 2), initial=0.0) < HUGE)
         sound = ~self.overflows[:, None, None]
         self._T = T.map(lambda x: np.where(sound, x, 0.0) / self.unit)
@@ -61,6 +62,9 @@ class Truth:
             s = torch.linalg.svdvals(high[:, i:, :i])
             self.values[:, at, : s.shape[-1]] = s
             self.size[:, at] = torch.from_numpy(np.sqrt((magnitude[:, i:, :i] ** 2).sum((1, 2))))
+        self.reach = self.size
+        if reach is not None:
+            self.reach = torch.from_numpy(reach / self.unit)[:, self.positions]
         beyond = torch.arange(self.values.shape[-1]) >= self.cap[:, None]
         self.values.masked_fill_(beyond, 0.0)
         self._entries_lost = loss * self.size

@@ -11,6 +11,8 @@ from .code import program
 from .judge import FAILURES, Failure, Verdict
 
 COUNTS = ("tried", "wrong", "silent", "above the cap", "refused", "redone", "unresolved", "undecided by the oracle")
+# no failure, but to be rare: a certificate that doubts everything is no cure
+DOUBTED = "well-conditioned and unresolved"
 ENTROPIES = ("tried", "off", "off and not flagged", "worse than their bound", "flagged", "refused")
 
 
@@ -21,7 +23,7 @@ class Report:
     Attributes:
         seed, backends: of the run.
         numbers: counters by backend.
-        kinds: how many wrong answers by (backend, what, family, kind).
+        kinds: how many wrong answers, and doubts without a reason, by (backend, what, family, kind).
         smallest: by (backend, what, family), the failure with the smallest input.
     """
 
@@ -35,7 +37,7 @@ class Report:
 
     def add(self, backend: str, case: Case, verdict: Verdict) -> None:
         self.numbers.setdefault(backend, Counter()).update(verdict.numbers)
-        for what in FAILURES:
+        for what in (*FAILURES, DOUBTED):
             if verdict.numbers.get(what):
                 self.kinds[backend, what, case.family, case.kind] += verdict.numbers[what]
         for failure in verdict.failures:
@@ -54,7 +56,7 @@ class Report:
         """One row a number, one column a backend."""
         rows = [(name, name) for name in COUNTS]
         rows += [("well-conditioned", "well-conditioned")]
-        rows += [("  of these unresolved", "well-conditioned and unresolved")]
+        rows += [("  of these unresolved", DOUBTED)]
         rows += [(f"entropies {name}", f"entropies {name}") for name in ENTROPIES]
         rows += [("entropies undecided by the oracle",) * 2, ("calls that raised", "raised")]
         backends = [name for name in self.backends if name in self.numbers]
@@ -66,7 +68,7 @@ class Report:
 
     def line(self) -> str:
         """The figures of the run in one sentence."""
-        well, doubted = self.total("well-conditioned"), self.total("well-conditioned and unresolved")
+        well, doubted = self.total("well-conditioned"), self.total(DOUBTED)
         return (
             f"seed {self.seed}, {self.seconds / 60:.0f} min, {self.cases:,} operators on {', '.join(self.backends)}: "
             f"{self.total('tried'):,} counts, {self.total('wrong'):,} wrong, {self.total('silent'):,} silent, "
