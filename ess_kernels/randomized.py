@@ -11,7 +11,6 @@ from torch import Tensor
 from . import backends
 from ._checks import check_positions, check_tolerances, integer
 from ._progress import progress
-from .engine.lost import GROUP as LOST_GROUP
 from .engine.sketch import PROBES, certify, draw, sketch
 from .engine.state_space import lost_in
 from .engine.thin_products import BLOCK, Stored, ThinProducts, bytes_per_head, thin_products
@@ -139,7 +138,7 @@ def answer(
         lost = lost_in(op, good)
         for part in torch.arange(len(positions), device=op.device).split(positions_at_once):
             seen = sketch(source, positions[part], len(good), test, probes, power_iterations, _svdvals)
-            seen = seen.widened(lost[:, positions[part] // LOST_GROUP])
+            seen = seen.widened(lost[:, positions[part]])
             index = (good[:, None, None], torch.arange(len(atol), device=op.device)[:, None], part)
             count[index], certified[index] = certify(seen, cap[part], atol, rtol)
             error[index] = seen.error[:, None].expand(-1, len(atol), -1)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..engine.certainty import Counts, count_values, entropy_of_values
-from ..engine.lost import GROUP
 from ..engine.parallel import product_values
 from ..engine.state_space import lost_in
 from ..operators.structure import Operator
@@ -32,7 +31,7 @@ class ReferenceBackend(Backend):
         cap = torch.minimum(positions, op.length - positions)
         if op.state_size is not None:
             cap = cap.clamp_max(op.state_size)
-        lost = lost_in(op, op.all_heads())[:, positions // GROUP][:, None] * (1 + rtol[:, None])
+        lost = lost_in(op, op.all_heads())[:, positions][:, None] * (1 + rtol[:, None])
         count, width, redone, unresolved = count_values(values.expand(-1, len(atol), -1, -1), threshold, lost, cap)
         return Counts(count.masked_fill(bad, -1), width, torch.zeros_like(redone), unresolved | bad)
 

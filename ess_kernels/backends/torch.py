@@ -121,7 +121,7 @@ class TorchBackend(Backend):
             wild = heads[engine.unstable]
             good = torch.ones_like(wild, dtype=torch.bool)
             matrix = self._matrix(op.dense_heads(wild), good, budget, cost)
-            matrix.lost = lost_in(op, wild) / matrix.unit[:, None]
+            matrix.lost_group, matrix.lost = 1, lost_in(op, wild) / matrix.unit[:, None]
             yield wild, matrix
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:

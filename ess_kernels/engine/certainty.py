@@ -97,8 +97,10 @@ def count_values(values: Tensor, tau: Tensor, lost: Tensor | float = 0.0, cap: T
         below_cap = torch.arange(values.shape[-1], device=values.device) < cap[..., None]
         possible = below_cap & (possible | (torch.as_tensor(lost, device=values.device) > 0)[..., None])
     near = ((values - tau[..., None]).abs() <= slack[..., None]) & possible
-    width = torch.where(tau > 0, slack / tau, 0.0).nan_to_num(0.0)
-    return Counts((values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), near.any(-1))
+    # values that are no numbers are no answer
+    width = torch.where(tau > 0, slack / tau, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    unresolved = near.any(-1) | slack.isnan()
+    return Counts((values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), unresolved)
 
 
 def entropy_of_values(values: Tensor) -> Tensor:

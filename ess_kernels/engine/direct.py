@@ -38,8 +38,8 @@ class FewPositions(Engine):
         result.redone.fill_(False)
         return Counts(*(x[..., positions - 1] for x in result))
 
-    def _lost(self) -> Tensor:
-        return lost_in_states(self.tokens)
+    def _lost(self, group: int) -> Tensor:
+        return lost_in_states(self.tokens, group)
 
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         raise NotImplementedError

@@ -20,7 +20,7 @@ from ..operators.structure import Tokens
 from .blocks import cut
 from .certainty import EPS
 
-# this many positions in a row share one bound
+# this many positions in a row share one bound at first; where that is too wide, every position gets its own
 GROUP = 8
 # roundings of the sum over the states
 ROUNDINGS_OF_SUM = 8
@@ -45,7 +45,7 @@ class Groups(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, tokens: Tokens, size: int = GROUP) -> Groups:
+    def of(cls, tokens: Tokens, size: int) -> Groups:
         groups = cut(tokens, size)
         factors = groups.transition.abs()
         # a row that reads before its own transition need not pass any
@@ -61,12 +61,12 @@ class Groups(NamedTuple):
         return cls(read, write, decay, growth, gate, sizes[0])
 
 
-def lost_in_states(tokens: Tokens) -> Tensor:
-    """A bound of the 2-norm of the error of `H_i` by rounding in diagonal states: float64 `[N, ceil(L / GROUP)]`.
+def lost_in_states(tokens: Tokens, size: int = GROUP) -> Tensor:
+    """A bound of the 2-norm of the error of `H_i` by rounding in diagonal states: float64 `[N, ceil(L / size)]`.
 
-    Position i belongs to group `i // GROUP`. To first order in the unit roundoff; infinite where the bound overflows.
+    Position i belongs to group `i // size`. To first order in the unit roundoff; infinite where the bound overflows.
     """
-    return lost_in_groups(Groups.of(tokens))
+    return lost_in_groups(Groups.of(tokens, size))
 
 
 def lost_in_groups(groups: Groups) -> Tensor:
@@ -95,9 +95,9 @@ def lost_in_groups(groups: Groups) -> Tensor:
 
 
 def lost_in_dense_states(
-    reach: Tensor, written: Tensor, seen: Tensor, read: Tensor, transition: Tensor, c: int, length: int
+    reach: Tensor, written: Tensor, seen: Tensor, read: Tensor, transition: Tensor, c: int
 ) -> Tensor:
-    """The same for dense transitions, `[N, ceil(L / GROUP)]`, one number for all positions of a head.
+    """The same for dense transitions, `[N, 1]`: one number for all positions of a head.
 
     A step from token t to the next one rounds the states by up to `EPS |A_t| |F_t|`, which later tokens see as large as
     `|G_t|`: the bound is the sum of `EPS |A_t| |F_t| |G_t|`. Inside of a block `|F_t|` and `|G_t|` are taken to be at
@@ -111,12 +111,11 @@ def lost_in_dense_states(
         read: of the block's reads, seen from the left edge.
         transition: the largest of the block's transitions.
         c: tokens a block.
-        length: `L`.
     """
     reach = torch.maximum(reach, torch.cat([reach[:, 1:], reach[:, -1:]], 1)) + written
     seen = torch.maximum(seen, torch.cat([seen[:, :1], seen[:, :-1]], 1)) + read
     lost = EPS * c * (transition.clamp_min(1.0) * reach * seen).sqrt().sum(1)
-    return lost.nan_to_num(nan=torch.inf)[:, None].expand(-1, -(-length // GROUP))
+    return lost.nan_to_num(nan=torch.inf)[:, None]
 
 
 def _norms(x: Tensor) -> Tensor:

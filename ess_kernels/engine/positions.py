@@ -46,6 +46,7 @@ class Engine(ABC):
         unsquared: whether it can also eliminate without squares.
         sound: whether every head is known to be good, and to need no other engine: then nobody looks.
         group: this many positions in a row share one tolerance in an elimination.
+        lost_group: this many share what is known of rounding in the states.
         cost: told about exact singular values.
     """
 
@@ -57,6 +58,7 @@ class Engine(ABC):
     unsquared: bool = False
     group: int
     cost: Cost
+    lost_group: int = LOST_GROUP
 
     @abstractmethod
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer | Eliminated:
@@ -69,27 +71,45 @@ class Engine(ABC):
         """As `_eliminate`, for more work, with errors in proportion to `s_1 / tau` instead of its square."""
         raise NotImplementedError
 
-    def _lost(self) -> Tensor | None:
-        """By how much `H_i` may be wrong before anything is eliminated (`lost.py`), scaled; None: by nothing."""
+    def _lost(self, group: int) -> Tensor | None:
+        """By how much `H_i` may be wrong before anything is eliminated (`lost.py`), scaled; None: by nothing.
+
+        `[N, ceil(L / group)]` for groups of so many positions.
+        """
         return None
 
     @cached_property
     def lost(self) -> Tensor | None:
-        """`[N, ceil(L / LOST_GROUP)]`, by how much singular values may be wrong before anything is eliminated."""
-        return self._lost()
+        """By how much singular values may be wrong before anything is eliminated, `[N, ceil(L / lost_group)]`."""
+        return self._lost(self.lost_group)
 
     def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """The same at `Q` (head, position) pairs, `[Q]`."""
+        """The same at `Q` (head, position) pairs, `[Q]`, for each position by itself."""
         if self.lost is None:
             return torch.zeros(len(heads), dtype=torch.float64, device=self.unit.device)
-        return self.lost[heads, positions // LOST_GROUP]
+        self._refine_lost()
+        return self.lost[heads, positions]
+
+    def _refine_lost(self) -> None:
+        if self.lost_group > 1:
+            self.lost_group = 1
+            self.lost = self._lost(1)
 
     def _blur(self, tau: Tensor) -> Tensor | None:
-        """Relative widths `[N, M, ceil(L / LOST_GROUP)]` that no elimination near `tau` `[N, M]` can undercut."""
+        """Relative widths `[N, M, ceil(L / lost_group)]` that no elimination near `tau` `[N, M]` can undercut."""
         if self.lost is None:
             return None
         nearest = tau[..., None] * (1 - HOPELESS)
-        return torch.where((tau > 0)[..., None], self.lost[:, None] / nearest, 0.0)
+
+        def relative(lost: Tensor) -> Tensor:
+            return torch.where((tau > 0)[..., None], lost[:, None] / nearest, 0.0)
+
+        blur = relative(self.lost)
+        if self.lost_group > 1 and not bool((blur <= BLURRED).all()):
+            # what a whole group may have lost is too much: a look at each of its positions is worth its while
+            self._refine_lost()
+            blur = relative(self.lost)
+        return blur
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`, if there are any."""
@@ -313,7 +333,7 @@ class Engine(ABC):
 
     def _spread_blur(self, blur: Tensor) -> Tensor:
         """A blur of groups at positions 1..L-1, `[..., L - 1]`."""
-        return blur.repeat_interleave(LOST_GROUP, -1)[..., 1 : self.length]
+        return blur.repeat_interleave(self.lost_group, -1)[..., 1 : self.length]
 
     def _settle_by_values(self, missing: Tensor, tau: Tensor, result: Counts) -> None:
         """Counts at positions 1..L-1, bool `[N, M, L - 1]`, from singular values."""

@@ -13,7 +13,6 @@ from .blocks import block_parts, cut
 from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
 from .cost import Cost
-from .lost import GROUP as LOST_GROUP
 from .lost import lost_in_dense_states, lost_in_states
 from .parallel import svdvals
 from .positions import Engine
@@ -72,21 +71,21 @@ class Recurrence(Engine):
         entry = torch.maximum(self.n * magnitude[0] * magnitude[4], magnitude[1]) * self.unit
         return (magnitude <= SQUARABLE).all(0) & (entry <= REPRESENTABLE)
 
-    def _lost(self) -> Tensor:
+    def _lost(self, group: int) -> Tensor:
         tokens, blocks = self.tokens, self.blocks
         if tokens.transition.dim() == tokens.read.dim():
             read, write, transition = (x.flatten(1, 2) for x in (tokens.read, tokens.write, tokens.transition))
-            lost = lost_in_states(Tokens(read, write, transition, tokens.reads_before))
-            return lost[:, : -(-self.length // LOST_GROUP)]
-        return lost_in_dense_states(
+            lost = lost_in_states(Tokens(read, write, transition, tokens.reads_before), group)
+            return lost[:, : -(-self.length // group)]
+        lost = lost_in_dense_states(
             self.roots.square().sum((-2, -1)),
             blocks.Z.square().sum((-2, -1)),
             self.gramians.diagonal(dim1=-2, dim2=-1).sum(-1),
             blocks.X.square().sum((-2, -1)),
             torch.linalg.matrix_norm(tokens.transition).square().amax(-1),
             self.group,
-            self.length,
         )
+        return lost.expand(-1, -(-self.length // group))
 
     @property
     def observe_roots(self) -> Tensor:
@@ -179,14 +178,13 @@ def lost_in(op: Operator, heads: Tensor) -> Tensor:
     """By how much `H_i` may be wrong by rounding in the products of states, in the operator's own units.
 
     Returns:
-        float64 `[N, ceil(L / GROUP)]` (see `lost.py`): zero for an operator that is no recurrence, infinite where dense
-        transitions grow beyond all squares.
+        float64 `[N, L]` (see `lost.py`): zero for an operator that is no recurrence, infinite where dense transitions
+        grow beyond all squares.
     """
     if not isinstance(op, StateSpace):
-        return torch.zeros(len(heads), -(-op.length // LOST_GROUP), dtype=torch.float64, device=heads.device)
+        return torch.zeros(len(heads), op.length, dtype=torch.float64, device=heads.device)
     tokens, unit, _ = scaled_tokens(op.tokens(heads))
     if tokens.diagonal:
-        return lost_in_states(tokens) * unit[:, None]
+        return lost_in_states(tokens, 1) * unit[:, None]
     engine = Recurrence(tokens, block_length(op.state_size, False), Cost())
-    assert engine.lost is not None
-    return engine.lost.masked_fill(engine.unstable[:, None], torch.inf) * (unit * engine.unit)[:, None]
+    return engine._lost(1).masked_fill(engine.unstable[:, None], torch.inf) * (unit * engine.unit)[:, None]

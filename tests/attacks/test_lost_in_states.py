@@ -7,7 +7,7 @@ import torch
 
 import ess_kernels as ek
 from ess_kernels.backends.native.loading import library
-from ess_kernels.engine.lost import GROUP, Groups, lost_in_groups, lost_in_states
+from ess_kernels.engine.lost import GROUP, lost_in_states
 from ess_kernels.engine.scaling import scaled_tokens
 
 needs_native = pytest.mark.skipif(library().handle is None, reason="there is no compiled library")
@@ -127,9 +127,10 @@ def test_the_bound_holds():
         exact = ek.operators.linear_attention(q, -k * 2.0**-30, scale=1.0).dense()[0, 0]
         error = op.dense()[0, 0] - exact
         tokens, unit, _ = scaled_tokens(op.tokens(op.all_heads()))
-        lost = (lost_in_states(tokens) * unit[:, None])[0]
-        for i in range(1, length):
-            assert torch.linalg.matrix_norm(error[i:, :i], 2) <= lost[i // GROUP]
+        for size in (1, GROUP):
+            lost = (lost_in_states(tokens, size) * unit[:, None])[0]
+            for i in range(1, length):
+                assert torch.linalg.matrix_norm(error[i:, :i], 2) <= lost[i // size]
 
 
 def test_gates_of_one_cost_next_to_nothing():
@@ -150,6 +151,19 @@ def test_groups_of_any_size_bound_the_same(change):
     else:
         op = ek.operators.gla(q, k, -0.1 * g if change == "growth" else g)
     tokens = op.tokens(op.all_heads())
-    small, large = (lost_in_groups(Groups.of(tokens, size)) for size in (GROUP, 4 * GROUP))
+    single, small, large = (lost_in_states(tokens, size) for size in (1, GROUP, 4 * GROUP))
     assert bool((large.repeat_interleave(4, 1)[:, : small.shape[1]] >= small * (1 - 1e-12)).all())
-    assert bool((small > 0).all())
+    assert bool((small.repeat_interleave(GROUP, 1)[:, : op.length] >= single * (1 - 1e-12)).all())
+    assert bool((single > 0).all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_fall_are_not_doubted(backend):
+    """What is lost at a position depends on the rows from there on, however large the ones before it are."""
+    length, n = 64, 4
+    fall = torch.logspace(0, -60, length).double()[None, :, None, None]
+    op = ek.operators.gla(randn(1, length, 1, n) * fall, randn(1, length, 1, n, seed=1), torch.zeros(1, length, 1, n))
+    values = ek.singular_values(op, range(1, length), n, backend="reference")
+    counts, certificate = ek.tolerance_ess(op, rtol=1e-6, certificate=True, backend=backend)
+    assert torch.equal(counts, (values > 1e-6 * values[..., :1]).sum(-1))
+    assert not bool(certificate.unresolved.any())

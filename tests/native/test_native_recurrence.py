@@ -16,8 +16,9 @@ from ess_kernels.backends.native.tokens import NativeTokens, surveyed
 from ess_kernels.backends.sources import source_of, source_of_tokens, tame
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
+from ess_kernels.engine.lost import GROUP as LOST_GROUP
+from ess_kernels.engine.lost import lost_in_states
 from ess_kernels.engine.quadrature import STANDARD
-from ess_kernels.engine.state_space import lost_in
 from ess_kernels.operators.structure import Tokens
 from ess_kernels.testing import assert_close
 
@@ -382,17 +383,14 @@ def lost_sources():
 @pytest.mark.parametrize("name, op", list(lost_sources()), ids=lambda x: x if isinstance(x, str) else "")
 def test_lost_in_states(level, name, op):
     """What the kernel says was lost is what PyTorch says, for any number of threads."""
-    expected = lost_in(op, op.all_heads())
     _, found = surveyed(op, op.all_heads())
     unit = found.take_units()
-
-    def lost():
-        return found.tokens.lost() * unit[:, None]
-
-    assert_close(name, lost(), expected, rtol=1e-13)
-    with running(threads=3):
-        again = lost()
-    assert_same_bits(lost(), again)
+    for group in (1, 3, LOST_GROUP, 1000):
+        expected = lost_in_states(op.tokens(op.all_heads()), group)
+        lost = found.tokens.lost(group)
+        assert_close(name, lost * unit[:, None], expected, rtol=1e-13)
+        with running(threads=3):
+            assert_same_bits(lost, found.tokens.lost(group))
 
 
 @pytest.mark.parametrize("name, op", list(odd_sources()), ids=lambda x: x if isinstance(x, str) else "")

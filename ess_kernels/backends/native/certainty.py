@@ -30,7 +30,7 @@ class CompiledCertainty(Engine):
     def _judge(
         self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None
     ) -> tuple[Counts, bool]:
-        return judge_counts(answer, rows, asked, blur)
+        return judge_counts(answer, rows, asked, blur, self.lost_group)
 
     def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
         N, M, count = width.shape
@@ -48,7 +48,9 @@ class CompiledCertainty(Engine):
         inputs = (x.data_ptr() for x in (answer.value, answer.growth, move))
         addresses = (x.data_ptr() for x in changed)
         sizes = (N, M, count + 1, self.group)
-        call.run("compare_counts", *sizes, EPS, *inputs, *_blurred(blur), *addresses, ctypes.byref(number))
+        call.run(
+            "compare_counts", *sizes, EPS, *inputs, *_blurred(blur, self.lost_group), *addresses, ctypes.byref(number)
+        )
         return number.value > 0
 
 
@@ -59,16 +61,16 @@ def _stored(x: Tensor) -> Tensor:
     return x
 
 
-def _blurred(blur: Tensor | None) -> tuple[int | None, int]:
-    """A blur as an argument: its address, and how many positions share one of its numbers."""
+def _blurred(blur: Tensor | None, group: int) -> tuple[int | None, int]:
+    """A blur as arguments: its address, and how many positions share one of its numbers."""
     assert blur is None or blur.is_contiguous()
-    return None if blur is None else blur.data_ptr(), LOST_GROUP
+    return None if blur is None else blur.data_ptr(), group
 
 
 def judge_counts(
-    answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None = None
+    answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None = None, blur_group: int = LOST_GROUP
 ) -> tuple[Counts, bool]:
-    """As `Engine._judge`, for contiguous tensors on the CPU."""
+    """As `Engine._judge`, for contiguous tensors on the CPU; `blur_group` positions share a blur."""
     (N, M), L = rows.shape, len(asked)
     rows = rows.contiguous()
     counts, width, doubtful = (
@@ -77,7 +79,17 @@ def judge_counts(
     number = ctypes.c_int64()
     inputs = (answer.value, answer.growth, answer.least, rows, asked)
     given, found_at = ([x.data_ptr() for x in part] for part in (inputs, (counts, width, doubtful)))
-    call.run("judge_counts", N, M, L, ctypes.byref(_LIMITS), *given, *_blurred(blur), *found_at, ctypes.byref(number))
+    call.run(
+        "judge_counts",
+        N,
+        M,
+        L,
+        ctypes.byref(_LIMITS),
+        *given,
+        *_blurred(blur, blur_group),
+        *found_at,
+        ctypes.byref(number),
+    )
     found = (counts, width, doubtful, torch.zeros_like(doubtful))
     return Counts(*(x.transpose(0, 1) for x in found)), number.value > 0
 

@@ -51,8 +51,8 @@ class NativeLanes(SummingEngine):
         self.unstable = ~self.good
         self.tokens = found.tokens
 
-    def _lost(self) -> Tensor:
-        return self.tokens.lost()
+    def _lost(self, group: int) -> Tensor:
+        return self.tokens.lost(group)
 
     def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         N, S = tau.shape[:2]

@@ -178,24 +178,24 @@ class NativeRecurrence(SummingEngine):
             for x in self.parts.arrays.values():
                 x[~fair] = 0.0
 
-    def _lost(self) -> Tensor:
+    def _lost(self, group: int) -> Tensor:
         if self.op.diagonal:
-            return self.tokens.lost()
+            return self.tokens.lost(group)
         arrays, n = self.parts.arrays, self.parts.structure.n
         N = len(self.heads)
 
         def by_block(x: Tensor) -> Tensor:
             return x.view(N, self.parts.structure.blocks, -1).square().sum(-1)
 
-        return lost_in_dense_states(
+        lost = lost_in_dense_states(
             by_block(arrays["F"]),
             by_block(arrays["Z"]),
             arrays["Q"].view(N, -1, n, n).diagonal(dim1=-2, dim2=-1).sum(-1),
             by_block(arrays["X"]),
             arrays["norms"].square(),
             self.group,
-            self.length,
-        ).contiguous()
+        )
+        return lost.expand(-1, -(-self.length // group))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         if float(tau.min()) > FAR_DOWN:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...engine.lost import GROUP
 from ...operators.structure import StateSpace
 from ..sources import Source, representable, source_of
 from .call import run
@@ -107,10 +106,10 @@ class NativeTokens:
         with np.errstate(all="ignore"):
             return fair & representable(peaks[0], peaks[1], self.states), peaks
 
-    def lost(self) -> Tensor:
-        """How wrong `H_i` may be by rounding in the states, `[N, ceil(L / GROUP)]`: `engine.lost.lost_in_states`."""
-        lost = torch.empty(self.heads, -(-self.length // GROUP), dtype=torch.float64, device="cpu")
-        run("tokens_lost", self.pointer, GROUP, lost.data_ptr())
+    def lost(self, group: int) -> Tensor:
+        """How wrong `H_i` may be by rounding in the states, `[N, ceil(L / group)]`: `engine.lost.lost_in_states`."""
+        lost = torch.empty(self.heads, -(-self.length // group), dtype=torch.float64, device="cpu")
+        run("tokens_lost", self.pointer, group, lost.data_ptr())
         return lost
 
     def _place(self, x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:

@@ -151,17 +151,16 @@ class TritonRecurrence(Engine):
             return Phi.square() * self.Q.diagonal(dim1=1, dim2=2)
         return torch.einsum("bij,bij->bj", Phi, self.Q @ Phi)
 
-    def _lost(self) -> Tensor:
+    def _lost(self, group: int) -> Tensor:
         """From the tokens in PyTorch, some heads at a time; in few groups, for each is a few launches of the scan."""
         if not self.op.diagonal:
-            return self._lost_in_dense_states()
-        per_group = -(-self.length // (LOST_GROUP * MOST_LOST_GROUPS))
+            return self._lost_in_dense_states().expand(-1, -(-self.length // group))
+        size = LOST_GROUP if group == 1 else LOST_GROUP * -(-self.length // (LOST_GROUP * MOST_LOST_GROUPS))
         each = max(1, LOST_WORKSPACE // (8 * 8 * self.length * self.op.state_size))
-        size = per_group * LOST_GROUP
         numbers = torch.arange(len(self.heads), device=self.heads.device)
         groups = Groups.joined(self._groups(some, size) for some in numbers.split(each))
-        lost = lost_in_groups(groups).repeat_interleave(per_group, 1)
-        return lost[:, : -(-self.length // LOST_GROUP)]
+        lost = lost_in_groups(groups).repeat_interleave(size // group, 1)
+        return lost[:, : -(-self.length // group)]
 
     def _groups(self, some: Tensor, size: int) -> Groups:
         """Tokens of some of the engine's heads in groups of `size`, in its units."""
@@ -181,7 +180,6 @@ class TritonRecurrence(Engine):
             by_block(self.blocks.X.square()),
             self.transition_squares,
             self.group,
-            self.length,
         )
 
     def _foreseen_width(self, tau: Tensor) -> Tensor:
