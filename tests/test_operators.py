@@ -30,6 +30,7 @@ def loop(q, k, decay, scale):
 
 class TestDense(OperatorTestCase):
     constructor = staticmethod(operators.dense)
+    reads = {"T": (0, 1)}
     state_size = None
 
     def make_inputs(self, length):
@@ -83,6 +84,7 @@ class TestGLA(OperatorTestCase):
     constructor = staticmethod(operators.gla)
     options = {"scale": 1.5}
     allows_minus_inf = ("g",)
+    decays = ("g",)
 
     def make_inputs(self, length):
         return {**qk(length), "g": -torch.rand(2, length, 4, 3).double()}
@@ -94,6 +96,7 @@ class TestGLA(OperatorTestCase):
 class TestSimpleGLA(OperatorTestCase):
     constructor = staticmethod(operators.simple_gla)
     allows_minus_inf = ("g",)
+    decays = ("g",)
 
     def make_inputs(self, length):
         return {**qk(length), "g": -torch.rand(2, length, 4).double()}
@@ -106,6 +109,7 @@ class TestSimpleGLAFixed(OperatorTestCase):
     constructor = staticmethod(operators.simple_gla)
     reads = {"g_gamma": (None, 0)}
     allows_minus_inf = ("g_gamma",)
+    decays = ("g_gamma",)
 
     def make_inputs(self, length):
         return {**qk(length), "g_gamma": -torch.rand(4).double()}
@@ -127,6 +131,7 @@ class TestWLA(OperatorTestCase):
     constructor = staticmethod(operators.wla)
     reads = {"g": (None, 0)}
     allows_minus_inf = ("g",)
+    decays = ("g",)
 
     def make_inputs(self, length):
         return {**qk(length), "g": -torch.rand(4, 3).double()}
@@ -138,6 +143,7 @@ class TestWLA(OperatorTestCase):
 class TestGLAS6(OperatorTestCase):
     constructor = staticmethod(operators.gla_s6)
     options = {"alpha": 7}
+    decays = ("dt",)
 
     def make_inputs(self, length):
         return {**qk(length), "dt": torch.rand(2, length, 4).double()}
@@ -158,6 +164,7 @@ class TestGLAS6ByChannel(TestGLAS6):
 class TestSSD(OperatorTestCase):
     constructor = staticmethod(operators.ssd)
     options = {"dt_softplus": True, "dt_limit": (0.5, 1.0)}
+    decays = ("A",)
     reads = {"A": (None, 0), "dt_bias": (None, 0)}
     state_size = 3
 
@@ -193,6 +200,7 @@ class TestSelectiveScan(OperatorTestCase):
     """`B` for all channels, `C` in groups."""
 
     constructor = staticmethod(operators.selective_scan)
+    decays = ("A",)
     options = {"delta_softplus": True}
     reads = {"delta": (0, 1), "A": (None, 0), "B": (0, None), "C": (0, 1), "delta_bias": (None, 0)}
     state_size = 3
@@ -217,6 +225,7 @@ class TestSelectiveScanConstant(OperatorTestCase):
     """`B` and `C` the same at every step, steps as they are."""
 
     constructor = staticmethod(operators.selective_scan)
+    decays = ("A",)
     reads = {"delta": (0, 1), "A": (None, 0), "B": (None, 0), "C": (None, 0)}
     state_size = 3
 
@@ -243,6 +252,7 @@ def control_loop(A, B, C):
 
 class TestDiagonalRecurrence(OperatorTestCase):
     constructor = staticmethod(operators.recurrence)
+    decays = ("A",)
     options = {"diagonal": True}
     reads = dict.fromkeys("ABC", (0, 1))
 
@@ -255,6 +265,7 @@ class TestDiagonalRecurrence(OperatorTestCase):
 
 class TestDenseRecurrence(OperatorTestCase):
     constructor = staticmethod(operators.recurrence)
+    decays = ("A",)
     options = {"diagonal": False}
     reads = dict.fromkeys("ABC", (0,))
 
@@ -271,6 +282,7 @@ class TestDenseRecurrence(OperatorTestCase):
 
 class TestConstantRecurrence(OperatorTestCase):
     constructor = staticmethod(operators.recurrence)
+    decays = ("A",)
     options = {"diagonal": False, "length": 9}
     reads = dict.fromkeys("ABC", (0,))
     lengths = (9,)

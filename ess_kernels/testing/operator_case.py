@@ -18,14 +18,19 @@ pytest collects the subclass by its name; nothing here imports pytest.
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from ..environment import MEMORY_BUDGET
+from ..metrics import entropy_ess, singular_values, tolerance_ess
 from ..operators.structure import Operator, StateSpace, Tiled
+from ..reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 
 
 def assert_close(name: str, actual: Tensor, expected: Tensor, rtol: float = 1e-10, atol: float = 1e-12) -> None:
@@ -64,6 +69,7 @@ class OperatorTestCase(ABC):
         state_size: the expected TSS; `"last"` takes the last axis of the first input.
         lengths: lengths of the sequences to try.
         rtol: of the comparison with `dense`.
+        decays: the inputs from which transitions are made, such that three times their negatives make them grow.
     """
 
     constructor: ClassVar[Callable[..., Operator]]
@@ -73,6 +79,7 @@ class OperatorTestCase(ABC):
     state_size: ClassVar[int | str | None] = "last"
     lengths: ClassVar[tuple[int, ...]] = (1, 2, 3, 9)
     rtol: ClassVar[float] = 1e-10
+    decays: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def make_inputs(self, length: int) -> dict[str, Tensor]:
@@ -195,6 +202,57 @@ class OperatorTestCase(ABC):
             op = self.make_operator(inputs)
             assert bool(op.finite(op.all_heads()).all())
             assert_close("T", op.dense(), self.dense(**inputs), rtol=self.rtol, atol=self.rtol)
+
+    def test_metrics_where_every_head_of_a_call_or_of_a_chunk_is_bad(self) -> None:
+        inputs = self._short_inputs()
+        first = next(iter(inputs))
+        one_bad = {**inputs, first: inputs[first].clone()}
+        one_bad[first][self._last_row(first, one_bad[first])] = torch.nan
+        self._compare_metrics_of_few_heads({**inputs, first: torch.full_like(inputs[first], torch.nan)}, one_bad)
+
+    def test_metrics_where_every_head_of_a_call_or_of_a_chunk_grows(self) -> None:
+        if self.decays:
+            growing = {name: -3 * x if name in self.decays else x for name, x in self._short_inputs().items()}
+            self._compare_metrics_of_few_heads(growing, growing)
+
+    def _compare_metrics_of_few_heads(self, all_odd: Mapping[str, Tensor], some_odd: Mapping[str, Tensor]) -> None:
+        """Every metric of inputs that kernels cannot take: of all heads, of one alone, and of one head a chunk."""
+        alone = self._first_head(all_odd)
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            self._compare_metrics("all heads", all_odd, dtype, "auto")
+            self._compare_metrics("only head", alone, dtype, "auto")
+        self._compare_metrics("only head", alone, torch.float64, "torch")
+        with mock.patch.dict(os.environ, {MEMORY_BUDGET: "1"}):
+            self._compare_metrics("one head a chunk", some_odd, torch.float64, "auto")
+
+    def _short_inputs(self) -> dict[str, Tensor]:
+        return self.inputs(5 if max(self.lengths) > min(self.lengths) else self.lengths[0])
+
+    def _last_row(self, name: str, x: Tensor) -> tuple[int | slice, ...]:
+        """Everything that the last head of an input reads."""
+        axes = self.reads.get(name, (0, 2))
+        return tuple(-1 if axis in axes else slice(None) for axis in range(x.dim()))
+
+    def _first_head(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the first head of the first batch reads."""
+        alone = {}
+        for name, x in inputs.items():
+            for axis in self.reads.get(name, (0, 2)):
+                x = x if axis is None else x.narrow(axis, 0, 1)
+            alone[name] = x
+        return alone
+
+    def _compare_metrics(self, what: str, inputs: Mapping[str, Tensor], dtype: torch.dtype, backend: str) -> None:
+        """Every metric of the inputs in this precision against the definition."""
+        op = self.make_operator({name: x.to(dtype) for name, x in inputs.items()})
+        what = f"{what}, {dtype}, backend {backend}"
+        for tolerance in ({"atol": 0.05}, {"rtol": 0.05}):
+            counts = tolerance_ess(op, **tolerance, backend=backend)
+            assert torch.equal(counts, reference_tolerance_ess(op, **tolerance)), f"{what}: counts, {tolerance}"
+        assert_close(f"{what}: entropy", entropy_ess(op, backend=backend), reference_entropy_ess(op), rtol=1e-4)
+        values = reference_singular_values(op)
+        found = singular_values(op, list(range(1, op.length)), values.shape[-1], backend)
+        assert_close(f"{what}: values", found, values, atol=1e-12 * float(values.nan_to_num(0.0).amax()))
 
     def test_empty_batch(self) -> None:
         def empty(name: str, x: Tensor) -> Tensor:

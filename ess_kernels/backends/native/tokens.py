@@ -152,14 +152,17 @@ class Survey:
         return torch.from_numpy((read == 0) | (write == 0))
 
 
-def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey]:
+def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey | None]:
     """Which heads of an operator with diagonal transitions kernels can take, bool `[N]`, and those heads' tokens.
 
-    None: all of them.
+    No mask where it is all of them, no tokens where it is none.
     """
     tokens = NativeTokens(source_of(op, heads))
     fair, peaks = tokens.survey()
     if fair.all():
         return None, Survey(tokens, peaks)
     mask = torch.from_numpy(fair)
+    if not fair.any():
+        # addresses are made from the first and the last head, which nobody has
+        return mask, None
     return mask, Survey(NativeTokens(source_of(op, heads[mask])), peaks[:, fair])
