@@ -19,10 +19,7 @@ from .operators.structure import Operator
 
 
 def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list[Tensor], Tensor]:
-    """The operator, `s [N, S]` at each position, and which heads are good (a bad one counts as zero here).
-
-    `S` is `min(i, L-i)`, or the state size where that is smaller.
-    """
+    """The operator, `s [N, min(i, L-i)]` at each position, and which heads are good (a bad one counts as zero here)."""
     op = as_operator(op_or_T)
     wanted = check_positions(positions, op.length).tolist()
     heads = op.all_heads()
@@ -30,9 +27,14 @@ def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list
     good = op.finite(heads) & T.isfinite().flatten(1).all(1)
     # an SVD of a NaN is an error
     T = torch.where(good[:, None, None], T, 0)
-    # values beyond the state's size are made of rounding errors in T, however large; of no state the zeros stay
-    most = None if op.state_size is None else max(1, op.state_size)
-    return op, [torch.linalg.svdvals(T[:, i:, :i])[:, :most] for i in wanted], good
+    return op, [_within_rank(op, torch.linalg.svdvals(T[:, i:, :i])) for i in wanted], good
+
+
+def _within_rank(op: Operator, s: Tensor) -> Tensor:
+    """Zero beyond the state size: what is there is made of rounding errors in `T`, however large."""
+    if op.state_size is None:
+        return s
+    return torch.where(torch.arange(s.shape[-1], device=s.device) < op.state_size, s, 0)
 
 
 def _assemble(op: Operator, columns: Iterable[Tensor], good: Tensor, bad_value: float, dtype: torch.dtype) -> Tensor:
@@ -50,8 +52,8 @@ def reference_singular_values(op_or_T: Operator | Tensor, positions: Any = None)
         positions: integers in `1..L-1`, in any order; `None` means all of them.
 
     Returns:
-        float64 `[*batch, P, S]` with `S` the largest `min(state_size, i, L-i)`, padded with zeros. NaN for every
-        position of a head that reads a non-finite number.
+        float64 `[*batch, P, S]` with `S` the largest `min(i, L-i)`, padded with zeros. NaN for every position of a head
+        that reads a non-finite number.
 
     Raises:
         TypeError, ValueError: a wrong position, or neither an operator nor a square floating-point tensor.

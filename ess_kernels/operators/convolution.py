@@ -70,11 +70,10 @@ class ShortConvolution(StateSpace):
 
     TENSORS = ("weight",)
     NUMBERS = ("length",)
-    reads_before = True
-    diagonal = False
 
     def __init__(self, weight: Tensor, length: int):
-        super().__init__(length, weight.shape[:1], weight.shape[1] - 1, (weight,))
+        size = weight.shape[1] - 1
+        super().__init__(length, weight.shape[:1], size, (weight,), reads_before=True, diagonal=False)
         self.weight = weight
 
     def _taps(self, heads: Tensor) -> Tensor:

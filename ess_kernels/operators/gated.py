@@ -17,10 +17,13 @@ class GatedStateSpace(StateSpace):
         g: natural-log gates `[B, T, H, n]`, often an expanded view (stride 0 where a gate is shared). -inf is allowed.
         scale: folded into the read.
         read_scale, write_scale: `r` and `w` above, `[B, T, H]`, or `None` for ones.
+
+    With `reads_before` row i reads the state before token i enters it: its gates run over `g_{j+1} .. g_{i-1}`, and
+    there is no diagonal.
     """
 
     TENSORS = ("q", "k", "g", "read_scale", "write_scale")
-    NUMBERS = ("scale",)
+    NUMBERS = ("scale", "reads_before")
 
     def __init__(
         self,
@@ -31,10 +34,12 @@ class GatedStateSpace(StateSpace):
         scale: float = 1.0,
         read_scale: Tensor | None = None,
         write_scale: Tensor | None = None,
+        reads_before: bool = False,
         inputs: Sequence[Tensor] | None = None,
     ):
         batch, length, heads, state_size = g.shape
-        super().__init__(length, (batch, heads), state_size, (q, k, g) if inputs is None else inputs)
+        inputs = (q, k, g) if inputs is None else inputs
+        super().__init__(length, (batch, heads), state_size, inputs, reads_before=reads_before)
         self.q, self.k, self.g = q, k, g
         self.scale = scale
         self.read_scale, self.write_scale = read_scale, write_scale

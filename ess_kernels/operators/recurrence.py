@@ -23,16 +23,28 @@ class LinearRecurrence(StateSpace):
         A, B, C: the caller's tensors.
         diagonal: whether `A` holds the diagonals of diagonal matrices.
         constant: whether `A`, `B` and `C` have no axis for the time.
+
+    Without `reads_before` the output reads the state after its update: `y_t = C_t x_{t+1}`.
     """
 
     TENSORS = ("A", "B", "C")
-    NUMBERS = ("diagonal", "length", "constant")
-    reads_before = True
+    NUMBERS = ("diagonal", "length", "constant", "reads_before")
 
-    def __init__(self, A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int, constant: bool):
-        super().__init__(length, B.shape[: -1 if constant else -2], B.shape[-1], (A, B, C))
+    def __init__(
+        self,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        *,
+        diagonal: bool,
+        length: int,
+        constant: bool,
+        reads_before: bool = True,
+    ):
+        batch_shape = B.shape[: -1 if constant else -2]
+        super().__init__(length, batch_shape, B.shape[-1], (A, B, C), reads_before=reads_before, diagonal=diagonal)
         self.A, self.B, self.C = A, B, C
-        self.diagonal, self.constant = diagonal, constant
+        self.constant = constant
 
     def tokens(self, heads: Tensor) -> Tokens:
         read, write, transition = (self.by_token(x, heads) for x in (self.C, self.B, self.A))

@@ -33,9 +33,20 @@ class SelectiveStateSpace(StateSpace):
     """
 
     TENSORS = ("delta", "A", "B", "C")
+    NUMBERS = ("reads_before",)
 
-    def __init__(self, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, inputs: Sequence[Tensor] | None = None):
-        super().__init__(delta.shape[2], delta.shape[:2], A.shape[1], (delta, A, B, C) if inputs is None else inputs)
+    def __init__(
+        self,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        *,
+        reads_before: bool = False,
+        inputs: Sequence[Tensor] | None = None,
+    ):
+        inputs = (delta, A, B, C) if inputs is None else inputs
+        super().__init__(delta.shape[2], delta.shape[:2], A.shape[1], inputs, reads_before=reads_before)
         self.delta, self.A, self.B, self.C = delta, A, B, C
 
     def tokens(self, heads: Tensor) -> Tokens:

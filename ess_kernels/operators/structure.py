@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 
 class Operator(ABC):
     """A causal linear map `y = T u` for every head of a batch, `T` lower triangular.
+
+    Operators are immutable: an attribute keeps the value that the constructor gives it, so that what is rebuilt from
+    the constructor's arguments, as in a compiled graph, is the same operator.
 
     Heads are numbered along the flattened `batch_shape`; methods that take `heads` want a 1-D int64 tensor of
     such numbers on the operator's device and answer with one leading axis `N = len(heads)`.
@@ -39,6 +42,15 @@ class Operator(ABC):
         self.batch_shape = tuple(batch_shape)
         self.state_size = state_size
         self.inputs = tuple(inputs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(self, name):
+            family = type(self).__name__
+            raise AttributeError(f"{name}: operators are immutable; construct another {family} to change it")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name}: operators are immutable")
 
     @property
     def num_heads(self) -> int:
@@ -122,13 +134,26 @@ class Tokens:
 class StateSpace(Operator):
     """An operator with a finite state of `state_size` numbers per head.
 
-    `reads_before` says whether row i reads the state before its own transition, `diagonal` whether transitions are
-    (see `Tokens`).
+    Attributes:
+        reads_before: whether row i reads the state before its own transition.
+        diagonal: whether transitions are (see `Tokens`).
     """
 
     state_size: int
-    reads_before: bool = False
-    diagonal: bool = True
+
+    def __init__(
+        self,
+        length: int,
+        batch_shape: Sequence[int],
+        state_size: int,
+        inputs: Sequence[Tensor],
+        *,
+        reads_before: bool = False,
+        diagonal: bool = True,
+    ):
+        super().__init__(length, batch_shape, state_size, inputs)
+        self.reads_before = reads_before
+        self.diagonal = diagonal
 
     @abstractmethod
     def tokens(self, heads: Tensor) -> Tokens:
