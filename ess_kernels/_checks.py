@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._readable import check_readable, check_plain
+
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_INTEGER = 2**63 - 1
 
 
 def _shape(sizes: Sequence[int]) -> str:
@@ -25,6 +28,7 @@ def check_floating(name: str, x: Any) -> None:
         raise TypeError(f"{name}: expected a floating-point tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+    check_plain(name, x)
 
 
 def refuse_complex(**tensors: Any) -> None:
@@ -82,13 +86,22 @@ def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
     expected = "a positive finite number" if positive else "a finite number"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
-    if not math.isfinite(value) or (positive and value <= 0):
+    number = as_float(name, value, expected)
+    if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(f"{name}: expected {expected}, got {value}")
-    return float(value)
+    return number
+
+
+def as_float(name: str, value: Any, expected: str) -> float:
+    """`float(value)` of a number; `ValueError` where it is an integer too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected {expected}, got one beyond the range of float64") from None
 
 
 def integer(name: str, value: Any, *, minimum: int) -> int:
-    """An integer of at least `minimum` (bools are refused)."""
+    """An integer of at least `minimum`, of 64 bits (bools are refused)."""
     if isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got bool")
     try:
@@ -97,6 +110,8 @@ def integer(name: str, value: Any, *, minimum: int) -> int:
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
     if number < minimum:
         raise ValueError(f"{name}: expected at least {minimum}, got {number}")
+    if number > LARGEST_INTEGER:
+        raise ValueError(f"{name}: expected at most 2**63 - 1, got more")
     return number
 
 
@@ -112,6 +127,8 @@ def position_list(positions: Any, length: int) -> list[int] | None:
             raise ValueError(f"{_expected_positions(length)}, got a tensor of {positions.dtype}")
         if positions.dim() != 1:
             raise ValueError(f"positions: expected 1 axis, got shape {_shape(positions.shape)}")
+        check_plain("positions", positions)
+        check_readable("positions", [positions])
         positions = positions.tolist()
     elif isinstance(positions, (str, bytes)) or not hasattr(positions, "__iter__"):
         raise TypeError(f"positions: expected a sequence of integers, got {type(positions).__name__}")
@@ -140,7 +157,9 @@ def _is_integer(value: Any) -> bool:
 def check_positions(positions: Any, length: int) -> Tensor:
     """The positions asked for as int64 `[P]` on the CPU; see `position_list`."""
     values = position_list(positions, length)
-    return torch.arange(1, max(length, 1)) if values is None else torch.tensor(values, dtype=torch.int64)
+    if values is None:
+        return torch.arange(1, max(length, 1), device="cpu")
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def tolerance_lists(atol: Any, rtol: Any) -> tuple[list[float], list[float], bool]:
@@ -167,7 +186,8 @@ def tolerance_lists(atol: Any, rtol: Any) -> tuple[list[float], list[float], boo
 def check_tolerances(atol: Any, rtol: Any) -> tuple[Tensor, Tensor, bool]:
     """The pairs as float64 `[M]` each on the CPU, and whether either came as a list; see `tolerance_lists`."""
     absolute, relative, listed = tolerance_lists(atol, rtol)
-    return torch.tensor(absolute, dtype=torch.float64), torch.tensor(relative, dtype=torch.float64), listed
+    first, second = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (absolute, relative))
+    return first, second, listed
 
 
 def _tolerance(name: str, value: Any) -> tuple[list[float], bool]:
@@ -179,20 +199,24 @@ def _tolerance(name: str, value: Any) -> tuple[list[float], bool]:
     # plain numbers are told apart here, without tensors, which could not be looked into while a graph is traced
     if not all(isinstance(x, (float, int)) and not isinstance(x, bool) for x in numbers):
         numbers, several = _from_tensor(name, value)
-    for number in numbers:
+    floats = [as_float(name, number, "values >= 0") for number in numbers]
+    for number in floats:
         if not number >= 0:
-            raise ValueError(f"{name}: expected values >= 0, got {float(number)}")
-    return [float(x) for x in numbers], several
+            raise ValueError(f"{name}: expected values >= 0, got {number}")
+    return floats, several
 
 
 def _from_tensor(name: str, value: Any) -> tuple[list[float], bool]:
     """`_tolerance` of what is no plain number: tensors and arrays, numpy's scalars, and what must be refused."""
     expected = f"{name}: expected a number or a 1-D list of numbers"
+    if isinstance(value, Tensor):
+        check_plain(name, value)
+        check_readable(name, [value])
     # without a dtype first: what is no number must not be turned into one, True for instance into 1.0
     try:
-        kind = torch.as_tensor(value).dtype
-        numbers = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
+        kind = torch.as_tensor(value, device="cpu").dtype
+        numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{expected}, got {value!r}") from None
     if kind == torch.bool or kind.is_complex:
         raise TypeError(f"{expected}, got {value!r}")

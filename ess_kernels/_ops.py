@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import backends
+from ._readable import must_be_dispatched, refuse_tangents, without_numbers
 from .backends.base import wants_gradient
 from .engine.certainty import Counts, entropy_of_values
 from .operators.packing import pack, unpack
@@ -84,12 +85,14 @@ def _(tensors, description, length, atol, rtol, positions, backend):
 
 def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> Tensor:
     """float64 `[*batch, P]`."""
+    refuse_tangents("op", op.inputs)
     if wants_gradient("entropy_ess", op):
         if torch.compiler.is_compiling():
             from ._uncompiled import differentiable
 
             return differentiable(_entropy_ess, op, positions, backend)
-        return _entropy_ess(op, positions, backend)
+        if not without_numbers("op", op.inputs):
+            return _entropy_ess(op, positions, backend)
     return _call(_entropy_op, _entropy_ess, op, positions, backend)
 
 
@@ -122,6 +125,7 @@ def _(tensors, description, length, positions, backend):
 
 def singular_values(op: Operator, positions: list[int] | None, k: int | None, backend: str) -> Tensor:
     """float64 `[*batch, P, k]`."""
+    refuse_tangents("op", op.inputs)
     return _call(_values_op, _singular_values, op, positions, k, backend)
 
 
@@ -163,9 +167,10 @@ def small_spectra(
     A: Tensor, right: Tensor | None, atol: list[float] | None, entropy: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values `[*batch, S]`, entropy `[*batch]` and counts `[M, *batch]`; what is not asked for is empty `[0]`."""
-    A, right = A.detach(), None if right is None else right.detach()
-    call = _spectra_op if torch.compiler.is_compiling() else _small_spectra
-    return call(A, right, atol, entropy, backend)
+    given = [A] if right is None else [A, right]
+    refuse_tangents("A, right", given)
+    call = _spectra_op if must_be_dispatched("A, right", given) else _small_spectra
+    return call(A.detach(), None if right is None else right.detach(), atol, entropy, backend)
 
 
 @on_one_thread_if_forked
@@ -227,12 +232,14 @@ def _(A, right, atol, entropy, backend):
 
 
 def _call(custom_op: Callable[..., Result], function: Callable[..., Result], op: Operator, *arguments: Any) -> Result:
-    """`function(op, *arguments)` without a gradient; while a graph is traced, through its custom op."""
-    if not torch.compiler.is_compiling():
+    """`function(op, *arguments)` without a gradient; through its custom op where the numbers cannot be read in place."""
+    if not must_be_dispatched("op", op.inputs):
         with torch.no_grad():
             return function(op, *arguments)
     parts = pack(op)
     if parts is None:
+        if not torch.compiler.is_compiling():
+            raise NotImplementedError(f"op: a {type(op).__name__} needs ordinary tensors, with numbers in memory")
         from ._uncompiled import unknown_operator
 
         return unknown_operator(function, op, *arguments)
@@ -243,7 +250,7 @@ def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Te
     """Distinct positions on the operator's device, and for each position asked for its number among them, or None."""
     if positions is None:
         return torch.arange(1, max(op.length, 1), device=op.device), None
-    wanted = torch.tensor(positions, dtype=torch.int64)
+    wanted = torch.tensor(positions, dtype=torch.int64, device="cpu")
     distinct, back = wanted.unique(return_inverse=True)
     return distinct.to(op.device), back.to(op.device)
 

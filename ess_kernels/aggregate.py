@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_positions, finite_float, integer
+from ._readable import check_plain
 from .operators.dense import as_operator
 from .operators.structure import Operator
 
@@ -30,6 +31,7 @@ def _as_numbers(name: str, ess: Any, axes: int) -> Tensor:
     """float64, with bad data (-1 or NaN) as NaN."""
     if not isinstance(ess, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(ess).__name__}")
+    check_plain(name, ess)
     if ess.dtype == torch.bool or ess.is_complex():
         raise TypeError(f"{name}: expected integers or floats, got {ess.dtype}")
     if ess.dim() < axes:
@@ -245,5 +247,5 @@ def collapsed(counts: Tensor, op: Operator | Tensor, fraction: float = 0.1, posi
 
 def _share(numbers: Tensor, hits: Tensor, eligible: Tensor) -> Tensor:
     """The share of hits among the eligible positions, NaN where any number is."""
-    share = hits[..., eligible].double().mean(-1)
+    share = (hits & eligible).sum(-1) / eligible.sum().double()
     return torch.where(numbers.isnan().any(-1), torch.nan, share)

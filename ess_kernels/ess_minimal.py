@@ -70,14 +70,14 @@ def _log(pivots: Tensor) -> Tensor:
 
 def dense_counts(T: Tensor, tau: float) -> Tensor:
     """Tolerance-ESS of a float64 T [L, L] at the positions 1..L-1."""
-    one = torch.eye(len(T), dtype=T.dtype)
-    return torch.stack(staircase(-one, T.tril(-1) / tau, -one, _positive, torch.tensor(0)))[1:]
+    one = torch.eye(len(T), dtype=T.dtype, device=T.device)
+    return torch.stack(staircase(-one, T.tril(-1) / tau, -one, _positive, torch.tensor(0, device=T.device)))[1:]
 
 
 def dense_entropy(T: Tensor) -> Tensor:
     """Entropy-ESS of a float64 T [L, L] at the positions 1..L-1, none of whose H_i is zero."""
-    T, one = T.tril(-1), torch.eye(len(T), dtype=T.dtype)
-    nodes, *weights = torch.tensor(STANDARD.table, dtype=T.dtype).T
+    T, one = T.tril(-1), torch.eye(len(T), dtype=T.dtype, device=T.device)
+    nodes, *weights = torch.tensor(STANDARD.table, dtype=T.dtype, device=T.device).T
     scale = 1.05 * torch.linalg.matrix_norm(T, 2) ** 2  # every H_i is a part of T, so no s^2 is larger
     shifts = (nodes * scale).sqrt().tolist()
     logdets = torch.stack([torch.stack(staircase(one, T / s, -one, _log, T.new_zeros(())))[1:] for s in shifts])
@@ -106,7 +106,8 @@ def gated_counts(q: Tensor, k: Tensor, g: Tensor, tau: float, c: int = 16) -> Te
     F = q.new_zeros(n, n)  # F^T F: the reachability Gramian at left edges, from QR: squaring would lose small values
     counts = []
     for (X, Y, Z, Phi), outlook in zip(blocks, reversed(G), strict=True):
-        m, one, eye = len(X), torch.eye(len(X), dtype=q.dtype), torch.eye(n, dtype=q.dtype)
+        m = len(X)
+        one, eye = (torch.eye(size, dtype=q.dtype, device=q.device) for size in (m, n))
         # up to rotations n columns stand for the past and n rows for the future: T[e:, :a] = S, T[a:e, :a] = P,
         # T[e:, a:e] = N, in units of tau
         S, P, N = outlook * Phi @ F.T / tau, X @ F.T / tau, outlook @ Z.T / tau

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._checks import position_list, tolerance_lists
+from ._checks import LARGEST_INTEGER, position_list, tolerance_lists
+from ._readable import check_plain
 from .engine.certainty import Certificate
 from .operators.dense import as_operator
 from .operators.structure import Operator
@@ -100,8 +101,8 @@ def singular_values(op: Operator | Tensor, positions: Positions, k: int | None =
     wanted = position_list(positions, op.length)
     if k is not None and (isinstance(k, bool) or not isinstance(k, int)):
         raise TypeError(f"k: expected an integer or None, got {type(k).__name__}")
-    if k is not None and k < 0:
-        raise ValueError(f"k: expected a non-negative integer, got {k}")
+    if k is not None and not 0 <= k <= LARGEST_INTEGER:
+        raise ValueError(f"k: expected a non-negative integer of 64 bits, got {k}")
     return _ops.singular_values(op, wanted, k, backend)
 
 
@@ -150,6 +151,7 @@ def small_spectra(
             raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}")
+        check_plain(name, x)
         if x.dim() < 2:
             raise ValueError(f"{name}: expected at least two dimensions [..., m, n], got shape {tuple(x.shape)}")
         if min(x.shape[-2:]) > MAX_SMALL:

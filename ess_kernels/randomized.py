@@ -11,6 +11,7 @@ from torch import Tensor
 from . import backends
 from ._checks import check_positions, check_tolerances, integer
 from ._progress import progress
+from ._readable import check_readable
 from .engine.sketch import PROBES, certify, draw, sketch
 from .engine.state_space import lost_in
 from .engine.thin_products import BLOCK, Stored, ThinProducts, bytes_per_head, thin_products
@@ -86,6 +87,7 @@ def randomized_ess(
         RuntimeError: a backend asked for by name that cannot take the call.
     """
     op = as_operator(op)
+    check_readable("op", op.inputs)
     absolute, relative, listed = check_tolerances(atol, rtol)
     distinct, back = check_positions(positions, op.length).unique(return_inverse=True)
     rank = integer("rank", rank, minimum=1)

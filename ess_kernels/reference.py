@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_positions, check_tolerances
+from ._readable import check_plain, check_readable, refuse_tangents
 from .operators.dense import as_operator
 from .operators.structure import Operator
 
@@ -21,6 +22,7 @@ from .operators.structure import Operator
 def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list[Tensor], Tensor]:
     """The operator, `s [N, min(i, L-i)]` at each position, and which heads are good (a bad one counts as zero here)."""
     op = as_operator(op_or_T)
+    check_readable("op_or_T", op.inputs)
     wanted = check_positions(positions, op.length).tolist()
     heads = op.all_heads()
     T = op.dense_heads(heads).tril(-1)
@@ -167,5 +169,8 @@ def paper_entropy_ess(T: Tensor, clip: float = 1e-12, d: int = 1) -> Tensor:
 
 
 def _paper_spectra(T: Tensor, d: int) -> Iterable[Tensor]:
+    check_plain("T", T)
+    check_readable("T", [T])
+    refuse_tangents("T", [T])
     for i in range(1, T.shape[-1] // d):
         yield torch.linalg.svdvals(paper_submatrix(T, i, d))

@@ -64,11 +64,12 @@ def triangular_root(A: Tensor) -> Tensor:
 
 
 def transposed_product(A: Tensor, right: Tensor) -> Tensor:
-    """`A right^T` for matrices `[batch, m, n]` and `[batch, k, n]`, in their own precision."""
-    if A.is_cuda and A.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        # the user allows TF32 in place of float32; we do not
-        return (A.double() @ right.mT.double()).float()
-    return A @ right.mT
+    """`A right^T` for matrices `[batch, m, n]` and `[batch, k, n]`, rounded once to their own precision.
+
+    Formed in float64, the only precision that neither autocast nor a permission to multiply float32 as TF32 or
+    bfloat16 ever lowers.
+    """
+    return (A.double() @ right.mT.double()).to(A.dtype)
 
 
 def product_values(

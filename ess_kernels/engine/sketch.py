@@ -58,7 +58,8 @@ def draw(length: int, rank: int, seed: int, device: torch.device) -> tuple[Tenso
     """The Gaussian test matrix `[L, rank]` and probes `[L, PROBES]`: the same numbers on every device."""
     generator = torch.Generator().manual_seed(seed)
     test, probes = (
-        torch.randn(length, columns, dtype=torch.float64, generator=generator) for columns in (rank, PROBES)
+        torch.randn(length, columns, dtype=torch.float64, device="cpu", generator=generator)
+        for columns in (rank, PROBES)
     )
     return test.to(device), probes.to(device)
 

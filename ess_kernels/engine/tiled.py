@@ -87,7 +87,7 @@ class Matrix(Engine):
 
     def _start(self) -> Tensor:
         """`[L]` on the CPU, random: no structure of T can be orthogonal to it."""
-        return torch.randn(self.length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return torch.randn(self.length, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0))
 
     def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Answer:
         """Values and growth at `wanted` `[N, S, L]` for `shifts` `[N, S]`."""

@@ -16,6 +16,7 @@ from .._checks import (
     finite_float,
     integer,
 )
+from .._readable import check_plain
 from .finiteness import BAND, all_finite, largest
 from .structure import Tiled
 
@@ -187,6 +188,7 @@ def attention(
 def _check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         check_floating("attn_mask (if not bool)", mask)
+    check_plain("attn_mask", mask)
     sizes = (1,) * (4 - mask.dim()) + tuple(mask.shape)
     if len(sizes) != 4 or any(size not in (1, full) for size, full in zip(sizes, shape)):
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .._checks import (
+    as_float,
     check_bool,
     check_groups,
     check_layout,
@@ -193,9 +194,9 @@ def ssd(
 def _limits(dt_limit: Any) -> tuple[float, float]:
     expected = "dt_limit: expected a pair (low, high) of numbers with low <= high"
     try:
-        low, high = (float(limit) for limit in dt_limit)
+        low, high = (as_float("dt_limit", limit, "a pair (low, high) of numbers") for limit in dt_limit)
     except (TypeError, ValueError):
-        raise TypeError(f"{expected}, got {dt_limit!r}") from None
+        raise TypeError(f"{expected} in the range of float64, got {dt_limit!r}") from None
     if math.isnan(low) or math.isnan(high) or low > high:
         raise ValueError(f"{expected}, got {dt_limit!r}")
     return low, high

@@ -50,7 +50,7 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, rtol: float = 1e-1
     if not bool(bad.any()):
         return
     worst = int(excess.argmax())
-    index = [int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape)]
+    index = [int(i) for i in torch.unravel_index(torch.tensor(worst, device="cpu"), excess.shape)]
     raise AssertionError(
         f"{name}: {int(bad.sum())} of {bad.numel()} entries differ; worst at {index}: {a.flatten()[worst]:.17g}, "
         f"expected {b.flatten()[worst]:.17g}, off by {error.flatten()[worst]:.3g} (rtol={rtol:g}, atol={atol:g})"

@@ -1,4 +1,4 @@
-"""Calls, and chunks of calls, in which no head at all is left for the kernels: all are bad, or have transitions that grow.
+"""Calls, and chunks of calls, in which no head is left for the kernels: all are bad, or have transitions that grow.
 
 `OperatorTestCase` asks the same of every family; here are the inputs that were found, and the backends that are slow.
 """

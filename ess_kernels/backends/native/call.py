@@ -127,7 +127,7 @@ def declare(handle: ctypes.CDLL, name: str, *arguments: Any, workspace: bool = T
 def aligned(*shape: int) -> Tensor:
     """An uninitialised float64 tensor at an address that kernels take for an array of theirs."""
     count = math.prod(shape)
-    memory = torch.empty(count + LINE // 8, dtype=torch.float64)
+    memory = torch.empty(count + LINE // 8, dtype=torch.float64, device="cpu")
     start = (-memory.data_ptr() % LINE) // 8
     return memory[start : start + count].view(shape)
 
@@ -139,7 +139,7 @@ def _lend(context: Run, memory: Tensor) -> None:
 
 
 def _workspace(size: int) -> Tensor:
-    memory = torch.empty(size + LINE, dtype=torch.uint8)
+    memory = torch.empty(size + LINE, dtype=torch.uint8, device="cpu")
     if size <= KEPT_WORKSPACE:
         _kept.memory = memory
     return memory

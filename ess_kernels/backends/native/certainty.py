@@ -34,7 +34,7 @@ class CompiledCertainty(Engine):
 
     def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
         N, M, count = width.shape
-        chosen = torch.empty(N, M, -(-self.length // self.group), dtype=torch.float64)
+        chosen = torch.empty(N, M, -(-self.length // self.group), dtype=torch.float64, device="cpu")
         addresses = [x.data_ptr() for x in (asked, _stored(doubtful), _stored(width), chosen)]
         call.run("group_widths", N, M, count + 1, self.group, int(typical), HOPELESS, *addresses)
         return chosen
@@ -74,7 +74,7 @@ def judge_counts(
     (N, M), L = rows.shape, len(asked)
     rows = rows.contiguous()
     counts, width, doubtful = (
-        torch.empty(M, N, L - 1, dtype=dtype) for dtype in (torch.int64, torch.float64, torch.bool)
+        torch.empty(M, N, L - 1, dtype=dtype, device="cpu") for dtype in (torch.int64, torch.float64, torch.bool)
     )
     number = ctypes.c_int64()
     inputs = (answer.value, answer.growth, answer.least, rows, asked)

@@ -67,7 +67,7 @@ class NativeLanes(SummingEngine):
         assert scale is None, "every block has its own scale"
         busy = grouped(wanted, ENTROPY_BLOCK).any(-1).contiguous()
         nodes = Nodes(quadrature)
-        ess, bound = (torch.zeros(wanted.shape, dtype=torch.float64) for _ in range(2))
+        ess, bound = (torch.zeros_like(wanted, dtype=torch.float64) for _ in range(2))
         numbers = (1 / quadrature.tail_span, quadrature.error, quadrature.tail_error)
         addresses = (x.data_ptr() for x in (busy, cap, ess, bound))
         run("lanes_entropy", self.tokens.pointer, nodes.pointer, *numbers, *addresses)

@@ -79,7 +79,7 @@ class NativeMatrix(CompiledCertainty, Matrix):
         )
 
     def _largest(self) -> Tensor:
-        magnitude = torch.zeros(len(self._raw), dtype=torch.float64)
+        magnitude = self._raw.new_zeros(len(self._raw))
         if len(self._raw) and self.length:
             call.run("matrix_largest", self._operand(magnitude), magnitude.data_ptr())
         return magnitude
@@ -124,8 +124,8 @@ class NativeMatrix(CompiledCertainty, Matrix):
         return items
 
     def _workspace(self, items: int) -> int:
-        one = torch.ones(items, dtype=torch.float64)
-        head, anything = torch.zeros(items, dtype=torch.int64), one.data_ptr()
+        one = torch.ones(items, dtype=torch.float64, device="cpu")
+        head, anything = torch.zeros_like(one, dtype=torch.int64), one.data_ptr()
         arguments = self._products.data_ptr(), items, head.data_ptr(), anything, 0, *[anything] * 4
         return call.workspace("matrix_staircase", self._operand(self._factor), *arguments)
 
@@ -146,5 +146,5 @@ class NativeMatrix(CompiledCertainty, Matrix):
 
 def _nothing(shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
     """Value, growth and least row where nothing was asked."""
-    value, growth, least = torch.zeros(3, *shape, dtype=torch.float64).unbind(0)
+    value, growth, least = torch.zeros(3, *shape, dtype=torch.float64, device="cpu").unbind(0)
     return value, growth, least.fill_(torch.inf)

@@ -29,7 +29,7 @@ def borrow(name: str, count: int) -> Tensor:
     # what a larger budget has left behind is not kept
     wasteful = size > 4 * count and size * _BYTES > memory_budget()
     if memory is None or size < count + LINE // _BYTES or wasteful:
-        memory = torch.empty(count + LINE // _BYTES, dtype=torch.float64)
+        memory = torch.empty(count + LINE // _BYTES, dtype=torch.float64, device="cpu")
     first = -memory.data_ptr() % LINE // _BYTES
     if len(memory) * _BYTES <= KEPT_WORKSPACE:
         _kept.lent[name] = memory

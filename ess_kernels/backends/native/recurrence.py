@@ -253,7 +253,7 @@ class NativeRecurrence(SummingEngine):
         faint = (values[:, 0] < FAINT).nonzero()[:, 0]
         if len(faint):
             values[faint] = self._faint_values(heads[faint], positions[faint])
-        beyond = torch.arange(self.state_size) >= self.cap(positions)[:, None]
+        beyond = torch.arange(self.state_size, device="cpu") >= self.cap(positions)[:, None]
         return values.masked_fill(beyond, 0.0)
 
     def _faint_values(self, heads: Tensor, positions: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ class NativeRecurrence(SummingEngine):
         """Room for factors of the blocks' outsides, and bool, which of them are there already."""
         blocks = len(self.heads) * self.parts.structure.blocks
         room = aligned(blocks, outside_size(self.parts.structure.n, self.group))
-        return room, torch.zeros(blocks, dtype=torch.bool)
+        return room, torch.zeros(blocks, dtype=torch.bool, device="cpu")
 
     @cached_property
     def _observe_roots(self) -> Tensor:

@@ -75,7 +75,7 @@ def counts_above(A: Tensor, right: Tensor | None, tau: Tensor) -> Tensor:
         tau: float64 `[batch, M]` or, for all matrices, `[M]`; rounded to the matrices' precision.
     """
     tau = tau.to(torch.float64).expand(A.shape[0], tau.shape[-1]).contiguous()
-    counts = torch.empty(tau.shape, dtype=torch.int64)
+    counts = torch.empty_like(tau, dtype=torch.int64)
     _run(A, right, tau=tau, counts=counts)
     return counts
 

@@ -35,7 +35,7 @@ class Transitions:
             self.read, self.write = tokens.read, tokens.write
             matrices = tokens.transition.contiguous()
             self.stride = matrices.stride(1)
-            offsets = torch.arange(len(heads)) * matrices.stride(0)
+            offsets = torch.arange(len(heads), device=heads.device) * matrices.stride(0)
         self.layout = ROWS if matrices.stride()[-1] == 1 else COLUMNS
         addresses = matrices.data_ptr() + _BYTES * offsets
         self._alive = matrices, addresses

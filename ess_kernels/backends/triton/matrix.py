@@ -186,7 +186,7 @@ class _Descent:
     def _edges(self, level: int, h: int | None) -> list[Places]:
         """The inner halves of the first and last node of a level, or these nodes themselves."""
         L, m, last = self.matrix.length, self._size(level), sum(self.sizes[:level])
-        item = torch.arange(len(self.answer.wanted))
+        item = torch.arange(len(self.answer.wanted), device="cpu")
 
         def places(origin: int, side: int, start: int, stop: int) -> Places:
             same = (torch.full_like(item, x) for x in (origin, side, start, stop))
@@ -261,13 +261,13 @@ class _Descent:
 def _wholes(where: Places) -> Places:
     """A family's nodes themselves."""
     zeros = torch.zeros_like(where.item)
-    return Places(zeros, torch.arange(len(where)), zeros, where.item, where.start, where.stop)
+    return Places(zeros, torch.arange(len(where), device="cpu"), zeros, where.item, where.start, where.stop)
 
 
 def _halves(where: Places, h: int) -> Places:
     """Left and right half of each node of a family, one after the other."""
     middle = torch.minimum(where.start + h, where.stop)
-    index = torch.arange(len(where))
+    index = torch.arange(len(where), device="cpu")
     zeros, ones = torch.zeros_like(index), torch.ones_like(index)
 
     def pair(left: Tensor, right: Tensor) -> Tensor:
