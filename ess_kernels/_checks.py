@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._readable import check_readable, check_plain
+from ._readable import check_plain, check_readable
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_INTEGER = 2**63 - 1

@@ -232,7 +232,7 @@ def _(A, right, atol, entropy, backend):
 
 
 def _call(custom_op: Callable[..., Result], function: Callable[..., Result], op: Operator, *arguments: Any) -> Result:
-    """`function(op, *arguments)` without a gradient; through its custom op where the numbers cannot be read in place."""
+    """`function(op, *arguments)` without a gradient; by its custom op where numbers cannot be read in place."""
     if not must_be_dispatched("op", op.inputs):
         with torch.no_grad():
             return function(op, *arguments)

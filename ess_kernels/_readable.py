@@ -13,10 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_TRACERS = tuple(
-    getattr(torch._C._TorchDispatchModeKey, name)  # type: ignore[attr-defined]
-    for name in ("FAKE", "PROXY", "FUNCTIONAL")
-)
+_TRACERS = tuple(getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL"))
 
 
 def check_plain(name: str, x: Tensor) -> None:
@@ -51,8 +48,8 @@ def without_numbers(name: str, tensors: Sequence[Tensor]) -> bool:
     for x in tensors:
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             raise NotImplementedError(
-                f"{name}: transforms of torch.func (vmap, grad, jvp, ...) are not supported: give vmap's dimension as a "
-                "leading batch dimension, and take the gradient of entropy_ess by torch.autograd"
+                f"{name}: transforms of torch.func (vmap, grad, jvp, ...) are not supported: give vmap's dimension as "
+                "a leading batch dimension, and take the gradient of entropy_ess by torch.autograd"
             )
         wrapper = _is_wrapper(x)
         if mode is not None and not (wrapper or mode.allow_non_fake_inputs):

@@ -1,4 +1,4 @@
-"""Autocast, and permissions to multiply float32 in fewer bits, are the model's: no product of ours is rounded to them."""
+"""Autocast, and permissions to multiply float32 in fewer bits, are the model's: no product of ours is rounded so."""
 
 import pytest
 import test_devices
