@@ -20,7 +20,10 @@ from .operators.structure import Operator
 
 
 def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list[Tensor], Tensor]:
-    """The operator, `s [N, min(i, L-i)]` at each position, and which heads are good (a bad one counts as zero here)."""
+    """The operator, `s [N, S]` at each position, and which heads are good (a bad one counts as zero here).
+
+    `S` is `min(i, L-i)`, or the state size where that is smaller.
+    """
     op = as_operator(op_or_T)
     check_readable("op_or_T", op.inputs)
     wanted = check_positions(positions, op.length).tolist()
@@ -29,14 +32,9 @@ def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list
     good = op.finite(heads) & T.isfinite().flatten(1).all(1)
     # an SVD of a NaN is an error
     T = torch.where(good[:, None, None], T, 0)
-    return op, [_within_rank(op, torch.linalg.svdvals(T[:, i:, :i])) for i in wanted], good
-
-
-def _within_rank(op: Operator, s: Tensor) -> Tensor:
-    """Zero beyond the state size: what is there is made of rounding errors in `T`, however large."""
-    if op.state_size is None:
-        return s
-    return torch.where(torch.arange(s.shape[-1], device=s.device) < op.state_size, s, 0)
+    # what is beyond the state size is made of rounding errors in T, however large; of no state a zero stays
+    most = None if op.state_size is None else max(1, op.state_size)
+    return op, [torch.linalg.svdvals(T[:, i:, :i])[:, :most] for i in wanted], good
 
 
 def _assemble(op: Operator, columns: Iterable[Tensor], good: Tensor, bad_value: float, dtype: torch.dtype) -> Tensor:
@@ -61,7 +59,7 @@ def reference_singular_values(op_or_T: Operator | Tensor, positions: Any = None)
         TypeError, ValueError: a wrong position, or neither an operator nor a square floating-point tensor.
     """
     op, spectra, good = _spectra(op_or_T, positions)
-    width = max((s.shape[-1] for s in spectra), default=0)
+    width = max((min(i, op.length - i) for i in check_positions(positions, op.length).tolist()), default=0)
     padded = [torch.nn.functional.pad(s, (0, width - s.shape[-1])) for s in spectra]
     values = torch.stack(padded, 1) if padded else torch.zeros(len(good), 0, 0, dtype=torch.float64, device=op.device)
     values = torch.where(good[:, None, None], values, torch.nan)
