@@ -159,7 +159,8 @@ inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, V *
             int s = last - u, r = c - 1 - s;
             if (s >= 0) {
                 positive += select(d[r] > V{}, one, V{});
-                growth = max(growth, row_growth[r]);
+                // a pivot that is not a number shows, though nothing depends on it
+                growth = max(growth, row_growth[r] + d[r] * 0.0);
                 small |= any(abs(d[r]) < limit);
             }
             count[u] = positive;
