@@ -51,8 +51,21 @@ from gpu_work import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ess_kernels.backends.triton import (
+    attention,
+    attention_products,
+    diagonal,
+    halves,
+    matrix,
+    parts,
+    recurrence,
+    roots,
+    scans,
+)
 from ess_kernels.backends.triton import boundary as boundaries
-from ess_kernels.backends.triton import diagonal, matrix, parts, recurrence, scans
+from ess_kernels.backends.triton import small as small_states
+from ess_kernels.backends.triton.launches import Launch
+from ess_kernels.backends.triton.logits import NO_MASK
 from ess_kernels.engine import tiled
 from ess_kernels.engine.certainty import EPS, SURE
 from ess_kernels.environment import DEFAULT_MEMORY_BUDGET
@@ -81,7 +94,9 @@ def recurrence_row(row: Row) -> Work:
         read = 4 * tokens * 3 * N if kind == "gla" else 4 * (tokens + 2 * N * length)
         if small:
             for direction in ("forward", "backward"):
-                work.launch("scan", code.scan16(kind, direction, blocks), some, 1, items * 256 * 8 + read)
+                work.launch(
+                    "scan", code.scan16(kind, direction, blocks), some, small_states.LAUNCH, items * 256 * 8 + read
+                )
             fused(work, kind, items, shifts, definite, read)
         else:
             chain(work, kind, N, c, some, blocks, shifts, definite, read)
@@ -102,7 +117,7 @@ def fused(work: Work, kind: str, items: int, shifts: float, definite: bool, read
     batches = math.ceil(items / each)
     moved = read + items * 8 * (512 + 768 * shifts)
     count = code.block16(kind, definite, shifts)
-    work.launch("boundary", count, items / batches, 1, moved / batches, batches)
+    work.launch("boundary", count, items / batches, small_states.LAUNCH, moved / batches, batches)
     descend(work, items * shifts, 16, definite, batches)
     work.host_operations += batches * BATCH_OPERATIONS
 
@@ -112,15 +127,15 @@ def chain(
 ) -> None:
     """Larger states: parts, scans, then for batches of blocks roots, products, boundaries and staircases."""
     items = heads * blocks
-    warps = parts.warps(n, False)
     written = 8 * items * (2 * c * n + 2 * c * c + n)
     # rows carried along are read and written once for every later sub-block
     carried = 8 * items * (2 * c * n * (c / 16 - 1) / 2) * 2
-    work.launch("parts", code.parts(kind, n, c), items, warps, read + written + carried)
-    width, scan_warps = scans._tile(n, heads)
+    work.launch("parts", code.parts(kind, n, c), items, parts.launch(n, False), read + written + carried)
+    width, scan_rule = scans.launch(n, heads)
     tiles = (n // width) ** 2
     reread = 8 * items * 2 * c * n * (n // width)
-    work.launch("scan", code.scan(n, c, width, blocks), 2 * heads * tiles, scan_warps, 8 * items * 2 * n * n + reread)
+    moved = 8 * items * 2 * n * n + reread
+    work.launch("scan", code.scan(n, c, width, blocks), 2 * heads * tiles, scan_rule, moved)
     # as in TritonRecurrence._blocks
     batches = math.ceil(items / recurrence.blocks_at_once(n, c))
     some = items / batches
@@ -128,18 +143,17 @@ def chain(
     if not definite:
         # blocks that are done again are gathered
         work.copies("everything else", REDONE * 2 * 8 * items * (2 * n * n + 2 * c * n + c * c))
-    root_warps = code.variant_named(f"root n={n}").num_warps
-    work.launch("root", code.root(n), some, root_warps, 8 * some * 2.5 * n * n, batches)
+    work.launch("root", code.root(n), some, roots.launch(n)[1], 8 * some * 2.5 * n * n, batches)
     flops = items * (4.0 * n**3 + 6 * n * n * c + 2 * n * c * c)
     work.products("products", flops, 8 * items * (9 * n * n + 7 * n * c + 3 * c * c), SMALL_PRODUCTS, 8 * batches)
-    tile, boundary_warps = boundaries.launch(n, c)
-    slots = MULTIPROCESSORS * (RESIDENT // boundary_warps)
+    tile, rule = boundaries.launch(n)
+    slots = MULTIPROCESSORS * (RESIDENT // rule.num_warps)
     factored = 8 * n * (n / 2 + 2 * c)
     missed = max(0.0, 1 - L2 / (8 * slots * n * (n + 2 * c)))
     moved = 8 * (n * n / 2 + 2 * c * n + 2 * c * c + 3 * c * c) + factored + missed * reads_of_factored(n, c, tile)
     pairs = some * shifts / cuts
     count = code.boundary(n, c, tile, definite)
-    work.launch("boundary", count, pairs, boundary_warps, pairs * moved, batches * cuts)
+    work.launch("boundary", count, pairs, rule, pairs * moved, batches * cuts)
     descend(work, items * shifts, c, definite, batches * cuts)
     work.host_operations += batches * (BATCH_OPERATIONS + (cuts - 1) * 10)
 
@@ -229,11 +243,14 @@ def elimination(work: Work, count: int, h: int, definite: bool, times: float) ->
     panel = diagonal.PANEL
     for name, _, right in calls:
         if name == "diagonal":
-            work.launch("panels", code.diagonal(definite), count, 1, 8 * count * panel * panel * 4, times)
+            work.launch(
+                "panels", code.diagonal(definite), count, diagonal.DIAGONAL_LAUNCH, 8 * count * panel * panel * 4, times
+            )
         elif right > 0:
             programs = count * math.ceil(right / diagonal.ROWS_WIDTH)
             kind = "log-determinants" if definite else "counts"
-            work.launch("panels", code.unrolled(f"rows 64 {kind}"), programs, 4, 8 * count * panel * right * 3, times)
+            moved = 8 * count * panel * right * 3
+            work.launch("panels", code.unrolled(f"rows 64 {kind}"), programs, diagonal.ROWS_LAUNCH, moved, times)
     rate = LARGE_PRODUCTS if h >= 512 else SMALL_PRODUCTS
     work.products("products", products.flops * times, products.bytes * times, rate, products.launches * times)
     layout(work, count, h, definite, times)
@@ -243,7 +260,12 @@ def elimination(work: Work, count: int, h: int, definite: bool, times: float) ->
 def layout(work: Work, count: int, h: int, definite: bool, times: float) -> None:
     kind = "log-determinants" if definite else "counts"
     programs = count * 6 * math.ceil(h / 32) ** 2
-    work.launch("halves", code.unrolled(f"children halves {kind}"), programs, 4, 8 * count * h * h * 6 * 3, times)
+    moved = 8 * count * h * h * 6 * 3
+    work.launch("halves", code.unrolled(f"children halves {kind}"), programs, halves.LAUNCH, moved, times)
+
+
+def tiles_launch() -> Launch:
+    return attention.for_whole_tiles(NO_MASK).launch
 
 
 def attention_row(row: Row) -> Work:
@@ -256,9 +278,10 @@ def attention_row(row: Row) -> Work:
     some = heads / slices
     # scores of every tile twice: for the sums, and when they are written; half of the tiles hold nothing
     across = math.ceil(length / 64)
-    work.launch("tiles", code.attention_rows(n, (across + 1) / 2), some * across, 4, some * 8 * length * n, slices)
+    rule = tiles_launch()
+    work.launch("tiles", code.attention_rows(n, (across + 1) / 2), some * across, rule, some * 8 * length * n, slices)
     half = some * across * across / 2
-    work.launch("tiles", code.attention_tile(n), half, 4, 8 * some * length**2 / 2, slices)
+    work.launch("tiles", code.attention_tile(n), half, rule, 8 * some * length**2 / 2, slices)
     # T is copied, scaled and looked at
     work.copies("everything else", heads * 8 * length**2 * 7 + heads * length * 8 * BOOKKEEPING * shifts / 4)
     if definite:
@@ -309,7 +332,7 @@ def randomized_row(row: Row) -> Work:
     if stored:
         # as in `randomized.attention_products`: T is formed once a head
         tiles = heads * (length / 64) ** 2 / 2
-        work.launch("tiles", code.attention_tile(n), tiles, 4, heads * 8.0 * length**2)
+        work.launch("tiles", code.attention_tile(n), tiles, tiles_launch(), heads * 8.0 * length**2)
         flops = sum(2.0 * i * (length - i) * (times * rank + 16) for i in positions)
         moved = sum(8.0 * i * (length - i) * (times + 1) for i in positions)
         calls = heads * len(positions) * (times + 1)
@@ -320,7 +343,8 @@ def randomized_row(row: Row) -> Work:
             kept, passed = (i, length - i) if flipped else (length - i, i)
             count = code.attention_product(n, width, flipped, passed / 32)
             moved = heads * 8 * length * width * 2 + heads * 4 * length * n * 2
-            work.launch("products", count, heads * kept / 64, 4, moved, launches)
+            rule = attention_products.for_products(width, NO_MASK).launch
+            work.launch("products", count, heads * kept / 64, rule, moved, launches)
         # orthonormalised by Cholesky factors of Gram matrices, three passes each: five products with r columns
         flops = heads * times * 3 * 3 * 2.0 * length * rank * rank
         work.products("orthonormal", flops, heads * times * 3 * 5 * 8.0 * length * rank, SMALL_PRODUCTS, times * 3 * 12)
@@ -329,18 +353,18 @@ def randomized_row(row: Row) -> Work:
 
 
 def spectra_row(row: Row) -> Work:
-    from ess_kernels.backends.triton.spectra_sturm import LANES, VALUES, padded_length
+    from ess_kernels.backends.triton.spectra_sturm import LANES, LAUNCH, VALUES, padded_length
 
     work = Work()
     batch, n, bits = row.sizes["batch"], row.sizes["n"], row.sizes["bits"]
     dtype = torch.float32 if bits == 32 else torch.float64
     size = bits // 8
-    warps = code.variant_named(f"bidiagonal_fp{bits}_64").num_warps
+    rule = code.variant_named(f"bidiagonal_fp{bits}_64").launch
     squares = padded_length(n) * size
-    work.launch("bidiagonal form", code.bidiagonal(bits), batch, warps, batch * (n * n * size + squares))
+    work.launch("bidiagonal form", code.bidiagonal(bits), batch, rule, batch * (n * n * size + squares))
     groups = math.ceil(n / VALUES[dtype])
     programs = math.ceil(batch * groups / LANES)
-    work.launch("bisection", code.sturm(bits, SWEEPS[bits]), programs, 1, batch * (squares + n * size))
+    work.launch("bisection", code.sturm(bits, SWEEPS[bits]), programs, LAUNCH, batch * (squares + n * size))
     # looked at for numbers that are not finite, and copied without them; values in order
     work.copies("everything else", batch * n * n * size * 4 + batch * n * size * 10)
     work.host_operations += 40

@@ -19,7 +19,8 @@ from typing import Any
 import gpu_code as code
 from gpu_code import Count
 
-from ess_kernels.backends.triton import leaf
+from ess_kernels.backends.triton import leaf, splits
+from ess_kernels.backends.triton.launches import Launch
 
 MULTIPROCESSORS, CLOCK = 132, 1.7e9
 MATRIX_CYCLES, VECTOR_CYCLES = 64, 2
@@ -65,10 +66,11 @@ class Work:
     host_operations: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def launch(self, name: str, count: Count, programs: float, warps: int, bytes: float, times: float = 1.0) -> None:
+    def launch(self, name: str, count: Count, programs: float, rule: Launch, bytes: float, times: float = 1.0) -> None:
         """`times` launches of as many programs, each of whose warps executes `count`; `bytes` a launch."""
         if programs <= 0 or times <= 0:
             return
+        warps = rule.num_warps
         cycles = max(count.issued, MATRIX_CYCLES * count.matrix, VECTOR_CYCLES * count.vector)
         throughput = cycles * programs * warps / (4 * MULTIPROCESSORS) / EFFICIENCY
         waves = math.ceil(programs / (MULTIPROCESSORS * RESIDENT / warps))
@@ -118,16 +120,17 @@ def descend(work: Work, nodes: float, m: int, definite: bool, launches: float) -
     each = nodes / launches
     while m > 16:
         # both halves read six quarters of a node, and write three
-        work.launch(f"split{m}", code.unrolled(f"split{m} {kind}"), 2 * each, 1, each * 8 * 4.5 * m * m, launches)
+        moved = each * 8 * 4.5 * m * m
+        work.launch(f"split{m}", code.unrolled(f"split{m} {kind}"), 2 * each, splits.LAUNCHES[m], moved, launches)
         each, m = 2 * each, m // 2
     if m == 16:
         groups = 2 * math.ceil(each / leaf.NODES)
         node = each * 8 * 64
         for name in leaf.SYMMETRIC_PARTS:
-            work.launch("split16", code.unrolled(f"split16 {name}"), groups, 1, node * 2 * 4, launches)
-        work.launch("split16", code.unrolled("split16 K"), 2 * groups, 1, node * 2 * 7, launches)
-        work.launch("split16", code.unrolled(f"watch16 {kind}"), groups, 1, node * 2 * 3, launches)
+            work.launch("split16", code.unrolled(f"split16 {name}"), groups, leaf.LAUNCH, node * 2 * 4, launches)
+        work.launch("split16", code.unrolled("split16 K"), 2 * groups, leaf.LAUNCH, node * 2 * 7, launches)
+        work.launch("split16", code.unrolled(f"watch16 {kind}"), groups, leaf.LAUNCH, node * 2 * 3, launches)
         each = 2 * each
     groups = 2 * math.ceil(each / leaf.NODES)
     answers = 8 * 8 * (1 if definite else 3)
-    work.launch("leaf8", code.unrolled(f"leaf8 {kind}"), groups, 1, each * (8 * 192 + answers), launches)
+    work.launch("leaf8", code.unrolled(f"leaf8 {kind}"), groups, leaf.LAUNCH, each * (8 * 192 + answers), launches)

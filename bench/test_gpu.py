@@ -73,12 +73,13 @@ MODEL = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import gpu_code, gpu_work
+from ess_kernels.backends.triton import scans
 count = gpu_code.scan(32, 16, 32, 10)
 twice = gpu_code.scan(32, 16, 32, 20)
 # the block's products: 32 x 32 x 16 twice that many operations, in two warps
 print(twice.flops - count.flops, count.issued, count.matrix)
 work = gpu_work.Work()
-work.launch("scan", count, 1000, 2, 1e9)
+work.launch("scan", count, 1000, scans.launch(32, 1)[1], 1e9)
 found = work.estimate(1e12)
 print(found["stages"]["scan"]["bound"], found["ms"])
 """

@@ -18,7 +18,8 @@ from torch import Tensor
 from ...operators.attention import Attention
 from . import runtime
 from .compilation import Variant
-from .logits import ADDITIVE, NO_MASK, Launch, Prepared, load_factors, locate, logits, mask_kinds, variant
+from .launches import Launch
+from .logits import ADDITIVE, NO_MASK, Prepared, Rule, load_factors, locate, logits, mask_kinds, variant
 
 
 @triton.jit
@@ -160,9 +161,9 @@ class RowSums(NamedTuple):
         return torch.where(self.weight > 0, self.top - self.weight.log(), torch.inf)
 
 
-def for_whole_tiles(masked: int) -> Launch:
+def for_whole_tiles(masked: int) -> Rule:
     """For row sums and for tiles that are written. Where registers would spill, tiles are narrower."""
-    return Launch(64, 64, 16, 4) if masked == NO_MASK else Launch(64, 32, 16, 8)
+    return Rule(64, 64, 16, Launch(4)) if masked == NO_MASK else Rule(64, 32, 16, Launch(8))
 
 
 def row_sums(op: Attention | Prepared, heads: Tensor) -> RowSums:
@@ -182,7 +183,7 @@ def row_sums(op: Attention | Prepared, heads: Tensor) -> RowSums:
             row_sums_kernel[(programs,)](
                 *given.tensors, given.sinks, heads.contiguous(), given.options, top, weight, *given.sizes, *given.steps,
                 SINKING=given.op.sinks is not None, ROWS=rule.outer, COLUMNS=rule.inner, CHUNK=rule.chunk,
-                **given.constants, num_warps=rule.warps, num_stages=1,
+                **given.constants, **rule.launch.options(),
             )  # fmt: skip
     return RowSums(top, weight)
 
@@ -203,7 +204,7 @@ def tiles(op: Attention | Prepared, heads: Tensor, sums: RowSums | None = None) 
             tiles_kernel[(programs,)](
                 *given.tensors, heads.contiguous(), given.options, *sums, T, *given.sizes, *given.steps,
                 ROWS=rule.outer, COLUMNS=rule.inner, CHUNK=rule.chunk,
-                **given.constants, num_warps=rule.warps, num_stages=1,
+                **given.constants, **rule.launch.options(),
             )  # fmt: skip
     return T
 

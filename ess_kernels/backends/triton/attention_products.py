@@ -20,7 +20,8 @@ from ...operators.attention import Attention
 from . import runtime
 from .attention import RowSums, row_sums
 from .compilation import Variant
-from .logits import NO_MASK, Launch, Prepared, load_factors, locate, logits, mask_kinds, variant
+from .launches import Launch
+from .logits import NO_MASK, Prepared, Rule, load_factors, locate, logits, mask_kinds, variant
 
 Precision = Literal["float64", "float32"]
 
@@ -114,9 +115,9 @@ def product_kernel(
     tl.store(Y + (pair * length + outer)[:, None] * R + r[None, :], tl.where(live[:, None], y, 0.0), mask=inside)
 
 
-def for_products(width: int, masked: int) -> Launch:
+def for_products(width: int, masked: int) -> Rule:
     """For products with `width` columns; where registers would spill, twice as many warps hold a tile."""
-    return Launch(64, 32, 16, 4 if width <= 64 and masked == NO_MASK else 8)
+    return Rule(64, 32, 16, Launch(4 if width <= 64 and masked == NO_MASK else 8))
 
 
 def widths(masked: int) -> tuple[int, ...]:
@@ -164,7 +165,7 @@ def thin_product(
                 len(positions), *given.sizes, *given.steps,
                 TRANSPOSED=transposed, TYPE=tl.float64 if precision == "float64" else tl.float32,
                 OUTER=rule.outer, INNER=rule.inner, CHUNK=rule.chunk, R=width,
-                **given.constants, num_warps=rule.warps, num_stages=1,
+                **given.constants, **rule.launch.options(),
             )  # fmt: skip
     return Y[..., :r]
 

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Variant
+from .launches import Launch
 from .staircase import Roots
 from .tiles import (
     INFINITY,
@@ -158,16 +159,16 @@ class Outside(NamedTuple):
     Y: Tensor
 
 
-def launch(n: int, c: int) -> tuple[int, int]:
-    """Width of a tile and warps: from 128 on fewer, wider programs, for all factored rows must fit the caches."""
-    return (64, 4) if n >= 128 else (min(32, n), 1)
+def launch(n: int) -> tuple[int, Launch]:
+    """Width of a tile, and warps: from 128 on fewer, wider programs, for all factored rows must fit the caches."""
+    return (64, Launch(4)) if n >= 128 else (min(32, n), Launch(1))
 
 
-def programs(device: torch.device, warps: int) -> int:
+def programs(device: torch.device, launch: Launch) -> int:
     """As many as run at once: two wide or eight narrow ones a multiprocessor; a few in the interpreter."""
     if device.type != "cuda":
         return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count * (8 // warps)
+    return torch.cuda.get_device_properties(device).multi_processor_count * (8 // launch.num_warps)
 
 
 def eliminate(
@@ -185,8 +186,8 @@ def eliminate(
     Twin: `eliminate_in_torch`.
     """
     n, c, J = outside.S.shape[1], outside.Y.shape[1], len(which)
-    width, warps = launch(n, c)
-    slots = max(1, min(J, programs(tau.device, warps)))
+    width, rule = launch(n)
+    slots = max(1, min(J, programs(tau.device, rule)))
     new = outside.S.new_empty
     rkc, value, least = new(J, 3, c, c), new(J), new(J)
     growth = growth.clone()
@@ -194,7 +195,7 @@ def eliminate(
     if J:
         boundary_kernel[(slots,)](
             *outside, which, tau, rkc, value, growth, least, rows, reciprocals, J,
-            n=n, c=c, W=width, DEFINITE=definite, num_warps=warps,
+            n=n, c=c, W=width, DEFINITE=definite, **rule.options(),
         )  # fmt: skip
     return Roots(rkc, value, growth, least, place, limit)
 
@@ -224,8 +225,8 @@ def variants() -> Iterator[Variant]:
     pointers = ["S", "AE", "G", "Y", "TAU", "RKC", "VALUE", "GROWTH", "LEAST", "U", "DI"]
     arguments = dict.fromkeys(pointers, "*fp64") | {"WHICH": "*i64", "pairs": "i32"}
     for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
-        width, warps = launch(n, c)
+        width, rule = launch(n)
         for definite in (False, True):
             kind = "log-determinants" if definite else "counts"
             constants = {"n": n, "c": c, "W": width, "DEFINITE": definite}
-            yield Variant(f"boundary {kind} n={n} c={c}", boundary_kernel, arguments, constants, warps)
+            yield Variant(f"boundary {kind} n={n} c={c}", boundary_kernel, arguments, constants, rule)

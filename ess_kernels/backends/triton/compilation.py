@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .launches import Launch
 from .runtime import interpreting
 
 DOUBLE_PRECISION = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
@@ -38,14 +39,14 @@ class Variant:
         kernel: what `triton.jit` returned.
         arguments: Triton's type of every argument that is no constant, for instance `"*fp64"` or `"i32"`.
         constants: the `tl.constexpr` arguments.
-        num_warps: warps a program.
+        launch: the rule's choice.
     """
 
     name: str
     kernel: Any
     arguments: Mapping[str, str]
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    num_warps: int = 4
+    constants: Mapping[str, Any]
+    launch: Launch
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ def machine_code(variant: Variant, capability: int) -> tuple[Any, str, str]:
         if kind.startswith("*")
     }
     source = ASTSource(variant.kernel, signature=signature, constexprs=dict(variant.constants), attrs=aligned)
-    options = {"num_warps": variant.num_warps, "num_stages": 1}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=variant.launch.options())
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     architecture = f"sm_{capability}a" if capability in (90, 100, 120) else f"sm_{capability}"
     with tempfile.TemporaryDirectory() as folder:

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from ...engine.elimination import Elimination, factor_block, substitute
 from .compilation import Variant
+from .launches import Launch
 from .runtime import on
 from .tiles import diagonal16, indices16, inverse_factor16, ldl16, log_of_pivots16, magnitude16, reciprocal
 
 PANEL = 64
 # columns of a block row that a program holds
 ROWS_WIDTH = 32
+DIAGONAL_LAUNCH, ROWS_LAUNCH = Launch(1), Launch(4)
 # later rows are updated so many at a time, each from its own columns on: what lies below them nobody reads
 CHUNK = 256
 
@@ -185,8 +187,7 @@ def diagonal(
             first,
             NB=inverse.shape[-1],
             DEFINITE=definite,
-            num_warps=1,
-            num_stages=1,
+            **DIAGONAL_LAUNCH.options(),
         )
 
 
@@ -260,8 +261,7 @@ def rows(
             ROWS=triton.next_power_of_2(b),
             W=ROWS_WIDTH,
             DEFINITE=definite,
-            num_warps=4,
-            num_stages=1,
+            **ROWS_LAUNCH.options(),
         )
 
 
@@ -343,6 +343,6 @@ def variants() -> Iterator[Variant]:
         for definite in (False, True):
             what = "log-determinants" if definite else "counts"
             constants = {"NB": size, "DEFINITE": definite}
-            yield Variant(f"diagonal {size} {what}", diagonal_kernel, arguments, constants, num_warps=1)
+            yield Variant(f"diagonal {size} {what}", diagonal_kernel, arguments, constants, DIAGONAL_LAUNCH)
             constants = {"NB": size, "ROWS": triton.next_power_of_2(size), "W": ROWS_WIDTH, "DEFINITE": definite}
-            yield Variant(f"rows {size} {what}", rows_kernel, arguments, constants, num_warps=4)
+            yield Variant(f"rows {size} {what}", rows_kernel, arguments, constants, ROWS_LAUNCH)

@@ -17,9 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Variant
+from .launches import Launch
 from .runtime import on
 
 TILE = 32
+LAUNCH = Launch(4)
 
 
 @triton.jit
@@ -151,8 +153,7 @@ def children(
             DEFINITE=definite,
             SIZE=TILE,
             LEAF=M is None,
-            num_warps=4,
-            num_stages=1,
+            **LAUNCH.options(),
         )
 
 
@@ -206,8 +207,7 @@ def edge(
             DEFINITE=definite,
             SIZE=TILE,
             LEAF=M is None,
-            num_warps=4,
-            num_stages=1,
+            **LAUNCH.options(),
         )
 
 
@@ -261,7 +261,7 @@ def variants() -> Iterator[Variant]:
     for leaf, definite in product((False, True), repeat=2):
         what = ("nodes " if leaf else "halves ") + ("log-determinants" if definite else "counts")
         constants = {"DEFINITE": definite, "SIZE": TILE, "LEAF": leaf}
-        yield Variant(f"children {what}", children_kernel, arguments, constants, num_warps=4)
+        yield Variant(f"children {what}", children_kernel, arguments, constants, LAUNCH)
         for left in (True, False):
             which = "first" if left else "last"
-            yield Variant(f"edge {which} {what}", edge_kernel, arguments, constants | {"LEFT": left}, num_warps=4)
+            yield Variant(f"edge {which} {what}", edge_kernel, arguments, constants | {"LEFT": left}, LAUNCH)

@@ -32,12 +32,13 @@ from .lanes import (
     valued,
     watched,
 )
+from .launches import Launch
 from .splits import CHILD_STATE, STATE, State, half
 from .tiles import INFINITY
 
-# nodes a program, and its warps
+# nodes a program: one a thread
 NODES = 32
-WARPS = 1
+LAUNCH = Launch(1)
 NODE_STATE = ("NODE_VALUE", "NODE_GROWTH", "NODE_LEAST")
 # the places of the symmetric matrices in a node
 SYMMETRIC_PARTS = {"R": 0, "C": 2}
@@ -256,7 +257,7 @@ def split16(rkc: Tensor, state: State, child: Tensor, child_state: State, defini
     """Halves nodes of 16; arguments as those of `splits.split`."""
     J = len(rkc)
     blocks = triton.cdiv(J, NODES)
-    settings = {"B": NODES, "num_warps": WARPS}
+    settings = {"B": NODES} | LAUNCH.options()
     for part in SYMMETRIC_PARTS.values():
         split16_symmetric_kernel[(blocks, 2)](rkc, child, J, PART=part, **settings)
     split16_kernel[(blocks, 2, 2)](rkc, child, J, **settings)
@@ -275,19 +276,19 @@ def finish8(
     """
     J = len(rkc)
     leaf8_kernel[(triton.cdiv(J, NODES), 2)](
-        rkc, *state, place, limit, *answer, J, levels, DEFINITE=definite, B=NODES, num_warps=WARPS
+        rkc, *state, place, limit, *answer, J, levels, DEFINITE=definite, B=NODES, **LAUNCH.options()
     )
 
 
 def variants() -> Iterator[Variant]:
     shared = {"RKC": "*fp64", "CHILD": "*fp64", "J": "i32"}
     for name, part in SYMMETRIC_PARTS.items():
-        yield Variant(f"split16 {name}", split16_symmetric_kernel, shared, {"PART": part, "B": NODES}, WARPS)
-    yield Variant("split16 K", split16_kernel, shared, {"B": NODES}, WARPS)
+        yield Variant(f"split16 {name}", split16_symmetric_kernel, shared, {"PART": part, "B": NODES}, LAUNCH)
+    yield Variant("split16 K", split16_kernel, shared, {"B": NODES}, LAUNCH)
     arguments = shared | dict.fromkeys((*STATE, *CHILD_STATE, *NODE_STATE), "*fp64")
     arguments |= {"PLACE": "*i64", "LIMIT": "*i64", "LEVELS": "i32"}
     for definite in (False, True):
         what = "definite" if definite else "counts"
         constants = {"DEFINITE": definite, "B": NODES}
-        yield Variant(f"watch16 {what}", watch16_kernel, arguments, constants, WARPS)
-        yield Variant(f"leaf8 {what}", leaf8_kernel, arguments, constants, WARPS)
+        yield Variant(f"watch16 {what}", watch16_kernel, arguments, constants, LAUNCH)
+        yield Variant(f"leaf8 {what}", leaf8_kernel, arguments, constants, LAUNCH)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...operators.attention import Attention
 from .compilation import Variant
+from .launches import Launch
 
 # masks, as constants of a kernel
 NO_MASK, KEEP, ADDITIVE = 0, 1, 2
@@ -155,13 +156,13 @@ def _readable(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-class Launch(NamedTuple):
-    """Tokens kept and tokens passed over by one program, numbers of a query looked at together, and warps."""
+class Rule(NamedTuple):
+    """Tokens kept and tokens passed over by one program, numbers of a query looked at together, and the launch."""
 
     outer: int
     inner: int
     chunk: int
-    warps: int
+    launch: Launch
 
 
 def mask_kinds() -> list[tuple[str, dict[str, str], dict[str, Any]]]:
@@ -174,7 +175,7 @@ def mask_kinds() -> list[tuple[str, dict[str, str], dict[str, Any]]]:
     return kinds
 
 
-def variant(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], rule: Launch) -> Variant:
+def variant(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], rule: Rule) -> Variant:
     """A variant of a kernel whose pointers are in capitals and whose numbers are 32 bits wide."""
     others = {argument: "*fp64" if argument.isupper() else "i32" for argument in kernel.arg_names}
-    return Variant(name, kernel, others | types, constants, rule.warps)
+    return Variant(name, kernel, others | types, constants, rule.launch)

@@ -19,6 +19,7 @@ from ...engine.blocks import Blocks, block_parts, cut
 from ...operators.structure import Tokens
 from ..sources import Source
 from .compilation import Variant
+from .launches import Launch
 from .source import KINDS, arguments_of
 from .tokens import at_block, inner16, load16, widened
 
@@ -87,9 +88,9 @@ def padded(n: int) -> int:
     return 16 if n <= 16 else 32 if n <= 32 else -(-n // 64) * 64
 
 
-def warps(N: int, heavy: bool) -> int:
+def launch(N: int, heavy: bool) -> Launch:
     """One warp needs no barriers; rates, or a third copy of the gates, do not fit its registers beyond n = 16."""
-    return 2 if heavy and N > 16 else 1
+    return Launch(2 if heavy and N > 16 else 1)
 
 
 def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int) -> Blocks:
@@ -111,9 +112,8 @@ def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int) -> Bloc
     X, Z = (new(items, c, N, dtype=torch.float64) for _ in range(2))
     Phi, Y = new(items, N, dtype=torch.float64), source.read.new_zeros(items, c, c, dtype=torch.float64)
     arguments, flags = arguments_of(source, read_unit, write_unit)
-    parts_kernel[(items,)](
-        *arguments, X, Z, Phi, Y, blocks, **flags, N=N, c=c, W=16, num_warps=warps(N, flags["RATED"] or flags["BEFORE"])
-    )
+    rule = launch(N, flags["RATED"] or flags["BEFORE"])
+    parts_kernel[(items,)](*arguments, X, Z, Phi, Y, blocks, **flags, N=N, c=c, W=16, **rule.options())
     return Blocks(X, Y, Z, Phi)
 
 
@@ -129,4 +129,4 @@ def variants() -> Iterator[Variant]:
             out = dict.fromkeys(("X", "Z", "PHI", "Y"), "*fp64") | {"blocks": "i32"}
             constants = {"n": n, "N": n, "c": c, "W": 16} | flags
             heavy = flags["RATED"] or flags["BEFORE"]
-            yield Variant(f"parts {kind} n={n} c={c}", parts_kernel, arguments | out, constants, warps(n, heavy))
+            yield Variant(f"parts {kind} n={n} c={c}", parts_kernel, arguments | out, constants, launch(n, heavy))

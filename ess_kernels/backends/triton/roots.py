@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Variant
+from .launches import Launch
 from .tiles import diagonal16, indices16, inverse_factor16
 
 EPS = torch.finfo(torch.float64).eps
@@ -98,9 +99,9 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
     tl.store(SIZE + item, tl.max(size, 0))
 
 
-def launch(n: int) -> tuple[int, int]:
-    """Width of a tile and warps: few blocks of large states fit the workspace at once, so each gets more warps."""
-    return (64, 4) if n >= 192 else (min(n, 32), 1)
+def launch(n: int) -> tuple[int, Launch]:
+    """Width of a tile, and warps: few blocks of large states fit the workspace at once, so each gets more warps."""
+    return (64, Launch(4)) if n >= 192 else (min(n, 32), Launch(1))
 
 
 def shifted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +112,8 @@ def shifted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """
     items, n, _ = P.shape
     F, size = torch.empty_like(P), torch.empty_like(mass[:, 0])
-    width, warps = launch(n)
-    root_kernel[(items,)](P, mass, F, size, shift(n), n, width, num_warps=warps)
+    width, rule = launch(n)
+    root_kernel[(items,)](P, mass, F, size, shift(n), n, width, **rule.options())
     return F, size
 
 
@@ -172,6 +173,12 @@ def pivoted_root_kernel(P, MASS, F, SIZE, n: tl.constexpr, N: tl.constexpr):
     tl.store(SIZE + item, size)
 
 
+def launch_pivoted(n: int) -> tuple[int, Launch]:
+    """Lanes of a row, and warps: at least two of its numbers each."""
+    lanes = triton.next_power_of_2(n)
+    return lanes, Launch(max(1, lanes // 64))
+
+
 def pivoted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """Rows `F^T` `[items, n, n]` with `F F^T = P` to a few ulp of each diagonal entry, in no triangular order.
 
@@ -179,8 +186,8 @@ def pivoted_roots(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """
     items, n, _ = P.shape
     F, size = torch.empty_like(P), torch.empty_like(mass[:, 0])
-    lanes = triton.next_power_of_2(n)
-    pivoted_root_kernel[(items,)](P, mass, F, size, n=n, N=lanes, num_warps=max(1, lanes // 64))
+    lanes, rule = launch_pivoted(n)
+    pivoted_root_kernel[(items,)](P, mass, F, size, n=n, N=lanes, **rule.options())
     return F, size
 
 
@@ -210,8 +217,7 @@ def pivoted_roots_in_torch(P: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
 def variants() -> Iterator[Variant]:
     pointers = dict.fromkeys(("P", "MASS", "F", "SIZE"), "*fp64")
     for n in (16, 32, 64, 128, 192, 256):
-        width, warps = launch(n)
-        yield Variant(f"root n={n}", root_kernel, pointers, {"shift": shift(n), "n": n, "W": width}, warps)
-        lanes = triton.next_power_of_2(n)
-        constants = {"n": n, "N": lanes}
-        yield Variant(f"pivoted root n={n}", pivoted_root_kernel, pointers, constants, max(1, lanes // 64))
+        width, rule = launch(n)
+        yield Variant(f"root n={n}", root_kernel, pointers, {"shift": shift(n), "n": n, "W": width}, rule)
+        lanes, rule = launch_pivoted(n)
+        yield Variant(f"pivoted root n={n}", pivoted_root_kernel, pointers, {"n": n, "N": lanes}, rule)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...engine.blocks import Blocks
 from .compilation import Variant
+from .launches import Launch
 
 
 @triton.jit
@@ -41,20 +42,20 @@ def scan_kernel(X, Z, PHI, P, Q, blocks, n: tl.constexpr, c: tl.constexpr, W: tl
         step += 1
 
 
-def _tile(n: int, heads: int) -> tuple[int, int]:
-    """Width and warps: wide tiles reread less, but a few heads need all their tiles to fill a GPU."""
+def launch(n: int, heads: int) -> tuple[int, Launch]:
+    """Width of a tile, and warps: wide tiles reread less, but a few heads need all their tiles to fill a GPU."""
     if n % 64 == 0 and heads * (n // 64) ** 2 >= 64:
-        return 64, 4
-    return (32, 2) if n % 32 == 0 else (16, 1)
+        return 64, Launch(4)
+    return (32, Launch(2)) if n % 32 == 0 else (16, Launch(1))
 
 
 def gramians(blocks: Blocks, heads: int) -> tuple[Tensor, Tensor]:
     """`P` at the left and `Q` at the right edge of every block, `[items, n, n]`, from parts with diagonal `Phi`."""
     items, c, n = blocks.X.shape
     P, Q = (torch.empty(items, n, n, dtype=torch.float64, device=blocks.X.device) for _ in range(2))
-    width, warps = _tile(n, heads)
+    width, rule = launch(n, heads)
     grid = (heads, (n // width) ** 2, 2)
-    scan_kernel[grid](blocks.X, blocks.Z, blocks.Phi, P, Q, items // max(heads, 1), n=n, c=c, W=width, num_warps=warps)
+    scan_kernel[grid](blocks.X, blocks.Z, blocks.Phi, P, Q, items // max(heads, 1), n=n, c=c, W=width, **rule.options())
     return P, Q
 
 
@@ -76,5 +77,5 @@ def gramians_in_torch(blocks: Blocks, heads: int) -> tuple[Tensor, Tensor]:
 def variants() -> Iterator[Variant]:
     arguments = dict.fromkeys(("X", "Z", "PHI", "P", "Q"), "*fp64") | {"blocks": "i32"}
     for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
-        for W, warps in sorted({_tile(n, heads) for heads in (1, 1000)}):
-            yield Variant(f"scan n={n} c={c} W={W}", scan_kernel, arguments, {"n": n, "c": c, "W": W}, warps)
+        for W, rule in sorted({launch(n, heads) for heads in (1, 1000)}):
+            yield Variant(f"scan n={n} c={c} W={W}", scan_kernel, arguments, {"n": n, "c": c, "W": W}, rule)

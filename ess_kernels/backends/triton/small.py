@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..sources import Source
 from .compilation import Variant
+from .launches import Launch
 from .roots import EPS, cholesky16, root16, shift
 from .source import KINDS, arguments_of
 from .tiles import (
@@ -33,6 +34,8 @@ from .tiles import (
 )
 from .tokens import at_block, inner16, load16, widened
 
+# a program is one block
+LAUNCH = Launch(1)
 # a Python number among the arguments would be rounded to float32
 ROOT = {"root_shift": shift(16), "root_factor": shift(16) / EPS / 2}
 
@@ -195,7 +198,7 @@ def gramians(source: Source, read_unit: Tensor, write_unit: Tensor) -> tuple[Ten
     P, Q = (source.read.new_empty(len(source.heads) * blocks, 16, 16, dtype=torch.float64) for _ in range(2))
     arguments, flags = arguments_of(source, read_unit, write_unit)
     for out, forward in ((P, True), (Q, False)):
-        scan16_kernel[(len(source.heads),)](*arguments, out, blocks, **flags, FORWARD=forward, num_warps=1)
+        scan16_kernel[(len(source.heads),)](*arguments, out, blocks, **flags, FORWARD=forward, **LAUNCH.options())
     return P, Q
 
 
@@ -233,7 +236,7 @@ def eliminate(
     if nodes:
         block16_kernel[(J,)](
             *arguments, P, Q, item, tau.contiguous(), slot, *out, -(-source.length // 16), M,
-            **flags, **ROOT, DEFINITE=definite, num_warps=1,
+            **flags, **ROOT, DEFINITE=definite, **LAUNCH.options(),
         )  # fmt: skip
     return out
 
@@ -244,10 +247,10 @@ def variants() -> Iterator[Variant]:
         scan = arguments | {"OUT": "*fp64", "blocks": "i32"}
         for forward in (True, False):
             name = f"scan16 {kind} {'forward' if forward else 'backward'}"
-            yield Variant(name, scan16_kernel, scan, constants | {"FORWARD": forward}, 1)
+            yield Variant(name, scan16_kernel, scan, constants | {"FORWARD": forward}, LAUNCH)
         block = arguments | {"blocks": "i32"}
         block |= dict.fromkeys(("REACH", "SEE", "TAU", "RKC", "VALUE", "GROWTH", "LEAST", "COARSE"), "*fp64")
         block |= {"ITEM": "*i64", "SLOT": "*i64", "shifts": "i32"}
         for definite in (False, True):
             name = f"block16 {kind} {'log-determinants' if definite else 'counts'}"
-            yield Variant(name, block16_kernel, block, constants | ROOT | {"DEFINITE": definite}, 1)
+            yield Variant(name, block16_kernel, block, constants | ROOT | {"DEFINITE": definite}, LAUNCH)

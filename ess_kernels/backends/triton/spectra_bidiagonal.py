@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Variant
+from .launches import Launch
 from .runtime import on
 
 
@@ -37,6 +38,10 @@ class Tile(NamedTuple):
     row_lanes: int
     column_lanes: int
     warps: int
+
+    @property
+    def launch(self) -> Launch:
+        return Launch(self.warps)
 
     def constants(self) -> dict[str, int]:
         return {
@@ -210,7 +215,7 @@ def reduce_in_registers(A: Tensor, squares: Tensor, unit: Tensor | None, first: 
     with on(A.device):
         bidiagonalise[(triton.cdiv(batch, tile.matrices),)](
             A, squares, squares if unit is None else unit, batch, m, n, *A.stride(), first, squares.shape[1],
-            **tile.constants(), SCALE=unit is not None, num_warps=tile.warps,
+            **tile.constants(), SCALE=unit is not None, **tile.launch.options(),
         )  # fmt: skip
 
 
@@ -224,4 +229,6 @@ def variants() -> Iterator[Variant]:
             # what is left of a large matrix is as large as fits and is not scaled again
             for scale in (True, False) if tile.size == IN_REGISTERS else (True,):
                 name = f"bidiagonal_{element}_{tile.size}" + ("" if scale else "_rest")
-                yield Variant(name, bidiagonalise, pointers | integers, tile.constants() | {"SCALE": scale}, tile.warps)
+                yield Variant(
+                    name, bidiagonalise, pointers | integers, tile.constants() | {"SCALE": scale}, tile.launch
+                )

@@ -19,10 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Variant
+from .launches import Launch
 from .runtime import on
 from .spectra_bidiagonal import reflector, squared
 
-WARPS = 8
+LAUNCH = Launch(8)
 ROW_LANES, COLUMN_LANES = 2, 16
 # elements of a strip in a lane's registers
 ELEMENTS = 16
@@ -132,13 +133,13 @@ def reduce_leading(A: Tensor, squares: Tensor, steps: int) -> None:
     with on(A.device):
         leading_steps[(batch,)](
             A, vectors, squares, n, steps, squares.shape[1],
-            **constants(n), num_warps=WARPS,
+            **constants(n), **LAUNCH.options(),
         )  # fmt: skip
 
 
 def constants(n: int) -> dict[str, int]:
     columns = triton.next_power_of_2(n) // COLUMN_LANES
-    return {"I1": ELEMENTS // columns, "J1": columns, "W": WARPS, "I0": ROW_LANES, "J0": COLUMN_LANES}
+    return {"I1": ELEMENTS // columns, "J1": columns, "W": LAUNCH.num_warps, "I0": ROW_LANES, "J0": COLUMN_LANES}
 
 
 def variants() -> Iterator[Variant]:
@@ -146,4 +147,4 @@ def variants() -> Iterator[Variant]:
         pointers = dict.fromkeys(("A", "vectors", "squares"), "*" + element)
         integers = dict.fromkeys(("n", "steps", "length"), "i32")
         for n in (128, 256):
-            yield Variant(f"leading_{element}_{n}", leading_steps, pointers | integers, constants(n), WARPS)
+            yield Variant(f"leading_{element}_{n}", leading_steps, pointers | integers, constants(n), LAUNCH)

@@ -26,10 +26,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Variant
+from .launches import Launch
 from .runtime import on
 from .spectra_bidiagonal import power_of_two
 
 LANES = 32
+LAUNCH = Launch(1)
 # values a lane: independent chains of dependent operations, and fewer loads a value
 VALUES = {torch.float32: 4, torch.float64: 2}
 # the smallest x that is told from zero
@@ -201,7 +203,7 @@ def values_of_squares(squares: Tensor, unit: Tensor, n: int) -> Tensor:
     groups = triton.cdiv(n, each)
     with on(squares.device):
         values_by_bisection[(triton.cdiv(batch * groups, LANES),)](
-            squares, unit, values, batch, n, length, groups, V=each, L=LANES, num_warps=1
+            squares, unit, values, batch, n, length, groups, V=each, L=LANES, **LAUNCH.options()
         )
     # every value was found by itself: neighbours that are equal to a few ulp may be out of order
     return values.cummin(1).values
@@ -215,7 +217,7 @@ def counts_of_squares(squares: Tensor, unit: Tensor, n: int, tau: Tensor) -> Ten
     x = (tau.to(squares) / unit[:, None]).nan_to_num(1024.0).clamp(LEAST[squares.dtype], 1024.0)
     with on(squares.device):
         counts_of_bidiagonal[(triton.cdiv(counts.numel(), LANES),)](
-            squares, x, counts, len(tau), counts.numel(), length, L=LANES, num_warps=1
+            squares, x, counts, len(tau), counts.numel(), length, L=LANES, **LAUNCH.options()
         )
     return counts.masked_fill(unit[:, None] == 0, 0)
 
@@ -225,5 +227,5 @@ def variants() -> Iterator[Variant]:
         pointers = dict.fromkeys(("squares", "unit", "values", "x"), "*" + element) | {"counts": "*i64"}
         integers = dict.fromkeys(("batch", "n", "length", "groups", "total", "each"), "i32")
         constants = {"V": VALUES[dtype], "L": LANES}
-        yield Variant(f"sturm_values_{element}", values_by_bisection, pointers | integers, constants, 1)
-        yield Variant(f"sturm_counts_{element}", counts_of_bidiagonal, pointers | integers, {"L": LANES}, 1)
+        yield Variant(f"sturm_values_{element}", values_by_bisection, pointers | integers, constants, LAUNCH)
+        yield Variant(f"sturm_counts_{element}", counts_of_bidiagonal, pointers | integers, {"L": LANES}, LAUNCH)

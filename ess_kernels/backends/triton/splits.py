@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Variant
+from .launches import Launch
 from .tiles import (
     diagonal16,
     growth16,
@@ -38,8 +39,8 @@ State = tuple[Tensor, Tensor, Tensor]
 # the arguments for them: read or written one number at a time, so that their alignment makes no difference
 STATE = ("VALUE", "GROWTH", "LEAST")
 CHILD_STATE = ("CHILD_VALUE", "CHILD_GROWTH", "CHILD_LEAST")
-# warps a program: 16 pivots one after the other are fastest where nobody waits for anybody
-WARPS = {32: 1, 64: 1}
+# 16 pivots one after the other are fastest where nobody waits for anybody
+LAUNCHES = {32: Launch(1), 64: Launch(1)}
 
 
 @triton.jit
@@ -208,17 +209,17 @@ def split(rkc: Tensor, state: State, child: Tensor, child_state: State, definite
         definite: log-determinants (`True`) or counts; without counts growth and least row are not touched.
     """
     m = rkc.shape[-1]
-    split_kernel[(len(rkc), 2)](rkc, *state, child, *child_state, m=m, DEFINITE=definite, num_warps=WARPS[m])
+    split_kernel[(len(rkc), 2)](rkc, *state, child, *child_state, m=m, DEFINITE=definite, **LAUNCHES[m].options())
 
 
 def variants() -> Iterator[Variant]:
     names = ("RKC", *STATE, "CHILD", *CHILD_STATE)
-    for m in WARPS:
+    for m, rule in LAUNCHES.items():
         for definite in (False, True):
             yield Variant(
                 f"split{m} {'definite' if definite else 'counts'}",
                 split_kernel,
                 dict.fromkeys(names, "*fp64"),
                 {"m": m, "DEFINITE": definite},
-                WARPS[m],
+                rule,
             )

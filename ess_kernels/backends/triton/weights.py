@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ...engine.quadrature import FINE, STANDARD, Quadrature
 from .compilation import Variant
+from .launches import Launch
 
+# positions a program
 WIDTH = 256
+LAUNCH = Launch(4)
 
 
 @triton.jit
@@ -59,7 +62,7 @@ def entropy_of(quadrature: Quadrature, logdets: Tensor, cap: Tensor) -> tuple[Te
     table = torch.tensor([row[1:] for row in quadrature.table], dtype=torch.float64, device=logdets.device)
     if ess.numel():
         weights_kernel[(N, triton.cdiv(L, WIDTH))](
-            logdets.contiguous(), table, cap, ess, bound, L, **_constants(quadrature), W=WIDTH, num_warps=4
+            logdets.contiguous(), table, cap, ess, bound, L, **_constants(quadrature), W=WIDTH, **LAUNCH.options()
         )  # fmt: skip
     return ess, bound
 
@@ -75,4 +78,4 @@ def variants() -> Iterator[Variant]:
     arguments = dict.fromkeys(("LOGDETS", "WEIGHTS", "CAP", "ESS", "BOUND"), "*fp64") | {"length": "i32"}
     for quadrature in (STANDARD, FINE):
         constants = _constants(quadrature) | {"W": WIDTH}
-        yield Variant(f"weights of {len(quadrature)} shifts", weights_kernel, arguments, constants, 4)
+        yield Variant(f"weights of {len(quadrature)} shifts", weights_kernel, arguments, constants, LAUNCH)
