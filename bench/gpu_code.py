@@ -216,9 +216,8 @@ def diagonal(definite: bool) -> Count:
     p = range(4)
     q_loop = (sum(p), [])
     right = sum(3 - k for k in p), [(sum((3 - k) * k for k in p), [])]
-    left = sum(p), [(sum(k * (k + 1) / 2 for k in p), [])]
     kind = "log-determinants" if definite else "counts"
-    return executed(code_of(f"diagonal 64 {kind}"), [(4, [q_loop, right, left])], "diagonal")
+    return executed(code_of(f"diagonal 64 {kind}"), [(4, [q_loop, right])], "diagonal")
 
 
 def bidiagonal(bits: int) -> Count:

@@ -216,14 +216,13 @@ def without_kernels(calls: list[tuple[str, torch.Size, int]]) -> Iterator[None]:
     """`diagonal.eliminate` on tensors without data: its kernels are only taken note of."""
     kept = diagonal.diagonal, diagonal.rows
 
-    def note(name: str, panel: int, columns: int) -> Callable[..., None]:
-        def call(*arguments: Any) -> None:
-            M, first = arguments[0], arguments[-2]
-            calls.append((name, M.shape, M.shape[-1] - first - arguments[panel].shape[-1]))
+    def note(name: str) -> Callable[..., None]:
+        def call(M: torch.Tensor, size: int, *others: Any) -> None:
+            calls.append((name, M.shape, M.shape[-1] - others[-2] - size))
 
         return call
 
-    diagonal.diagonal, diagonal.rows = note("diagonal", 1, 0), note("rows", 2, 0)
+    diagonal.diagonal, diagonal.rows = note("diagonal"), note("rows")
     try:
         yield
     finally:

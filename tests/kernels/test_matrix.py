@@ -136,19 +136,27 @@ def panel(size, definite, h=64, width=144, first=0):
     torch.manual_seed(size)
     sign = torch.tensor([1.0, -1.0]).double()
     M = torch.cat([symmetric(2, h, sign if definite else None), randn(2, h, width - h)], -1)
-    state = [torch.zeros(2, size, size).double(), torch.full((2, h), NAN).double(), randn(2), randn(2, width).abs()]
-    return to_device(M, *state, torch.full((2, h), NAN).double(), sign)
+    state = [torch.full((2, h), NAN).double(), randn(2), randn(2, width).abs()]
+    M, *state = to_device(M, *state, torch.full((2, h), NAN).double(), sign)
+    return [M, size, *state]
+
+
+def copies(state):
+    return [x.clone() if isinstance(x, torch.Tensor) else x for x in state]
 
 
 @pytest.mark.parametrize("definite", [False, True])
 @pytest.mark.parametrize("size, first", [(16, 48), (32, 0), (48, 16), (64, 0)])
 def test_diagonal(size, first, definite):
     found = panel(size, definite)
-    known = [x.clone() for x in found]
+    known = copies(found)
     diagonal.diagonal(*found, first, definite)
     diagonal.diagonal_twin(*known, first, definite)
-    # the block of M is workspace
-    for name, x, y in zip(("inverse", "reciprocals", "value", "growth", "magnitude"), found[1:], known[1:]):
+    block = slice(first, first + size)
+    for each in (found, known):
+        # below its diagonal the block of M is workspace
+        each[1] = each[0][:, block, block].triu()
+    for name, x, y in zip(("D L^T", "reciprocals", "value", "growth", "magnitude"), found[1:], known[1:]):
         assert torch.equal(x.isnan(), y.isnan())
         assert_close(name, x.nan_to_num(), y.nan_to_num(), rtol=1e-8, atol=1e-9)
 
@@ -156,16 +164,20 @@ def test_diagonal(size, first, definite):
 @pytest.mark.parametrize("definite", [False, True])
 @pytest.mark.parametrize("size", [16, 48, 64])
 def test_rows(size, definite):
-    M, inverse, reciprocals, _, growth, _, _ = panel(size, definite)
-    inverse += torch.randn_like(inverse).tril()
-    reciprocals[:] = torch.randn_like(reciprocals)
+    state = panel(size, definite)
+    diagonal.diagonal(*state, 0, definite)
+    M, _, reciprocals, _, growth, _, _ = state
     reach = torch.zeros(2, 5, 64, dtype=torch.float64, device=DEVICE)
-    found = [M, torch.zeros_like(M), inverse, reciprocals, growth, reach]
-    known = [x.clone() for x in found]
+    found = [M, size, torch.zeros_like(M), reciprocals, growth, reach]
+    known = copies(found)
     diagonal.rows(*found, 0, definite)
     diagonal.rows_twin(*known, 0, definite)
-    for name, x, y in zip(("M", "scaled", "inverse", "reciprocals", "growth", "reach"), found, known):
-        assert_close(name, x, y, rtol=1e-12, atol=1e-12)
+    for name, at in (("M", 0), ("scaled", 2), ("growth", 4), ("reach", 5)):
+        x, y = found[at], known[at]
+        if name == "M":
+            x, y = x[:, :, size:], y[:, :, size:]
+        # pivots here may be small: what is magnified are roundings in units of the largest entry
+        assert_close(name, x, y, rtol=1e-10, atol=1e-12 * float(y.abs().max()))
 
 
 def test_a_pivot_of_the_wrong_sign_is_no_logarithm():

@@ -20,36 +20,40 @@ from .compilation import Variant
 from .launches import Launch
 from .staircase import Roots
 from .tiles import (
-    INFINITY,
     diagonal16,
+    factor16,
     growth16,
     indices16,
     inverse_factor16,
+    larger,
     largest,
     ldl16,
+    least_row,
     log_of_pivots16,
     magnitude16,
     reciprocal,
+    smaller,
+    solve16,
 )
 
 
 @triton.jit
-def _solved(t, U, DI, inverse, p, j, n: tl.constexpr, ld: tl.constexpr, W: tl.constexpr):
+def _solved(t, U, DI, L, inverse, p, j, n: tl.constexpr, ld: tl.constexpr, W: tl.constexpr):
     """Columns `j..j+W` of panel `p` after the panels before it: `L^-1 (t - sum_q U_qp^T D_q U_qj)`."""
     i, w = tl.arange(0, 16), tl.arange(0, W)
     for q in range(0, p, 16):
         u = tl.load(U + q * ld + p + i[:, None] * ld + i[None, :]) * tl.load(DI + q + i)[:, None]
         v = tl.load(U + q * ld + j + i[:, None] * ld + w[None, :])
         t -= tl.dot(tl.trans(u), v, out_dtype=tl.float64)
-    return tl.dot(inverse, t, out_dtype=tl.float64)
+    return solve16(L, inverse, t)
 
 
 @triton.jit
 def boundary_kernel(
-    S, AE, G, Y, WHICH, TAU, RKC, VALUE, GROWTH, LEAST, U, DI, pairs,
+    S, AE, G, Y, WHICH, TAU, BROUGHT, RKC, VALUE, GROWTH, LEAST, U, DI, pairs,
     n: tl.constexpr, c: tl.constexpr, W: tl.constexpr, DEFINITE: tl.constexpr,
 ):  # fmt: skip
-    """Pairs `program_id, program_id + programs, ...`; `GROWTH` comes with what the data bring and is added to."""
+    """Pairs `program_id, program_id + programs, ...`; `BROUGHT` is the growth that the data come with."""
     ld: tl.constexpr = n + 2 * c
     sign: tl.constexpr = 1.0 if DEFINITE else -1.0
     slot = tl.program_id(0).to(tl.int64)
@@ -74,7 +78,7 @@ def boundary_kernel(
             B = ldl16(a)
             d = diagonal16(B)
             di = reciprocal(d)
-            inverse = inverse_factor16(B)
+            L, inverse = factor16(B, di), inverse_factor16(B)
             tl.store(DI + p + i, di)
             if DEFINITE:
                 value += log_of_pivots16(d)
@@ -84,24 +88,23 @@ def boundary_kernel(
             magnitude = magnitude16(B)
             for j in range((p + 16) // W * W, n, W):
                 t = square * tl.load(S + item * n * n + p * n + j + i[:, None] * n + w[None, :])
-                t = _solved(t, U, DI, inverse, p, j, n, ld, W)
+                t = _solved(t, U, DI, L, inverse, p, j, n, ld, W)
                 tl.store(U + p * ld + j + i[:, None] * ld + w[None, :], t)
                 if not DEFINITE:
                     t = tl.where((j + w)[None, :] >= p + 16, t, 0.0)
-                    update = tl.maximum(update, _updates(t, di))
-                    magnitude = tl.maximum(magnitude, tl.max(tl.abs(t), 1))
+                    update = larger(update, _updates(t, di))
+                    magnitude = larger(magnitude, largest(t, 1))
             for j in range(0, 2 * c, W):
                 unit = tl.where(j + w < c, inverse_tau, inverse_tau * inverse_tau)
                 t = unit[None, :] * tl.load(AE + item * n * 2 * c + p * 2 * c + j + i[:, None] * 2 * c + w[None, :])
-                t = _solved(t, U, DI, inverse, p, n + j, n, ld, W)
+                t = _solved(t, U, DI, L, inverse, p, n + j, n, ld, W)
                 tl.store(U + p * ld + n + j + i[:, None] * ld + w[None, :], t)
                 if not DEFINITE:
-                    update = tl.maximum(update, _updates(t, di))
-                    magnitude = tl.maximum(magnitude, tl.max(tl.abs(t), 1))
+                    update = larger(update, _updates(t, di))
+                    magnitude = larger(magnitude, largest(t, 1))
             if not DEFINITE:
-                growth += tl.maximum(largest(update), growth16(B, di))
-                growth = tl.where(tl.max((d != d).to(tl.int32), 0) > 0, INFINITY, growth)
-                least = tl.minimum(least, tl.min(magnitude, 0))
+                growth += larger(largest(update), growth16(B, di)) + 0.0 * tl.sum(d, 0)
+                least = smaller(least, least_row(magnitude))
             # rows and reciprocals of this panel are read by other lanes below
             tl.debug_barrier()
         out = RKC + pair * 3 * c * c
@@ -129,7 +132,7 @@ def boundary_kernel(
                 tl.store(out + 2 * c * c + at, C - unity - square * corner)
         tl.store(VALUE + pair, value)
         if not DEFINITE:
-            tl.store(GROWTH + pair, tl.load(GROWTH + pair) + growth)
+            tl.store(GROWTH + pair, tl.load(BROUGHT + pair) + growth)
             tl.store(LEAST + pair, least)
         # the scratch is used again
         tl.debug_barrier()
@@ -138,9 +141,8 @@ def boundary_kernel(
 
 @triton.jit
 def _updates(t, di):
-    """By how much each column's diagonal entry is changed by 16 rows, all terms positive; NaN is infinite."""
-    change = tl.sum(tl.abs(t * t * di[:, None]), 0)
-    return tl.where(change == change, change, INFINITY)
+    """By how much each column's diagonal entry is changed by 16 rows, all terms positive."""
+    return tl.sum(tl.abs(t * t * di[:, None]), 0)
 
 
 class Outside(NamedTuple):
@@ -189,15 +191,15 @@ def eliminate(
     width, rule = launch(n)
     slots = max(1, min(J, programs(tau.device, rule)))
     new = outside.S.new_empty
-    rkc, value, least = new(J, 3, c, c), new(J), new(J)
-    growth = growth.clone()
+    # growth and least row of log-determinants are not written
+    rkc, value, total, least = new(J, 3, c, c), new(J), growth if definite else new(J), new(J)
     rows, reciprocals = new(slots, n, n + 2 * c), new(slots, n)
     if J:
         boundary_kernel[(slots,)](
-            *outside, which, tau, rkc, value, growth, least, rows, reciprocals, J,
+            *outside, which, tau, growth, rkc, value, total, least, rows, reciprocals, J,
             n=n, c=c, W=width, DEFINITE=definite, **rule.options(),
         )  # fmt: skip
-    return Roots(rkc, value, growth, least, place, limit)
+    return Roots(rkc, value, total, least, place, limit)
 
 
 def eliminate_in_torch(
@@ -222,7 +224,7 @@ def eliminate_in_torch(
 
 
 def variants() -> Iterator[Variant]:
-    pointers = ["S", "AE", "G", "Y", "TAU", "RKC", "VALUE", "GROWTH", "LEAST", "U", "DI"]
+    pointers = ["S", "AE", "G", "Y", "TAU", "BROUGHT", "RKC", "VALUE", "GROWTH", "LEAST", "U", "DI"]
     arguments = dict.fromkeys(pointers, "*fp64") | {"WHICH": "*i64", "pairs": "i32"}
     for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
         width, rule = launch(n)

@@ -1,7 +1,7 @@
 """Unpivoted elimination of a batch of `[E | V]`: diagonal blocks and block rows in kernels, the rest by products.
 
-A panel is 64 pivots. `diagonal` factorises its diagonal block `L D L^T` in tiles of 16 and leaves `L^-1`; `rows`
-applies that to the rest of the panel's rows, scales them, and keeps account of what they do to later pivots. Panels are
+A panel is 64 pivots. `diagonal` factorises its diagonal block `L D L^T` in tiles of 16; `rows` solves with it for the
+rest of the panel's rows, tile by tile, scales them, and keeps account of what they do to later pivots. Panels are
 gathered by halves: the first half of the pivots is eliminated, its effect on the second half is one product, then the
 second half is eliminated. So nearly all work is in a few large products, and these touch an entry only `log2(h / 64)`
 times, not `h / 64` times.
@@ -20,7 +20,21 @@ from ...engine.elimination import Elimination, factor_block, substitute
 from .compilation import Variant
 from .launches import Launch
 from .runtime import on
-from .tiles import diagonal16, indices16, inverse_factor16, ldl16, log_of_pivots16, magnitude16, reciprocal
+from .tiles import (
+    diagonal16,
+    factor16,
+    indices16,
+    inverse_factor16,
+    larger,
+    largest,
+    ldl16,
+    log_of_pivots16,
+    loss16,
+    magnitude16,
+    reciprocal,
+    solve16,
+    updates16,
+)
 
 PANEL = 64
 # columns of a block row that a program holds
@@ -32,31 +46,22 @@ CHUNK = 256
 
 @triton.jit
 def diagonal_kernel(
-    M,
-    INVERSE,
-    RECIPROCAL,
-    VALUE,
-    GROWTH,
-    MAGNITUDE,
-    SIGN,
-    h,
-    width,
-    first,
-    NB: tl.constexpr,
-    DEFINITE: tl.constexpr,
+    M, RECIPROCAL, VALUE, GROWTH, MAGNITUDE, SIGN, h, width, first, NB: tl.constexpr, DEFINITE: tl.constexpr
 ):
     """One program an item: pivots `first .. first + NB - 1` of `M` `[B, h, width]`, see `diagonal`."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, 16)
     ii, jj = indices16()
     E = M + (t * h + first) * width + first
-    X = INVERSE + t * NB * NB
     R = RECIPROCAL + t * h + first
     value = tl.load(VALUE + t)
     sign = tl.load(SIGN + t)
     for p in range(0, NB, 16):
         a = tl.load(E + (p + ii) * width + p + jj)
+        G = GROWTH + t * width + first + p + i
         grown = tl.sum(a * 0.0, 0)
+        if not DEFINITE:
+            grown += tl.load(G)
         for q in range(0, p, 16):
             u = tl.load(E + (q + ii) * width + p + jj)
             scaled = u * tl.load(R + q + i)[:, None]
@@ -65,36 +70,30 @@ def diagonal_kernel(
         B = ldl16(a)
         d = diagonal16(B)
         r = reciprocal(d)
-        tl.store(R + p + i, r)
+        L, inverse = factor16(B, r), inverse_factor16(B)
         magnitude = magnitude16(B)
+        # between a load and a store of one place: they need not have one layout
+        tl.debug_barrier()
+        tl.store(E + (p + ii) * width + p + jj, B)
+        tl.store(R + p + i, r)
         if DEFINITE:
             wrong = tl.max(tl.where(d * sign > 0.0, 0, 1), 0)
             value += tl.where(wrong > 0, float("nan"), log_of_pivots16(d))
         else:
             value += tl.sum(tl.where(d > 0.0, 1.0, 0.0), 0)
-            grown += tl.sum(tl.where(jj > ii, tl.abs(B * B * r[:, None]), 0.0), 0)
-            G = GROWTH + t * width + first + p + i
-            tl.store(G, tl.load(G) + grown)
-        inverse = inverse_factor16(B)
-        # the rest of the block's rows p .. p + 15, in place: the rows above take their part, then L^-1 of the tile
+            tl.store(G, grown + updates16(B, r) + loss16(B, L, inverse))
+        # the rest of the block's rows p .. p + 15, in place: the rows above take their part, then the tile is solved
         for j in range(p + 16, NB, 16):
             x = tl.load(E + (p + ii) * width + j + jj)
             for q in range(0, p, 16):
                 u = tl.load(E + (q + ii) * width + p + jj) * tl.load(R + q + i)[:, None]
                 x -= tl.dot(tl.trans(u), tl.load(E + (q + ii) * width + j + jj), out_dtype=tl.float64)
-            x = tl.dot(inverse, x, out_dtype=tl.float64)
+            x = solve16(L, inverse, x)
+            tl.debug_barrier()
             tl.store(E + (p + ii) * width + j + jj, x)
-            magnitude = tl.maximum(magnitude, tl.max(tl.abs(x), 1))
+            magnitude = larger(magnitude, largest(x, 1))
         if not DEFINITE:
             tl.store(MAGNITUDE + t * h + first + p + i, magnitude)
-        # the same done to an identity is L^-1
-        tl.store(X + (p + ii) * NB + p + jj, inverse)
-        for j in range(0, p, 16):
-            x = a * 0.0
-            for q in range(j, p, 16):
-                u = tl.load(E + (q + ii) * width + p + jj) * tl.load(R + q + i)[:, None]
-                x -= tl.dot(tl.trans(u), tl.load(X + (q + ii) * NB + j + jj), out_dtype=tl.float64)
-            tl.store(X + (p + ii) * NB + j + jj, tl.dot(inverse, x, out_dtype=tl.float64))
         # what this pass has written the next one reads with other lanes
         tl.debug_barrier()
     tl.store(VALUE + t, value)
@@ -102,46 +101,42 @@ def diagonal_kernel(
 
 @triton.jit(do_not_specialize=["blocks", "reaches"])
 def rows_kernel(
-    M,
-    SCALED,
-    INVERSE,
-    RECIPROCAL,
-    GROWTH,
-    REACH,
-    h,
-    width,
-    first,
-    blocks,
-    reaches,
-    NB: tl.constexpr,
-    ROWS: tl.constexpr,
-    W: tl.constexpr,
-    DEFINITE: tl.constexpr,
-):
+    M, SCALED, RECIPROCAL, GROWTH, REACH, h, width, first, blocks, reaches,
+    NB: tl.constexpr, W: tl.constexpr, DEFINITE: tl.constexpr,
+):  # fmt: skip
     """One program an item and `W` columns right of the panel `first .. first + NB - 1`, see `rows`."""
     t = tl.program_id(0).to(tl.int64) // blocks
     block = tl.program_id(0) % blocks
-    i = tl.arange(0, ROWS)
+    i = tl.arange(0, 16)
     j = first + NB + block * W + tl.arange(0, W)
-    live = (i < NB)[:, None] & (j < width)[None, :]
-    at = ((t * h + first) * width) + i[:, None] * width + j[None, :]
-    k = tl.arange(0, 16)
-    x = tl.zeros([ROWS, W], tl.float64)
-    for q in range(0, NB, 16):
-        inverse = tl.load(INVERSE + t * NB * NB + i[:, None] * NB + (q + k)[None, :], mask=(i < NB)[:, None], other=0.0)
-        above = M + (t * h + first + q + k)[:, None] * width + j[None, :]
-        x += tl.dot(inverse, tl.load(above, mask=(j < width)[None, :], other=0.0), out_dtype=tl.float64)
+    live = (j < width)[None, :]
+    E = M + (t * h + first) * width
+    R = RECIPROCAL + t * h + first
+    X = ()
+    for p in tl.static_range(NB // 16):
+        x = tl.load(E + (16 * p + i)[:, None] * width + j[None, :], mask=live, other=0.0)
+        for q in tl.static_range(p):
+            u = tl.load(E + (16 * q + i)[:, None] * width + (first + 16 * p + i)[None, :])
+            u *= tl.load(R + 16 * q + i)[:, None]
+            x -= tl.dot(tl.trans(u), X[q], out_dtype=tl.float64)
+        B = tl.load(E + (16 * p + i)[:, None] * width + (first + 16 * p + i)[None, :])
+        X = X + (solve16(factor16(B, tl.load(R + 16 * p + i)), inverse_factor16(B), x),)
+    G = GROWTH + t * width + j
+    grown = tl.zeros([W], tl.float64)
+    if not DEFINITE:
+        grown += tl.load(G, mask=j < width, other=0.0)
     # every lane has read what is now overwritten
     tl.debug_barrier()
-    tl.store(M + at, x, mask=live)
-    scaled = x * tl.load(RECIPROCAL + t * h + first + i, mask=i < NB, other=0.0)[:, None]
-    tl.store(SCALED + at, scaled, mask=live)
+    for p in tl.static_range(NB // 16):
+        at = (t * h + first + 16 * p + i)[:, None] * width + j[None, :]
+        scaled = X[p] * tl.load(R + 16 * p + i)[:, None]
+        tl.store(M + at, X[p], mask=live)
+        tl.store(SCALED + at, scaled, mask=live)
+        if not DEFINITE:
+            grown += tl.sum(tl.abs(X[p] * scaled), 0)
+            tl.store(REACH + (t * reaches + block) * h + first + 16 * p + i, largest(X[p], 1))
     if not DEFINITE:
-        G = GROWTH + t * width + j
-        grown = tl.load(G, mask=j < width, other=0.0) + tl.sum(tl.abs(x * scaled), 0)
         tl.store(G, grown, mask=j < width)
-        reach = tl.max(tl.abs(x), 1)
-        tl.store(REACH + (t * reaches + block) * h + first + i, reach, mask=i < NB)
 
 
 def _columns(width: int) -> int:
@@ -149,22 +144,16 @@ def _columns(width: int) -> int:
 
 
 def diagonal(
-    M: Tensor,
-    inverse: Tensor,
-    reciprocals: Tensor,
-    value: Tensor,
-    growth: Tensor,
-    magnitude: Tensor,
-    sign: Tensor,
-    first: int,
-    definite: bool,
-) -> None:
+    M: Tensor, size: int, reciprocals: Tensor, value: Tensor, growth: Tensor, magnitude: Tensor, sign: Tensor,
+    first: int, definite: bool,
+) -> None:  # fmt: skip
     """Factorises the diagonal block of one panel of every item.
 
     Args:
-        M: float64 `[B, h, width]`; columns `0..h-1` are symmetric `E`. The block is used as workspace.
-        inverse: `[B, b, b]`, zero above the diagonal; receives `L^-1`. `b` is 16, 32, 48 or 64.
-        reciprocals: `[B, h]`; receives `1 / d` at `first .. first + b - 1`.
+        M: float64 `[B, h, width]`; columns `0..h-1` are symmetric `E`. The block receives `D L^T` in its upper
+            triangle; what is below is workspace, and read by `rows`.
+        size: pivots: 16, 32, 48 or 64.
+        reciprocals: `[B, h]`; receives `1 / d` at `first .. first + size - 1`.
         value: `[B]`, to which the number of positive pivots is added, or the sum of `log |d|`.
         growth: `[B, width]`, to which sums of absolute updates of the block's own diagonal entries are added.
         magnitude: `[B, h]`; receives the largest magnitude of each row of `D L^T` within the block.
@@ -175,38 +164,19 @@ def diagonal(
     batch, h, width = M.shape
     with on(M.device):
         diagonal_kernel[(batch,)](
-            M,
-            inverse,
-            reciprocals,
-            value,
-            growth,
-            magnitude,
-            sign,
-            h,
-            width,
-            first,
-            NB=inverse.shape[-1],
-            DEFINITE=definite,
-            **DIAGONAL_LAUNCH.options(),
-        )
+            M, reciprocals, value, growth, magnitude, sign, h, width, first,
+            NB=size, DEFINITE=definite, **DIAGONAL_LAUNCH.options(),
+        )  # fmt: skip
 
 
 def diagonal_twin(
-    M: Tensor,
-    inverse: Tensor,
-    reciprocals: Tensor,
-    value: Tensor,
-    growth: Tensor,
-    magnitude: Tensor,
-    sign: Tensor,
-    first: int,
-    definite: bool,
-) -> None:
+    M: Tensor, size: int, reciprocals: Tensor, value: Tensor, growth: Tensor, magnitude: Tensor, sign: Tensor,
+    first: int, definite: bool,
+) -> None:  # fmt: skip
     """`diagonal` in PyTorch."""
-    panel = slice(first, first + inverse.shape[-1])
+    panel = slice(first, first + size)
     block = factor_block(M[:, panel, panel])
-    inverse.copy_(torch.eye(inverse.shape[-1], dtype=M.dtype, device=M.device))
-    substitute(block.upper, inverse)
+    M[:, panel, panel] = block.upper * block.pivots[..., None]
     reciprocals[:, panel] = 1 / block.pivots
     if definite:
         wrong = ~(block.pivots * sign[:, None] > 0).all(-1)
@@ -218,21 +188,15 @@ def diagonal_twin(
 
 
 def rows(
-    M: Tensor,
-    scaled: Tensor,
-    inverse: Tensor,
-    reciprocals: Tensor,
-    growth: Tensor,
-    reach: Tensor,
-    first: int,
-    definite: bool,
+    M: Tensor, size: int, scaled: Tensor, reciprocals: Tensor, growth: Tensor, reach: Tensor, first: int, definite: bool
 ) -> None:
-    """Applies `L^-1` of a panel to all columns right of it.
+    """Solves with a panel's `L` for all columns right of it.
 
     Args:
-        M: float64 `[B, h, width]`; the panel's rows `W = L^-1 M` are written in place.
+        M: float64 `[B, h, width]` with the panel's block as `diagonal` leaves it; the panel's rows `W = L^-1 M` are
+            written in place.
+        size: pivots, as for `diagonal`.
         scaled: like `M`; receives `W / d`.
-        inverse: `[B, b, b]`.
         reciprocals: `[B, h]`, `1 / d`.
         growth: `[B, width]`, to which the panel's `sum_k W_kj^2 / |d_k|` is added at the columns right of it.
         reach: `[B, ceil(width / 32), h]`; receives the largest `|W|` of the panel's rows in every 32 columns.
@@ -240,44 +204,22 @@ def rows(
         definite: growth and reach are left alone.
     """
     batch, h, width = M.shape
-    b = inverse.shape[-1]
-    blocks = _columns(width - first - b)
+    blocks = _columns(width - first - size)
     if blocks == 0:
         return
     with on(M.device):
         rows_kernel[(batch * blocks,)](
-            M,
-            scaled,
-            inverse,
-            reciprocals,
-            growth,
-            reach,
-            h,
-            width,
-            first,
-            blocks,
-            reach.shape[1],
-            NB=b,
-            ROWS=triton.next_power_of_2(b),
-            W=ROWS_WIDTH,
-            DEFINITE=definite,
-            **ROWS_LAUNCH.options(),
-        )
+            M, scaled, reciprocals, growth, reach, h, width, first, blocks, reach.shape[1],
+            NB=size, W=ROWS_WIDTH, DEFINITE=definite, **ROWS_LAUNCH.options(),
+        )  # fmt: skip
 
 
 def rows_twin(
-    M: Tensor,
-    scaled: Tensor,
-    inverse: Tensor,
-    reciprocals: Tensor,
-    growth: Tensor,
-    reach: Tensor,
-    first: int,
-    definite: bool,
+    M: Tensor, size: int, scaled: Tensor, reciprocals: Tensor, growth: Tensor, reach: Tensor, first: int, definite: bool
 ) -> None:
     """`rows` in PyTorch."""
-    panel, rest = slice(first, first + inverse.shape[-1]), slice(first + inverse.shape[-1], None)
-    M[:, panel, rest] = inverse @ M[:, panel, rest]
+    panel, rest = slice(first, first + size), slice(first + size, None)
+    substitute(M[:, panel, panel] * reciprocals[:, panel, None], M[:, panel, rest])
     scaled[:, panel, rest] = M[:, panel, rest] * reciprocals[:, panel, None]
     if not definite:
         growth[:, rest] += (M[:, panel, rest] * scaled[:, panel, rest]).abs().sum(1)
@@ -306,16 +248,13 @@ def eliminate(M: Tensor, value: Tensor, sign: Tensor, definite: bool) -> Elimina
     growth = M.new_zeros(batch * watched, width)
     magnitude = M.new_zeros(batch * watched, h)
     reach = M.new_zeros(batch * watched, _columns(width), h)
-    inverses: dict[int, Tensor] = {}
 
     def descend(first: int, last: int) -> None:
         """Eliminates the pivots `first .. last - 1`, whose rows have been updated by all earlier ones."""
         if last - first <= PANEL:
             size = last - first
-            if size not in inverses:
-                inverses[size] = M.new_zeros(batch, size, size)
-            diagonal(M, inverses[size], reciprocals, value, growth, magnitude, sign, first, definite)
-            rows(M, scaled, inverses[size], reciprocals, growth, reach, first, definite)
+            diagonal(M, size, reciprocals, value, growth, magnitude, sign, first, definite)
+            rows(M, size, scaled, reciprocals, growth, reach, first, definite)
             return
         middle = first + (last - first + 2 * PANEL - 1) // (2 * PANEL) * PANEL
         descend(first, middle)
@@ -337,12 +276,12 @@ def eliminate(M: Tensor, value: Tensor, sign: Tensor, definite: bool) -> Elimina
 
 def variants() -> Iterator[Variant]:
     numbers = dict.fromkeys(["h", "width", "first", "blocks", "reaches"], "i32")
-    arrays = ["M", "SCALED", "INVERSE", "RECIPROCAL", "VALUE", "GROWTH", "MAGNITUDE", "REACH", "SIGN"]
+    arrays = ["M", "SCALED", "RECIPROCAL", "VALUE", "GROWTH", "MAGNITUDE", "REACH", "SIGN"]
     arguments = dict.fromkeys(arrays, "*fp64") | numbers
     for size in (16, 32, 48, 64):
         for definite in (False, True):
             what = "log-determinants" if definite else "counts"
             constants = {"NB": size, "DEFINITE": definite}
             yield Variant(f"diagonal {size} {what}", diagonal_kernel, arguments, constants, DIAGONAL_LAUNCH)
-            constants = {"NB": size, "ROWS": triton.next_power_of_2(size), "W": ROWS_WIDTH, "DEFINITE": definite}
+            constants = {"NB": size, "W": ROWS_WIDTH, "DEFINITE": definite}
             yield Variant(f"rows {size} {what}", rows_kernel, arguments, constants, ROWS_LAUNCH)

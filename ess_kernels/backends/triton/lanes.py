@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import reciprocal
+from .tiles import larger, reciprocal, smaller
 
 
 @triton.jit
@@ -83,10 +83,10 @@ def watched(growth, magnitude, u, s, n: tl.constexpr, DEFINITE: tl.constexpr):
             updates = tl.abs(s[0] * u[0])
             for k in tl.static_range(1, n):
                 updates = updates + tl.abs(s[k] * u[k])
-            growth = tl.maximum(growth, updates)
+            growth = larger(growth, updates)
         raised = ()
         for k in tl.static_range(n):
-            raised = raised + (tl.maximum(magnitude[k], tl.abs(u[k])),)
+            raised = raised + (larger(magnitude[k], tl.abs(u[k])),)
         return growth, raised + magnitude[n:]
 
 
@@ -146,5 +146,5 @@ def valued(worth, DEFINITE: tl.constexpr):
 def smallest(least, magnitude):
     """The smaller of `least` and the smallest row magnitude."""
     for k in tl.static_range(len(magnitude)):
-        least = tl.minimum(least, magnitude[k])
+        least = smaller(least, magnitude[k])
     return least

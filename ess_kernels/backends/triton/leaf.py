@@ -34,7 +34,7 @@ from .lanes import (
 )
 from .launches import Launch
 from .splits import CHILD_STATE, STATE, State, half
-from .tiles import INFINITY
+from .tiles import INFINITY, smaller
 
 # nodes a program: one a thread
 NODES = 32
@@ -94,10 +94,10 @@ def descend_in_registers(
         value += valued(counted(worth, R[0], DEFINITE), DEFINITE)
         tl.store(VALUE + at, value, mask=there)
         if not DEFINITE:
-            # maxima drop NaN, but all that a position rests on has been multiplied into its last pivot
+            # all that a position rests on has been multiplied into its last pivot
             known = (R[0] == R[0]) & (growth == growth)
             tl.store(GROWTH + at, tl.where(known, growth, INFINITY), mask=there)
-            tl.store(LEAST + at, tl.minimum(least, tl.abs(R[0])), mask=there)
+            tl.store(LEAST + at, smaller(least, tl.abs(R[0])), mask=there)
     else:
         h: tl.constexpr = m // 2
         for side in tl.static_range(2):

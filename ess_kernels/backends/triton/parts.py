@@ -49,16 +49,19 @@ def parts_kernel(
     tile = r[:, None] * N + w[None, :]
     square = r[:, None] * c + r[None, :]
     left = (length - first).to(tl.int32)
-    for n0 in range(0, N, W):
+    for part in range(0, N, W):
+        # strides times what is passed over may need 64 bits; inside a tile 32 do
+        n0 = first * 0 + part
         exists = n0 + w < n
         rate = tl.full([W], 1.0, tl.float64)
         if RATED:
             rate = widened(RATE + (n0 + w) * rate_n, exists, 0.0, left)
         carried = tl.full([W], 1.0, tl.float64)
-        for i0 in range(0, c, 16):
+        for passed in range(0, c, 16):
+            i0 = first * 0 + passed
             q, k, a, after, last = load16(
                 Q + i0 * q_t + n0 * q_n, K + i0 * k_t + n0 * k_n, G + i0 * g_t + n0 * g_n, QS + i0 * qs_t,
-                KS + i0 * ks_t, rate, q_t, q_n, k_t, k_n, g_t, g_n, qs_t, ks_t, left - i0, exists,
+                KS + i0 * ks_t, rate, q_t, q_n, k_t, k_n, g_t, g_n, qs_t, ks_t, left - passed, exists,
                 W, SHARED, LOG, BEFORE, QSCALED, KSCALED,
             )  # fmt: skip
             q *= q_unit
@@ -70,10 +73,14 @@ def parts_kernel(
                 upto = tl.cumprod(last, 0)
             q = q * upto
             tl.store(X + i0 * N + n0 + tile, q * carried[None, :])
-            tl.store(Y + i0 * c + i0 + square, y + tl.load(Y + i0 * c + i0 + square))
-            for j0 in range(0, i0, 16):
+            own = y + tl.load(Y + i0 * c + i0 + square)
+            # between a load and a store of one place: they need not have one layout
+            tl.debug_barrier()
+            tl.store(Y + i0 * c + i0 + square, own)
+            for j0 in range(0, passed, 16):
                 z = tl.load(Z + j0 * N + n0 + tile)
                 before = tl.load(Y + i0 * c + j0 + square)
+                tl.debug_barrier()
                 tl.store(Y + i0 * c + j0 + square, tl.dot(q, tl.trans(z), out_dtype=tl.float64) + before)
                 tl.store(Z + j0 * N + n0 + tile, z * phi[None, :])
             tl.store(Z + i0 * N + n0 + tile, k * tl.cumprod(after, 0, reverse=True))

@@ -284,7 +284,7 @@ class TritonRecurrence(Engine):
         if work.definite:
             outside = _products(F, blocks, Q)
             own = _scale(outside) if work.scale is None else work.scale[head]
-            shift = (shift * torch.where(own > 0, own, 1.0)[:, None]).sqrt()
+            shift = (shift * torch.where(own == 0, 1.0, own)[:, None]).sqrt()
             return outside, shift, torch.zeros_like(shift)
         reached = (P.diagonal(dim1=1, dim2=2) * mass).sum(1)
         coarse = _root_error(reached, P.shape[1])

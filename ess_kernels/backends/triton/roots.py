@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .compilation import Variant
 from .launches import Launch
-from .tiles import diagonal16, indices16, inverse_factor16
+from .tiles import diagonal16, indices16, inverse_factor16, larger, largest
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -93,10 +93,10 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
             else:
                 t = tl.zeros([16, W], tl.float64)
             tl.store(F + p * n + j + tile, t)
-        size = tl.maximum(size, rows)
+        size = larger(size, rows)
         # the rows of this panel are read by other lanes below
         tl.debug_barrier()
-    tl.store(SIZE + item, tl.max(size, 0))
+    tl.store(SIZE + item, largest(size))
 
 
 def launch(n: int) -> tuple[int, Launch]:
@@ -163,7 +163,7 @@ def pivoted_root_kernel(P, MASS, F, SIZE, n: tl.constexpr, N: tl.constexpr):
         used = rest < 0.0
         row = tl.where(used, 0.0, row * scale)
         row = tl.where(j == pivot, d * scale, row)
-        size = tl.maximum(size, tl.sum(row * row * mass, 0))
+        size = larger(size, tl.sum(row * row * mass, 0))
         tl.store(F + step * n + j, row, mask=inside)
         rest = tl.where(used, rest, rest - row * row)
         rest = tl.where((j == pivot) | (rest < 0.0), -1.0, rest)

@@ -21,16 +21,20 @@ from .launches import Launch
 from .roots import EPS, cholesky16, root16, shift
 from .source import KINDS, arguments_of
 from .tiles import (
-    INFINITY,
     diagonal16,
+    factor16,
     growth16,
     indices16,
     inverse_factor16,
+    larger,
     largest,
     ldl16,
+    least_row,
     log_of_pivots16,
     magnitude16,
     reciprocal,
+    smaller,
+    solve16,
 )
 from .tokens import at_block, inner16, load16, widened
 
@@ -91,7 +95,7 @@ def scan16_kernel(
 @triton.jit
 def _norm_bound16(A):
     """As `engine.boundary.norm_bound` for one symmetric 16 x 16 matrix."""
-    peak = tl.max(tl.max(tl.abs(A), 1), 0)
+    peak = largest(largest(A, 1))
     peak = tl.where(peak < 1e-300, 1e-300, peak)
     A = A / peak
     A = tl.dot(A, A, out_dtype=tl.float64)
@@ -153,14 +157,14 @@ def block16_kernel(
     if DEFINITE:
         own = _norm_bound16(S) + _norm_bound16(tl.dot(tl.trans(A0), A0, out_dtype=tl.float64))
         own += _norm_bound16(corner) + _norm_bound16(tl.dot(tl.trans(Y), Y, out_dtype=tl.float64))
-        own = tl.where(own > 0.0, own, 1.0)
+        own = tl.where(own == 0.0, 1.0, own)
         brought = own * 0.0
     else:
         mass = tl.sum(tl.where(ii == jj, seen, 0.0), 0)
         size = largest(tl.sum(carried * carried * mass[None, :], 1))
         coarse = tl.sum(reached * diagonal16(phi[:, None] * seen * phi[None, :]), 0) * root_factor
         tl.store(COARSE + program, coarse)
-        brought = coarse + tl.maximum(size, largest(tl.sum(Z * Z * mass[None, :], 1)))
+        brought = coarse + larger(size, largest(tl.sum(Z * Z * mass[None, :], 1)))
     m = 0
     while m < shifts:
         slot = tl.load(SLOT + program * shifts + m)
@@ -172,9 +176,9 @@ def block16_kernel(
             B = ldl16(one + sign * unit * unit * S)
             d = diagonal16(B)
             di = reciprocal(d)
-            inverse = inverse_factor16(B)
-            Ua = tl.dot(inverse, A0 * unit, out_dtype=tl.float64)
-            Ue = tl.dot(inverse, E0 * (unit * unit), out_dtype=tl.float64)
+            L, inverse = factor16(B, di), inverse_factor16(B)
+            Ua = solve16(L, inverse, A0 * unit)
+            Ue = solve16(L, inverse, E0 * (unit * unit))
             Va, Ve = Ua * di[:, None], Ue * di[:, None]
             node = RKC + slot * 768 + square
             tl.store(node, sign * one + tl.dot(tl.trans(Ua), Va, out_dtype=tl.float64))
@@ -184,11 +188,11 @@ def block16_kernel(
                 tl.store(VALUE + slot, log_of_pivots16(d))
             else:
                 tl.store(VALUE + slot, tl.sum((d < 0.0).to(tl.float64), 0))
-                rows = tl.maximum(tl.max(tl.abs(Ua), 1), tl.max(tl.abs(Ue), 1))
-                tl.store(LEAST + slot, tl.minimum(tl.min(tl.maximum(magnitude16(B), rows), 0), 1.0))
-                growth = tl.maximum(largest(tl.sum(tl.abs(Ua * Va), 0)), largest(tl.sum(tl.abs(Ue * Ve), 0)))
-                growth = tl.maximum(growth, growth16(B, di)) + brought * unit * unit
-                tl.store(GROWTH + slot, tl.where(tl.max((d != d).to(tl.int32), 0) > 0, INFINITY, growth))
+                rows = larger(largest(Ua, 1), largest(Ue, 1))
+                tl.store(LEAST + slot, smaller(least_row(larger(magnitude16(B), rows)), 1.0))
+                growth = larger(largest(tl.sum(tl.abs(Ua * Va), 0)), largest(tl.sum(tl.abs(Ue * Ve), 0)))
+                growth = larger(growth, growth16(B, di)) + brought * unit * unit + 0.0 * tl.sum(d, 0)
+                tl.store(GROWTH + slot, growth)
         m += 1
 
 

@@ -75,6 +75,8 @@ def leading_steps(
             tile = (begin + flat_row < n) & (flat_column >= k) & (flat_column < n)
             a = tl.reshape(tl.load(place, mask=tile, other=0.0), [J1, I1, W, I0, J0])
             a -= tl.load(v_of + i, mask=rows, other=0.0) * y + tl.load(x_of + i, mask=rows, other=0.0) * u
+            # between a load and a store of one place: they need not have one layout
+            tl.debug_barrier()
             tl.store(place, tl.reshape(a, [J1 * STRIP * J0]), mask=tile)
             product += tl.sum(a * tl.load(c_of + i, mask=rows & (i >= k), other=0.0), 1, keep_dims=True)
             begin += STRIP
@@ -118,6 +120,7 @@ def leading_steps(
         tile = (begin + flat_row < n) & (flat_column >= steps) & (flat_column < n)
         a = tl.reshape(tl.load(place, mask=tile, other=0.0), [J1, I1, W, I0, J0])
         a -= tl.load(v_of + i, mask=rows, other=0.0) * y + tl.load(x_of + i, mask=rows, other=0.0) * u
+        tl.debug_barrier()
         tl.store(place, tl.reshape(a, [J1 * STRIP * J0]), mask=tile)
         begin += STRIP
 

@@ -24,14 +24,19 @@ from .compilation import Variant
 from .launches import Launch
 from .tiles import (
     diagonal16,
+    factor16,
     growth16,
     indices16,
     inverse_factor16,
+    larger,
     largest,
     ldl16,
+    least_row,
     log_of_pivots16,
     magnitude16,
     reciprocal,
+    smaller,
+    solve16,
 )
 
 # value, growth and least row of nodes or positions, float64
@@ -60,11 +65,11 @@ def half(side, m: tl.constexpr):
 
 
 @triton.jit
-def solved16(pointer, TRANSPOSED: tl.constexpr, L, W, panels: tl.constexpr, m: tl.constexpr):
+def solved16(pointer, TRANSPOSED: tl.constexpr, L, inverse, W, panels: tl.constexpr, m: tl.constexpr):
     """`U = L^-1 V` in the first `panels` panels, for 16 columns `V` of which the first tile begins at `pointer`.
 
     Args:
-        L: the diagonal tiles of `L^-1`.
+        L, inverse: the diagonal tiles of `L` and their inverses.
         W: the other tiles of the factor, as `scaled16` gives them for the columns of `E`, one column after the other.
     """
     i, j = indices16()
@@ -76,16 +81,16 @@ def solved16(pointer, TRANSPOSED: tl.constexpr, L, W, panels: tl.constexpr, m: t
             X = tl.load(pointer + p * 16 * m + i * m + j)
         for l in tl.static_range(p):
             X = tl.dot(tl.trans(W[p * (p - 1) // 2 + l]), U[l], X, out_dtype=tl.float64)
-        U = U + (tl.dot(L[p], X, out_dtype=tl.float64),)
+        U = U + (solve16(L[p], inverse[p], X),)
     return U
 
 
 @triton.jit
-def scaled16(U, inverse, panels: tl.constexpr):
+def scaled16(U, reciprocals, panels: tl.constexpr):
     """`-D^-1 U`: with its sign a product with it adds to what it updates."""
     W = ()
     for p in tl.static_range(panels):
-        W = W + (-U[p] * inverse[p][:, None],)
+        W = W + (-U[p] * reciprocals[p][:, None],)
     return W
 
 
@@ -104,9 +109,9 @@ def watched16(growth, magnitude, U, size, panels: tl.constexpr, DEFINITE: tl.con
             updates = tl.sum(U[0] * U[0] * size[0][:, None], 0)
             for p in tl.static_range(1, panels):
                 updates += tl.sum(U[p] * U[p] * size[p][:, None], 0)
-            growth = tl.maximum(growth, largest(updates))
+            growth = larger(growth, largest(updates))
             for p in tl.static_range(panels):
-                raised = raised + (tl.maximum(magnitude[p], tl.max(tl.abs(U[p]), 1)),)
+                raised = raised + (larger(magnitude[p], largest(U[p], 1)),)
         return growth, raised + magnitude[panels:]
 
 
@@ -152,11 +157,12 @@ def split_kernel(
     L = ()
     W = ()
     inverse = ()
+    reciprocals = ()
     size = ()
     magnitude = ()
     for q in tl.static_range(T):
-        u = solved16(RKC + E + q * 16, False, L, W, q, m)
-        w = scaled16(u, inverse, q)
+        u = solved16(RKC + E + q * 16, False, L, inverse, W, q, m)
+        w = scaled16(u, reciprocals, q)
         growth, magnitude = watched16(growth, magnitude, u, size, q, DEFINITE)
         A = tl.load(RKC + E + q * 16 * (m + 1) + i * m + j)
         for p in tl.static_range(q):
@@ -164,26 +170,29 @@ def split_kernel(
         A = ldl16(A)
         d = diagonal16(A)
         r = reciprocal(d)
-        L = L + (inverse_factor16(A),)
+        L = L + (factor16(A, r),)
+        inverse = inverse + (inverse_factor16(A),)
         W = W + w
-        inverse = inverse + (r,)
+        reciprocals = reciprocals + (r,)
         size = size + (tl.abs(r),)
         if DEFINITE:
             value += log_of_pivots16(d)
         else:
             value += tl.sum((d > 0.0).to(tl.int32), 0).to(tl.float64)
             magnitude = magnitude + (magnitude16(A),)
-            inside = tl.maximum(inside, growth16(A, r))
+            inside = larger(inside, growth16(A, r))
     # a bound: the columns with the largest updates from earlier panels and from their own may not be the same
     growth += inside
 
     U = ()
     for c in tl.static_range(2 * T):
+        # loads of later columns stay behind it: they would take registers that nodes of 64 do not have
+        tl.debug_barrier()
         if c < T:
-            u = solved16(RKC + V1 + c * 16 * m, True, L, W, T, m)
+            u = solved16(RKC + V1 + c * 16 * m, True, L, inverse, W, T, m)
         else:
-            u = solved16(RKC + V2 + (c - T) * 16, False, L, W, T, m)
-        w = scaled16(u, inverse, T)
+            u = solved16(RKC + V2 + (c - T) * 16, False, L, inverse, W, T, m)
+        w = scaled16(u, reciprocals, T)
         growth, magnitude = watched16(growth, magnitude, u, size, T, DEFINITE)
         U = U + u
         for b in tl.static_range(c + 1):
@@ -193,7 +202,7 @@ def split_kernel(
     if not DEFINITE:
         least = tl.load(LEAST + node)
         for p in tl.static_range(T):
-            least = tl.minimum(least, tl.min(magnitude[p], 0))
+            least = smaller(least, least_row(magnitude[p]))
         tl.store(CHILD_GROWTH + child, tl.load(GROWTH + node) + growth)
         tl.store(CHILD_LEAST + child, least)
 

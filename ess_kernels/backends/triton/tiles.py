@@ -2,7 +2,11 @@
 
 Every elimination is an unpivoted `L D L^T` in panels of 16. A pivot that is exactly zero is replaced by a tiny number:
 where anything depends on it the growth becomes huge or NaN, where nothing does the least row is zero, so it is
-noticed either way.
+noticed either way. `tl.max` and `tl.maximum` drop NaN, so everything that is watched goes through `larger`, `smaller`,
+`largest` and `least_row`, which do not.
+
+What lies right of a tile is solved for by two products with `L^-1` (`solve16`), the second of what the first left over.
+One product alone loses as much as `L^-1` is larger than what it gives, and no growth shows that.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import triton.language as tl
 
 TINY = tl.constexpr(1e-300)
 INFINITY = tl.constexpr(float("inf"))
+ULP = tl.constexpr(2.0**-52)
 
 
 @triton.jit
@@ -59,23 +64,80 @@ def inverse_factor16(B):
 
 
 @triton.jit
-def growth16(B, inverse):
-    """The largest sum of absolute updates `u_k^2 / |d_k|` that a diagonal entry of the tile has received."""
+def factor16(B, inverse):
+    """Unit lower triangular `L` from what `ldl16` returns, and the pivots' reciprocals."""
     ii, jj = indices16()
-    return largest(tl.sum(tl.where(jj > ii, tl.abs(B * B * inverse[:, None]), 0.0), 0))
+    return tl.trans(tl.where(jj > ii, B * inverse[:, None], tl.where(ii == jj, 1.0, 0.0)))
+
+
+@triton.jit
+def solve16(L, inverse, V):
+    """`L^-1 V` for `V` `[16, w]`, with errors of substitution but for what `loss16` bounds; `inverse` is `L^-1`."""
+    U = tl.dot(inverse, V, out_dtype=tl.float64)
+    return tl.dot(inverse, V - tl.dot(L, U, out_dtype=tl.float64), U, out_dtype=tl.float64)
+
+
+@triton.jit
+def loss16(B, L, inverse):
+    """A bound, in the units of growth, of what `solve16` loses beside what substitution does.
+
+    With `a` the largest row sum of `|L^-1| |L|`, `l` that of `|L|`, and `g` an ulp times 16, the first product is wrong
+    by `2 g |L^-1| |L| |L^-1| |L| |U|`, and what is left over has `|L^-1| |L|` times as much less a factor `g`. So `L U`
+    differs from `V` by `3 g |L| |U|`, as in substitution, and `6 g^2 |L| (|L^-1| |L|)^3 |U|`. As `|U|` is seen in units
+    of `|D|^(1/2)`, it is as if the tile's own growth were larger by the square of `2 g l a^3` times the largest `|D|`.
+    """
+    rows = tl.sum(tl.abs(L), 1)
+    a = largest(tl.sum(tl.abs(inverse) * tl.reshape(rows, [1, 16]), 1))
+    lost = 2.0 * 16.0 * ULP * largest(rows) * a * a * a
+    return lost * lost * largest(diagonal16(B))
+
+
+@triton.jit
+def growth16(B, inverse):
+    """The largest sum of absolute updates `u_k^2 / |d_k|` that a diagonal entry of the tile has received.
+
+    With what solving for the columns right of the tile may lose.
+    """
+    return largest(updates16(B, inverse)) + loss16(B, factor16(B, inverse), inverse_factor16(B))
+
+
+@triton.jit
+def updates16(B, inverse):
+    """The sum of absolute updates `u_k^2 / |d_k|` that each diagonal entry of the tile has received, `[16]`."""
+    ii, jj = indices16()
+    return tl.sum(tl.where(jj > ii, tl.abs(B * B * inverse[:, None]), 0.0), 0)
 
 
 @triton.jit
 def magnitude16(B):
     """The largest magnitude of each row of `D L^T` inside the tile, `[16]`."""
     ii, jj = indices16()
-    return tl.max(tl.where(jj >= ii, tl.abs(B), 0.0), 1)
+    return largest(tl.where(jj >= ii, B, 0.0), 1)
 
 
 @triton.jit
-def largest(x):
-    """The largest of `x` `[m]`; infinity where one is NaN, which `tl.max` would drop."""
-    return tl.max(tl.where(x == x, x, INFINITY), 0)
+def larger(a, b):
+    """The larger of two, NaN where one of them is."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
+def smaller(a, b):
+    """The smaller of two, NaN where one of them is."""
+    return tl.where((a < b) | (a != a), a, b)
+
+
+@triton.jit
+def largest(x, axis: tl.constexpr = 0):
+    """The largest magnitude along an axis, NaN where one is: as integers their bits have the same order, NaN last."""
+    bits = tl.abs(x).to(tl.int64, bitcast=True)
+    return tl.max(bits, axis).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def least_row(magnitudes):
+    """The smallest of `[m]` magnitudes; zero, which is never believed, where one of them is NaN."""
+    return tl.min(tl.where(magnitudes == magnitudes, magnitudes, 0.0), 0)
 
 
 @triton.jit
