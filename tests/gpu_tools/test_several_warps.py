@@ -136,14 +136,16 @@ def test_boundary(definite: bool) -> None:
 
 @definite_or_not
 def test_rows(definite: bool) -> None:
-    """A panel's inverse applied to the columns right of it."""
+    """A panel solved for the columns right of it."""
     h, width, size = 64, 112, 32
-    M, inverse, reciprocals = normal(0, 2, h, width), normal(1, 2, size, size).tril(), normal(2, 2, h)
+    M, reciprocals, sign = normal(0, 2, h, width), normal(2, 2, h), torch.ones(2, dtype=torch.float64, device=DEVICE)
+    M[:, :h, :h] = M[:, :h, :h] @ M[:, :h, :h].mT + h * torch.eye(h, dtype=torch.float64, device=DEVICE)
+    diagonal.diagonal(M, size, reciprocals, 0 * sign, normal(3, 2, width), normal(4, 2, h), sign, 0, definite)
     results = []
     for function in (diagonal.rows, diagonal.rows_twin):
         rows, growth = M.clone(), torch.ones(2, width, dtype=torch.float64, device=DEVICE)
         scaled, reach = torch.zeros_like(M), M.new_zeros(2, -(-width // diagonal.ROWS_WIDTH), h)
-        function(rows, scaled, inverse, reciprocals, growth, reach, 0, definite)
+        function(rows, size, scaled, reciprocals, growth, reach, 0, definite)
         results.append((rows, scaled, growth, reach))
     for found, expected in zip(*results):
         assert torch.equal(found, expected) if definite and not expected.any() else close(found, expected) is None

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.elimination import Elimination, factor_block, substitute
+from ...engine.elimination import Block, Elimination, factor_block, substitute
 from .compilation import Variant
 from .launches import Launch
 from .runtime import on
@@ -183,8 +183,25 @@ def diagonal_twin(
         value += torch.where(wrong, torch.nan, block.pivots.abs().log().sum(-1))
     else:
         value += (block.pivots > 0).sum(-1)
-        growth[:, panel] += block.growth
+        growth[:, panel] += block.growth + _loss(block)
         magnitude[:, panel] = block.magnitude
+
+
+def _loss(block: Block) -> Tensor:
+    """`tiles.loss16` of every tile of a panel, `[B, b]`, each at its tile's pivots."""
+    losses = []
+    for p in range(0, block.upper.shape[-1], 16):
+        tile = slice(p, p + 16)
+        upper, inverse = (
+            block.upper[:, tile, tile],
+            torch.eye(16).to(block.upper).expand(len(block.upper), 16, 16).clone(),
+        )
+        substitute(upper, inverse)
+        rows = upper.abs().sum(1)
+        a = (inverse.abs() @ rows[..., None])[..., 0].amax(1)
+        lost = 2 * 16 * torch.finfo(torch.float64).eps * rows.amax(1) * a**3
+        losses.append((lost.square() * block.pivots[:, tile].abs().amax(1))[:, None].expand(-1, 16))
+    return torch.cat(losses, 1)
 
 
 def rows(

@@ -37,6 +37,7 @@ from .tiles import (
     reciprocal,
     smaller,
     solve16,
+    updates16,
 )
 
 # value, growth and least row of nodes or positions, float64
@@ -81,7 +82,12 @@ def solved16(pointer, TRANSPOSED: tl.constexpr, L, inverse, W, panels: tl.conste
             X = tl.load(pointer + p * 16 * m + i * m + j)
         for l in tl.static_range(p):
             X = tl.dot(tl.trans(W[p * (p - 1) // 2 + l]), U[l], X, out_dtype=tl.float64)
-        U = U + (solve16(L[p], inverse[p], X),)
+        if m == 64:
+            # one product: the second one's operands take 44 registers that nodes of 64 do not have. What is lost where
+            # the inverse is large is not in the growth
+            U = U + (tl.dot(inverse[p], X, out_dtype=tl.float64),)
+        else:
+            U = U + (solve16(L[p], inverse[p], X),)
     return U
 
 
@@ -180,14 +186,12 @@ def split_kernel(
         else:
             value += tl.sum((d > 0.0).to(tl.int32), 0).to(tl.float64)
             magnitude = magnitude + (magnitude16(A),)
-            inside = larger(inside, growth16(A, r))
+            inside = larger(inside, largest(updates16(A, r)) if m == 64 else growth16(A, r))
     # a bound: the columns with the largest updates from earlier panels and from their own may not be the same
     growth += inside
 
     U = ()
     for c in tl.static_range(2 * T):
-        # loads of later columns stay behind it: they would take registers that nodes of 64 do not have
-        tl.debug_barrier()
         if c < T:
             u = solved16(RKC + V1 + c * 16 * m, True, L, inverse, W, T, m)
         else:

@@ -29,7 +29,7 @@ class EmulatorPlugin(FindingsPlugin):
         return launching_on(self.machine)
 
     def report(self) -> list[str]:
-        several = {variant.kernel.fn.__name__ for variant in compilation.variants() if variant.num_warps > 1}
+        several = {variant.kernel.fn.__name__ for variant in compilation.variants() if variant.launch.num_warps > 1}
         missing = sorted(name for name in several if self.machine.warps.get(name, 0) < 2)
         return [
             *self.findings.lines(),
