@@ -149,7 +149,8 @@ def test_a_tie_of_an_eliminated_block_is_done_again_and_right(family):
 
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_is_passed_over(name, monkeypatch):
-    """With eliminations that are always in doubt every position comes from singular values, and says so."""
+    """Where every elimination is in doubt, and no other is cheaper, all comes from singular values, and says so."""
+    monkeypatch.setattr("ess_kernels.engine.unsquared.FEW", 10**9)
     monkeypatch.setattr(certainty, "SURE", 0.0)
     monkeypatch.setattr("ess_kernels.engine.positions.SURE", -1.0)
     monkeypatch.setattr("ess_kernels.engine.positions.HOPELESS", -1.0)
@@ -207,6 +208,7 @@ def test_an_exact_fallback_that_is_short_says_nothing(caplog):
 @pytest.mark.parametrize("call", ["hopeless", "relative"])
 def test_a_long_exact_fallback_says_once_what_it_costs(caplog, monkeypatch, call, budget):
     monkeypatch.setenv(MEMORY_BUDGET, budget)
+    monkeypatch.setattr("ess_kernels.engine.unsquared.FEW", 10**9)
     monkeypatch.setattr(
         "ess_kernels.engine.parallel.torch.linalg.svdvals", lambda A: A.new_zeros(*A.shape[:-2], min(A.shape[-2:]))
     )

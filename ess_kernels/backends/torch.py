@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._progress import progress
 from ..engine import smooth
-from ..engine.certainty import Counts, count_values
+from ..engine.certainty import Counts
 from ..engine.cost import Cost
 from ..engine.direct import FewPositions
 from ..engine.parallel import product_values, svdvals
@@ -157,22 +157,12 @@ def _cap(op: StateSpace, positions: Tensor) -> Tensor:
 
 
 def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
-    """Absolute tolerances by elimination; relative ones need every position's largest singular value, so by values."""
+    """Absolute tolerances, and relative ones, which need every position's largest singular value."""
     if not any(rtol.tolist()):
         return engine.counts(positions, atol)
     relative = rtol > 0
     result = Counts.empty((len(engine.unit), len(atol), len(positions)), positions.device)
     if not bool(relative.all()):
         result.put((slice(None), ~relative), engine.counts(positions, atol[~relative]))
-    values = engine.values_of_all_heads(positions)[:, None]
-    threshold = torch.maximum(
-        (atol[relative] / engine.unit[:, None])[..., None], rtol[relative][:, None] * values[..., 0]
-    )
-    N, P = len(engine.unit), len(positions)
-    heads = torch.arange(N, device=positions.device).repeat_interleave(P)
-    # a relative tolerance is as wrong as the largest value that it is a part of
-    lost = engine.lost_at(heads, positions.repeat(N)).view(N, 1, P) * (1 + rtol[relative][:, None])
-    counts = count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, engine.cap(positions))
-    counts.redone.fill_(False)
-    result.put((slice(None), relative), counts)
+    result.put((slice(None), relative), engine.relative_counts(positions, atol[relative], rtol[relative]))
     return result

@@ -19,7 +19,7 @@ from .parallel import eigh, triangular_root
 from .staircase import Nodes
 
 
-def _carry(rows: Tensor, Phi: Tensor) -> Tensor:
+def carry(rows: Tensor, Phi: Tensor) -> Tensor:
     """`rows Phi^T`: state vectors (rows) carried through a block."""
     return rows * Phi[..., None, :] if Phi.dim() == rows.dim() - 1 else rows @ Phi.mT
 
@@ -31,7 +31,7 @@ def _observe(rows: Tensor, Phi: Tensor) -> Tensor:
 
 def reach_root_step(root: Tensor, blocks: Blocks) -> Tensor:
     """`F^T` at the right edge of a block from `F^T` at its left edge, `[..., n, n]` upper triangular."""
-    return triangular_root(torch.cat([_carry(root, blocks.Phi), blocks.Z], -2))
+    return triangular_root(torch.cat([carry(root, blocks.Phi), blocks.Z], -2))
 
 
 def observe_root_step(root: Tensor, blocks: Blocks) -> Tensor:
@@ -101,7 +101,7 @@ class Boundary:
     @classmethod
     def of(cls, blocks: Blocks, root: Tensor, Q: Tensor) -> Boundary:
         """From block parts `[J, ...]`, `F^T` at the left edges and `Q` at the right edges, `[J, n, n]`."""
-        carried = _carry(root, blocks.Phi)
+        carried = carry(root, blocks.Phi)
         seen = carried @ Q
         squares, basis = eigh(seen @ carried.mT)
         coupling = basis.mT @ torch.cat([root @ blocks.X.mT, seen @ blocks.Z.mT], -1)

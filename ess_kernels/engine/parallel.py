@@ -11,11 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import processes
+
+Item = TypeVar("Item")
 
 LARGE = 512**2
 TINY = 64**2
@@ -45,6 +48,16 @@ def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> t
     # also a single matrix: LAPACK's own threads cost it more than they bring
     parts = _pool(workers).map(function, A.tensor_split(min(workers, A.shape[0])))
     return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+
+
+def over_items(function: Callable[[Item], None], items: list[Item], device: torch.device) -> None:
+    """`function` of every item, whose work is on the CPU across torch's number of threads, each on one."""
+    workers = min(torch.get_num_threads(), len(items))
+    if device.type != "cpu" or workers < 2:
+        for item in items:
+            function(item)
+    else:
+        list(_pool(torch.get_num_threads()).map(function, items))
 
 
 def svdvals(A: Tensor) -> Tensor:

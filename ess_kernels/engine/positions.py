@@ -164,8 +164,20 @@ class Engine(ABC):
             result.redone.logical_or_(missing)
             left = missing if left is None else left | missing
         if left is not None:
-            self._settle_by_values(left, tau, result)
+            self._settle_by_values(self._settle_alone(left, tau, result), tau, result)
         return result if len(positions) == L - 1 else Counts(*(x[..., positions - 1] for x in result))
+
+    def relative_counts(self, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
+        """Counts above `max(atol, rtol s_1)`, `rtol` `[M]` positive: `[N, M, P]`. Every position has its own `s_1`."""
+        N, P = len(self.unit), len(positions)
+        values = self.values_of_all_heads(positions)[:, None]
+        threshold = torch.maximum((atol / self.unit[:, None])[..., None], rtol[:, None] * values[..., 0])
+        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
+        # a relative tolerance is as wrong as the largest value that it is a part of
+        lost = self.lost_at(heads, positions.repeat(N)).view(N, 1, P) * (1 + rtol[:, None])
+        counts = count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, self.cap(positions))
+        counts.redone.fill_(False)
+        return counts
 
     def _mask(self, positions: Tensor) -> Tensor:
         """bool `[L]`, true at distinct positions."""
@@ -219,6 +231,10 @@ class Engine(ABC):
             if not self._settle_between(self._eliminate_unsquared, False, asked, tau, blur, doubtful, result):
                 return None
         return doubtful
+
+    def _settle_alone(self, left: Tensor, tau: Tensor, result: Counts) -> Tensor:
+        """Settles positions 1..L-1, bool `[N, M, L - 1]`, by cheaper means than singular values; returns the rest."""
+        return left
 
     def _settle_between(
         self,

@@ -10,20 +10,23 @@ from torch import Tensor
 from ..operators.structure import Operator, StateSpace, Tokens
 from .asked import Asked
 from .blocks import block_parts, cut
-from .boundary import Boundary, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
+from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
 from .cost import Cost
 from .lost import lost_in_dense_states, lost_in_states
+from .outside import ROUNDING, Outside
 from .parallel import svdvals
-from .positions import Engine
 from .quadrature import Quadrature
 from .scaling import keep_heads, largest, scaled_tokens
 from .staircase import Answer, descend
+from .unsquared import UnsquaredEngine
 
 # bytes of nodes in work at once: more falls out of the caches
 NODE_WORKSPACE = 1 << 24
 # bytes of boundaries or root products in work at once
 BLOCK_WORKSPACE = 1 << 26
+# blocks whose outsides are taken apart together
+TOGETHER = 8
 # products of three boundary numbers stay far from overflow below the first, entries of T below the second
 SQUARABLE = 1e70
 REPRESENTABLE = 1e300
@@ -42,7 +45,24 @@ def bytes_per_head(length: int, n: int, diagonal: bool, c: int) -> int:
     return 8 * (length + c) * (per_token + 4 * n * n // c + 32)
 
 
-class Recurrence(Engine):
+def outside_of_blocks(observe: Tensor, carried: Tensor, rows: Tensor, writes: Tensor, inner: Tensor) -> Outside:
+    """The outsides of `J` blocks of a recurrence, seen through its `n` states.
+
+    Args:
+        observe: `G` `[J, n, n]` with `G^T G = Q` at the right edges.
+        carried: `Phi F` `[J, n, n]` with `F F^T = P` at the left edges.
+        rows: `X F` `[J, c, n]`.
+        writes: `Z^T` `[J, n, c]`.
+        inner: `[J, c, c]`.
+    """
+    n = observe.shape[-1]
+    norms = [torch.linalg.matrix_norm(x) for x in (observe, carried, rows, writes)]
+    # products of roots, and what the roots themselves have lost
+    lost = EPS * ROUNDING * n**0.5 * (norms[0] * (norms[1] + norms[3]) + norms[2])
+    return Outside.of(observe @ carried, observe @ writes, rows, inner, lost)
+
+
+class Recurrence(UnsquaredEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
 
     `read` and `write` are scaled by powers of two, so that neither overflows when squared. Heads that are `unstable`
@@ -140,10 +160,22 @@ class Recurrence(Engine):
     def _zero(self) -> Tensor:
         return (self.tokens.read == 0).flatten(1).all(1, True) | (self.tokens.write == 0).flatten(1).all(1, True)
 
+    def _pieces(self) -> list[tuple[int, int]]:
+        step = TOGETHER * self.group
+        return [(start, min(start + step, self.length)) for start in range(0, self.length, step)]
+
+    def _take_apart(self, head: int, start: int, stop: int) -> Outside:
+        some = (head, slice(start // self.group, -(-stop // self.group)))
+        blocks, reach, observe = self.blocks[some], self.roots[some], self.observe_roots[some]
+        return outside_of_blocks(observe, carry(reach, blocks.Phi).mT, blocks.X @ reach.mT, blocks.Z.mT, blocks.Y)
+
+    def _value_work(self, positions: Tensor) -> Tensor:
+        # two QR updates and a values-only decomposition
+        return torch.full_like(positions, self.n**2 * (4 * self.group + 16 * self.n / 3), dtype=torch.float64)
+
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Scaled singular values `[Q, n]`, descending, at `Q` (head, position) pairs, zero beyond the rank's cap."""
-        # two QR updates and a values-only decomposition
-        self.cost.note(len(heads), len(heads) * self.n**2 * (4 * self.group + 16 * self.n / 3))
+        self.cost.note(len(heads), float(self._value_work(positions).sum()))
         each = max(1, BLOCK_WORKSPACE // (8 * (8 * self.n**2 + 8 * self.n * self.group)))
         parts = [
             svdvals(self._root_products(*pair)) for pair in zip(heads.split(each), positions.split(each), strict=True)

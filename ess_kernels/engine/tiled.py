@@ -13,10 +13,11 @@ from .asked import Asked
 from .certainty import ENTROPY_BOUND, HOPEFUL
 from .cost import Cost
 from .elimination import subtract_symmetric
-from .positions import Engine
+from .outside import Outside
 from .quadrature import FINE, Quadrature
 from .scaling import largest, power_of_two
 from .staircase import Answer, Nodes, descend
+from .unsquared import UnsquaredEngine
 
 # up to this many positions singular values cost less than another round of eliminations
 FEW_SVDS = 16
@@ -28,12 +29,17 @@ NORM_STEPS = 20
 NORM_SLACK = 1.05
 
 
+def piece_length(length: int) -> int:
+    """Positions that share an outside: its singular values cost `L^3` a piece, the rest `c^3` a position."""
+    return 32 if length <= 256 else 64 if length <= 2048 else 128
+
+
 def bytes_per_head(length: int) -> int:
     """What one head needs while its operator is in work: T, the two products, half of T with its factors."""
     return 8 * 5 * length * length
 
 
-class Matrix(Engine):
+class Matrix(UnsquaredEngine):
     """`N` heads of `T` `[N, L, L]`, of which only the strictly lower part is read."""
 
     state_size = None
@@ -158,11 +164,33 @@ class Matrix(Engine):
         """Sums over `H_i` of terms that are not negative, `[N, L]`."""
         return terms.flip(1).cumsum(1).flip(1).tril(-1).sum(-1)
 
-    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
-        size = self.cap(positions).double()
+    def _pieces(self) -> list[tuple[int, int]]:
+        c = piece_length(self.length)
+        return [(start, min(start + c, self.length)) for start in range(0, self.length, c)]
+
+    def _take_apart(self, head: int, start: int, stop: int) -> Outside:
+        T = self.T[head, None]
+        later, earlier, own = slice(stop, None), slice(None, start), slice(start, stop)
+        return Outside.of(T[:, later, earlier], T[:, later, own], T[:, own, earlier], T[:, own, own])
+
+    def _rank_cap(self) -> Tensor:
+        """No larger than the numbers of rows and columns that are not zero."""
+        some = self.T != 0
+        at = torch.arange(self.length, device=some.device)
+        first = torch.where(some, at, self.length).amin(2)[:, None]  # of every row, beyond all where there is none
+        last = torch.where(some, at[:, None], -1).amax(1)[:, None]
+        i = at[:, None]
+        rows = ((at >= i) & (first < i)).sum(-1)
+        return torch.minimum(rows, ((at < i) & (last >= i)).sum(-1))
+
+    def _value_work(self, positions: Tensor) -> Tensor:
         # a values-only decomposition of an m x k block, m >= k, takes about 4 m k^2 - 4/3 k^3
-        self.cost.note(len(heads), float((4 * size**2 * (self.length - size) - 4 / 3 * size**3).sum()))
-        widest = int(size.max()) if len(positions) else 0
+        size = self.cap(positions).double()
+        return 4 * size**2 * (self.length - size) - 4 / 3 * size**3
+
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        self.cost.note(len(heads), float(self._value_work(positions).sum()))
+        widest = int(self.cap(positions).max()) if len(positions) else 0
         values = self.T.new_zeros(len(heads), widest)
         for q, (head, i) in enumerate(zip(heads.tolist(), positions.tolist(), strict=True)):
             s = torch.linalg.svdvals(self.T[head, i:, :i])

@@ -1,0 +1,218 @@
+"""Many positions that elimination by squares leaves open, settled without squares, each at a tolerance of its own.
+
+An engine cuts its positions into pieces and takes the outside of each apart (`outside.Outside`), once; then relative
+tolerances, tolerances of zero, ties at every position and tolerances far below the largest singular value cost a small
+factorisation a position. A few positions are cheaper by singular values, and stay for them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .certainty import SURE, Counts, count_values
+from .outside import Found, Outside
+from .parallel import over_items
+from .positions import Engine
+
+# up to this many positions of a piece, singular values cost less than taking its outside apart
+FEW = 2
+# floating-point operations that a head may spend on singular values of what stays open at the end
+AFFORDABLE = 1e9
+# tolerances on both sides are this many widths away, and no further down or up than so many times the tolerance
+APART, FURTHEST, FAR_UP = 2.0, 0.75, 1e6
+# widths are about this many times what taking the outside apart loses
+GUESS = 4.0
+# a tolerance of zero stands for this many times what the factorisations lose
+NOISE = 1e3
+# Lanczos steps for the largest singular values, and how far above what they find it is looked for
+STEPS = (12, 40)
+SLACKS = (1e-9, 1e-6, 1e-4, 1e-2)
+
+
+class UnsquaredEngine(Engine):
+    """An engine that can take the outside of a piece of its positions apart."""
+
+    _known: dict[tuple[int, int], Outside]
+
+    @abstractmethod
+    def _pieces(self) -> list[tuple[int, int]]:
+        """Where pieces start and stop, from position 0 to `L`."""
+
+    @abstractmethod
+    def _take_apart(self, head: int, start: int, stop: int) -> Outside:
+        """`J` blocks of `c` positions from `start` on, the last of them filled up."""
+
+    @abstractmethod
+    def _value_work(self, positions: Tensor) -> Tensor:
+        """Floating-point operations that the singular values of positions take."""
+
+    def _rank_cap(self) -> Tensor:
+        """The largest rank that `H_i` can have, `[N, L]`."""
+        cap = self.cap(torch.arange(self.length, device=self.unit.device))
+        return cap.expand(len(self.unit), -1)
+
+    def _settle_alone(self, left: Tensor, tau: Tensor, result: Counts) -> Tensor:
+        wanted = self._crowds(torch.nn.functional.pad(left, (1, 0)))
+        if not bool(wanted.any()):
+            return left
+        alone = tau[..., None].expand(-1, -1, self.length)
+        # a value between two tolerances has been seen: what comes next is to find it, not to pass by it
+        tied = torch.nn.functional.pad(result.width.isnan(), (1, 0))
+        found, decided = self._count_alone(wanted, tied, alone, torch.zeros_like(alone))
+        decided = decided[..., 1:]
+        for mine, theirs in zip(result, found, strict=True):
+            mine.copy_(torch.where(decided, theirs[..., 1:], mine))
+        return left & ~decided
+
+    def relative_counts(self, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
+        mask = self._mask(positions).expand(len(self.unit), len(atol), -1)
+        wanted = self._crowds(mask)
+        if not bool(wanted.any()):
+            return super().relative_counts(positions, atol, rtol)
+        absolute = (atol / self.unit[:, None])[..., None]
+        least, most = self._bounds_of_largest(wanted.any(1))
+        # a share of one or more leaves nothing
+        share = rtol[:, None].clamp_max(1.0)
+        tau, high = (torch.maximum(absolute, share * x[:, None]) for x in (least, most))
+        possible = wanted & (tau < torch.inf) & (rtol < 1)[:, None]
+        found, decided = self._count_alone(
+            possible, torch.zeros_like(possible), tau, torch.where(tau > 0, high / tau - 1, 0.0)
+        )
+        decided |= wanted & ~possible
+        heads, at = (mask & ~decided).any(1).nonzero(as_tuple=True)
+        if len(heads):
+            values = self.values_at(heads, at)[:, None]
+            threshold = torch.maximum(absolute[heads, :, 0], rtol * values[..., 0])
+            exact = count_values(values.expand(-1, len(rtol), -1), threshold)
+            which, m = (mask & ~decided)[heads, :, at].nonzero(as_tuple=True)
+            found.put((heads[which], m, at[which]), Counts(*(x[which, m] for x in exact)))
+        found.redone.fill_(False)
+        return Counts(*(x[..., positions] for x in found))
+
+    def _crowds(self, wanted: Tensor) -> Tensor:
+        """Those of bool `[N, M, L]` that have enough others in their piece."""
+        crowded = torch.zeros_like(wanted)
+        for start, stop in self._pieces():
+            many = wanted[..., start:stop].sum((1, 2)) > FEW
+            crowded[..., start:stop] = wanted[..., start:stop] & many[:, None, None]
+        crowded[..., 0] = False
+        return crowded
+
+    def _outside(self, head: int, start: int, stop: int) -> Outside:
+        if "_known" not in self.__dict__:
+            self._known = {}
+        if (head, start) not in self._known:
+            self._known[head, start] = self._take_apart(head, start, stop)
+        return self._known[head, start]
+
+    def _over_pieces(self, wanted: Tensor, work: Callable[[int, int, int], None]) -> None:
+        """`work(head, start, stop)` for every piece with a position wanted, bool `[N, L]`."""
+        busy = torch.stack([wanted[:, start:stop].any(1) for start, stop in self._pieces()], 1)
+        pieces = self._pieces()
+        over_items(
+            lambda task: work(task[0], *pieces[task[1]]), [tuple(x) for x in busy.nonzero().tolist()], wanted.device
+        )
+
+    def _counts_at(self, wanted: Tensor, tau: Tensor) -> Found:
+        """Counts and widths `[N, M, L]` at tolerances `[N, M, L]` where wanted; a tolerance of zero is replaced."""
+        found = Found(torch.zeros_like(tau), torch.full_like(tau, torch.inf))
+
+        def work(head: int, start: int, stop: int) -> None:
+            outside = self._outside(head, start, stop)
+            shape = outside.inner.shape[:2]
+            missing = shape[0] * shape[1] - (stop - start)
+            noise = (NOISE * outside.error).clamp_min(1e-300)[:, None]
+            for m in range(tau.shape[1]):
+                own = torch.nn.functional.pad(tau[head, m, start:stop], (0, missing), value=1.0).view(shape)
+                asked = torch.nn.functional.pad(wanted[head, m, start:stop], (0, missing)).view(shape)
+                if not bool(asked.any()):
+                    continue
+                part = outside.counts(torch.where(own > 0, own, noise), asked)
+                for mine, theirs in zip(found, part, strict=True):
+                    mine[head, m, start:stop] = theirs.flatten()[: stop - start]
+
+        self._over_pieces(wanted.any(1), work)
+        return found
+
+    def _count_alone(self, wanted: Tensor, tied: Tensor, tau: Tensor, slack: Tensor) -> tuple[Counts, Tensor]:
+        """Counts above `tau` `[N, M, L]`, known up to a relative `slack`, where wanted; and which are decided, bool.
+
+        Where a singular value is known to be close (`tied`), and where the width is going to be too large, the counts
+        on both sides of the tolerance come first. A position that stays open is decided, and marked `unresolved`, where
+        its head has too many of them for singular values.
+        """
+        cap = self._rank_cap()[:, None].to(tau.dtype)
+        zero = wanted & (tau == 0)
+        foreseen = self._lost(wanted) / tau
+        easy = wanted & ~tied & (foreseen <= SURE / 2)
+        count, width = self._counts_at(easy | zero, tau)
+        width = width + slack
+        settled = easy & (width <= SURE) | zero & (count >= cap) & (width < FURTHEST)
+        rest = wanted & ~settled & ~zero
+        guess = torch.where(easy, width, GUESS * foreseen + slack)
+        for last in (False, True):
+            if not bool(rest.any()):
+                break
+            move = (APART * guess).nan_to_num(nan=torch.inf)
+            down, up = move.clamp_max(FURTHEST), move.clamp_max(FAR_UP)
+            low, high = self._counts_at(rest, tau * (1 - down)), self._counts_at(rest, tau * (1 + up))
+            # whether what either may have passed over lies between the two
+            sure = high.width <= (up - slack) / (1 + up)
+            between = sure & ((low.width <= down / (1 - down)) & (low.above == high.above) | (high.above >= cap))
+            between &= rest
+            count, width = torch.where(between, high.above, count), torch.where(between, 0.0, width)
+            settled |= between
+            rest &= ~between
+            if last or not bool(rest.any()):
+                break
+            # the tolerance itself comes last: its own width may ask for another distance, and its count is the best one
+            late = self._counts_at(rest & ~easy, tau)
+            mine = rest & ~easy
+            count, width = torch.where(mine, late.above, count), torch.where(mine, late.width + slack, width)
+            guess = width
+            rest = mine & ~sure & (APART * width > move)
+        undecided = wanted & ~settled
+        work = torch.where(undecided, self._value_work(torch.arange(self.length, device=tau.device)), 0.0).sum((1, 2))
+        unresolved = undecided & (work > AFFORDABLE)[:, None, None]
+        count = torch.where(zero & ~settled, cap, torch.minimum(count, cap))
+        width = width.masked_fill(zero, 0.0)
+        return Counts(count.to(torch.int64), width, wanted.clone(), unresolved), settled | unresolved
+
+    def _lost(self, wanted: Tensor) -> Tensor:
+        """What taking the outside apart loses, `[N, 1, L]`, of pieces with positions wanted `[N, M, L]`."""
+        lost = torch.zeros(len(self.unit), self.length, dtype=torch.float64, device=wanted.device)
+
+        def work(head: int, start: int, stop: int) -> None:
+            outside = self._outside(head, start, stop)
+            lost[head, start:stop] = outside.error.repeat_interleave(outside.inner.shape[1])[: stop - start]
+
+        self._over_pieces(wanted.any(1), work)
+        return lost[:, None]
+
+    def _bounds_of_largest(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the largest singular value, `[N, L]` and `[N, L]`, of positions wanted, bool `[N, L]`."""
+        least = torch.zeros(wanted.shape, dtype=torch.float64, device=wanted.device)
+        most = torch.zeros_like(least)
+        open_ones = wanted & (self._rank_cap() > 0)
+        for steps in STEPS:
+
+            def work(head: int, start: int, stop: int, steps=steps) -> None:
+                found = self._outside(head, start, stop).largest(steps).flatten()[: stop - start]
+                least[head, start:stop] = torch.maximum(least[head, start:stop], found)
+
+            self._over_pieces(open_ones, work)
+            for slack in SLACKS if steps == STEPS[-1] else SLACKS[:2]:
+                if not bool(open_ones.any()):
+                    break
+                beyond = self._counts_at(open_ones[:, None], (least * (1 + slack))[:, None])
+                proved = open_ones & ((beyond.above == 0) & (beyond.width < slack + SURE))[:, 0]
+                most = torch.where(proved, least * (1 + slack) * (1 + beyond.width[:, 0]), most)
+                open_ones &= ~proved
+        heads, at = open_ones.nonzero(as_tuple=True)
+        if len(heads):
+            least[heads, at] = most[heads, at] = self.values_at(heads, at)[:, 0]
+        return least, most
