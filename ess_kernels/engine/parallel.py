@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Barrier
+from threading import Barrier, local
 from typing import TypeVar
 
 import torch
@@ -24,12 +24,26 @@ LARGE = 512**2
 TINY = 64**2
 
 
+_here = local()
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    _here.works_for_pool = True
+
+
+def _workers() -> int:
+    """How many threads may share this thread's work: a worker that waited for others could wait for itself."""
+    alone = getattr(_here, "works_for_pool", False) or processes.forked()
+    return 1 if alone else torch.get_num_threads()
+
+
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     """Workers whose own LAPACK calls stay on one thread each; with more, the cores would be oversubscribed."""
     before = torch.get_num_threads()
     started = Barrier(workers)
-    pool = ThreadPoolExecutor(workers, "ess_kernels", initializer=lambda: torch.set_num_threads(1))
+    pool = ThreadPoolExecutor(workers, "ess_kernels", initializer=_start_worker)
     list(pool.map(lambda _: started.wait(), range(workers)))
     # the call above also became the default of threads that start later: take that back
     torch.set_num_threads(before)
@@ -38,8 +52,8 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[Tensor, ...]:
     """`function(A)` for `A` `[batch, m, n]`, the batch cut across torch's number of CPU threads."""
-    workers = torch.get_num_threads()
-    if A.device.type != "cpu" or workers == 1 or A.shape[0] == 0 or processes.forked():
+    workers = _workers()
+    if A.device.type != "cpu" or workers == 1 or A.shape[0] == 0:
         return function(A)
     # LAPACK threads large matrices itself, and a few tiny ones are done before a worker wakes up
     size = A[0].numel()
@@ -52,12 +66,13 @@ def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> t
 
 def over_items(function: Callable[[Item], None], items: list[Item], device: torch.device) -> None:
     """`function` of every item, whose work is on the CPU across torch's number of threads, each on one."""
-    workers = min(torch.get_num_threads(), len(items))
-    if device.type != "cpu" or workers < 2:
+    workers = _workers()
+    if device.type != "cpu" or workers == 1:
         for item in items:
             function(item)
     else:
-        list(_pool(torch.get_num_threads()).map(function, items))
+        # also a single item: LAPACK's own threads cost more than they bring
+        list(_pool(workers).map(function, items))
 
 
 def svdvals(A: Tensor) -> Tensor:

@@ -164,6 +164,9 @@ class Recurrence(UnsquaredEngine):
         step = TOGETHER * self.group
         return [(start, min(start + step, self.length)) for start in range(0, self.length, step)]
 
+    def _prepare(self) -> None:
+        assert self.observe_roots is not None
+
     def _take_apart(self, head: int, start: int, stop: int) -> Outside:
         some = (head, slice(start // self.group, -(-stop // self.group)))
         blocks, reach, observe = self.blocks[some], self.roots[some], self.observe_roots[some]

@@ -168,6 +168,9 @@ class Matrix(UnsquaredEngine):
         c = piece_length(self.length)
         return [(start, min(start + c, self.length)) for start in range(0, self.length, c)]
 
+    def _prepare(self) -> None:
+        assert self.T is not None  # made at its first use where a backend does without it
+
     def _take_apart(self, head: int, start: int, stop: int) -> Outside:
         T = self.T[head, None]
         later, earlier, own = slice(stop, None), slice(None, start), slice(start, stop)

@@ -42,6 +42,9 @@ class UnsquaredEngine(Engine):
     def _pieces(self) -> list[tuple[int, int]]:
         """Where pieces start and stop, from position 0 to `L`."""
 
+    def _prepare(self) -> None:
+        """Makes what all pieces share, before threads take them apart."""
+
     @abstractmethod
     def _take_apart(self, head: int, start: int, stop: int) -> Outside:
         """`J` blocks of `c` positions from `start` on, the last of them filled up."""
@@ -111,6 +114,7 @@ class UnsquaredEngine(Engine):
 
     def _over_pieces(self, wanted: Tensor, work: Callable[[int, int, int], None]) -> None:
         """`work(head, start, stop)` for every piece with a position wanted, bool `[N, L]`."""
+        self._prepare()
         busy = torch.stack([wanted[:, start:stop].any(1) for start, stop in self._pieces()], 1)
         pieces = self._pieces()
         over_items(
