@@ -48,6 +48,8 @@ STRONG = 1e4
 KEPT = 0.75
 # what a computed norm may be too large by
 SAFE = 1e-12
+# what is left of a vector outside a subspace, below which it lies in it
+EXHAUSTED = 1e-8
 # positions whose matrices are made together
 TOGETHER = 8
 
@@ -129,18 +131,23 @@ class Outside:
             mine = (self.cols.mT @ seen + self.far_cols.mT @ far + inner.mT @ own) * has_col
             return torch.cat([s * seen + self.rows.mT @ own, self.far_rows.mT @ own, mine], 1)
 
-        def unit(v: Tensor) -> Tensor:
-            norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-            return v / torch.where(norm > 0, norm, 1.0)
+        def size(v: Tensor) -> Tensor:
+            return torch.linalg.vector_norm(v, dim=1, keepdim=True)
+
+        def unit(v: Tensor, least: Tensor | float = 0.0) -> Tensor:
+            norm = size(v)
+            return torch.where(norm > least, v / norm, 0.0)
 
         start = torch.randn(n + y + c, 1, dtype=s.dtype, generator=torch.Generator().manual_seed(0)).to(s.device)
         v = unit(back(image(start.expand(J, -1, c) * torch.cat([has_col.new_ones(n + y, c), has_col]))))
         basis, images = [v], [image(v)]
         for _ in range(steps - 1):
-            v = back(images[-1])
+            v, known = back(images[-1]), torch.stack(basis)
+            # where nothing new is left, rounding errors are no direction
+            least = EXHAUSTED * size(v)
             for _ in range(2):  # orthogonal to working accuracy
-                known = torch.stack(basis)
-                v = unit(v - (known * (known * v).sum(2, keepdim=True)).sum(0))
+                v = unit(v - (known * (known * v).sum(2, keepdim=True)).sum(0), least)
+                least = 0.5 * size(v)
             basis.append(v)
             images.append(image(v))
         known, seen = torch.stack(basis, -1), torch.stack(images, -1)
