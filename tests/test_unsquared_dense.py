@@ -110,6 +110,17 @@ def test_the_largest_value_is_bounded_from_below(known):
         assert bool((found[1:] >= 0.9 * values[start + 1 : stop, 0] - 1e-10).all())
 
 
+def test_the_largest_value_is_bounded_from_above(known):
+    T, values = known
+    for start, stop in ((0, 24), (40, 64), (72, L)):
+        s = values[None, start:stop, 0].clamp_min(1e-300)
+        outside, wanted = outside_at(T, start, stop), s > 1e-200
+        for share, above in ((1 + 1e-8, 0.0), (1 + 1e-3, 0.0), (1 - 1e-8, 1.0), (0.9, 1.0)):
+            found = outside.none_above(s * share, wanted)
+            assert bool((found.width[wanted] < 5e-9).all())
+            assert bool((found.above[wanted] == above).all())
+
+
 def test_errors_of_the_outside_hold_what_its_factors_differ_by(known):
     T, values = known
     start, stop = 40, 64

@@ -156,6 +156,43 @@ class Outside:
         v = unit((known * best).sum(-1))
         return (torch.linalg.vector_norm(image(v), dim=1) * (1 - SAFE) - self.error[:, None]).clamp_min(0.0)
 
+    def none_above(self, tau: Tensor, wanted: Tensor) -> Found:
+        """Whether no singular value exceeds `tau` `[J, c]`, 0 or 1, and the width, at the positions `wanted`.
+
+        Next to the largest singular value squares are as good as anything: what is far is eliminated too, and the rest
+        is definite, or it is not.
+        """
+        found = Found(torch.ones_like(tau), torch.full_like(tau, torch.inf))
+        J, c, n = self.rows.shape
+        far_rows, far_cols = self.far_rows @ self.far_rows.mT, self.far_cols.mT @ self.far_cols
+        for first in range(0, c, TOGETHER):
+            last = min(first + TOGETHER, c)
+            if not bool(wanted[:, first:last].any()):
+                continue
+            m, k = c - first, last
+            unit = tau[:, first:last, None]
+            p, q, s = self.rows[:, None, first:], self.cols[:, None, :, :k], self.s[:, None]
+            weight = 1 / ((unit - s) * (unit + s))
+            share = p * weight[:, :, None]
+            square = unit.square()[..., None]
+            R = share @ p.mT + far_rows[:, None, first:, first:] / square
+            C = (q.mT * weight[:, :, None]) @ q + far_cols[:, None, :k, :k] / square
+            across = (self.inner[:, None, first:, :k] + share @ (s[..., None] * q)) / unit[..., None]
+            r = torch.arange(first, last, device=tau.device)[:, None]
+            has_row = torch.arange(first, c, device=tau.device) >= r  # [G, m]
+            has_col = torch.arange(k, device=tau.device) < r
+            here = torch.cat([has_row, has_col], 1).to(tau.dtype)
+            A = torch.cat([torch.cat([R, across], 3), torch.cat([across.mT, C], 3)], 2)
+            A = A * (-here[:, :, None] * here[:, None])
+            grown = -A.diagonal(dim1=2, dim2=3).sum(2)  # of terms that are all of one sign
+            A.diagonal(dim1=2, dim2=3).add_(1.0)
+            _, info = torch.linalg.cholesky_ex(A.flatten(0, 1))
+            above = ((info.view(J, -1) != 0) | (s >= unit).any(-1)).to(tau.dtype)
+            sums = EPS * ROUNDING * (math.sqrt(max(n, 1)) + math.sqrt(m + k))
+            found.above[:, first:last] = above
+            found.width[:, first:last] = self.error[:, None] / tau[:, first:last] + sums * (m + k + 2 * grown)
+        return found
+
     def _without_faint(self, faint: Tensor) -> Outside:
         """Singular values of the outside up to `faint` `[J]` taken for zero: their rows and columns are far."""
         flat = self.s <= faint[:, None]

@@ -31,7 +31,7 @@ NORM_SLACK = 1.05
 
 def piece_length(length: int) -> int:
     """Positions that share an outside: its singular values cost `L^3` a piece, the rest `c^3` a position."""
-    return 32 if length <= 256 else 64 if length <= 2048 else 128
+    return 32 if length <= 512 else 48 if length <= 1024 else 64 if length <= 2048 else 128
 
 
 def bytes_per_head(length: int) -> int:
@@ -175,6 +175,9 @@ class Matrix(UnsquaredEngine):
         T = self.T[head, None]
         later, earlier, own = slice(stop, None), slice(None, start), slice(start, stop)
         return Outside.of(T[:, later, earlier], T[:, later, own], T[:, own, earlier], T[:, own, own])
+
+    def _norm_bound(self) -> Tensor:
+        return torch.linalg.matrix_norm(self.T)
 
     def _rank_cap(self) -> Tensor:
         """No larger than the numbers of rows and columns that are not zero."""

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .certainty import SURE, Counts, count_values
+from .asked import Asked
+from .certainty import EPS, HOPELESS, SURE, Counts, count_values, near_tie, width_of
 from .outside import Found, Outside
 from .parallel import over_items
 from .positions import Engine
@@ -28,6 +29,9 @@ APART, FURTHEST, FAR_UP = 2.0, 0.75, 1e6
 GUESS = 4.0
 # a tolerance of zero stands for this many times what the factorisations lose
 NOISE = 1e3
+# a share of the norm at which squares leave widths of a sixteenth of the hopeless one
+ROOT = (16 * EPS / HOPELESS) ** 0.5
+TINIEST = 1e-300
 # Lanczos steps for the largest singular values, and how far above what they find it is looked for
 STEPS = (12, 40)
 SLACKS = (1e-9, 1e-6, 1e-4, 1e-2)
@@ -52,6 +56,10 @@ class UnsquaredEngine(Engine):
     @abstractmethod
     def _value_work(self, positions: Tensor) -> Tensor:
         """Floating-point operations that the singular values of positions take."""
+
+    def _norm_bound(self) -> Tensor | None:
+        """Upper bounds `[N]` of the operators' largest singular values, where they are cheap."""
+        return None
 
     def _rank_cap(self) -> Tensor:
         """The largest rank that `H_i` can have, `[N, L]`."""
@@ -121,7 +129,9 @@ class UnsquaredEngine(Engine):
             lambda task: work(task[0], *pieces[task[1]]), [tuple(x) for x in busy.nonzero().tolist()], wanted.device
         )
 
-    def _counts_at(self, wanted: Tensor, tau: Tensor) -> Found:
+    def _counts_at(
+        self, wanted: Tensor, tau: Tensor, count: Callable[[Outside, Tensor, Tensor], Found] = Outside.counts
+    ) -> Found:
         """Counts and widths `[N, M, L]` at tolerances `[N, M, L]` where wanted; a tolerance of zero is replaced."""
         found = Found(torch.zeros_like(tau), torch.full_like(tau, torch.inf))
 
@@ -135,7 +145,7 @@ class UnsquaredEngine(Engine):
                 asked = torch.nn.functional.pad(wanted[head, m, start:stop], (0, missing)).view(shape)
                 if not bool(asked.any()):
                     continue
-                part = outside.counts(torch.where(own > 0, own, noise), asked)
+                part = count(outside, torch.where(own > 0, own, noise), asked)
                 for mine, theirs in zip(found, part, strict=True):
                     mine[head, m, start:stop] = theirs.flatten()[: stop - start]
 
@@ -151,11 +161,16 @@ class UnsquaredEngine(Engine):
         """
         cap = self._rank_cap()[:, None].to(tau.dtype)
         zero = wanted & (tau == 0)
-        foreseen = self._lost(wanted) / tau
-        easy = wanted & ~tied & (foreseen <= SURE / 2)
-        count, width = self._counts_at(easy | zero, tau)
+        full = wanted & self._full_above(wanted, tau * (1 + slack))
+        if bool((full == wanted).all()):
+            exact = torch.where(wanted, cap, 0.0).to(torch.int64)
+            return Counts(exact, torch.zeros_like(tau), wanted.clone(), torch.zeros_like(wanted)), full
+        foreseen = self._lost(wanted & ~full) / tau
+        easy = wanted & ~full & ~tied & (foreseen <= SURE / 2)
+        count, width = self._counts_at(easy | zero & ~full, tau)
         width = width + slack
-        settled = easy & (width <= SURE) | zero & (count >= cap) & (width < FURTHEST)
+        settled = full | easy & (width <= SURE) | zero & (count >= cap) & (width < FURTHEST)
+        count, width = torch.where(full, cap, count), width.masked_fill(full, 0.0)
         rest = wanted & ~settled & ~zero
         guess = torch.where(easy, width, GUESS * foreseen + slack)
         for last in (False, True):
@@ -186,6 +201,21 @@ class UnsquaredEngine(Engine):
         width = width.masked_fill(zero, 0.0)
         return Counts(count.to(torch.int64), width, wanted.clone(), unresolved), settled | unresolved
 
+    def _full_above(self, wanted: Tensor, tau: Tensor) -> Tensor:
+        """Where `H_i` has as many singular values as it can have above `tau`, bool `[N, M, L]`, as far as squares tell.
+
+        They do at the smallest tolerance whose square has not drowned: what is above that is above all smaller ones.
+        """
+        norm = self._norm_bound()
+        least = None if norm is None else ROOT * norm[:, None, None]
+        if least is None or not bool((wanted & (tau < least / 2)).any()):
+            return torch.zeros_like(wanted)
+        at = least.clamp_min(TINIEST).expand(-1, 1, -(-self.length // self.group))
+        found = self._eliminate(Asked.of(wanted.any(1, keepdim=True), self.group), at)
+        above, growth, smallest = (x.view(len(wanted), 1, -1) for x in (found.value, found.growth, found.least))
+        believed = (width_of(growth) <= HOPELESS) & ~near_tie(growth, smallest)
+        return believed & (above >= self._rank_cap()[:, None]) & (tau < least / 2)
+
     def _lost(self, wanted: Tensor) -> Tensor:
         """What taking the outside apart loses, `[N, 1, L]`, of pieces with positions wanted `[N, M, L]`."""
         lost = torch.zeros(len(self.unit), self.length, dtype=torch.float64, device=wanted.device)
@@ -212,7 +242,7 @@ class UnsquaredEngine(Engine):
             for slack in SLACKS if steps == STEPS[-1] else SLACKS[:2]:
                 if not bool(open_ones.any()):
                     break
-                beyond = self._counts_at(open_ones[:, None], (least * (1 + slack))[:, None])
+                beyond = self._counts_at(open_ones[:, None], (least * (1 + slack))[:, None], Outside.none_above)
                 proved = open_ones & ((beyond.above == 0) & (beyond.width < slack + SURE))[:, 0]
                 most = torch.where(proved, least * (1 + slack) * (1 + beyond.width[:, 0]), most)
                 open_ones &= ~proved
