@@ -33,7 +33,7 @@ NOISE = 1e3
 ROOT = (16 * EPS / HOPELESS) ** 0.5
 TINIEST = 1e-300
 # Lanczos steps for the largest singular values, and how far above what they find it is looked for
-STEPS = (12, 40)
+STEPS = (12, 24)
 SLACKS = (1e-9, 1e-6, 1e-4, 1e-2)
 
 
