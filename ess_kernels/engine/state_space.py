@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import Operator, StateSpace, Tokens
-from .asked import Asked
+from .asked import Asked, grouped
 from .blocks import block_parts, cut
 from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
@@ -45,7 +45,9 @@ def bytes_per_head(length: int, n: int, diagonal: bool, c: int) -> int:
     return 8 * (length + c) * (per_token + 4 * n * n // c + 32)
 
 
-def outside_of_blocks(observe: Tensor, carried: Tensor, rows: Tensor, writes: Tensor, inner: Tensor) -> Outside:
+def outside_of_blocks(
+    observe: Tensor, carried: Tensor, rows: Tensor, writes: Tensor, inner: Tensor, lost: Tensor
+) -> Outside:
     """The outsides of `J` blocks of a recurrence, seen through its `n` states.
 
     Args:
@@ -54,11 +56,12 @@ def outside_of_blocks(observe: Tensor, carried: Tensor, rows: Tensor, writes: Te
         rows: `X F` `[J, c, n]`.
         writes: `Z^T` `[J, n, c]`.
         inner: `[J, c, c]`.
+        lost: `[J]`, by how much all this may be wrong.
     """
     n = observe.shape[-1]
     norms = [torch.linalg.matrix_norm(x) for x in (observe, carried, rows, writes)]
-    # products of roots, and what the roots themselves have lost
-    lost = EPS * ROUNDING * n**0.5 * (norms[0] * (norms[1] + norms[3]) + norms[2])
+    # and the products of roots, and the roots themselves
+    lost = lost + EPS * ROUNDING * n**0.5 * (norms[0] * (norms[1] + norms[3]) + norms[2])
     return Outside.of(observe @ carried, observe @ writes, rows, inner, lost)
 
 
@@ -165,12 +168,16 @@ class Recurrence(UnsquaredEngine):
         return [(start, min(start + step, self.length)) for start in range(0, self.length, step)]
 
     def _prepare(self) -> None:
-        assert self.observe_roots is not None
+        assert self.observe_roots is not None and self.lost is not None
 
     def _take_apart(self, head: int, start: int, stop: int) -> Outside:
         some = (head, slice(start // self.group, -(-stop // self.group)))
         blocks, reach, observe = self.blocks[some], self.roots[some], self.observe_roots[some]
-        return outside_of_blocks(observe, carry(reach, blocks.Phi).mT, blocks.X @ reach.mT, blocks.Z.mT, blocks.Y)
+        # as much as is lost before, at the worst position of each block
+        assert self.lost is not None
+        lost = grouped(self.lost[head], self.group // LOST_GROUP).amax(-1)[some[1]]
+        carried = carry(reach, blocks.Phi).mT
+        return outside_of_blocks(observe, carried, blocks.X @ reach.mT, blocks.Z.mT, blocks.Y, lost)
 
     def _value_work(self, positions: Tensor) -> Tensor:
         # two QR updates and a values-only decomposition

@@ -98,7 +98,8 @@ class UnsquaredEngine(Engine):
         if len(heads):
             values = self.values_at(heads, at)[:, None]
             threshold = torch.maximum(absolute[heads, :, 0], rtol * values[..., 0])
-            exact = count_values(values.expand(-1, len(rtol), -1), threshold)
+            lost = self.lost_at(heads, at)[:, None] * (1 + rtol)
+            exact = count_values(values.expand(-1, len(rtol), -1), threshold, lost, self.cap(at)[:, None])
             which, m = (mask & ~decided)[heads, :, at].nonzero(as_tuple=True)
             found.put((heads[which], m, at[which]), Counts(*(x[which, m] for x in exact)))
         found.redone.fill_(False)
@@ -165,7 +166,7 @@ class UnsquaredEngine(Engine):
         if bool((full == wanted).all()):
             exact = torch.where(wanted, cap, 0.0).to(torch.int64)
             return Counts(exact, torch.zeros_like(tau), wanted.clone(), torch.zeros_like(wanted)), full
-        foreseen = self._lost(wanted & ~full) / tau
+        foreseen = self._noise(wanted & ~full) / tau
         easy = wanted & ~full & ~tied & (foreseen <= SURE / 2)
         count, width = self._counts_at(easy | zero & ~full, tau)
         width = width + slack
@@ -181,7 +182,9 @@ class UnsquaredEngine(Engine):
             low, high = self._counts_at(rest, tau * (1 - down)), self._counts_at(rest, tau * (1 + up))
             # whether what either may have passed over lies between the two
             sure = high.width <= (up - slack) / (1 + up)
-            between = sure & ((low.width <= down / (1 - down)) & (low.above == high.above) | (high.above >= cap))
+            between = sure & (
+                (low.width <= (down - slack) / (1 - down)) & (low.above == high.above) | (high.above >= cap)
+            )
             between &= rest
             count, width = torch.where(between, high.above, count), torch.where(between, 0.0, width)
             settled |= between
@@ -216,7 +219,7 @@ class UnsquaredEngine(Engine):
         believed = (width_of(growth) <= HOPELESS) & ~near_tie(growth, smallest)
         return believed & (above >= self._rank_cap()[:, None]) & (tau < least / 2)
 
-    def _lost(self, wanted: Tensor) -> Tensor:
+    def _noise(self, wanted: Tensor) -> Tensor:
         """What taking the outside apart loses, `[N, 1, L]`, of pieces with positions wanted `[N, M, L]`."""
         lost = torch.zeros(len(self.unit), self.length, dtype=torch.float64, device=wanted.device)
 
