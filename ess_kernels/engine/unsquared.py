@@ -182,21 +182,21 @@ class UnsquaredEngine(Engine):
             low, high = self._counts_at(rest, tau * (1 - down)), self._counts_at(rest, tau * (1 + up))
             # whether what either may have passed over lies between the two
             sure = high.width <= (up - slack) / (1 + up)
-            between = sure & (
-                (low.width <= (down - slack) / (1 - down)) & (low.above == high.above) | (high.above >= cap)
-            )
-            between &= rest
-            count, width = torch.where(between, high.above, count), torch.where(between, 0.0, width)
+            alike = (low.width <= (down - slack) / (1 - down)) & (low.above == high.above)
+            between = rest & sure & (alike | (high.above >= cap))
+            # a value between both that is not told from the tolerance does not count
+            caught = rest & sure & ~between & (up <= HOPELESS)
+            count = torch.where(between | caught, high.above, count)
+            width = torch.where(caught, up, width.masked_fill(between, 0.0))
             settled |= between
-            rest &= ~between
+            rest &= ~(between | caught | easy)
             if last or not bool(rest.any()):
                 break
-            # the tolerance itself comes last: its own width may ask for another distance, and its count is the best one
-            late = self._counts_at(rest & ~easy, tau)
-            mine = rest & ~easy
-            count, width = torch.where(mine, late.above, count), torch.where(mine, late.width + slack, width)
+            # its own width may ask for another distance
+            late = self._counts_at(rest, tau)
+            count, width = torch.where(rest, late.above, count), torch.where(rest, late.width + slack, width)
             guess = width
-            rest = mine & ~sure & (APART * width > move)
+            rest &= APART * width > move
         undecided = wanted & ~settled
         work = torch.where(undecided, self._value_work(torch.arange(self.length, device=tau.device)), 0.0).sum((1, 2))
         unresolved = undecided & (work > AFFORDABLE)[:, None, None]
