@@ -175,7 +175,8 @@ class Recurrence(UnsquaredEngine):
         blocks, reach, observe = self.blocks[some], self.roots[some], self.observe_roots[some]
         # as much as is lost before, at the worst position of each block
         assert self.lost is not None
-        lost = grouped(self.lost[head], self.group // LOST_GROUP).amax(-1)[some[1]]
+        each = self.lost[head].repeat_interleave(self.lost_group)[: self.length]
+        lost = grouped(each, self.group).amax(-1)[some[1]]
         carried = carry(reach, blocks.Phi).mT
         return outside_of_blocks(observe, carried, blocks.X @ reach.mT, blocks.Z.mT, blocks.Y, lost)
 
