@@ -3,8 +3,8 @@
 // T_ij = sum_k read_ik a_ik ... a_(j+1)k write_jk, and term k is wrong by up to one rounding for every token between j and i.
 // With the norms of all writes before i and of all reads from i on, each once with its own errors, the error of H_i is at
 // most the sum over k of (norm of writes) (error of reads) + (error of writes) (norm of reads). Tokens are taken in groups,
-// and decay counts for whole groups only: one exponential a group and state, whatever the length of the group. A group
-// without decay takes one rounding, of what is summed up over its tokens; sums over states take a few in the end.
+// and decay counts for whole groups only: one exponential a group and state, whatever the length of the group. Without
+// decay a few tokens take one rounding, of what is summed up over them; sums over states take a few in the end.
 
 #pragma once
 
@@ -15,7 +15,8 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
-// roundings of the sum over the states
+// tokens without decay that take one rounding, and roundings of the sum over the states
+constexpr double TOKENS_A_ROUNDING = 8;
 constexpr double ROUNDINGS_OF_SUM = 8;
 
 // What one side, writes or reads, has gathered along the groups: for every state a norm, and its error in roundings.
@@ -136,7 +137,8 @@ inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t begin, i
 
 // How many roundings a group costs whose transitions multiply to `decay`: one transition of 1 after the other costs none.
 ESS_INLINE V group_roundings(V decay, int64_t group) {
-    return select(decay == all(1.0), all(1.0), all(static_cast<double>(group)));
+    const double tokens = static_cast<double>(group);
+    return select(decay == all(1.0), all(tokens / TOKENS_A_ROUNDING), all(tokens));
 }
 
 // One head, forwards for what is written, then backwards for what is read.

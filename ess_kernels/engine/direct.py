@@ -10,7 +10,7 @@ from .asked import Asked
 from .blocks import products_after, products_upto
 from .certainty import Counts
 from .cost import Cost
-from .lost import lost_in_states
+from .lost import lost_at_one_position, lost_in_states
 from .parallel import svdvals, triangular_root
 from .positions import Engine
 from .quadrature import Quadrature
@@ -41,6 +41,21 @@ class FewPositions(Engine):
     def _lost(self, group: int) -> Tensor:
         return lost_in_states(self.tokens, group)
 
+    def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        lost = self.unit.new_zeros(len(heads))
+        for i in positions.unique().tolist():
+            here = positions == i
+            lost[here] = lost_at_one_position(*self._sides(heads[here], i))
+        return lost
+
+    def _sides(self, heads: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """Writes before position `i`, carried to it, and reads from it on, as they see the state there."""
+        read, write, a = self.tokens.read, self.tokens.write, self.tokens.transition
+        if len(heads) < len(read):
+            read, write, a = read[heads], write[heads], a[heads]
+        seen = products_upto(a[:, i:], inclusive=not self.tokens.reads_before)
+        return write[:, :i] * products_after(a[:, :i]), read[:, i:] * seen
+
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         raise NotImplementedError
 
@@ -54,13 +69,8 @@ class FewPositions(Engine):
         values = self.unit.new_zeros(len(heads), self.n)
         for i in positions.unique().tolist():
             here = positions == i
-            who = heads[here]
-            read, write, a = self.tokens.read, self.tokens.write, self.tokens.transition
-            if len(who) < len(read):
-                read, write, a = read[who], write[who], a[who]
-            reach = _tall_root(write[:, :i] * products_after(a[:, :i]))
-            seen = products_upto(a[:, i:], inclusive=not self.tokens.reads_before)
-            found = svdvals(_tall_root(read[:, i:] * seen) @ reach.mT)
+            written, seen = self._sides(heads[here], i)
+            found = svdvals(_tall_root(seen) @ _tall_root(written).mT)
             cap = min(i, self.length - i)
             found[:, cap:] = 0.0
             values[here] = found

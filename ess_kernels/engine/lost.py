@@ -22,6 +22,8 @@ from .certainty import EPS
 
 # this many positions in a row share one bound at first; where that is too wide, every position gets its own
 GROUP = 8
+# tokens without decay that take one rounding, of what is summed up over them
+TOKENS_A_ROUNDING = 8
 # roundings of the sum over the states
 ROUNDINGS_OF_SUM = 8
 
@@ -48,8 +50,12 @@ class Groups(NamedTuple):
     def of(cls, tokens: Tokens, size: int) -> Groups:
         groups = cut(tokens, size)
         factors = groups.transition.abs()
-        # a row that reads before its own transition need not pass any
-        largest = torch.ones_like(factors[:, :, 0]) if tokens.reads_before else factors.amax(-2).clamp_max(1.0)
+        # what fills up the last group has no rows
+        present = torch.arange(factors.shape[1] * size, device=factors.device).view(-1, size, 1) < tokens.read.shape[1]
+        largest = (factors * present).amax(-2).clamp_max(1.0)
+        if tokens.reads_before:
+            # a row that reads before its own transition need not pass any
+            largest = torch.ones_like(largest)
         growth = factors.clamp_min(1.0).prod(-2)
         return cls(_norms(groups.read), _norms(groups.write), factors.prod(-2), growth, largest, size)
 
@@ -72,13 +78,12 @@ def lost_in_states(tokens: Tokens, size: int = GROUP) -> Tensor:
 def lost_in_groups(groups: Groups) -> Tensor:
     """The same from what is known of groups, `[N, groups]`.
 
-    Writes and reads count with the decay of whole groups, so that nothing need be known of single tokens. A group
-    without decay takes one rounding, of what is summed up over its tokens.
+    Writes and reads count with the decay of whole groups, so that nothing need be known of single tokens.
     """
     # forwards for writes, backwards for reads, in one scan
     new = torch.stack([groups.write * groups.growth, (groups.read * groups.growth).flip(1)])
     decay, growth = (torch.stack([x, x.flip(1)]) for x in (groups.decay, groups.growth))
-    roundings = torch.where(decay == 1, 1.0, float(groups.size))
+    roundings = torch.where(decay == 1, groups.size / TOKENS_A_ROUNDING, float(groups.size))
     norm = error = torch.zeros_like(new[:, :, 0])
     norms, errors = torch.empty_like(new), torch.empty_like(new)
     for b in range(new.shape[2]):
@@ -91,6 +96,18 @@ def lost_in_groups(groups: Groups) -> Tensor:
         norm = torch.hypot(norm * decay[:, :, b], fresh)
     (write, read), (write_error, read_error) = ((x[0], x[1].flip(1)) for x in (norms, errors))
     lost = (groups.gate * (write * (read_error + ROUNDINGS_OF_SUM * read) + write_error * read)).sum(-1)
+    return (EPS * lost).nan_to_num(nan=torch.inf)
+
+
+def lost_at_one_position(write: Tensor, read: Tensor) -> Tensor:
+    """The same for one position, `[N]`, from the writes before it `[N, i, n]`, carried to it, and the reads after it.
+
+    Reads `[N, L - i, n]` are as the state at the position is seen. A token is as many roundings away as tokens.
+    """
+    ages = (torch.arange(x.shape[1], 0, -1, device=x.device, dtype=x.dtype)[:, None] for x in (write, read))
+    write_error, read_error = (_norms(x * age) for x, age in zip((write, read.flip(1)), ages, strict=True))
+    written, seen = _norms(write), _norms(read)
+    lost = (written * (read_error + ROUNDINGS_OF_SUM * seen) + write_error * seen).sum(-1)
     return (EPS * lost).nan_to_num(nan=torch.inf)
 
 
