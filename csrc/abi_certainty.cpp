@@ -54,19 +54,17 @@ int32_t ess_compare_counts(const ess_run *run, int64_t heads, int64_t tolerances
     return ESS_OK;
 }
 
-int32_t ess_judge_entropy(const ess_run *run, int64_t heads, int64_t length, int64_t group, double tail_unit, double error,
-                          double tail_error, const double *total, const double *mixed, const double *visible,
+int32_t ess_judge_entropy(const ess_run *run, int64_t heads, int64_t length, int64_t group,
+                          const ess_quadrature *quadrature, const double *total, const double *mixed,
                           const double *rounding, const double *cap, double *ess, double *bound) {
     const ess::Kernels *kernels = nullptr;
     if (int32_t code = ess::check_run(run, kernels)) return code;
     if (heads < 1 || length < 1 || group < 1) return ESS_ERR_SIZE;
-    const void *arrays[] = {total, mixed, visible, rounding, cap, ess, bound};
+    const void *arrays[] = {quadrature, total, mixed, rounding, cap, ess, bound};
     for (const void *array : arrays) {
         if (array == nullptr) return ESS_ERR_NULL;
     }
-    kernels->certainty->entropy({heads, length, group, tail_unit, error, tail_error, total, mixed, visible, rounding, cap,
-                                 ess, bound},
-                                run->threads);
+    kernels->certainty->entropy({heads, length, group, *quadrature, total, mixed, rounding, cap, ess, bound}, run->threads);
     return ESS_OK;
 }
 

@@ -49,17 +49,15 @@ int32_t check_counts(const ess_run *run, const ess_tokens *tokens, int64_t toler
     return tau && wanted && value && growth && least ? ESS_OK : ESS_ERR_NULL;
 }
 
-int32_t entropy_job(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *q, double tail_unit,
-                    double error, double tail_error, const uint8_t *wanted, const double *cap, double *ess,
-                    double *bound, ess::LanesEntropyJob &job) {
+int32_t entropy_job(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *q, const uint8_t *wanted,
+                    const double *cap, double *ess, double *bound, double *total, ess::LanesEntropyJob &job) {
     if (int32_t code = check(run, tokens)) return code;
-    if (!q || !q->t || !q->total_weight || !q->mixed_weight || !wanted || !cap || !ess || !bound) return ESS_ERR_NULL;
+    if (!q || !q->t || !q->total_weight || !q->mixed_weight || !wanted || !cap || !ess || !bound || !total) return ESS_ERR_NULL;
     if (q->nodes < 1 || q->nodes > ESS_MAX_NODES) return ESS_ERR_SIZE;
-    if (q->tail_a < 0 || q->tail_a >= q->nodes || q->tail_b < 0 || q->tail_b >= q->nodes) return ESS_ERR_SIZE;
     for (int64_t k = 0; k < q->nodes; k++) {
         if (!(q->t[k] >= ESS_LEAST_NODE)) return ESS_ERR_SIZE;
     }
-    job = {*tokens, *q, tail_unit, error, tail_error, wanted, cap, ess, bound};
+    job = {*tokens, *q, wanted, cap, ess, bound, total};
     return ESS_OK;
 }
 
@@ -82,21 +80,18 @@ int32_t ess_lanes_counts(const ess_run *run, const ess_tokens *tokens, int64_t t
 }
 
 int64_t ess_lanes_entropy_workspace(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *quadrature,
-                                    double tail_unit, double error, double tail_error, const uint8_t *wanted,
-                                    const double *cap, double *ess, double *bound) {
+                                    const uint8_t *wanted, const double *cap, double *ess, double *bound,
+                                    double *total) {
     ess::LanesEntropyJob job;
-    const int32_t code =
-        entropy_job(run, tokens, quadrature, tail_unit, error, tail_error, wanted, cap, ess, bound, job);
+    const int32_t code = entropy_job(run, tokens, quadrature, wanted, cap, ess, bound, total, job);
     if (code != ESS_OK) return -code;
     return workspace_of(run, job, &ess::LanesKernels::entropy);
 }
 
 int32_t ess_lanes_entropy(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *quadrature,
-                          double tail_unit, double error, double tail_error, const uint8_t *wanted, const double *cap,
-                          double *ess, double *bound) {
+                          const uint8_t *wanted, const double *cap, double *ess, double *bound, double *total) {
     ess::LanesEntropyJob job;
-    const int32_t code =
-        entropy_job(run, tokens, quadrature, tail_unit, error, tail_error, wanted, cap, ess, bound, job);
+    const int32_t code = entropy_job(run, tokens, quadrature, wanted, cap, ess, bound, total, job);
     if (code != ESS_OK) return code;
     return in_workspace(run, job, &ess::LanesKernels::entropy);
 }

@@ -46,13 +46,13 @@ int32_t largest_job(const ess_run *run, const ess_matrix *matrix, double *larges
     return ESS_OK;
 }
 
-int32_t norm_job(const ess_run *run, const ess_matrix *matrix, int64_t steps, const double *start, double *norm,
+int32_t norm_job(const ess_run *run, const ess_matrix *matrix, int64_t steps, double *norm, double *squares,
                  const Kernels *&kernels, MatrixNormJob &job) {
     if (int32_t error = check_run(run, kernels)) return error;
     if (int32_t error = check_matrix(matrix)) return error;
-    if (start == nullptr || norm == nullptr) return ESS_ERR_NULL;
+    if (norm == nullptr || squares == nullptr) return ESS_ERR_NULL;
     if (steps < 1) return ESS_ERR_SIZE;
-    job = {operand_of(matrix), steps, start, norm, run->threads, nullptr};
+    job = {operand_of(matrix), steps, norm, squares, run->threads, nullptr};
     return ESS_OK;
 }
 
@@ -117,19 +117,18 @@ int32_t ess_matrix_largest(const ess_run *run, const ess_matrix *matrix, double 
     return ESS_OK;
 }
 
-int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, int64_t steps, const double *start,
-                                  double *norm) {
+int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, int64_t steps, double *norm,
+                                  double *squares) {
     const ess::Kernels *kernels;
     ess::MatrixNormJob job;
-    if (int32_t error = ess::norm_job(run, matrix, steps, start, norm, kernels, job)) return -error;
+    if (int32_t error = ess::norm_job(run, matrix, steps, norm, squares, kernels, job)) return -error;
     return kernels->matrix->norm(job);
 }
 
-int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, const double *start,
-                        double *norm) {
+int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, double *norm, double *squares) {
     const ess::Kernels *kernels;
     ess::MatrixNormJob job;
-    if (int32_t error = ess::norm_job(run, matrix, steps, start, norm, kernels, job)) return error;
+    if (int32_t error = ess::norm_job(run, matrix, steps, norm, squares, kernels, job)) return error;
     if (int32_t error = ess::check_workspace(run, kernels->matrix->norm(job))) return error;
     job.workspace = run->workspace;
     kernels->matrix->norm(job);

@@ -163,14 +163,13 @@ int32_t products_job(const ess_run *run, const ess_recurrence *parts, const ess_
 
 int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens, int64_t length,
                     const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted, double *total,
-                    double *mixed, double *visible, double *rounding, const Kernels *&kernels,
+                    double *mixed, double *rounding, double *unit, const Kernels *&kernels,
                     RecurrencePartsJob &making, RecurrenceEntropyJob &job) {
     if (int32_t error = answers_job(run, parts, tokens, length, kernels, making, job)) return error;
-    if (!quadrature || !wanted || !total || !mixed || !visible || !rounding) return ESS_ERR_NULL;
+    if (!quadrature || !wanted || !total || !mixed || !rounding || !unit) return ESS_ERR_NULL;
     const ess_quadrature &q = *quadrature;
     if (!q.t || !q.total_weight || !q.mixed_weight) return ESS_ERR_NULL;
     if (q.nodes < 8 || q.nodes > ESS_MAX_NODES || q.nodes % 8 != 0) return ESS_ERR_SIZE;
-    if (q.tail_a < 0 || q.tail_a >= q.nodes || q.tail_b < 0 || q.tail_b >= q.nodes) return ESS_ERR_SIZE;
     for (int64_t k = 0; k < q.nodes; k++) {
         if (!(q.t[k] >= ESS_LEAST_NODE)) return ESS_ERR_SIZE;
     }
@@ -179,13 +178,11 @@ int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, const ess_t
     job.t = q.t;
     job.total_weight = q.total_weight;
     job.mixed_weight = q.mixed_weight;
-    job.tail_a = q.tail_a;
-    job.tail_b = q.tail_b;
     job.wanted = wanted;
     job.total = total;
     job.mixed = mixed;
-    job.visible = visible;
     job.rounding = rounding;
+    job.unit = unit;
     return ESS_OK;
 }
 
@@ -346,13 +343,13 @@ int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *p
 
 int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
                                          int64_t length, const double *scale, const ess_quadrature *quadrature,
-                                         const uint8_t *wanted, double *total, double *mixed, double *visible,
-                                         double *rounding) {
+                                         const uint8_t *wanted, double *total, double *mixed, double *rounding,
+                                         double *unit) {
     const ess::Kernels *kernels;
     ess::RecurrencePartsJob making;
     ess::RecurrenceEntropyJob job;
-    if (int32_t error = ess::entropy_job(run, parts, tokens, length, scale, quadrature, wanted, total, mixed, visible,
-                                         rounding, kernels, making, job)) {
+    if (int32_t error = ess::entropy_job(run, parts, tokens, length, scale, quadrature, wanted, total, mixed, rounding,
+                                         unit, kernels, making, job)) {
         return -error;
     }
     return kernels->recurrence->entropy_workspace(job);
@@ -360,12 +357,12 @@ int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrenc
 
 int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
                                int64_t length, const double *scale, const ess_quadrature *quadrature,
-                               const uint8_t *wanted, double *total, double *mixed, double *visible, double *rounding) {
+                               const uint8_t *wanted, double *total, double *mixed, double *rounding, double *unit) {
     const ess::Kernels *kernels;
     ess::RecurrencePartsJob making;
     ess::RecurrenceEntropyJob job;
-    if (int32_t error = ess::entropy_job(run, parts, tokens, length, scale, quadrature, wanted, total, mixed, visible,
-                                         rounding, kernels, making, job)) {
+    if (int32_t error = ess::entropy_job(run, parts, tokens, length, scale, quadrature, wanted, total, mixed, rounding,
+                                         unit, kernels, making, job)) {
         return error;
     }
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->entropy_workspace(job))) return error;

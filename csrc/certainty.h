@@ -162,16 +162,15 @@ inline void judge_entropy(const EntropyJob &job, int32_t threads) {
             for (int64_t i = 0; i < job.length; i += W) {
                 const int64_t left = job.length - i, count = left < W ? left : W, at = head * job.length + i;
                 // behind the end: a position that sees nothing
-                double x[5][W] = {}, y[2][W];
+                double x[4][W] = {}, y[2][W];
                 for (int64_t l = 0; l < count; l++) {
                     x[0][l] = job.total[at + l];
                     x[1][l] = job.mixed[at + l];
-                    x[2][l] = job.visible[at + l];
-                    x[3][l] = job.cap[i + l];
-                    x[4][l] = rounding[(i + l) / job.group];
+                    x[2][l] = job.cap[i + l];
+                    x[3][l] = rounding[(i + l) / job.group];
                 }
                 V ess, bound;
-                entropy_of({load(x[0]), load(x[1]), load(x[2])}, job, load(x[3]), load(x[4]), ess, bound);
+                entropy_of({load(x[0]), load(x[1])}, job.quadrature, load(x[2]), load(x[3]), ess, bound);
                 store(y[0], ess);
                 store(y[1], bound);
                 for (int64_t l = 0; l < count; l++) {

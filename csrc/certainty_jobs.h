@@ -58,8 +58,8 @@ struct CompareJob {
 // See ess_judge_entropy.
 struct EntropyJob {
     int64_t heads, length, group;
-    double tail_unit, error, tail_error;
-    const double *total, *mixed, *visible, *rounding, *cap;
+    ess_quadrature quadrature;
+    const double *total, *mixed, *rounding, *cap;
     double *ess, *bound;
 };
 

@@ -9,6 +9,7 @@
 #define ESS_CERTAINTY_H
 
 #include "ess_native.h"
+#include "ess_recurrence.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -74,17 +75,16 @@ ESS_API int32_t ess_compare_counts(const ess_run *run, int64_t heads, int64_t to
 /* Entropy-ESS from log-determinants summed over the nodes of a quadrature.
  *
  *   group                   positions that share one rounding
- *   tail_unit, error, tail_error   of the quadrature, as for ess_lanes_entropy
- *   total, mixed, visible   [heads][length], as ess_recurrence_entropy returns them
+ *   quadrature              its errors and slopes
+ *   total, mixed            [heads][length], as ess_recurrence_entropy returns them
  *   rounding                [heads][ceil(length / group)]: error of squared singular values in units of the scale
  *   cap                     [length]: the largest possible number of non-zero singular values
  *   ess                     [heads][length]
  *   bound                   [heads][length]: a bound of its relative error, to first order; infinite where nothing is
  *                           seen */
-ESS_API int32_t ess_judge_entropy(const ess_run *run, int64_t heads, int64_t length, int64_t group, double tail_unit,
-                                  double error, double tail_error, const double *total, const double *mixed,
-                                  const double *visible, const double *rounding, const double *cap, double *ess,
-                                  double *bound);
+ESS_API int32_t ess_judge_entropy(const ess_run *run, int64_t heads, int64_t length, int64_t group,
+                                  const ess_quadrature *quadrature, const double *total, const double *mixed,
+                                  const double *rounding, const double *cap, double *ess, double *bound);
 
 #ifdef __cplusplus
 }

@@ -47,19 +47,17 @@ ESS_API int32_t ess_lanes_counts(const ess_run *run, const ess_tokens *tokens, i
  * exp(log N - E / N) with N and E the sums of ld_k with total and mixed weights, within 1 and the cap.
  *
  *   quadrature    nodes and weights
- *   tail_unit     1 / log(t_b / t_a) of its tail: (ld_a - ld_b) tail_unit singular values are visible
- *   error, tail_error   of the quadrature for one singular value, and what an invisible one adds
  *   wanted        [heads][ceil(length / ESS_LANES_ENTROPY_BLOCK)]: not 0 where something is asked
  *   cap           [length]: the largest possible number of non-zero singular values at each position
  *   ess           [heads][length]. Here and below all positions of the wanted blocks are written, and no others
- *   bound         [heads][length]: a bound of its relative error, to first order; infinite where nothing is seen */
+ *   bound         [heads][length]: a bound of its relative error, to first order; infinite where nothing is seen
+ *   total         [heads][length]: the sum of the singular values */
 ESS_API int64_t ess_lanes_entropy_workspace(const ess_run *run, const ess_tokens *tokens,
-                                            const ess_quadrature *quadrature, double tail_unit, double error,
-                                            double tail_error, const uint8_t *wanted, const double *cap, double *ess,
-                                            double *bound);
+                                            const ess_quadrature *quadrature, const uint8_t *wanted, const double *cap,
+                                            double *ess, double *bound, double *total);
 ESS_API int32_t ess_lanes_entropy(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *quadrature,
-                                  double tail_unit, double error, double tail_error, const uint8_t *wanted,
-                                  const double *cap, double *ess, double *bound);
+                                  const uint8_t *wanted, const double *cap, double *ess, double *bound,
+                                  double *total);
 
 #ifdef __cplusplus
 }

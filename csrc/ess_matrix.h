@@ -36,17 +36,18 @@ typedef struct {
 ESS_API int64_t ess_matrix_largest_workspace(const ess_run *run, const ess_matrix *matrix, double *largest);
 ESS_API int32_t ess_matrix_largest(const ess_run *run, const ess_matrix *matrix, double *largest);
 
-/* A lower bound of the squared norm of the strictly lower T scale, by power iteration with T^T T.
+/* An upper bound of the squared norm of the strictly lower T scale, by Schur's test, and the squared Frobenius norm of
+ * every H_i. Both are right to rounding errors of their sums.
  *
- *   steps   how many, at least 1
- *   start   [length]
- *   norm    [heads]
+ *   steps     so many weights are tried, at least 1: after some of them the bound is near the squared norm of |T|
+ *   norm      [heads]
+ *   squares   [heads, length]
  *
  * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
 ESS_API int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, int64_t steps,
-                                          const double *start, double *norm);
-ESS_API int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, const double *start,
-                                double *norm);
+                                          double *norm, double *squares);
+ESS_API int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, double *norm,
+                                double *squares);
 
 /* How many doubles the products of one head take (0 for short operators), or a negative error code. */
 ESS_API int64_t ess_matrix_products_size(int64_t length);

@@ -140,19 +140,20 @@ ESS_API int32_t ess_recurrence_root_products(const ess_run *run, const ess_recur
                                              double *observe_roots, int64_t count, const int64_t *heads,
                                              const int64_t *positions, double *products);
 
-/* Nodes and weights of a quadrature; its smallest node may be ESS_LEAST_NODE, below which rounding errors of the squares
- * would be all that it sees. */
 #define ESS_MAX_NODES 64
-#define ESS_LEAST_NODE 1e-16
+#define ESS_LEAST_NODE 1e-20
 
-/*   nodes                       a multiple of 8, at most ESS_MAX_NODES
- *   t                           [nodes], in units of the scale
- *   total_weight, mixed_weight  [nodes]
- *   tail_a, tail_b              two of the nodes, 0..nodes-1 */
+/* Nodes and weights of a quadrature: sums over k of weight_k log(1 + x / t_k) for x in 0..1.
+ *
+ *   nodes                       at most ESS_MAX_NODES; ess_recurrence_entropy wants a multiple of 8
+ *   t                           [nodes], in units of the scale, at least ESS_LEAST_NODE
+ *   total_weight, mixed_weight  [nodes], of root(x) and of root(x) log root(x)
+ *   total_error, mixed_error    the largest error of either sum
+ *   total_slope, mixed_slope    bounds of how fast either sum changes with x */
 typedef struct {
     int64_t nodes;
     const double *t, *total_weight, *mixed_weight;
-    int64_t tail_a, tail_b;
+    double total_error, mixed_error, total_slope, mixed_slope;
 } ess_quadrature;
 
 /* Sums over the nodes k of ld_k = log det(I + H_i H_i^T / (t_k scale)) at every position of the wanted blocks. About
@@ -164,18 +165,18 @@ typedef struct {
  *   wanted   [heads, blocks], not 0 where a block is to be done
  *   total    [heads, length], sum of total_weight_k ld_k, written for all positions of wanted blocks, as are the next two
  *   mixed    sum of mixed_weight_k ld_k
- *   visible  ld at tail_a less ld at tail_b
  *   rounding [heads, blocks]: how wrong squared singular values may be by rounding, in units of the scale
+ *   unit     [heads, blocks]: the root of the scale
  *
  * All are zero where the scale is, and NaN where the squares of a block overflow. */
 ESS_API int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts,
                                                  const ess_tokens *tokens, int64_t length, const double *scale,
                                                  const ess_quadrature *quadrature, const uint8_t *wanted,
-                                                 double *total, double *mixed, double *visible, double *rounding);
+                                                 double *total, double *mixed, double *rounding, double *unit);
 ESS_API int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
                                        int64_t length, const double *scale, const ess_quadrature *quadrature,
-                                       const uint8_t *wanted, double *total, double *mixed, double *visible,
-                                       double *rounding);
+                                       const uint8_t *wanted, double *total, double *mixed, double *rounding,
+                                       double *unit);
 
 #ifdef __cplusplus
 }

@@ -171,6 +171,7 @@ template <int N> struct EntropyBlock {
     V inner[COLUMNS][E];        // Y^T, the rows backwards
     V corner[COLUMNS][COLUMNS]; // Z Q Z^T
     V rounding;                 // error of squared singular values
+    V unit;                     // the root of the scale
 };
 
 // The determinants of the E positions of a block at node t, without that of the outside.
@@ -265,14 +266,12 @@ static void entropy_sums(const EntropyBlock<N> &block, const ess_quadrature &q, 
             inside<N>(block, products, t[u], determinant);
             const int64_t number = node + u;
             const double total = q.total_weight[number], mixed = q.mixed_weight[number];
-            const double visible = number == q.tail_a ? 1 : number == q.tail_b ? -1 : 0;
             for (int s = 0; s < E; s++) {
                 // where rounding errors have left nothing positive, there is no answer
                 V whole = determinant[s] * product[u];
                 V logdet = select(whole > V{}, log(whole), all(__builtin_nan("")));
                 sums[s].total += logdet * total;
                 sums[s].mixed += logdet * mixed;
-                sums[s].visible += logdet * visible;
             }
         }
     }
@@ -327,6 +326,7 @@ static void prepare(const Outside<N, E> &out, const BlockParts<N, E> &parts, Red
     bound = select(bound > V{}, bound, all(1.0));
     const V again = 1.0 / bound, root = sqrt(again);
     block.rounding = out.magnitude * square * again * __DBL_EPSILON__;
+    block.unit = sqrt(scale) * sqrt(bound);
     for (int k = 0; k < N; k++) {
         T.diagonal[k] *= again;
         T.off[k] *= again;
@@ -344,7 +344,7 @@ template <int N> struct EntropyScratch {
     Reduction<N> reduction;
     EntropyBlock<N> block;
     EntropySums sums[E];
-    V ess[E], bound[E];
+    V ess[E], bound[E], total[E];
 };
 
 template <int N>
@@ -370,12 +370,14 @@ static void entropy_group(const LanesEntropyJob &job, const LaneHeads &heads, co
             entropy_sums<N>(scratch.block, job.quadrature, scratch.sums);
             for (int s = 0; s < E; s++) {
                 const int64_t position = b * E + s;
-                entropy_of(scratch.sums[s], job, all(position < length ? job.cap[position] : 1.0), scratch.block.rounding,
-                           scratch.ess[s], scratch.bound[s]);
+                entropy_of(scratch.sums[s], job.quadrature, all(position < length ? job.cap[position] : 1.0),
+                           scratch.block.rounding, scratch.ess[s], scratch.bound[s]);
+                scratch.total[s] = scratch.sums[s].total * scratch.block.unit;
             }
             const int64_t start = b * E, left = length - start;
             store_positions<E>(scratch.ess, 1, job.ess + start, length, left, heads, wanted);
             store_positions<E>(scratch.bound, 1, job.bound + start, length, left, heads, wanted);
+            store_positions<E>(scratch.total, 1, job.total + start, length, left, heads, wanted);
         }
         reach<N, E>(c.carried, c.parts.write, c.root);
     }

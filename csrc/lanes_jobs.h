@@ -28,10 +28,9 @@ struct LanesCountsJob {
 struct LanesEntropyJob {
     ess_tokens tokens;
     ess_quadrature quadrature;
-    double tail_unit, error, tail_error;
     const uint8_t *wanted;
     const double *cap;
-    double *ess, *bound;
+    double *ess, *bound, *total;
     int64_t blocks() const { return (tokens.length + LANES_ENTROPY_BLOCK - 1) / LANES_ENTROPY_BLOCK; }
 };
 

@@ -48,12 +48,12 @@ struct MatrixLargestJob {
     void *workspace;
 };
 
-// The norm of T^T T by power iteration.
+// An upper bound of the squared norm of T, and the sums of squares of all H_i.
 struct MatrixNormJob {
     MatrixOperand operand;
     int64_t steps;
-    const double *start; // [length]
-    double *norm;        // [heads]
+    double *norm;    // [heads]
+    double *squares; // [heads, length]
     int32_t threads;
     void *workspace;
 };

@@ -20,7 +20,6 @@ struct EntropyWork {
     double *S, *B;                                     // the boundary's matrix and the block's rows and columns
     double *gram;                                       // two c x c matrices, padded
     double *Y, *corner, *minus_one;                    // c x c
-    double *norms;
     double *diagonal, *off, *factor, *reflect, *turned; // tridiagonalisation
     V *root, *link, *shift, *logdet, *packed, *lasts;  // shifts
     V *R, *K, *C, *leaf, *logdets, *sums;
@@ -34,7 +33,6 @@ struct EntropyWork {
         Y = arena.take<double>(c * c);
         corner = arena.take<double>(c * c);
         minus_one = arena.take<double>(c * c);
-        norms = arena.take<double>(3 * c);
         diagonal = arena.take<double>(n);
         off = arena.take<double>(n);
         factor = arena.take<double>(n);
@@ -51,7 +49,7 @@ struct EntropyWork {
         C = arena.take<V>(c * leaf_stride(c));
         leaf = arena.take<V>(logdet_work(c));
         logdets = arena.take<V>(c);
-        sums = arena.take<V>(3 * c);
+        sums = arena.take<V>(2 * c);
         if (minus_one) {
             for (int64_t i = 0; i < c * c; i++) minus_one[i] = i % (c + 1) == 0 ? -1 : 0;
             for (int64_t i = 0; i < c * leaf_stride(c); i++) R[i] = K[i] = C[i] = V{}; // whole tiles are read
@@ -103,37 +101,11 @@ inline double tridiagonal_bound(int64_t n, const double *diagonal, const double 
     return bound;
 }
 
-// At nodes above this, log det(I + M / t) is tr M / t to more digits than pivots 1 + m / t could hold.
-constexpr double LINEAR_NODE = 1e7;
-
-// norms[s], s < c: the sum of squares of H at position s, which is that of its four parts; no difference is taken.
-// `work`: 2 c doubles.
-inline void squared_norms(int64_t n, int64_t c, const double *B, int64_t ldb, const double *Y, const double *corner,
-                          double leaping, double *norms, double *work) {
-    double *rows = work, *inner = work + c; // of X F; of Y's columns before s
-    for (int64_t i = 0; i < c; i += W) {
-        V sum{};
-        for (int64_t k = 0; k < n; k++) sum += load(B + i + k * ldb) * load(B + i + k * ldb);
-        store(rows + i, sum);
-        store(inner + i, V{});
-    }
-    double columns = 0;
-    for (int64_t s = 0; s < c; s++) {
-        double sum = leaping + columns;
-        for (int64_t r = 0; r < c - s; r++) {
-            sum += rows[r] + inner[r];
-            inner[r] += Y[s + r * c] * Y[s + r * c];
-        }
-        norms[s] = sum;
-        columns += corner[s * (c + 1)];
-    }
+inline void fill_results(int64_t c, double value, double *total, double *mixed) {
+    for (int64_t s = 0; s < c; s++) total[s] = mixed[s] = value;
 }
 
-inline void fill_results(int64_t c, double value, double *total, double *mixed, double *visible) {
-    for (int64_t s = 0; s < c; s++) total[s] = mixed[s] = visible[s] = value;
-}
-
-// One block; `weights` total, mixed and visible, [3][nodes].
+// One block; `weights` total and mixed, [2][nodes].
 //
 // Everything is first divided by a power of two, such that squares are at most about 1, then by sqrt(scale) by way of
 // the shifts. The norm of every H in the block is at most that of the four parts side by side: what leaps over the block
@@ -142,18 +114,18 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     const int64_t n = work.n, c = work.c, lda = work.boundary.lda;
     const int64_t head = number / job.parts.blocks, start = number % job.parts.blocks * c, left = job.length - start;
     const int64_t present = left < c ? left : c, place = head * job.length + start;
-    double *total = job.total + place, *mixed = job.mixed + place, *visible = job.visible + place;
+    double *total = job.total + place, *mixed = job.mixed + place;
     const double *given_scale = job.scale ? job.scale + head : nullptr;
 
     work.boundary.assemble(job.parts, number);
-    job.rounding[number] = 0;
+    job.rounding[number] = job.unit[number] = 0;
     const double *A = work.boundary.A, *corner = A + (n + c) * (lda + 1), *Y = job.parts.Y + number * c * c;
     const double own = squares(c, n, A + n, lda) + trace(c, corner, lda) + squares(c, c, Y, c);
     double bound = own + trace(n, A, lda);
     if (given_scale && *given_scale > bound) bound = *given_scale;
     // beyond this the unit's square would be a denormal number
-    if (!(bound <= 1e307)) return fill_results(present, __builtin_nan(""), total, mixed, visible);
-    if (!(bound > 0) || (given_scale && !(*given_scale > 0))) return fill_results(present, 0, total, mixed, visible);
+    if (!(bound <= 1e307)) return fill_results(present, __builtin_nan(""), total, mixed);
+    if (!(bound > 0) || (given_scale && !(*given_scale > 0))) return fill_results(present, 0, total, mixed);
     const int exponent = -root_exponent(bound) - 1;
     const double unit = std::ldexp(1.0, exponent), square_unit = std::ldexp(1.0, 2 * exponent);
 
@@ -185,14 +157,14 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     double magnitude = 0;
     for (int64_t i = 0; i < work.boundary.m; i++) magnitude = max(magnitude, work.boundary.magnitude[i]);
     job.rounding[number] = __DBL_EPSILON__ * magnitude * square_unit / scale;
+    job.unit[number] = std::sqrt(scale) / unit;
     for (int64_t v = 0; v < work.vectors; v++) work.shift[v] = load(job.t + v * W) * scale;
     for (int64_t v = 0; v < work.vectors;) {
         auto factor = v + 2 <= work.vectors ? factor_shifts<2> : factor_shifts<1>;
         factor(n, work.diagonal, work.off, work.shift + v, work.root + v * n, work.link + v * n, work.logdet + v);
         v += v + 2 <= work.vectors ? 2 : 1;
     }
-    squared_norms(n, c, work.B, work.ldb, work.Y, work.corner, trace(n, A, lda) * square_unit, work.norms, work.norms + c);
-    for (int64_t i = 0; i < 3 * c; i++) work.sums[i] = V{};
+    for (int64_t i = 0; i < 2 * c; i++) work.sums[i] = V{};
     for (int64_t v = 0; v < work.vectors; v++) {
         const V square = 1.0 / work.shift[v];
         const int64_t ld = leaf_stride(c);
@@ -204,27 +176,23 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
         for (int64_t i = 0; i < c; i++) work.C[i * (ld + 1)] += 1.0;
         leaf_logdet(static_cast<int>(c), work.R, work.K, work.C, work.leaf, work.logdet[v], work.logdets);
         const double *weight = weights + v * W;
-        const auto linear = load(job.t + v * W) > all(LINEAR_NODE);
         for (int64_t s = 0; s < c; s++) {
-            V logdet = select(linear, work.norms[s] * square, work.logdets[s]);
-            for (int64_t q = 0; q < 3; q++) work.sums[q * c + s] += logdet * load(weight + q * job.nodes);
+            for (int64_t q = 0; q < 2; q++) work.sums[q * c + s] += work.logdets[s] * load(weight + q * job.nodes);
         }
     }
     for (int64_t s = 0; s < present; s++) {
         total[s] = horizontal_sum(work.sums[s]);
         mixed[s] = horizontal_sum(work.sums[c + s]);
-        visible[s] = horizontal_sum(work.sums[2 * c + s]);
     }
 }
 
-// The weights of the three sums, [3][nodes].
+// The weights of the two sums, [2][nodes].
 inline double *entropy_weights(const RecurrenceEntropyJob &job, Arena &arena) {
-    double *weights = arena.take<double>(3 * job.nodes);
+    double *weights = arena.take<double>(2 * job.nodes);
     if (weights) {
         for (int64_t k = 0; k < job.nodes; k++) {
             weights[k] = job.total_weight[k];
             weights[job.nodes + k] = job.mixed_weight[k];
-            weights[2 * job.nodes + k] = (k == job.tail_a ? 1.0 : 0.0) - (k == job.tail_b ? 1.0 : 0.0);
         }
     }
     return weights;

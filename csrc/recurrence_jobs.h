@@ -77,10 +77,9 @@ struct RecurrenceEntropyJob {
     const double *scale; // [heads], bounds of the squared largest singular value; null: every block has its own
     int64_t nodes;       // a multiple of ROWS
     const double *t, *total_weight, *mixed_weight; // [nodes]
-    int64_t tail_a, tail_b;
     const uint8_t *wanted;            // [heads, blocks]
-    double *total, *mixed, *visible;  // [heads, length], written where wanted; visible: node tail_a less node tail_b
-    double *rounding;                 // [heads, blocks], error of the squares in units of the scale
+    double *total, *mixed;            // [heads, length], written where wanted
+    double *rounding, *unit;          // [heads, blocks], error of the squares in units of the scale, and the root of that
     int32_t threads;
     void *workspace;
 };

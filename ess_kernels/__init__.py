@@ -14,7 +14,7 @@ from .config import show_config
 
 if TYPE_CHECKING or _problem() is None:
     from . import aggregate, operators
-    from .engine.certainty import Certificate
+    from .engine.certainty import Certificate, EntropyCertificate
     from .metrics import SmallSpectra, entropy_ess, singular_values, small_spectra, tolerance_ess
     from .randomized import RandomizedESS, randomized_ess
 else:
@@ -28,6 +28,7 @@ else:
 
 __all__ = [
     "Certificate",
+    "EntropyCertificate",
     "RandomizedESS",
     "SmallSpectra",
     "__version__",

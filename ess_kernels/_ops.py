@@ -19,7 +19,7 @@ from torch import Tensor
 from . import backends
 from ._readable import must_be_dispatched, refuse_tangents, without_numbers
 from .backends.base import wants_gradient
-from .engine.certainty import Counts, entropy_of_values
+from .engine.certainty import Counts, Entropies, entropy_of_values
 from .operators.packing import pack, unpack
 from .operators.structure import Operator
 from .processes import on_one_thread_if_forked
@@ -83,8 +83,10 @@ def _(tensors, description, length, atol, rtol, positions, backend):
 # --- entropy-ESS ------------------------------------------------------------------------------------------------------
 
 
-def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> Tensor:
-    """float64 `[*batch, P]`."""
+def entropy_ess(
+    op: Operator, positions: list[int] | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Entropy, its error, sum of singular values, unresolved: float64 (three of them) and bool `[*batch, P]`."""
     refuse_tangents("op", op.inputs)
     if wants_gradient("entropy_ess", op):
         if torch.compiler.is_compiling():
@@ -97,27 +99,33 @@ def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> Tens
 
 
 @on_one_thread_if_forked
-def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) -> Tensor:
+def _entropy_ess(
+    op: Operator, positions: Sequence[int] | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     chosen = backends.choose(backend, "entropy_ess", op)
     distinct, back = _distinct(op, positions)
     if op.num_heads and len(distinct):
         found = chosen.entropy_ess(op, distinct)
     else:
-        found = torch.zeros(op.num_heads, len(distinct), dtype=torch.float64, device=op.device)
-    return _asked(found, back).reshape(*op.batch_shape, _how_many(op, positions)).contiguous()
+        found = Entropies.empty((op.num_heads, len(distinct)), op.device)
+    shape = (*op.batch_shape, _how_many(op, positions))
+    ess, error, total, unresolved = (_asked(x, back).reshape(shape).contiguous() for x in found)
+    return ess, error, total, unresolved
 
 
 @torch.library.custom_op("ess_kernels::entropy_ess", mutates_args=(), tags=TAGS)
 def _entropy_op(
     tensors: Sequence[Tensor | None], description: str, length: int, positions: Sequence[int] | None, backend: str
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _entropy_ess(unpack(tensors, description, length), positions, backend)
 
 
 @_entropy_op.register_fake
 def _(tensors, description, length, positions, backend):
     op = unpack(tensors, description, length)
-    return torch.empty(*op.batch_shape, _how_many(op, positions), dtype=torch.float64, device=op.device)
+    shape = (*op.batch_shape, _how_many(op, positions))
+    dtypes = (torch.float64, torch.float64, torch.float64, torch.bool)
+    return tuple(torch.empty(shape, dtype=dtype, device=op.device) for dtype in dtypes)
 
 
 # --- singular values --------------------------------------------------------------------------------------------------

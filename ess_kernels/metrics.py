@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _ops
 from ._checks import LARGEST_INTEGER, position_list, tolerance_lists
 from ._readable import check_plain
-from .engine.certainty import Certificate
+from .engine.certainty import Certificate, EntropyCertificate
 from .operators.dense import as_operator
 from .operators.structure import Operator
 
@@ -62,23 +62,37 @@ def tolerance_ess(
     return (counts, Certificate(width, redone, unresolved)) if certificate else counts
 
 
-def entropy_ess(op: Operator | Tensor, positions: Positions | None = None, backend: str = "auto") -> Tensor:
+@overload
+def entropy_ess(
+    op: Operator | Tensor, positions: Positions | None = None, backend: str = "auto", certificate: Literal[False] = False
+) -> Tensor: ...
+@overload
+def entropy_ess(
+    op: Operator | Tensor, positions: Positions | None = None, backend: str = "auto", *, certificate: Literal[True]
+) -> tuple[Tensor, EntropyCertificate]: ...
+def entropy_ess(
+    op: Operator | Tensor, positions: Positions | None = None, backend: str = "auto", certificate: bool = False
+) -> Tensor | tuple[Tensor, EntropyCertificate]:
     """Entropy-ESS: `exp(-sum p log p)`, `p = s / sum s`, over the singular values `s` of `H_i` (paper, equation 3).
 
-    Natural logarithm, singular values not squared, no epsilon; 0 where `H_i` is zero. Within 1e-4 of the definition at
-    every position, typically 1e-6. Differentiable where the operator's inputs require grad (`torch` backend).
+    Natural logarithm, singular values not squared, no epsilon; 0 where `H_i` is zero, or so near it that rounding can have
+    made all of it. Within 1e-4 of the definition at every position, typically 1e-6. Differentiable where the operator's
+    inputs require grad (`torch` backend).
 
     Args:
         op, positions, backend: as in `tolerance_ess`.
+        certificate: also return how far each value can be trusted.
 
     Returns:
-        float64 `[*batch, P]`; NaN at every position of a (batch, head) that holds NaN or infinity.
+        float64 `[*batch, P]`; NaN at every position of a (batch, head) that holds NaN or infinity. With `certificate=True`,
+        `(ess, EntropyCertificate(error, total, unresolved))`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`.
     """
     op = as_operator(op)
-    return _ops.entropy_ess(op, position_list(positions, op.length), backend)
+    ess, *parts = _ops.entropy_ess(op, position_list(positions, op.length), backend)
+    return (ess, EntropyCertificate(*parts)) if certificate else ess
 
 
 def singular_values(op: Operator | Tensor, positions: Positions, k: int | None = None, backend: str = "auto") -> Tensor:

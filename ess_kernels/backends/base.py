@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..engine.certainty import Counts
+from ..engine.certainty import Counts, Entropies
 from ..operators.structure import Operator
 
 Task = Literal["tolerance_ess", "entropy_ess", "singular_values", "small_spectra"]
@@ -47,8 +47,8 @@ class Backend:
         """Counts above `max(atol, rtol s_1)` for float64 `atol`, `rtol` `[M]`: fields `[N, M, P]`."""
         raise NotImplementedError
 
-    def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
-        """float64 `[N, P]`."""
+    def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
+        """Fields `[N, P]`; the entropy differentiable where `wants_gradient`."""
         raise NotImplementedError
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.certainty import Counts, count_values, entropy_of_values
+from ..engine.certainty import Counts, Entropies, count_values, estimate_of_values
 from ..engine.parallel import product_values
 from ..engine.state_space import lost_in
 from ..operators.structure import Operator
@@ -28,15 +28,16 @@ class ReferenceBackend(Backend):
         values = self._values(op, positions)[:, None]
         bad = values[..., 0].isnan()
         threshold = torch.maximum(atol[:, None], rtol[:, None] * values[..., 0])
-        cap = torch.minimum(positions, op.length - positions)
-        if op.state_size is not None:
-            cap = cap.clamp_max(op.state_size)
         lost = lost_in(op, op.all_heads())[:, positions][:, None] * (1 + rtol[:, None])
+        cap = _cap(op, positions)
         count, width, redone, unresolved = count_values(values.expand(-1, len(atol), -1, -1), threshold, lost, cap)
         return Counts(count.masked_fill(bad, -1), width, torch.zeros_like(redone), unresolved | bad)
 
-    def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
-        return entropy_of_values(self._values(op, positions))
+    def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
+        values = self._values(op, positions)
+        bad = values.isnan().any(-1)
+        lost = lost_in(op, op.all_heads())[:, positions]
+        return Entropies.certified(estimate_of_values(values), _cap(op, positions), lost).mark_bad(bad)
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         values = self._values(op, positions)[..., :k]
@@ -48,3 +49,9 @@ class ReferenceBackend(Backend):
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         return product_values(torch.linalg.svdvals, A, right)
+
+
+def _cap(op: Operator, positions: Tensor) -> Tensor:
+    """The largest rank that `H_i` can have."""
+    cap = torch.minimum(positions, op.length - positions)
+    return cap if op.state_size is None else cap.clamp_max(op.state_size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._progress import progress
 from ..engine import smooth
-from ..engine.certainty import Counts
+from ..engine.certainty import Counts, Entropies
 from ..engine.cost import Cost
 from ..engine.direct import FewPositions
 from ..engine.parallel import product_values, svdvals
@@ -60,22 +60,27 @@ class TorchBackend(Backend):
         assert result is not None
         return result
 
-    def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
-        if wants_gradient("entropy_ess", op):
-            return smooth.entropy_ess(op, positions)
-        result: Tensor | None = None
+    def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
+        found = self._entropies(op, positions)
+        if not wants_gradient("entropy_ess", op):
+            return found
+        # one place decides what has no entropy
+        return found._replace(ess=torch.where(found.ess == 0, 0.0, smooth.entropy_ess(op, positions)))
+
+    def _entropies(self, op: Operator, positions: Tensor) -> Entropies:
+        result: Entropies | None = None
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=True):
                 part = engine.entropy(positions)
                 if not engine.sound and not bool(engine.good.all()):
-                    part = part.masked_fill(~engine.good[:, None], torch.nan)
+                    part = part.mark_bad(~engine.good[:, None])
                 del engine
                 if result is None and len(heads) == op.num_heads:
                     result = part
                     continue
                 if result is None:
-                    result = torch.zeros(op.num_heads, len(positions), dtype=torch.float64, device=op.device)
-                result[heads] = part
+                    result = Entropies.empty((op.num_heads, len(positions)), op.device)
+                result.put(heads, part)
         assert result is not None
         return result
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .quadrature import Estimate
+
 EPS = torch.finfo(torch.float64).eps
 # a count whose width is below this is taken as it is
 SURE = 1e-7
@@ -26,10 +28,12 @@ HOPELESS = 1e-2
 BLURRED = 1e-5
 # up to this width a count can be settled by tolerances on both sides, four times as far away
 HOPEFUL = HOPELESS / 4
+# no error is a smaller part of the sum of singular values than this: a logarithm is taken of it
+LEAST_SHARE = 1e-300
 # a singular value within this many ulp of the largest one of the tolerance is a true tie
 TIE = 64 * EPS
-# entropy-ESS whose own error bound is above this goes to singular values
-ENTROPY_BOUND = 3e-5
+# entropy-ESS whose own error bound is above this goes to more nodes, and then to singular values
+ENTROPY_BOUND = 8e-5
 
 
 class Certificate(NamedTuple):
@@ -47,6 +51,58 @@ class Certificate(NamedTuple):
     width: Tensor
     redone: Tensor
     unresolved: Tensor
+
+
+class EntropyCertificate(NamedTuple):
+    """How far each entropy-ESS can be trusted; tensors of its shape.
+
+    Attributes:
+        error: float64, a bound of its relative error: of the quadrature, of rounding, and of what rounding took from the
+            states of a recurrence. Infinite where `unresolved`, and 0 where `H_i` is zero.
+        total: float64, the sum of the singular values, in the units of the operator: the scale that entropy does not know.
+        unresolved: bool, whether the sum is not above what rounding can have made of nothing, so that the entropy is given
+            as 0. False where `H_i` is known to be exactly zero.
+    """
+
+    error: Tensor
+    total: Tensor
+    unresolved: Tensor
+
+
+class Entropies(NamedTuple):
+    """Entropy-ESS with what a certificate needs; float64, float64, float64, bool tensors of one shape."""
+
+    ess: Tensor
+    error: Tensor
+    total: Tensor
+    unresolved: Tensor
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], device: torch.device) -> Entropies:
+        floats = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
+        return cls(*floats, torch.zeros(shape, dtype=torch.bool, device=device))
+
+    @classmethod
+    def certified(cls, found: Estimate, cap: Tensor, lost: Tensor) -> Entropies:
+        """From what is known of the singular values of `H`, each of which was wrong by up to `lost` before that.
+
+        A sum of at most `cap` values that is not above `cap * lost` may be all rounding errors: it has no entropy.
+        """
+        known = lost.isfinite()
+        nothing = (found.total <= cap * lost) & known
+        unresolved = nothing & (found.total > 0)
+        error = found.bound + moved_entropy(found.ess, found.total, cap, lost)
+        error = torch.where(unresolved | ~known, torch.inf, torch.where(nothing, 0.0, error))
+        return cls(torch.where(nothing, 0.0, found.ess), error, found.total, unresolved | ~known)
+
+    def mark_bad(self, bad: Tensor) -> Entropies:
+        """The same without an answer in heads that are `bad`, bool `[N, 1]`."""
+        floats = (x.masked_fill(bad, torch.nan) for x in self[:3])
+        return Entropies(*floats, self.unresolved | bad)
+
+    def put(self, index: tuple[Tensor | slice, ...] | Tensor, other: Entropies) -> None:
+        for mine, theirs in zip(self, other, strict=True):
+            mine[index] = theirs
 
 
 class Counts(NamedTuple):
@@ -101,6 +157,26 @@ def count_values(values: Tensor, tau: Tensor, lost: Tensor | float = 0.0, cap: T
     width = torch.where(tau > 0, slack / tau, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
     unresolved = near.any(-1) | slack.isnan()
     return Counts((values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), unresolved)
+
+
+def moved_entropy(ess: Tensor, total: Tensor, cap: Tensor, lost: Tensor) -> Tensor:
+    """A bound of the relative change of entropy-ESS where each of `cap` singular values may be wrong by `lost`.
+
+    A value `s` that changes by `ds` changes the logarithm of `ess` by `-ds (log(s / total) + log(ess)) / total`. Over all
+    values the logarithm is largest where all are as small as their errors.
+    """
+    share = lost / torch.where(total > 0, total, 1.0)
+    entropy = ess.clamp_min(1.0).log()
+    steepest = torch.maximum(entropy, 1 - share.clamp_min(LEAST_SHARE).log() - entropy)
+    return cap * share * steepest
+
+
+def estimate_of_values(values: Tensor) -> Estimate:
+    """From singular values `[..., S]` (descending, exact to a few ulp of the largest)."""
+    ess, total = entropy_of_values(values), values.sum(-1)
+    number = torch.full_like(total, values.shape[-1])
+    largest = values[..., 0] if values.shape[-1] else torch.zeros_like(total)
+    return Estimate(ess, moved_entropy(ess, total, number, TIE * largest), total)
 
 
 def entropy_of_values(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .cost import Cost
 from .lost import lost_at_one_position, lost_in_states
 from .parallel import svdvals, triangular_root
 from .positions import Engine
-from .quadrature import Quadrature
+from .quadrature import Estimate, Quadrature
 from .scaling import LARGE_UNIT, largest, scaled_tokens
 from .staircase import Answer
 
@@ -59,7 +59,9 @@ class FewPositions(Engine):
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         raise NotImplementedError
 
-    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+    def _quadrature(
+        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
+    ) -> Estimate:
         raise NotImplementedError
 
     def _zero(self) -> Tensor:

@@ -1,6 +1,6 @@
 """What recurrences and dense operators share: from eliminations to answers that are certain.
 
-An engine knows three things: to eliminate at given tolerances, to take log-determinants at the nodes of the quadrature,
+An engine knows three things: to eliminate at given tolerances, to sum log-determinants at the nodes of a quadrature,
 and to find the singular values of single positions exactly. This file decides which positions need which.
 """
 
@@ -21,14 +21,15 @@ from .certainty import (
     HOPELESS,
     SURE,
     Counts,
+    Entropies,
     count_values,
-    entropy_of_values,
+    estimate_of_values,
     near_tie,
     width_of,
 )
 from .cost import Cost
 from .lost import GROUP as LOST_GROUP
-from .quadrature import STANDARD, Quadrature
+from .quadrature import FINE, STANDARD, Estimate, Quadrature
 from .staircase import Answer, Eliminated
 
 Eliminate = Callable[[Asked, Tensor], Answer | Eliminated]
@@ -114,10 +115,6 @@ class Engine(ABC):
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`, if there are any."""
         return None
-
-    @abstractmethod
-    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
-        """`log det(I + H H^T / (t_k scale))` `[N, K, L]` at `wanted` `[N, L]`; no `scale` `[N]`: the engine's own."""
 
     @abstractmethod
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
@@ -362,47 +359,71 @@ class Engine(ABC):
         counts = count_values(values[which], tau[heads[which], m], lost[which], cap[which])
         result.put((heads[which], m, entries[which]), counts)
 
-    def entropy(self, positions: Tensor) -> Tensor:
-        """Entropy-ESS `[N, P]` at distinct, sorted positions."""
+    def entropy(self, positions: Tensor) -> Entropies:
+        """Entropy-ESS `[N, P]` at distinct, sorted positions; sums of singular values of the operator itself."""
+        found = self._entropy(positions)
+        lost = self._lost_at_all_heads(positions)
+        certified = Entropies.certified(found, self.cap(positions).to(torch.float64), lost)
+        return certified._replace(total=certified.total * self.unit[:, None])
+
+    def _entropy(self, positions: Tensor) -> Estimate:
+        """From log-determinants, or from singular values where these do not tell, `[N, P]`, scaled."""
         if len(positions) <= FEW:
-            return entropy_of_values(self.values_of_all_heads(positions))
+            return estimate_of_values(self.values_of_all_heads(positions))
         mask = self._mask(positions)
         cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
         wanted = mask.expand(len(self.unit), -1)
-        ess, bound = self._quadrature(wanted, STANDARD, cap)
-        doubtful = wanted & ~(bound <= ENTROPY_BOUND)
+        found = self._quadrature(wanted, STANDARD, cap)
+        doubtful = wanted & ~(found.bound <= ENTROPY_BOUND)
         if bool(doubtful.any()):
             zero = doubtful & self._zero()
-            ess[zero] = 0.0
-            doubtful = self._refine_entropy(doubtful & ~zero, cap, ess)
+            for x in found:
+                x[zero] = 0.0
+            doubtful = self._refine_entropy(doubtful & ~zero, cap, found)
             heads, at = doubtful.nonzero(as_tuple=True)
             if len(heads):
-                ess[heads, at] = entropy_of_values(self.values_at(heads, at))
-        return ess[:, 1:] if len(positions) == self.length - 1 else ess[:, positions]
+                exact = estimate_of_values(self.values_at(heads, at))
+                for x, y in zip(found, exact, strict=True):
+                    x[heads, at] = y
+        columns = slice(1, None) if len(positions) == self.length - 1 else positions
+        return Estimate(*(x[:, columns] for x in found))
 
+    def _lost_at_all_heads(self, positions: Tensor) -> Tensor:
+        """`lost` of every head, `[N, P]`."""
+        if self.lost is None:
+            return self.unit.new_zeros(len(self.unit), len(positions))
+        return self.lost[:, positions // LOST_GROUP]
+
+    @abstractmethod
     def _quadrature(
         self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Entropy-ESS and a bound of its relative error `[N, L]`, for an engine that need not keep log-determinants."""
-        return self._entropy_of(quadrature, self._logdets(wanted, quadrature, scale), cap)
+    ) -> Estimate:
+        """From log-determinants at the nodes times `scale` `[N]`, or the engine's own: `[N, L]` at `wanted`, scaled.
 
-    def _entropy_of(self, quadrature: Quadrature, logdets: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Quadrature.entropy_of`, for an engine that has it faster."""
-        return quadrature.entropy_of(logdets, cap)
+        `total` is in the engine's units, not in those of `scale`.
+        """
 
     @abstractmethod
     def _zero(self) -> Tensor:
         """bool `[N, L]` or `[N, 1]`: where `H` is known to be exactly zero."""
 
-    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
-        """Settles positions by more nodes or scales of their own, where that is cheaper than singular values.
+    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, found: Estimate) -> Tensor:
+        """Settles positions by more nodes, where singular values would be many times that; returns the rest.
 
-        Returns the rest.
+        What is settled is put into `found` `[N, L]`.
         """
-        return doubtful
+        return doubtful & ~take_settled(found, self._quadrature(doubtful, FINE, cap), doubtful)
 
     def singular_values(self, positions: Tensor, k: int) -> Tensor:
         """The `k` largest singular values of the operator itself, `[N, P, k]`, zero padded."""
         values = self.values_of_all_heads(positions)[..., :k]
         values = torch.nn.functional.pad(values, (0, k - values.shape[-1]))
         return values * self.unit[:, None, None]
+
+
+def take_settled(found: Estimate, other: Estimate, wanted: Tensor) -> Tensor:
+    """Puts what is certain enough of `other` in the place of `found`; says where that was, bool."""
+    settled = wanted & (other.bound <= ENTROPY_BOUND)
+    for x, y in zip(found, other, strict=True):
+        x[settled] = y[settled]
+    return settled

@@ -5,8 +5,10 @@ few fixed nodes, to a small uniform error. Summed over the singular values of `H
 `log det(I + H H^T / (t_k scale))`, so `N = sum sigma` and `E = sum sigma log sigma` (in units of `sqrt(scale)`), and
 entropy-ESS `= exp(log N - E / N)` (paper, equation 3).
 
-Nodes and weights come from `bench/quadrature_nodes.py`. No node is so small that rounding errors of the squares, about
-`eps * scale`, would be amplified beyond the error of the table.
+Nodes and weights come from `bench/quadrature_nodes.py`. No weight is so large that it would amplify the rounding errors of
+a log-determinant, and the errors hold down to `x = 0`, however many values are there. A node may be smaller than the
+rounding errors of squares: what these do to the sums is part of the bound, and where they leave no log-determinant at the
+smallest node, a second set of weights does without it, or the neighbour's is taken.
 """
 
 from __future__ import annotations
@@ -18,19 +20,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# squares are never taken to be more exact than this: a logarithm is taken of their error
+LEAST_ROUNDING = 1e-300
 
-class LogdetSums(NamedTuple):
-    """Log-determinants summed over the nodes of a quadrature.
+
+class Estimate(NamedTuple):
+    """What log-determinants tell of singular values; float64 tensors of one shape.
 
     Attributes:
-        total: with the weights of `sqrt(x)`.
-        mixed: with those of `sqrt(x) log sqrt(x)`.
-        tail: the first tail node's less the second's.
+        ess: entropy-ESS.
+        bound: of its relative error, to first order in the errors of all singular values; infinite or NaN: no answer.
+        total: the sum of the singular values, in units of the root of the scale.
     """
 
+    ess: Tensor
+    bound: Tensor
     total: Tensor
-    mixed: Tensor
-    tail: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,58 +44,123 @@ class Quadrature:
 
     Attributes:
         table: rows `t`, weight of `sqrt(x)`, weight of `sqrt(x) log sqrt(x)`.
-        error: the largest error of both functions where a value is visible.
-        tail_error: what an invisible value adds to that.
-        tail: two nodes; a value's visibility is `log((1 + x / t_a) / (1 + x / t_b)) / log(t_b / t_a)`, from 0 to 1.
+        errors: the largest error of either function, for values without haze.
+        haze_errors: what is added for others, in units of the root of a value's haze; haze is how much more the step between
+            the first two nodes sees of it than the step between the next two, from 0 to 1.
+        without_smallest: the same nodes but the first, with weights of their own.
     """
 
     table: tuple[tuple[float, float, float], ...]
-    error: float
-    tail_error: float
-    tail: tuple[int, int]
+    errors: tuple[float, float]
+    haze_errors: tuple[float, float] = (0.0, 0.0)
+    without_smallest: Quadrature | None = None
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
-    def tail_span(self) -> float:
-        a, b = self.tail
-        return math.log(self.table[b][0] / self.table[a][0])
+    def slopes(self) -> tuple[float, float]:
+        """Bounds of how fast either sum changes with `x`, anywhere."""
+        first, second = (sum(abs(row[f]) / row[0] for row in self.table) for f in (1, 2))
+        return first, second
 
     def nodes(self, device: torch.device) -> Tensor:
         return torch.tensor([row[0] for row in self.table], dtype=torch.float64, device=device)
 
-    def entropy_of(self, logdets: Tensor, cap: Tensor, rounding: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """Entropy-ESS and a bound of its relative error from log-determinants at `nodes * scale`.
+    def estimate(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
+        """From log-determinants at `nodes * scale`.
+
+        Where there is none at the first node, two other ways are tried, and the better one taken.
 
         Args:
-            logdets: `[..., K, P]`, `log det(I + H H^T / (t_k scale))` per position.
+            logdets: `[..., K, P]`, `log det(I + H H^T / (t_k scale))` at positions one after the other; NaN where rounding
+                left none, or none was wanted.
             cap: broadcastable to `[..., P]`, the largest possible number of non-zero singular values.
-            rounding: likewise, how wrong squared singular values may be by rounding, in units of the scale.
+            rounding: likewise, how wrong squared singular values are by rounding, on an average over `cap` of them, in
+                units of the scale.
 
         Returns:
-            `ess` `[..., P]` within `[1, cap]`, and `bound` `[..., P]`, the first-order effect of the errors of all
-            singular values on it: infinite where the log-determinants see nothing.
+            `[..., P]` each, `ess` within `[1, cap]`.
         """
+        found = self._estimate(logdets, cap, rounding)
+        if self.without_smallest is None or bool(found.bound.isfinite().all()):
+            return found
+        without = self.without_smallest._estimate_in_haze(logdets[..., 1:, :], cap, rounding)
+        for other in (without, self._estimate_beside(logdets, cap, rounding)):
+            better = other.bound < found.bound
+            found = Estimate(*(torch.where(better, x, y) for x, y in zip(other, found, strict=True)))
+        return found
+
+    def _estimate(
+        self, logdets: Tensor, cap: Tensor, rounding: Tensor, more: tuple[Tensor, Tensor] | None = None
+    ) -> Estimate:
         weights = torch.tensor([row[1:] for row in self.table], dtype=torch.float64, device=logdets.device)
         total, mixed = (weights.T @ logdets).unbind(-2)
-        a, b = self.tail
-        return self.entropy_of_sums(LogdetSums(total, mixed, logdets[..., a, :] - logdets[..., b, :]), cap, rounding)
+        return self.estimate_from_sums(total, mixed, cap, rounding, more)
 
-    def entropy_of_sums(self, sums: LogdetSums, cap: Tensor, rounding: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """The same where only the sums over the nodes are known, `[..., P]` each."""
-        unseen = ~(sums.total > 0)
-        total = torch.where(unseen, 1.0, sums.total)
-        ratio = sums.mixed / total
-        ess = torch.exp(total.log() - ratio)
-        visible = sums.tail / self.tail_span
-        # a square that is wrong by x moves its root by at most the root of x
-        errors = (self.error + rounding**0.5) * cap + self.tail_error * (cap - visible).clamp_min(0.0)
-        bound = errors / total * (1 + (1 + ratio).abs())
-        return torch.minimum(ess.clamp_min(1.0), cap), torch.where(unseen, torch.inf, bound)
+    def _estimate_in_haze(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
+        """With the errors of values that are hardly seen, in proportion to the root of the haze of each.
+
+        The sum of these roots is at most the root of `cap` times the haze of all (Cauchy and Schwarz), that which rounding
+        may have taken away included.
+        """
+        first, second, third = logdets[..., :3, :].unbind(-2)
+        spans = [math.log(self.table[k + 1][0] / self.table[k][0]) for k in (0, 1)]
+        haze = (first - second) / spans[0] - (second - third) / spans[1]
+        roots = (cap * (haze.clamp_min(0.0) + cap * rounding / (self.table[0][0] * spans[0]))).sqrt()
+        return self._estimate(logdets, cap, rounding, (roots * self.haze_errors[0], roots * self.haze_errors[1]))
+
+    def _estimate_beside(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
+        """With the log-determinant that the nearest position has at the first node.
+
+        From one position to the next `H` loses a row and gains a column. Singular values interlace, so that either changes
+        a log-determinant by no more than that of the largest of them alone, one in opposite direction to the other.
+        """
+        first, distance = _nearest(logdets[..., 0, :])
+        node, *weights = self.table[0]
+        unsure = distance * math.log1p(1 / node)
+        logdets = torch.cat([first[..., None, :], logdets[..., 1:, :]], -2)
+        return self._estimate(logdets, cap, rounding, (unsure * abs(weights[0]), unsure * abs(weights[1])))
+
+    def estimate_from_sums(
+        self, total: Tensor, mixed: Tensor, cap: Tensor, rounding: Tensor, more: tuple[Tensor, Tensor] | None = None
+    ) -> Estimate:
+        """The same where only the sums over the nodes are known, `[..., P]` each; `more` bounds further errors of these."""
+        unseen = ~(total > 0)
+        N = torch.where(unseen, 1.0, total)
+        ratio = mixed / N
+        ess = torch.exp(N.log() - ratio)
+        steep = (1 + ratio).abs()
+        errors = cap * (self.errors[0] * steep + self.errors[1])
+        if more is not None:
+            errors = errors + more[0] * steep + more[1]
+        # a square that is wrong by r moves the sums by at most r times their slopes, and its root by at most the root of r;
+        # with all errors alike, and by concavity of both functions no others are worse
+        rounding = rounding.clamp_min(LEAST_ROUNDING)
+        slowly = rounding * (self.slopes[0] * steep + self.slopes[1])
+        at_once = rounding.sqrt() * torch.maximum(ratio.abs(), 1 + ratio - rounding.log() / 2)
+        bound = (errors + cap * torch.minimum(slowly, at_once)) / N
+        return Estimate(
+            torch.minimum(ess.clamp_min(1.0), cap),
+            torch.where(unseen, torch.inf, bound),
+            torch.where(unseen, 0.0, total),
+        )
 
 
-# fewest nodes, every value to 3.2e-7
+def _nearest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every entry of `[..., P]` the nearest one that is finite, and how far it is away, float64; else infinity."""
+    P = x.shape[-1]
+    place = torch.arange(P, device=x.device).expand(x.shape)
+    known = x.isfinite()
+    left = torch.where(known, place, -P).cummax(-1).values
+    right = torch.where(known, place, 2 * P).flip(-1).cummin(-1).values.flip(-1)
+    place = torch.where(place - left <= right - place, left, right)
+    there = (place >= 0) & (place < P)
+    distance = (place - torch.arange(P, device=x.device)).abs().to(x.dtype)
+    return x.gather(-1, place.clamp(0, P - 1)), torch.where(there, distance, torch.inf)
+
+
+# fewest nodes
 STANDARD = Quadrature(
     table=(
         (4.898519147901e-15, 8.648970262625e-08, -1.355900537711e-06),
@@ -110,40 +180,64 @@ STANDARD = Quadrature(
         (1.266235241952e00, 3.565885865378e-01, 3.911244728408e-01),
         (2.236259106625e01, 3.454582153846e00, 9.776270196027e00),
     ),
-    error=3.2e-7,
-    tail_error=0.0,
-    tail=(0, 1),
+    errors=(2.4e-7, 3.2e-7),
 )
 
-# values above 1e-6 sqrt(scale) to 5.1e-9, those below to 4e-7
+# without the first node of FINE
+WITHOUT_SMALLEST = Quadrature(
+    table=(
+        (3.414440105212e-15, 7.687453861286e-08, -1.573988692913e-06),
+        (1.413518952146e-13, 9.485647518767e-08, 3.581029140918e-08),
+        (2.757089294885e-12, 8.621410380424e-07, -1.250555842609e-05),
+        (3.494629093166e-11, 2.099303170832e-06, -2.165510073383e-05),
+        (3.299719126706e-10, 6.261139319558e-06, -6.308933017698e-05),
+        (2.541520776044e-09, 1.567820393737e-05, -1.387106102125e-04),
+        (1.684419180507e-08, 3.773322166963e-05, -3.007097286244e-04),
+        (9.875581241085e-08, 8.569085913874e-05, -6.045346227997e-04),
+        (5.201454066803e-07, 1.852954253535e-04, -1.156300355556e-03),
+        (2.519430955483e-06, 3.900175604313e-04, -2.122850838557e-03),
+        (1.143941665194e-05, 7.986656546929e-04, -3.745961660226e-03),
+        (4.906521210433e-05, 1.592727323833e-03, -6.308769042432e-03),
+        (1.994509515613e-04, 3.095290984175e-03, -1.009007609763e-02),
+        (7.718981580425e-04, 5.881910285244e-03, -1.519652073410e-02),
+        (2.858271687112e-03, 1.096894906413e-02, -2.115323832377e-02),
+        (1.019191583028e-02, 2.016859170634e-02, -2.608605624999e-02),
+        (3.537632639798e-02, 3.704470781078e-02, -2.483749008340e-02),
+        (1.225025160497e-01, 6.995161108081e-02, -3.529333539506e-03),
+        (4.510736435787e-01, 1.477278943014e-01, 8.920146097468e-02),
+        (2.209957864110e00, 4.550434560152e-01, 6.298253669728e-01),
+        (3.949176100085e01, 4.670639547013e00, 1.441977218676e01),
+    ),
+    errors=(7.9e-9, 1.6e-8),
+    haze_errors=(7.9e-8, 1.6e-6),
+)
+
+# thirty times as exact
 FINE = Quadrature(
     table=(
-        (7.724217823996e-15, 1.036817972685e-07, -1.589665374066e-06),
-        (1.013395514802e-12, 5.181512972309e-07, -6.627799842286e-06),
-        (1.429248687969e-11, 1.386038130681e-06, -1.591919379424e-05),
-        (1.229600789639e-10, 3.588873208168e-06, -3.736012630193e-05),
-        (8.631056538815e-10, 8.758019912507e-06, -8.263250338973e-05),
-        (5.276774537178e-09, 2.026576571438e-05, -1.728678542259e-04),
-        (2.897369108382e-08, 4.487070939107e-05, -3.445358224413e-04),
-        (1.455972741393e-07, 9.562203130543e-05, -6.570401505933e-04),
-        (6.777076453327e-07, 1.968565837216e-04, -1.201272035086e-03),
-        (2.945409047285e-06, 3.925173922015e-04, -2.106889692034e-03),
-        (1.202084243295e-05, 7.595396070983e-04, -3.542821364176e-03),
-        (4.626443966060e-05, 1.428439057057e-03, -5.700285600871e-03),
-        (1.684427341932e-04, 2.613638781933e-03, -8.741200444392e-03),
-        (5.816046355985e-04, 4.657748768549e-03, -1.269171872763e-02),
-        (1.909758132448e-03, 8.103646567416e-03, -1.726390750897e-02),
-        (5.990848822122e-03, 1.382914480703e-02, -2.155637182938e-02),
-        (1.808960873395e-02, 2.332600392736e-02, -2.347072231431e-02),
-        (5.331508117506e-02, 3.959034265399e-02, -1.844016226248e-02),
-        (1.590601635505e-01, 7.155134910762e-02, 5.777678623071e-03),
-        (6.892190016493e-01, 1.113209838115e00, 9.079615209605e-01),
-        (8.874925745079e-01, -7.318181454157e00, -6.902711475730e00),
-        (9.330775517639e-01, 6.573132874194e00, 6.365646852085e00),
-        (9.588026871467e00, 1.299230117377e00, 2.755265926278e00),
-        (4.243383183141e08, 1.733398566315e07, 7.462765144625e07),
+        (1.169398017360e-17, 4.227454384308e-09, -7.880821402385e-08),
+        (3.414440105212e-15, 4.039138478223e-08, -6.310400410071e-07),
+        (1.413518952146e-13, 1.951255367435e-07, -2.693302771814e-06),
+        (2.757089294885e-12, 7.206075887868e-07, -8.866344797384e-06),
+        (3.494629093166e-11, 2.233055209051e-06, -2.465569764331e-05),
+        (3.299719126706e-10, 6.164090962813e-06, -6.111146838052e-05),
+        (2.541520776044e-09, 1.572242935175e-05, -1.398799914082e-04),
+        (1.684419180507e-08, 3.774952524006e-05, -3.000435844792e-04),
+        (9.875581241085e-08, 8.560938432054e-05, -6.049499538403e-04),
+        (5.201454066803e-07, 1.854445539904e-04, -1.156012245223e-03),
+        (2.519430955483e-06, 3.898108421938e-04, -2.123061811840e-03),
+        (1.143941665194e-05, 7.988981363751e-04, -3.745803308300e-03),
+        (4.906521210433e-05, 1.592514891838e-03, -6.308891257187e-03),
+        (1.994509515613e-04, 3.095433645923e-03, -1.008998307728e-02),
+        (7.718981580425e-04, 5.881903937735e-03, -1.519657266705e-02),
+        (2.858271687112e-03, 1.096870718509e-02, -2.115324935324e-02),
+        (1.019191583028e-02, 2.016929205626e-02, -2.608597730103e-02),
+        (3.537632639798e-02, 3.704313009171e-02, -2.483762508577e-02),
+        (1.225025160497e-01, 6.995514300639e-02, -3.529120200087e-03),
+        (4.510736435787e-01, 1.477185834540e-01, 8.920100526875e-02),
+        (2.209957864110e00, 4.550787020941e-01, 6.298268986981e-01),
+        (3.949176100085e01, 4.670364193176e00, 1.441976086370e01),
     ),
-    error=5.1e-9,
-    tail_error=3.9e-7,
-    tail=(0, 2),
+    errors=(9.2e-9, 1.65e-8),
+    without_smallest=WITHOUT_SMALLEST,
 )

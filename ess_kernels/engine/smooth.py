@@ -39,8 +39,8 @@ def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
     else:
         assert isinstance(op, Tiled)
         logdets = _matrix_logdets(op.rows(head, 0, op.length).tril(-1))[:, positions]
-    ess, bound = STANDARD.entropy_of(logdets, cap)
-    doubtful = ~(bound <= ENTROPY_BOUND)
+    found = STANDARD.estimate(logdets, cap, torch.zeros_like(cap))
+    ess, doubtful = found.ess, ~(found.bound <= ENTROPY_BOUND)
     if not bool(doubtful.any()):
         return ess
     T = op.dense_heads(head)[0]

@@ -16,7 +16,7 @@ from .cost import Cost
 from .lost import lost_in_dense_states, lost_in_states
 from .outside import ROUNDING, Outside
 from .parallel import svdvals
-from .quadrature import Quadrature
+from .quadrature import Estimate, Quadrature
 from .scaling import keep_heads, largest, scaled_tokens
 from .staircase import Answer, descend
 from .unsquared import UnsquaredEngine
@@ -119,24 +119,23 @@ class Recurrence(UnsquaredEngine):
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         return self._staircase(asked.positions, lambda boundary, head, number: tau[head, :, number], definite=False)
 
-    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+    def _quadrature(
+        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
+    ) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
-        self._rounding = self.unit.new_zeros(wanted.shape[0], -(-self.length // self.group))
+        rounding, unit = self.unit.new_zeros(2, wanted.shape[0], -(-self.length // self.group)).unbind(0)
 
         def shifts(boundary: Boundary, head: Tensor, number: Tensor) -> Tensor:
             # every block has its own scale
             own = boundary.scale() if scale is None else scale[head]
-            self._rounding[head, number] = torch.where(own > 0, EPS * boundary.magnitude / own, 0.0)
+            rounding[head, number] = torch.where(own > 0, EPS * boundary.magnitude / own, 0.0)
+            unit[head, number] = own.sqrt()
             return (nodes * torch.where(own > 0, own, 1.0)[:, None]).sqrt()
 
         wanted = wanted[:, None].expand(-1, len(nodes), -1)
-        return self._staircase(wanted, shifts, definite=True).value.view(wanted.shape)
-
-    def _quadrature(
-        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        logdets = self._logdets(wanted, quadrature, scale)
-        return quadrature.entropy_of(logdets, cap, self._spread(self._rounding))
+        logdets = self._staircase(wanted, shifts, definite=True).value.view(wanted.shape)
+        found = quadrature.estimate(logdets, cap, self._spread(rounding))
+        return found._replace(total=found.total * self._spread(unit))
 
     def _staircase(
         self, wanted: Tensor, shifts: Callable[[Boundary, Tensor, Tensor], Tensor], definite: bool

@@ -6,15 +6,18 @@ The root of the staircase is free: its pivots are `-I` or `+I`, so its two halve
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from .asked import Asked
-from .certainty import ENTROPY_BOUND, HOPEFUL
+from .certainty import EPS, HOPEFUL
 from .cost import Cost
 from .elimination import subtract_symmetric
 from .outside import Outside
-from .quadrature import FINE, Quadrature
+from .positions import take_settled
+from .quadrature import FINE, Estimate, Quadrature
 from .scaling import largest, power_of_two
 from .staircase import Answer, Nodes, descend
 from .unsquared import UnsquaredEngine
@@ -24,9 +27,31 @@ FEW_SVDS = 16
 # positions whose squared norms differ by more than this do not share a scale
 SCALE_RANGE = 256.0
 MAX_SCALES = 8
-# power iterations for the norm of T, and what is added because they come from below
-NORM_STEPS = 20
-NORM_SLACK = 1.05
+# the scale of a last attempt, in units of the usual one
+RESCUE_SCALE = 4.0
+# weights that Schur's test tries, and what each keeps of the largest
+NORM_STEPS = 8
+LEAST_WEIGHT = 1e-3
+# what rounding errors of a sum of a million positive terms add to it
+SUMMED = 1 + 1e-9
+
+
+def schur_bound(T: Tensor) -> Tensor:
+    """An upper bound `[N]` of the squared norm of every `T` `[N, L, L]`, right to rounding errors of sums.
+
+    Schur's test: for any positive weights `v`, the squared norm is at most the largest ratio of `|T|^T |T| v` to `v`. Power
+    iteration finds weights that bring it near the squared norm of `|T|`; where it has started and whether it has converged
+    does not matter.
+    """
+    A = T.abs()
+    v = A.new_ones(A.shape[0], A.shape[-1], 1)
+    bound = A.new_full(A.shape[:1], torch.inf)
+    for _ in range(NORM_STEPS if A.shape[-1] else 0):
+        product = A.mT @ (A @ v)
+        bound = torch.minimum(bound, (product / v).amax((1, 2)))
+        most = product.amax(1, keepdim=True)
+        v = product / torch.where(most > 0, most, 1.0) + LEAST_WEIGHT
+    return bound
 
 
 def piece_length(length: int) -> int:
@@ -74,26 +99,48 @@ class Matrix(UnsquaredEngine):
         median = own.nanmedian(-1, keepdim=True).values
         return torch.where(median <= HOPEFUL, median, super()._typical_widths(asked, doubtful, width))
 
-    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+    def _quadrature(
+        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
+    ) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
         scale = self._scale() if scale is None else scale
-        shifts = (nodes * torch.where(scale > 0, scale, 1.0)[:, None]).sqrt()
-        wanted = wanted[:, None].expand(-1, len(nodes), -1)
-        return self._staircase(wanted, shifts, definite=True).value.view(wanted.shape)
+        scale = torch.where(scale > 0, scale, 1.0)[:, None]
+        each = wanted[:, None].expand(-1, len(nodes), -1)
+        logdets = self._staircase(each, (nodes * scale).sqrt(), definite=True).value.view(each.shape)
+        logdets = logdets.masked_fill(~wanted[:, None], torch.nan)
+        found = quadrature.estimate(logdets, cap, self._rounding(cap) / scale)
+        return found._replace(total=found.total * scale.sqrt())
+
+    def _rounding(self, cap: Tensor) -> Tensor:
+        """How wrong squared singular values are by rounding, `[N, L]`, on an average over `cap` of them.
+
+        An entry of what is eliminated is a sum of products, wrong by about `EPS` times the root of both diagonal entries:
+        a matrix of errors with a Frobenius norm of `EPS` times the squared one of `H`. Squares move by no more than its
+        nuclear norm together (Lidskii), which is at most `sqrt(cap)` times that.
+        """
+        return EPS * self._squared_norms / cap.clamp_min(1.0).sqrt()
 
     def _scale(self) -> Tensor:
-        """`[N]`, the squared norm of `T` by power iteration, and 5 %: every `H_i` is a submatrix of it."""
-        v = self._start().to(self.T.device)[:, None].expand(self.T.shape[0], -1, -1)
-        size = self.T.new_zeros(self.T.shape[0])
-        for _ in range(NORM_STEPS):
-            v = self.T.mT @ (self.T @ v)
-            size = v.square().sum((1, 2)).sqrt()
-            v = v / torch.where(size > 0, size, 1.0)[:, None, None]
-        return NORM_SLACK * size
+        """`[N]`, an upper bound of every squared singular value of every `H_i`.
 
-    def _start(self) -> Tensor:
-        """`[L]` on the CPU, random: no structure of T can be orthogonal to it."""
-        return torch.randn(self.length, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0))
+        `H_i` is a submatrix of `T`, whose norm is at most the one that Schur's test gives, and at most the Frobenius norm
+        of its own, the better one where signs cancel.
+        """
+        return SUMMED * torch.minimum(self._squared_norm, self._squared_norms.amax(-1))
+
+    @property
+    def _squared_norm(self) -> Tensor:
+        """An upper bound of the squared norm of `T`, `[N]`."""
+        return self._sizes[0]
+
+    @property
+    def _squared_norms(self) -> Tensor:
+        """Squared Frobenius norm of every `H_i`, `[N, L]`, by sums of positive terms only."""
+        return self._sizes[1]
+
+    @cached_property
+    def _sizes(self) -> tuple[Tensor, Tensor]:
+        return schur_bound(self.T), self._below(self.T.square())
 
     def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Answer:
         """Values and growth at `wanted` `[N, S, L]` for `shifts` `[N, S]`."""
@@ -134,9 +181,9 @@ class Matrix(UnsquaredEngine):
             stop=torch.full_like(item, last),
         )
 
-    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
+    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, found: Estimate) -> Tensor:
         """More nodes, and for positions far below the norm of `T` scales that fit them."""
-        norms, whole = self._squared_norms(), self._scale()
+        norms, whole = self._squared_norms, self._scale()
         rest = torch.zeros_like(doubtful)
         for _ in range(MAX_SCALES):
             # head by head, so that no head's answer depends on another's
@@ -145,20 +192,19 @@ class Matrix(UnsquaredEngine):
                 break
             scale = torch.minimum(norms.masked_fill(~doubtful, 0.0).amax(-1), whole)
             alike = doubtful & many & (norms * SCALE_RANGE >= scale[:, None])
-            mine, bound = self._quadrature(alike, FINE, cap, scale)
-            settled = alike & (bound <= ENTROPY_BOUND)
-            ess[settled] = mine[settled]
+            settled = take_settled(found, self._quadrature(alike, FINE, cap, scale), alike)
             # what this scale does not settle no smaller one will
             rest |= alike & ~settled
             doubtful = doubtful & ~alike
-        return doubtful | rest
+        rest |= doubtful
+        if bool((rest.sum(1) > FEW_SVDS).any()):
+            # a larger scale has larger nodes, at which fewer pivots are lost
+            scale = RESCUE_SCALE * torch.minimum(norms.masked_fill(~rest, 0.0).amax(-1), whole)
+            rest &= ~take_settled(found, self._quadrature(rest, FINE, cap, scale), rest)
+        return rest
 
     def _zero(self) -> Tensor:
         return self._below(self.T.abs()) == 0
-
-    def _squared_norms(self) -> Tensor:
-        """Squared Frobenius norm of every `H_i`, `[N, L]`, by sums of positive terms only."""
-        return self._below(self.T.square())
 
     def _below(self, terms: Tensor) -> Tensor:
         """Sums over `H_i` of terms that are not negative, `[N, L]`."""

@@ -255,6 +255,7 @@ def test_unit_and_norm(L, level):
     mine, other = engine_of(T), engine_of(T, Matrix)
     assert torch.equal(mine.unit, other.unit) and torch.equal(mine.T, other.T)
     assert torch.allclose(mine._scale(), other._scale(), rtol=1e-12, atol=0)
+    assert torch.allclose(mine._squared_norms, other._squared_norms, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(

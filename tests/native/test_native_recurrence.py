@@ -89,14 +89,14 @@ class Native:
         return out
 
     def entropy_sums(self):
-        """Sums of log-determinants with the quadrature's weights `[3, N, L]`, and rounding errors `[N, blocks]`."""
+        """Sums of log-determinants with the quadrature's weights `[2, N, L]`, rounding errors and units `[2, N, blocks]`."""
         heads, blocks, nodes = len(self.tokens.read), self.parts.structure.blocks, Nodes(STANDARD)
         wanted = torch.ones(heads, blocks, dtype=torch.bool)
-        out = torch.full((3, heads, self.length), torch.nan, dtype=torch.float64)
-        rounding = torch.full((heads, blocks), torch.nan, dtype=torch.float64)
-        pointers = (x.data_ptr() for x in (wanted, *out, rounding))
+        out = torch.full((2, heads, self.length), torch.nan, dtype=torch.float64)
+        of_blocks = torch.full((2, heads, blocks), torch.nan, dtype=torch.float64)
+        pointers = (x.data_ptr() for x in (wanted, *out, *of_blocks))
         call.run("recurrence_entropy", self.parts.pointer, self.source, self.length, None, nodes.pointer, *pointers)
-        return out, rounding
+        return out, of_blocks
 
     def outsides(self):
         m, blocks = self.parts.structure.n, len(self.tokens.read) * self.parts.structure.blocks

@@ -153,22 +153,22 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
         least.append_to(answer);
 
         const double nodes[] = {1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1, 10};
-        ess_quadrature quadrature = {8, nodes, nodes, nodes, 2, 3};
-        Array total(heads * length), mixed(heads * length), visible(heads * length), rounding(heads * blocks);
+        ess_quadrature quadrature = {8, nodes, nodes, nodes, 1e-7, 1e-7, 1e6, 1e7};
+        Array total(heads * length), mixed(heads * length), rounding(heads * blocks), unit(heads * blocks);
         with_workspace(
             threads, level,
             [&](const ess_run *run) {
                 return ess_recurrence_entropy_workspace(run, &parts, source, length, nullptr, &quadrature,
-                                                        wanted.data(), total.data(), mixed.data(), visible.data(),
-                                                        rounding.data());
+                                                        wanted.data(), total.data(), mixed.data(), rounding.data(),
+                                                        unit.data());
             },
             [&](const ess_run *run) {
                 return ess_recurrence_entropy(run, &parts, source, length, nullptr, &quadrature, wanted.data(),
-                                              total.data(), mixed.data(), visible.data(), rounding.data());
+                                              total.data(), mixed.data(), rounding.data(), unit.data());
             });
         total.append_to(answer);
         mixed.append_to(answer);
-        visible.append_to(answer);
+        unit.append_to(answer);
         F.append_to(answer);
     }
 
@@ -260,7 +260,7 @@ std::vector<double> dense(int32_t threads, int32_t level) {
         const int64_t L = lengths[kind], heads = several[kind], numbers = heads * L, items = heads;
         const int64_t stride = (L + ESS_ATTENTION_TILE - 1) / ESS_ATTENTION_TILE * ESS_ATTENTION_TILE;
         Array q(numbers * 4), k(numbers * 4), T(heads * stride * stride), products(heads * ess_matrix_products_size(L));
-        Array value(numbers), growth(numbers), least(numbers), norm(heads), largest(heads);
+        Array value(numbers), growth(numbers), least(numbers), norm(heads), squares(numbers), largest(heads);
         fill(q, 1);
         fill(k, 2);
         Run work(threads, level);
@@ -283,11 +283,11 @@ std::vector<double> dense(int32_t threads, int32_t level) {
                                  wanted.data(), value.data(), growth.data(), least.data());
             value.append_to(answer);
         }
-        ess_matrix_norm(work.with(ess_matrix_norm_workspace(query, &matrix, 3, q.data(), norm.data())), &matrix, 3,
-                        q.data(), norm.data());
+        ess_matrix_norm(work.with(ess_matrix_norm_workspace(query, &matrix, 3, norm.data(), squares.data())), &matrix, 3,
+                        norm.data(), squares.data());
         ess_matrix_largest(work.with(ess_matrix_largest_workspace(query, &matrix, largest.data())), &matrix,
                            largest.data());
-        for (const Array *array : {&growth, &least, &norm, &largest}) array->append_to(answer);
+        for (const Array *array : {&growth, &least, &norm, &squares, &largest}) array->append_to(answer);
     }
     return answer;
 }
@@ -337,22 +337,23 @@ std::vector<double> lanes(int32_t threads, int32_t level) {
     least.append_to(answer);
 
     const double nodes[] = {1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1, 10};
-    ess_quadrature quadrature = {8, nodes, nodes, nodes, 2, 3};
-    Array cap(length), ess(heads * length), bound(heads * length);
+    ess_quadrature quadrature = {8, nodes, nodes, nodes, 1e-7, 1e-7, 1e6, 1e7};
+    Array cap(length), ess(heads * length), bound(heads * length), total(heads * length);
     for (int64_t i = 0; i < length; i++) cap.data()[i] = static_cast<double>(n);
     std::vector<uint8_t> asked(static_cast<size_t>(heads * entropy_blocks), 1);
     with_workspace(
         threads, level,
         [&](const ess_run *run) {
-            return ess_lanes_entropy_workspace(run, &tokens, &quadrature, 1, 0, 0, asked.data(), cap.data(), ess.data(),
-                                               bound.data());
+            return ess_lanes_entropy_workspace(run, &tokens, &quadrature, asked.data(), cap.data(), ess.data(),
+                                               bound.data(), total.data());
         },
         [&](const ess_run *run) {
-            return ess_lanes_entropy(run, &tokens, &quadrature, 1, 0, 0, asked.data(), cap.data(), ess.data(),
-                                     bound.data());
+            return ess_lanes_entropy(run, &tokens, &quadrature, asked.data(), cap.data(), ess.data(),
+                                     bound.data(), total.data());
         });
     ess.append_to(answer);
     bound.append_to(answer);
+    total.append_to(answer);
     return answer;
 }
 
@@ -379,7 +380,8 @@ std::vector<double> judge(int32_t threads, int32_t level) {
     const int32_t counted =
         ess_judge_counts(&run, heads, tolerances, length, &limits, value.data(), growth.data(), least.data(), rows.data(),
                          asked.data(), blur.data(), blur_group, counts.data(), width.data(), doubtful.data(), &number);
-    const int32_t taken = ess_judge_entropy(&run, heads, length, group, 1, 0, 0, growth.data(), value.data(), least.data(),
+    const ess_quadrature quadrature = {0, nullptr, nullptr, nullptr, 1e-7, 1e-7, 1e6, 1e7};
+    const int32_t taken = ess_judge_entropy(&run, heads, length, group, &quadrature, growth.data(), value.data(),
                                             least.data(), cap.data(), ess.data(), bound.data());
     std::vector<double> answer = {double(counted), double(taken), double(number)};
     answer.insert(answer.end(), doubtful.begin(), doubtful.end());
@@ -400,6 +402,7 @@ std::vector<double> judge(int32_t threads, int32_t level) {
     width.append_to(answer);
     ess.append_to(answer);
     bound.append_to(answer);
+    total.append_to(answer);
     return answer;
 }
 

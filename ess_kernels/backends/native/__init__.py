@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...engine.certainty import Counts
+from ...engine.certainty import Counts, Entropies
 from ...engine.cost import Cost
 from ...engine.positions import Engine
 from ...engine.tiled import Matrix
@@ -46,7 +46,7 @@ class NativeBackend(TorchBackend):
         with as_set():
             return super().tolerance_ess(op, positions, atol, rtol)
 
-    def entropy_ess(self, op: Operator, positions: Tensor) -> Tensor:
+    def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
         with as_set():
             return super().entropy_ess(op, positions)
 

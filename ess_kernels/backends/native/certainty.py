@@ -10,9 +10,9 @@ from torch import Tensor
 from ...engine.certainty import BLURRED, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ...engine.lost import GROUP as LOST_GROUP
 from ...engine.positions import Engine
-from ...engine.quadrature import LogdetSums, Quadrature
 from ...engine.staircase import Answer, Eliminated
 from . import call
+from .nodes import Nodes
 
 
 class _Limits(ctypes.Structure):
@@ -95,13 +95,12 @@ def judge_counts(
 
 
 def judge_entropy(
-    quadrature: Quadrature, sums: LogdetSums, cap: Tensor, rounding: Tensor, group: int
+    nodes: Nodes, total: Tensor, mixed: Tensor, cap: Tensor, rounding: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
-    """As `Quadrature.entropy_of_sums`, for `[N, L]` and a rounding `[N, groups]` of every group of positions."""
-    ess, bound = torch.empty_like(sums.total), torch.empty_like(sums.total)
-    numbers = (1 / quadrature.tail_span, quadrature.error, quadrature.tail_error)
-    addresses = (x.data_ptr() for x in (*sums, rounding, cap, ess, bound))
-    call.run("judge_entropy", *sums.total.shape, group, *numbers, *addresses)
+    """As `Quadrature.estimate_from_sums`, for `[N, L]` and a rounding `[N, groups]` of every group of positions."""
+    ess, bound = torch.empty_like(total), torch.empty_like(total)
+    addresses = (x.data_ptr() for x in (total, mixed, rounding, cap, ess, bound))
+    call.run("judge_entropy", *total.shape, group, nodes.pointer, *addresses)
     return ess, bound
 
 
@@ -112,4 +111,4 @@ def declare(handle: ctypes.CDLL) -> None:
     shape, flag = [size] * 4, ctypes.c_int32
     call.declare(handle, "group_widths", *shape, flag, number, *[address] * 4, workspace=False)
     call.declare(handle, "compare_counts", *shape, number, *[address] * 4, size, *[address] * 4, workspace=False)
-    call.declare(handle, "judge_entropy", size, size, size, *[number] * 3, *[address] * 7, workspace=False)
+    call.declare(handle, "judge_entropy", size, size, size, *[address] * 7, workspace=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...engine.asked import Asked, grouped
 from ...engine.cost import Cost
-from ...engine.quadrature import Quadrature
+from ...engine.quadrature import Estimate, Quadrature
 from ...engine.staircase import Eliminated
 from ...operators.selective_scan import SelectiveStateSpace
 from ...operators.structure import StateSpace
@@ -63,15 +63,14 @@ class NativeLanes(SummingEngine):
 
     def _quadrature(
         self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Estimate:
         assert scale is None, "every block has its own scale"
         busy = grouped(wanted, ENTROPY_BLOCK).any(-1).contiguous()
         nodes = Nodes(quadrature)
-        ess, bound = (torch.zeros_like(wanted, dtype=torch.float64) for _ in range(2))
-        numbers = (1 / quadrature.tail_span, quadrature.error, quadrature.tail_error)
-        addresses = (x.data_ptr() for x in (busy, cap, ess, bound))
-        run("lanes_entropy", self.tokens.pointer, nodes.pointer, *numbers, *addresses)
-        return ess, bound
+        found = Estimate(*(torch.zeros_like(wanted, dtype=torch.float64) for _ in range(3)))
+        addresses = (x.data_ptr() for x in (busy, cap, *found))
+        run("lanes_entropy", self.tokens.pointer, nodes.pointer, *addresses)
+        return found
 
     def _zero(self) -> Tensor:
         return self.found.nothing()[:, None]
@@ -87,6 +86,6 @@ class NativeLanes(SummingEngine):
 
 def declare(handle: ctypes.CDLL) -> None:
     """The signatures of `csrc/ess_lanes.h`."""
-    address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    address, size = ctypes.c_void_p, ctypes.c_int64
     call.declare(handle, "lanes_counts", address, size, *[address] * 5)
-    call.declare(handle, "lanes_entropy", address, address, *[number] * 3, *[address] * 4)
+    call.declare(handle, "lanes_entropy", *[address] * 7)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...engine.cost import Cost
 from ...engine.scaling import power_of_two
 from ...engine.staircase import Answer
-from ...engine.tiled import NORM_SLACK, NORM_STEPS, Matrix
+from ...engine.tiled import NORM_STEPS, Matrix
 from . import call, memory
 from .attention import OPERATOR
 from .certainty import CompiledCertainty
@@ -84,10 +84,11 @@ class NativeMatrix(CompiledCertainty, Matrix):
             call.run("matrix_largest", self._operand(magnitude), magnitude.data_ptr())
         return magnitude
 
-    def _scale(self) -> Tensor:
-        start, norm = self._start(), torch.zeros_like(self.unit)
-        call.run("matrix_norm", self._operand(self._factor), NORM_STEPS, start.data_ptr(), norm.data_ptr())
-        return NORM_SLACK * norm
+    @cached_property
+    def _sizes(self) -> tuple[Tensor, Tensor]:
+        norm, squares = torch.zeros_like(self.unit), self.unit.new_zeros(len(self.unit), self.length)
+        call.run("matrix_norm", self._operand(self._factor), NORM_STEPS, norm.data_ptr(), squares.data_ptr())
+        return norm, squares
 
     @cached_property
     def _products(self) -> Tensor:

@@ -14,7 +14,7 @@ from ...engine.asked import Asked
 from ...engine.certainty import EPS
 from ...engine.cost import Cost
 from ...engine.lost import lost_in_dense_states
-from ...engine.quadrature import LogdetSums, Quadrature
+from ...engine.quadrature import Estimate, Quadrature
 from ...engine.scaling import largest
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
@@ -222,16 +222,17 @@ class NativeRecurrence(SummingEngine):
 
     def _quadrature(
         self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Estimate:
         busy = self._busy(wanted)
-        sums = LogdetSums(*self._room(*wanted.shape))
-        rounding = self.unit.new_zeros(busy.shape)
+        total, mixed, _ = self._room(*wanted.shape)
+        rounding, unit = self.unit.new_zeros(2, *busy.shape).unbind(0)
         nodes = Nodes(quadrature)
         own = None if scale is None else scale.contiguous()
-        addresses = [x.data_ptr() for x in (busy, *sums, rounding)]
+        addresses = [x.data_ptr() for x in (busy, total, mixed, rounding, unit)]
         given = None if own is None else own.data_ptr()
         self._answer("recurrence_entropy", self.length, given, nodes.pointer, *addresses)
-        return judge_entropy(quadrature, sums, cap, rounding, self.group)
+        ess, bound = judge_entropy(nodes, total, mixed, cap, rounding, self.group)
+        return Estimate(ess, bound, total * self._spread(unit))
 
     def _zero(self) -> Tensor:
         assert self._found is not None

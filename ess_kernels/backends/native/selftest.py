@@ -148,7 +148,7 @@ def _answers(
         if backend.refuses(task, op):
             return None
         if task == "entropy_ess":
-            return backend.entropy_ess(op, positions)
+            return backend.entropy_ess(op, positions).ess
         atol = torch.tensor([tau], dtype=torch.float64)
         return backend.tolerance_ess(op, positions, atol, torch.zeros_like(atol)).counts
 

@@ -1,4 +1,4 @@
-"""What engines for recurrences share: room for answers, and log-determinants summed over the nodes by the kernels."""
+"""What engines for recurrences share: room for answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 
 from torch import Tensor
 
-from ...engine.certainty import ENTROPY_BOUND
-from ...engine.quadrature import FINE, Quadrature
 from ...engine.staircase import Eliminated
 from . import memory
 from .certainty import CompiledCertainty
@@ -17,7 +15,7 @@ ELIMINATED = "eliminated"
 
 
 class SummingEngine(CompiledCertainty):
-    """An engine that overrides `_quadrature` in place of `_logdets`, and eliminates into memory that is kept."""
+    """An engine that eliminates into memory that is kept."""
 
     _borrowed: Tensor | None = None
 
@@ -34,13 +32,3 @@ class SummingEngine(CompiledCertainty):
 
     def __del__(self) -> None:
         self._give_back()
-
-    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
-        raise NotImplementedError("the kernel sums log-determinants as it goes: see _quadrature")
-
-    def _refine_entropy(self, doubtful: Tensor, cap: Tensor, ess: Tensor) -> Tensor:
-        """More nodes: half as much again, where singular values would be many times that."""
-        mine, bound = self._quadrature(doubtful, FINE, cap)
-        settled = doubtful & (bound <= ENTROPY_BOUND)
-        ess[settled] = mine[settled]
-        return doubtful & ~settled

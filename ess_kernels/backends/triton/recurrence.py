@@ -21,7 +21,7 @@ from ...engine.cost import Cost
 from ...engine.lost import GROUP as LOST_GROUP
 from ...engine.lost import Groups, lost_in_dense_states, lost_in_groups
 from ...engine.positions import Engine
-from ...engine.quadrature import Quadrature
+from ...engine.quadrature import Estimate, Quadrature
 from ...engine.scaling import largest, power_of_two, scaled_tokens
 from ...engine.staircase import Answer
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
@@ -73,17 +73,27 @@ Shifts = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class _Work:
-    """One pass over blocks: bool `[N, S, blocks]`, which pairs are to be done; the rest as in `_staircase`."""
+    """One pass over blocks: bool `[N, S, blocks]`, which pairs are to be done; the rest as in `_staircase`.
+
+    For log-determinants also every block's scale, and the error of squared singular values, in its units, `[N, blocks]`.
+    """
 
     busy: Tensor
     answer: Answer
     shifts: Shifts
     definite: bool
     scale: Tensor | None
+    own: Tensor
+    rounding: Tensor
 
     @property
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.answer.value.view(-1), self.answer.growth.view(-1), self.answer.least.view(-1)
+
+    def note(self, head: Tensor, number: Tensor, own: Tensor, magnitude: Tensor) -> None:
+        """Scales `own` of some blocks `[J]`, and what their squares are wrong by, `magnitude` in units of eps."""
+        self.own[head, number] = own
+        self.rounding[head, number] = torch.where(own > 0, EPS * magnitude / own, 0.0)
 
 
 class TritonRecurrence(Engine):
@@ -193,17 +203,21 @@ class TritonRecurrence(Engine):
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         return self._staircase(asked.positions, lambda head, number: tau[head, :, number], definite=False)
 
-    def _logdets(self, wanted: Tensor, quadrature: Quadrature, scale: Tensor | None = None) -> Tensor:
+    def _quadrature(
+        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
+    ) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
-        wanted = wanted[:, None].expand(-1, len(nodes), -1)
-        answer = self._staircase(wanted, lambda head, number: nodes.expand(len(head), -1), True, scale)
-        return answer.value.view(wanted.shape)
+        each = wanted[:, None].expand(-1, len(nodes), -1)
+        work = self._pass(each, lambda head, number: nodes.expand(len(head), -1), True, scale)
+        with on(wanted.device):
+            rounding = self._spread(work.rounding)
+            found = weights.estimate(quadrature, work.answer.value.view(each.shape), cap, rounding)
+        return found._replace(total=found.total * self._spread(work.own.sqrt()))
 
-    def _entropy_of(self, quadrature: Quadrature, logdets: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
-        with on(logdets.device):
-            return weights.entropy_of(quadrature, logdets, cap)
+    def _staircase(self, wanted: Tensor, shifts: Shifts, definite: bool) -> Answer:
+        return self._pass(wanted, shifts, definite, None).answer
 
-    def _staircase(self, wanted: Tensor, shifts: Shifts, definite: bool, scale: Tensor | None = None) -> Answer:
+    def _pass(self, wanted: Tensor, shifts: Shifts, definite: bool, scale: Tensor | None) -> _Work:
         """Values and growth at `wanted` `[N, S, L]`.
 
         All positions of a block come together: those not wanted are filled in too.
@@ -217,13 +231,14 @@ class TritonRecurrence(Engine):
         """
         answer = Answer.of(wanted.flatten(0, 1))
         busy = self._busy(wanted)
-        work = _Work(busy, answer, shifts, definite, scale)
+        own, rounding = self.unit.new_zeros(2, len(busy), self.number).unbind(0)
+        work = _Work(busy, answer, shifts, definite, scale, own, rounding)
         heads, numbers = busy.any(1).nonzero(as_tuple=True)
         with on(wanted.device):
             if self.small and scale is None:
                 heads, numbers = self._small_blocks(work, heads, numbers)
             self._blocks(work, heads, numbers)
-        return answer
+        return work
 
     def _place(self, work: _Work, head: Tensor, number: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Where in the flat answer the positions of some (block, shift) pairs begin, and how many there are."""
@@ -244,7 +259,9 @@ class TritonRecurrence(Engine):
             place, limit = self._place(work, head[which], number[which], s)
             nodes = Roots(out.rkc, out.value, out.growth, out.least, place, limit)
             descend(nodes, *work.flat, work.definite, budget=NODE_WORKSPACE)
-            if not work.definite:
+            if work.definite:
+                work.note(head, number, out.scale, out.coarse)
+            else:
                 poor.append(_too_coarse(out.coarse, shift))
         if not poor:
             return heads[:0], numbers[:0]
@@ -281,18 +298,19 @@ class TritonRecurrence(Engine):
         blocks = self.blocks[item]
         shift = work.shifts(head, number)
         F, size = shifted_roots(P, mass)
+        reached = (P.diagonal(dim1=1, dim2=2) * mass).sum(1)
+        coarse = _root_error(reached, P.shape[1])
+        corner = (blocks.Z.square() @ Q.diagonal(dim1=1, dim2=2)[..., None])[..., 0].amax(1)
         if work.definite:
             outside = _products(F, blocks, Q)
             own = _scale(outside) if work.scale is None else work.scale[head]
+            work.note(head, number, own, coarse + torch.maximum(size, corner))
             shift = (shift * torch.where(own == 0, 1.0, own)[:, None]).sqrt()
             return outside, shift, torch.zeros_like(shift)
-        reached = (P.diagonal(dim1=1, dim2=2) * mass).sum(1)
-        coarse = _root_error(reached, P.shape[1])
         poor = _too_coarse(coarse, shift)
         if len(poor):
             F[poor], size[poor] = pivoted_roots(P[poor], mass[poor])
             coarse[poor] = 2 * reached[poor]
-        corner = (blocks.Z.square() @ Q.diagonal(dim1=1, dim2=2)[..., None])[..., 0].amax(1)
         growth = (coarse + torch.maximum(size, corner))[:, None] * _inverse_square(shift)
         return _products(F, blocks, Q), shift, growth
 

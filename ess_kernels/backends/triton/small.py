@@ -108,7 +108,7 @@ def _norm_bound16(A):
 def block16_kernel(
     Q, K, G, RATE, QS, KS, HEADS, QUNIT, KUNIT, length, H, q_repeat, k_repeat,
     q_b, q_t, q_h, q_n, k_b, k_t, k_h, k_n, g_b, g_t, g_h, g_n, rate_h, rate_n, qs_b, qs_t, qs_h, ks_b, ks_t, ks_h,
-    REACH, SEE, ITEM, TAU, SLOT, RKC, VALUE, GROWTH, LEAST, COARSE, blocks, shifts,
+    REACH, SEE, ITEM, TAU, SLOT, RKC, VALUE, GROWTH, LEAST, COARSE, SCALE, blocks, shifts,
     n: tl.constexpr, SHARED: tl.constexpr, RATED: tl.constexpr, LOG: tl.constexpr, BEFORE: tl.constexpr,
     QSCALED: tl.constexpr, KSCALED: tl.constexpr, DEFINITE: tl.constexpr,
     root_shift: tl.constexpr, root_factor: tl.constexpr,
@@ -116,7 +116,8 @@ def block16_kernel(
     """A program a block `ITEM[program]`: its shift `m` goes to node `SLOT[program, m]`, or nowhere if that is -1.
 
     `TAU` `[programs, shifts]` holds tolerances, or (`DEFINITE`) the nodes of a quadrature in units of the block's own
-    scale. `COARSE` `[programs]`: what the root's shift adds to a squared singular value, at most, in units of eps.
+    scale. `COARSE` `[programs]`: what the root's shift adds to a squared singular value, at most, in units of eps;
+    (`DEFINITE`) with its rounding errors, and `SCALE` `[programs]` is the block's scale.
     """
     program = tl.program_id(0).to(tl.int64)
     item = tl.load(ITEM + program)
@@ -157,14 +158,13 @@ def block16_kernel(
     if DEFINITE:
         own = _norm_bound16(S) + _norm_bound16(tl.dot(tl.trans(A0), A0, out_dtype=tl.float64))
         own += _norm_bound16(corner) + _norm_bound16(tl.dot(tl.trans(Y), Y, out_dtype=tl.float64))
+        tl.store(SCALE + program, own)
         own = tl.where(own == 0.0, 1.0, own)
-        brought = own * 0.0
-    else:
-        mass = tl.sum(tl.where(ii == jj, seen, 0.0), 0)
-        size = largest(tl.sum(carried * carried * mass[None, :], 1))
-        coarse = tl.sum(reached * diagonal16(phi[:, None] * seen * phi[None, :]), 0) * root_factor
-        tl.store(COARSE + program, coarse)
-        brought = coarse + larger(size, largest(tl.sum(Z * Z * mass[None, :], 1)))
+    mass = tl.sum(tl.where(ii == jj, seen, 0.0), 0)
+    size = largest(tl.sum(carried * carried * mass[None, :], 1))
+    coarse = tl.sum(reached * diagonal16(phi[:, None] * seen * phi[None, :]), 0) * root_factor
+    brought = coarse + larger(size, largest(tl.sum(Z * Z * mass[None, :], 1)))
+    tl.store(COARSE + program, brought if DEFINITE else coarse)
     m = 0
     while m < shifts:
         slot = tl.load(SLOT + program * shifts + m)
@@ -207,13 +207,15 @@ def gramians(source: Source, read_unit: Tensor, write_unit: Tensor) -> tuple[Ten
 
 
 class Eliminated(NamedTuple):
-    """Nodes `rkc` `[nodes, 3, 16, 16]`, `value`, `growth` and `least` `[nodes]`, `coarse` by block (see the kernel)."""
+    """Nodes `rkc` `[nodes, 3, 16, 16]`, `value`, `growth` and `least` `[nodes]`, `coarse` and `scale` by block (see the
+    kernel)."""
 
     rkc: Tensor
     value: Tensor
     growth: Tensor
     least: Tensor
     coarse: Tensor
+    scale: Tensor
 
 
 def eliminate(
@@ -235,7 +237,7 @@ def eliminate(
     slot = torch.where(wanted, wanted.flatten().cumsum(0).view(J, M) - 1, -1)
     nodes = int(slot.max()) + 1 if wanted.numel() else 0
     new = P.new_empty
-    out = Eliminated(new(nodes, 3, 16, 16), new(nodes), new(nodes), new(nodes), new(J))
+    out = Eliminated(new(nodes, 3, 16, 16), new(nodes), new(nodes), new(nodes), new(J), new(J))
     arguments, flags = arguments_of(source, read_unit, write_unit)
     if nodes:
         block16_kernel[(J,)](
@@ -253,7 +255,7 @@ def variants() -> Iterator[Variant]:
             name = f"scan16 {kind} {'forward' if forward else 'backward'}"
             yield Variant(name, scan16_kernel, scan, constants | {"FORWARD": forward}, LAUNCH)
         block = arguments | {"blocks": "i32"}
-        block |= dict.fromkeys(("REACH", "SEE", "TAU", "RKC", "VALUE", "GROWTH", "LEAST", "COARSE"), "*fp64")
+        block |= dict.fromkeys(("REACH", "SEE", "TAU", "RKC", "VALUE", "GROWTH", "LEAST", "COARSE", "SCALE"), "*fp64")
         block |= {"ITEM": "*i64", "SLOT": "*i64", "shifts": "i32"}
         for definite in (False, True):
             name = f"block16 {kind} {'log-determinants' if definite else 'counts'}"

@@ -9,20 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.quadrature import FINE, STANDARD, Quadrature
+from ...engine.quadrature import FINE, LEAST_ROUNDING, STANDARD, Estimate, Quadrature
 from .compilation import Variant
 from .launches import Launch
 
 # positions a program
 WIDTH = 256
 LAUNCH = Launch(4)
+LEAST = tl.constexpr(LEAST_ROUNDING)
 
 
 @triton.jit
 def weights_kernel(
-    LOGDETS, WEIGHTS, CAP, ESS, BOUND, length,
-    error: tl.constexpr, tail_error: tl.constexpr, tail_unit: tl.constexpr,
-    K: tl.constexpr, A: tl.constexpr, B: tl.constexpr, W: tl.constexpr,
+    LOGDETS, WEIGHTS, CAP, ROUNDING, ESS, BOUND, TOTAL, length,
+    total_error: tl.constexpr, mixed_error: tl.constexpr, total_slope: tl.constexpr, mixed_slope: tl.constexpr,
+    K: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """A program `W` positions of a head: the shifts are added up in their order, whatever the launch."""
     row = tl.program_id(0).to(tl.int64)
@@ -30,52 +31,54 @@ def weights_kernel(
     live = at < length
     total = tl.zeros([W], tl.float64)
     mixed = tl.zeros([W], tl.float64)
-    visible = tl.zeros([W], tl.float64)
     for k in tl.static_range(K):
         x = tl.load(LOGDETS + (row * K + k) * length + at, mask=live, other=1.0)
         total += tl.load(WEIGHTS + 2 * k) * x
         mixed += tl.load(WEIGHTS + 2 * k + 1) * x
-        if k == A:
-            visible += x
-        if k == B:
-            visible -= x
     cap = tl.load(CAP + at, mask=live, other=1.0)
+    wrong = tl.load(ROUNDING + row * length + at, mask=live, other=1.0)
+    wrong = tl.where(wrong < LEAST, LEAST, wrong)
     unseen = (total <= 0.0) | (total != total)
-    total = tl.where(unseen, 1.0, total)
-    ratio = mixed / total
-    ess = tl.exp(tl.log(total) - ratio)
-    hidden = cap - visible * tail_unit
-    errors = error * cap + tail_error * tl.where(hidden > 0.0, hidden, 0.0)
-    bound = errors / total * (1.0 + tl.abs(1.0 + ratio))
+    N = tl.where(unseen, 1.0, total)
+    ratio = mixed / N
+    ess = tl.exp(tl.log(N) - ratio)
+    steep = tl.abs(1.0 + ratio)
+    slowly = wrong * (total_slope * steep + mixed_slope)
+    largest = 1.0 + ratio - 0.5 * tl.log(wrong)
+    at_once = tl.sqrt(wrong) * tl.where(tl.abs(ratio) > largest, tl.abs(ratio), largest)
+    each = total_error * steep + mixed_error + tl.where(slowly < at_once, slowly, at_once)
     low = tl.where(ess < 1.0, 1.0, ess)
     tl.store(ESS + row * length + at, tl.where(low > cap, cap, low), mask=live)
-    tl.store(BOUND + row * length + at, tl.where(unseen, float("inf"), bound), mask=live)
+    tl.store(BOUND + row * length + at, tl.where(unseen, float("inf"), cap * each / N), mask=live)
+    tl.store(TOTAL + row * length + at, tl.where(unseen, 0.0, total), mask=live)
 
 
-def entropy_of(quadrature: Quadrature, logdets: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy-ESS and its bound, float64 `[N, L]`, from `logdets` `[N, K, L]` and `cap` `[L]`.
+def estimate(quadrature: Quadrature, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
+    """Fields `[N, L]`, from `logdets` `[N, K, L]`, `cap` `[L]` and `rounding` `[N, L]`.
 
-    Twin: `Quadrature.entropy_of`.
+    Where there is no log-determinant at the smallest node the answer is that of `Quadrature.estimate`, the twin.
     """
     N, _, L = logdets.shape
-    ess, bound = (torch.empty(N, L, dtype=torch.float64, device=logdets.device) for _ in range(2))
+    found = Estimate(*(torch.empty(N, L, dtype=torch.float64, device=logdets.device) for _ in range(3)))
     table = torch.tensor([row[1:] for row in quadrature.table], dtype=torch.float64, device=logdets.device)
-    if ess.numel():
+    if found.ess.numel():
         weights_kernel[(N, triton.cdiv(L, WIDTH))](
-            logdets.contiguous(), table, cap, ess, bound, L, **_constants(quadrature), W=WIDTH, **LAUNCH.options()
+            logdets.contiguous(), table, cap, rounding.contiguous(), *found, L, **_constants(quadrature), W=WIDTH, **LAUNCH.options()
         )  # fmt: skip
-    return ess, bound
+    if quadrature.without_smallest is None or bool(found.bound.isfinite().all()):
+        return found
+    return quadrature.estimate(logdets, cap, rounding)
 
 
 def _constants(quadrature: Quadrature) -> dict[str, float]:
     """A Python number among the arguments would be rounded to float32; there are two quadratures."""
-    a, b = quadrature.tail
-    errors = {"error": quadrature.error, "tail_error": quadrature.tail_error, "tail_unit": 1.0 / quadrature.tail_span}
-    return errors | {"K": len(quadrature), "A": a, "B": b}
+    names = ("total_error", "mixed_error", "total_slope", "mixed_slope")
+    return dict(zip(names, (*quadrature.errors, *quadrature.slopes), strict=True)) | {"K": len(quadrature)}
 
 
 def variants() -> Iterator[Variant]:
-    arguments = dict.fromkeys(("LOGDETS", "WEIGHTS", "CAP", "ESS", "BOUND"), "*fp64") | {"length": "i32"}
+    arguments = dict.fromkeys(("LOGDETS", "WEIGHTS", "CAP", "ROUNDING", "ESS", "BOUND", "TOTAL"), "*fp64")
     for quadrature in (STANDARD, FINE):
         constants = _constants(quadrature) | {"W": WIDTH}
-        yield Variant(f"weights of {len(quadrature)} shifts", weights_kernel, arguments, constants, LAUNCH)
+        name = f"weights of {len(quadrature)} shifts"
+        yield Variant(name, weights_kernel, arguments | {"length": "i32"}, constants, LAUNCH)
