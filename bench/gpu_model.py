@@ -284,8 +284,8 @@ def attention_row(row: Row) -> Work:
     # T is copied, scaled and looked at
     work.copies("everything else", heads * 8 * length**2 * 7 + heads * length * 8 * BOOKKEEPING * shifts / 4)
     if definite:
-        # the norm, by power iteration
-        work.copies("everything else", heads * 8 * length**2 * 2 * 20)
+        # bounds of the norm, by Schur's test
+        work.copies("everything else", heads * 8 * length**2 * 2 * 8)
     sizes = []
     size = length
     while size > matrix.LEAF:

@@ -16,8 +16,8 @@ The package's tables, `STANDARD`, and `FINE` with `WITHOUT_SMALLEST`, in half a 
     python bench/quadrature_nodes.py 16 --least 1e-18 --points 3000 --rounds 80
     python bench/quadrature_nodes.py 22 --least 1e-24 --points 3500 --rounds 40
 
-The search is a long chain of floating-point steps. Its end depends on the order of sums in BLAS, which is why one thread
-is asked for before NumPy is loaded; another BLAS may end at nodes a little beside these, with the same errors.
+The search is a long chain of floating-point steps. Its end depends on the order of sums in BLAS, which is why one
+thread is asked for before NumPy is loaded; another BLAS may end at nodes a little beside these, with the same errors.
 """
 
 from __future__ import annotations

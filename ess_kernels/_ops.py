@@ -83,9 +83,7 @@ def _(tensors, description, length, atol, rtol, positions, backend):
 # --- entropy-ESS ------------------------------------------------------------------------------------------------------
 
 
-def entropy_ess(
-    op: Operator, positions: list[int] | None, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Entropy, its error, sum of singular values, unresolved: float64 (three of them) and bool `[*batch, P]`."""
     refuse_tangents("op", op.inputs)
     if wants_gradient("entropy_ess", op):
@@ -99,9 +97,7 @@ def entropy_ess(
 
 
 @on_one_thread_if_forked
-def _entropy_ess(
-    op: Operator, positions: Sequence[int] | None, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     chosen = backends.choose(backend, "entropy_ess", op)
     distinct, back = _distinct(op, positions)
     if op.num_heads and len(distinct):

@@ -64,7 +64,10 @@ def tolerance_ess(
 
 @overload
 def entropy_ess(
-    op: Operator | Tensor, positions: Positions | None = None, backend: str = "auto", certificate: Literal[False] = False
+    op: Operator | Tensor,
+    positions: Positions | None = None,
+    backend: str = "auto",
+    certificate: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def entropy_ess(
@@ -75,17 +78,17 @@ def entropy_ess(
 ) -> Tensor | tuple[Tensor, EntropyCertificate]:
     """Entropy-ESS: `exp(-sum p log p)`, `p = s / sum s`, over the singular values `s` of `H_i` (paper, equation 3).
 
-    Natural logarithm, singular values not squared, no epsilon; 0 where `H_i` is zero, or so near it that rounding can have
-    made all of it. Within 1e-4 of the definition at every position, typically 1e-6. Differentiable where the operator's
-    inputs require grad (`torch` backend).
+    Natural logarithm, singular values not squared, no epsilon; 0 where `H_i` is zero, or so near it that rounding can
+    have made all of it. Within 1e-4 of the definition at every position, typically 1e-6. Differentiable where the
+    operator's inputs require grad (`torch` backend).
 
     Args:
         op, positions, backend: as in `tolerance_ess`.
         certificate: also return how far each value can be trusted.
 
     Returns:
-        float64 `[*batch, P]`; NaN at every position of a (batch, head) that holds NaN or infinity. With `certificate=True`,
-        `(ess, EntropyCertificate(error, total, unresolved))`.
+        float64 `[*batch, P]`; NaN at every position of a (batch, head) that holds NaN or infinity. With
+        `certificate=True`, `(ess, EntropyCertificate(error, total, unresolved))`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`.

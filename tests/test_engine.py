@@ -285,7 +285,7 @@ def test_the_bound_contains_a_few_ulp_of_the_log_determinants(name, which):
 @pytest.mark.parametrize("rounding", [1e-20, 1e-17, 1e-15, 1e-12])
 @pytest.mark.parametrize("which", ["standard", "fine"])
 def test_the_bound_contains_wrong_squares(which, rounding):
-    """Squares that are wrong by as much as is said, all alike or a few of them the more; FINE has nodes far below that."""
+    """Squares that are wrong by as much as is said, all alike or a few of them the more; FINE has nodes far below."""
     rule = QUADRATURES[which]
     torch.manual_seed(1)
     for s in (torch.ones(1), powers(0, -9, 100), torch.cat([torch.ones(1), torch.zeros(60)]), 1e-8 * torch.rand(300)):
@@ -305,7 +305,11 @@ def test_lost_log_determinants_are_done_without():
     """Rank one, or values down to where only the smallest node sees them: other weights, or the neighbour's."""
     rule, L = quadrature.FINE, 60
     cap, rounding = torch.full((L,), 40.0).double(), torch.full((L,), 1e-18).double()
-    for s in (torch.ones(L, 1), powers(0, -6, 40).expand(L, -1), powers(0, -8.2, 40) ** torch.linspace(1, 0.95, L)[:, None]):
+    for s in (
+        torch.ones(L, 1),
+        powers(0, -6, 40).expand(L, -1),
+        powers(0, -8.2, 40) ** torch.linspace(1, 0.95, L)[:, None],
+    ):
         s = s.double()
         logdets = torch.log1p(s.square() / rule.nodes(s.device)[:, None, None]).sum(-1)
         wanted = entropy_of_values(s)

@@ -57,11 +57,11 @@ class EntropyCertificate(NamedTuple):
     """How far each entropy-ESS can be trusted; tensors of its shape.
 
     Attributes:
-        error: float64, a bound of its relative error: of the quadrature, of rounding, and of what rounding took from the
-            states of a recurrence. Infinite where `unresolved`, and 0 where `H_i` is zero.
-        total: float64, the sum of the singular values, in the units of the operator: the scale that entropy does not know.
-        unresolved: bool, whether the sum is not above what rounding can have made of nothing, so that the entropy is given
-            as 0. False where `H_i` is known to be exactly zero.
+        error: float64, a bound of its relative error: of the quadrature, of rounding, and of what rounding took from
+            the states of a recurrence. Infinite where `unresolved`, and 0 where `H_i` is zero.
+        total: float64, the sum of the singular values, in the units of the operator: what entropy does not know.
+        unresolved: bool, whether the sum is not above what rounding can have made of nothing, so that the entropy is
+            given as 0. False where `H_i` is known to be exactly zero.
     """
 
     error: Tensor
@@ -79,8 +79,8 @@ class Entropies(NamedTuple):
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], device: torch.device) -> Entropies:
-        floats = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
-        return cls(*floats, torch.zeros(shape, dtype=torch.bool, device=device))
+        ess, error, total = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
+        return cls(ess, error, total, torch.zeros(shape, dtype=torch.bool, device=device))
 
     @classmethod
     def certified(cls, found: Estimate, cap: Tensor, lost: Tensor) -> Entropies:
@@ -97,8 +97,8 @@ class Entropies(NamedTuple):
 
     def mark_bad(self, bad: Tensor) -> Entropies:
         """The same without an answer in heads that are `bad`, bool `[N, 1]`."""
-        floats = (x.masked_fill(bad, torch.nan) for x in self[:3])
-        return Entropies(*floats, self.unresolved | bad)
+        ess, error, total = (x.masked_fill(bad, torch.nan) for x in (self.ess, self.error, self.total))
+        return Entropies(ess, error, total, self.unresolved | bad)
 
     def put(self, index: tuple[Tensor | slice, ...] | Tensor, other: Entropies) -> None:
         for mine, theirs in zip(self, other, strict=True):
@@ -162,8 +162,8 @@ def count_values(values: Tensor, tau: Tensor, lost: Tensor | float = 0.0, cap: T
 def moved_entropy(ess: Tensor, total: Tensor, cap: Tensor, lost: Tensor) -> Tensor:
     """A bound of the relative change of entropy-ESS where each of `cap` singular values may be wrong by `lost`.
 
-    A value `s` that changes by `ds` changes the logarithm of `ess` by `-ds (log(s / total) + log(ess)) / total`. Over all
-    values the logarithm is largest where all are as small as their errors.
+    A value `s` that changes by `ds` changes the logarithm of `ess` by `-ds (log(s / total) + log(ess)) / total`. Over
+    all values the logarithm is largest where all are as small as their errors.
     """
     share = lost / torch.where(total > 0, total, 1.0)
     entropy = ess.clamp_min(1.0).log()

@@ -59,9 +59,7 @@ class FewPositions(Engine):
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         raise NotImplementedError
 
-    def _quadrature(
-        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> Estimate:
+    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         raise NotImplementedError
 
     def _zero(self) -> Tensor:

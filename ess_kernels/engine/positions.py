@@ -395,9 +395,7 @@ class Engine(ABC):
         return self.lost[:, positions // LOST_GROUP]
 
     @abstractmethod
-    def _quadrature(
-        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> Estimate:
+    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         """From log-determinants at the nodes times `scale` `[N]`, or the engine's own: `[N, L]` at `wanted`, scaled.
 
         `total` is in the engine's units, not in those of `scale`.

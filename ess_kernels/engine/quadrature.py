@@ -5,10 +5,10 @@ few fixed nodes, to a small uniform error. Summed over the singular values of `H
 `log det(I + H H^T / (t_k scale))`, so `N = sum sigma` and `E = sum sigma log sigma` (in units of `sqrt(scale)`), and
 entropy-ESS `= exp(log N - E / N)` (paper, equation 3).
 
-Nodes and weights come from `bench/quadrature_nodes.py`. No weight is so large that it would amplify the rounding errors of
-a log-determinant, and the errors hold down to `x = 0`, however many values are there. A node may be smaller than the
-rounding errors of squares: what these do to the sums is part of the bound, and where they leave no log-determinant at the
-smallest node, a second set of weights does without it, or the neighbour's is taken.
+Nodes and weights come from `bench/quadrature_nodes.py`. No weight is so large that it would amplify the rounding errors
+of a log-determinant, and the errors hold down to `x = 0`, however many values are there. A node may be smaller than the
+rounding errors of squares: what these do to the sums is part of the bound, and where they leave no log-determinant at
+the smallest node, a second set of weights does without it, or the neighbour's is taken.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Quadrature:
     Attributes:
         table: rows `t`, weight of `sqrt(x)`, weight of `sqrt(x) log sqrt(x)`.
         errors: the largest error of either function, for values without haze.
-        haze_errors: what is added for others, in units of the root of a value's haze; haze is how much more the step between
-            the first two nodes sees of it than the step between the next two, from 0 to 1.
+        haze_errors: what is added for others, in units of the root of a value's haze; haze is how much more the step
+            between the first two nodes sees of it than the step between the next two, from 0 to 1.
         without_smallest: the same nodes but the first, with weights of their own.
     """
 
@@ -73,8 +73,8 @@ class Quadrature:
         Where there is none at the first node, two other ways are tried, and the better one taken.
 
         Args:
-            logdets: `[..., K, P]`, `log det(I + H H^T / (t_k scale))` at positions one after the other; NaN where rounding
-                left none, or none was wanted.
+            logdets: `[..., K, P]`, `log det(I + H H^T / (t_k scale))` at positions one after the other; NaN where
+                rounding left none, or none was wanted.
             cap: broadcastable to `[..., P]`, the largest possible number of non-zero singular values.
             rounding: likewise, how wrong squared singular values are by rounding, on an average over `cap` of them, in
                 units of the scale.
@@ -101,8 +101,8 @@ class Quadrature:
     def _estimate_in_haze(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
         """With the errors of values that are hardly seen, in proportion to the root of the haze of each.
 
-        The sum of these roots is at most the root of `cap` times the haze of all (Cauchy and Schwarz), that which rounding
-        may have taken away included.
+        The sum of these roots is at most the root of `cap` times the haze of all (Cauchy and Schwarz), that which
+        rounding may have taken away included.
         """
         first, second, third = logdets[..., :3, :].unbind(-2)
         spans = [math.log(self.table[k + 1][0] / self.table[k][0]) for k in (0, 1)]
@@ -113,8 +113,9 @@ class Quadrature:
     def _estimate_beside(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
         """With the log-determinant that the nearest position has at the first node.
 
-        From one position to the next `H` loses a row and gains a column. Singular values interlace, so that either changes
-        a log-determinant by no more than that of the largest of them alone, one in opposite direction to the other.
+        From one position to the next `H` loses a row and gains a column. Singular values interlace, so that either
+        changes a log-determinant by no more than that of the largest of them alone, one in opposite direction to the
+        other.
         """
         first, distance = _nearest(logdets[..., 0, :])
         node, *weights = self.table[0]
@@ -125,7 +126,7 @@ class Quadrature:
     def estimate_from_sums(
         self, total: Tensor, mixed: Tensor, cap: Tensor, rounding: Tensor, more: tuple[Tensor, Tensor] | None = None
     ) -> Estimate:
-        """The same where only the sums over the nodes are known, `[..., P]` each; `more` bounds further errors of these."""
+        """The same where only the sums over the nodes are known, `[..., P]` each; `more` bounds other errors."""
         unseen = ~(total > 0)
         N = torch.where(unseen, 1.0, total)
         ratio = mixed / N
@@ -134,8 +135,8 @@ class Quadrature:
         errors = cap * (self.errors[0] * steep + self.errors[1])
         if more is not None:
             errors = errors + more[0] * steep + more[1]
-        # a square that is wrong by r moves the sums by at most r times their slopes, and its root by at most the root of r;
-        # with all errors alike, and by concavity of both functions no others are worse
+        # a square that is wrong by r moves the sums by at most r times their slopes, and its root by at most the root
+        # of r; with all errors alike, and by concavity of both functions no others are worse
         rounding = rounding.clamp_min(LEAST_ROUNDING)
         slowly = rounding * (self.slopes[0] * steep + self.slopes[1])
         at_once = rounding.sqrt() * torch.maximum(ratio.abs(), 1 + ratio - rounding.log() / 2)

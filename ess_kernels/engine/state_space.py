@@ -119,9 +119,7 @@ class Recurrence(UnsquaredEngine):
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         return self._staircase(asked.positions, lambda boundary, head, number: tau[head, :, number], definite=False)
 
-    def _quadrature(
-        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> Estimate:
+    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
         rounding, unit = self.unit.new_zeros(2, wanted.shape[0], -(-self.length // self.group)).unbind(0)
 

@@ -39,9 +39,9 @@ SUMMED = 1 + 1e-9
 def schur_bound(T: Tensor) -> Tensor:
     """An upper bound `[N]` of the squared norm of every `T` `[N, L, L]`, right to rounding errors of sums.
 
-    Schur's test: for any positive weights `v`, the squared norm is at most the largest ratio of `|T|^T |T| v` to `v`. Power
-    iteration finds weights that bring it near the squared norm of `|T|`; where it has started and whether it has converged
-    does not matter.
+    Schur's test: for any positive weights `v`, the squared norm is at most the largest ratio of `|T|^T |T| v` to `v`.
+    Power iteration finds weights that bring it near the squared norm of `|T|`; where it has started and whether it has
+    converged does not matter.
     """
     A = T.abs()
     v = A.new_ones(A.shape[0], A.shape[-1], 1)
@@ -99,9 +99,7 @@ class Matrix(UnsquaredEngine):
         median = own.nanmedian(-1, keepdim=True).values
         return torch.where(median <= HOPEFUL, median, super()._typical_widths(asked, doubtful, width))
 
-    def _quadrature(
-        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> Estimate:
+    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
         scale = self._scale() if scale is None else scale
         scale = torch.where(scale > 0, scale, 1.0)[:, None]
@@ -114,17 +112,17 @@ class Matrix(UnsquaredEngine):
     def _rounding(self, cap: Tensor) -> Tensor:
         """How wrong squared singular values are by rounding, `[N, L]`, on an average over `cap` of them.
 
-        An entry of what is eliminated is a sum of products, wrong by about `EPS` times the root of both diagonal entries:
-        a matrix of errors with a Frobenius norm of `EPS` times the squared one of `H`. Squares move by no more than its
-        nuclear norm together (Lidskii), which is at most `sqrt(cap)` times that.
+        An entry of what is eliminated is a sum of products, wrong by about `EPS` times the root of both diagonal
+        entries: a matrix of errors with a Frobenius norm of `EPS` times the squared one of `H`. Squares move by no more
+        than its nuclear norm together (Lidskii), which is at most `sqrt(cap)` times that.
         """
         return EPS * self._squared_norms / cap.clamp_min(1.0).sqrt()
 
     def _scale(self) -> Tensor:
         """`[N]`, an upper bound of every squared singular value of every `H_i`.
 
-        `H_i` is a submatrix of `T`, whose norm is at most the one that Schur's test gives, and at most the Frobenius norm
-        of its own, the better one where signs cancel.
+        `H_i` is a submatrix of `T`, whose norm is at most the one that Schur's test gives, and at most the Frobenius
+        norm of its own, the better one where signs cancel.
         """
         return SUMMED * torch.minimum(self._squared_norm, self._squared_norms.amax(-1))
 

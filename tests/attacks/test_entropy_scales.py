@@ -20,7 +20,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def orthogonal_to(v: torch.Tensor, length: int = 96) -> torch.Tensor:
-    """A `T` `[1, L, L]` whose large singular directions are orthogonal to `v` `[L]`: no power iteration from there sees them."""
+    """A `T` `[1, L, L]` whose large singular directions are orthogonal to `v` `[L]`, where a power iteration starts."""
     T = 1e-3 * randn(length, length).tril(-1)
     large = torch.zeros(length, length, dtype=torch.float64)
     large[length // 2 :, : length // 2] = randn(length // 2, length // 2, seed=1)
@@ -31,7 +31,11 @@ def orthogonal_to(v: torch.Tensor, length: int = 96) -> torch.Tensor:
 
 def starts(length: int = 96) -> dict[str, torch.Tensor]:
     seeded = torch.randn(length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return {"seed 0": seeded, "ones": torch.ones(length).double(), "alternating": (-1.0) ** torch.arange(length).double()}
+    return {
+        "seed 0": seeded,
+        "ones": torch.ones(length).double(),
+        "alternating": (-1.0) ** torch.arange(length).double(),
+    }
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

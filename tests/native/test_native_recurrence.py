@@ -89,7 +89,7 @@ class Native:
         return out
 
     def entropy_sums(self):
-        """Sums of log-determinants with the quadrature's weights `[2, N, L]`, rounding errors and units `[2, N, blocks]`."""
+        """Sums of log-determinants with the quadrature's weights `[2, N, L]`, errors and units `[2, N, blocks]`."""
         heads, blocks, nodes = len(self.tokens.read), self.parts.structure.blocks, Nodes(STANDARD)
         wanted = torch.ones(heads, blocks, dtype=torch.bool)
         out = torch.full((2, heads, self.length), torch.nan, dtype=torch.float64)

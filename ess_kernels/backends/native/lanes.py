@@ -61,9 +61,7 @@ class NativeLanes(SummingEngine):
         run("lanes_counts", self.tokens.pointer, S, *(x.data_ptr() for x in (tau, asked.groups, *result)))
         return result
 
-    def _quadrature(
-        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> Estimate:
+    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         assert scale is None, "every block has its own scale"
         busy = grouped(wanted, ENTROPY_BLOCK).any(-1).contiguous()
         nodes = Nodes(quadrature)

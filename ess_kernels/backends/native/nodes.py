@@ -6,7 +6,6 @@ import ctypes
 
 from ...engine.quadrature import Quadrature
 
-
 # a multiple of this many nodes is what kernels take
 TOGETHER = 8
 

@@ -220,9 +220,7 @@ class NativeRecurrence(SummingEngine):
         kernel(L, S, *[x.data_ptr() for x in (tau, asked.groups, *result)])
         return result
 
-    def _quadrature(
-        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> Estimate:
+    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         busy = self._busy(wanted)
         total, mixed, _ = self._room(*wanted.shape)
         rounding, unit = self.unit.new_zeros(2, *busy.shape).unbind(0)

@@ -75,7 +75,7 @@ Shifts = Callable[[Tensor, Tensor], Tensor]
 class _Work:
     """One pass over blocks: bool `[N, S, blocks]`, which pairs are to be done; the rest as in `_staircase`.
 
-    For log-determinants also every block's scale, and the error of squared singular values, in its units, `[N, blocks]`.
+    For log-determinants also `[N, blocks]`: every block's scale, and the error of squared singular values in its units.
     """
 
     busy: Tensor
@@ -203,9 +203,7 @@ class TritonRecurrence(Engine):
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
         return self._staircase(asked.positions, lambda head, number: tau[head, :, number], definite=False)
 
-    def _quadrature(
-        self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None
-    ) -> Estimate:
+    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
         each = wanted[:, None].expand(-1, len(nodes), -1)
         work = self._pass(each, lambda head, number: nodes.expand(len(head), -1), True, scale)

@@ -63,7 +63,8 @@ def estimate(quadrature: Quadrature, logdets: Tensor, cap: Tensor, rounding: Ten
     table = torch.tensor([row[1:] for row in quadrature.table], dtype=torch.float64, device=logdets.device)
     if found.ess.numel():
         weights_kernel[(N, triton.cdiv(L, WIDTH))](
-            logdets.contiguous(), table, cap, rounding.contiguous(), *found, L, **_constants(quadrature), W=WIDTH, **LAUNCH.options()
+            logdets.contiguous(), table, cap, rounding.contiguous(), *found, L, **_constants(quadrature), W=WIDTH,
+            **LAUNCH.options()
         )  # fmt: skip
     if quadrature.without_smallest is None or bool(found.bound.isfinite().all()):
         return found
