@@ -362,8 +362,12 @@ class Engine(ABC):
     def entropy(self, positions: Tensor) -> Entropies:
         """Entropy-ESS `[N, P]` at distinct, sorted positions; sums of singular values of the operator itself."""
         found = self._entropy(positions)
-        lost = self._lost_at_all_heads(positions)
-        certified = Entropies.certified(found, self.cap(positions).to(torch.float64), lost)
+        lost, cap = self._lost_at_all_heads(positions), self.cap(positions).to(torch.float64)
+        if bool((found.total <= cap * lost).any()):
+            # what a whole group of positions may have lost is too much where rows fall by many orders of magnitude
+            self._refine_lost()
+            lost = self._lost_at_all_heads(positions)
+        certified = Entropies.certified(found, cap, lost)
         return certified._replace(total=certified.total * self.unit[:, None])
 
     def _entropy(self, positions: Tensor) -> Estimate:
@@ -392,7 +396,7 @@ class Engine(ABC):
         """`lost` of every head, `[N, P]`."""
         if self.lost is None:
             return self.unit.new_zeros(len(self.unit), len(positions))
-        return self.lost[:, positions // LOST_GROUP]
+        return self.lost[:, positions // self.lost_group]
 
     @abstractmethod
     def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
