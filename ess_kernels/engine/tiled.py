@@ -29,6 +29,8 @@ SCALE_RANGE = 256.0
 MAX_SCALES = 8
 # the scale of a last attempt, in units of the usual one
 RESCUE_SCALE = 4.0
+# up to this many positions singular values cost less than that: by then most of the tree is pruned
+FEW_RESCUED = 4
 # weights that Schur's test tries, and what each keeps of the largest
 NORM_STEPS = 8
 LEAST_WEIGHT = 1e-3
@@ -195,7 +197,7 @@ class Matrix(UnsquaredEngine):
             rest |= alike & ~settled
             doubtful = doubtful & ~alike
         rest |= doubtful
-        if bool((rest.sum(1) > FEW_SVDS).any()):
+        if bool((rest.sum(1) > FEW_RESCUED).any()):
             # a larger scale has larger nodes, at which fewer pivots are lost
             scale = RESCUE_SCALE * torch.minimum(norms.masked_fill(~rest, 0.0).amax(-1), whole)
             rest &= ~take_settled(found, self._quadrature(rest, FINE, cap, scale), rest)
