@@ -11,7 +11,6 @@ from ...engine.asked import Asked, grouped
 from ...engine.cost import Cost
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.staircase import Eliminated
-from ...engine.state_space import lost_by_position
 from ...operators.selective_scan import SelectiveStateSpace
 from ...operators.structure import StateSpace
 from ..sources import source_of

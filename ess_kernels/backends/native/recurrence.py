@@ -17,7 +17,7 @@ from ...engine.lost import lost_in_dense_states
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.scaling import largest
 from ...engine.staircase import Eliminated
-from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence, lost_by_position
+from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of_tokens

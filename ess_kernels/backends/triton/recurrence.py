@@ -24,7 +24,7 @@ from ...engine.positions import Engine
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.scaling import largest, power_of_two, scaled_tokens
 from ...engine.staircase import Answer
-from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence, lost_by_position
+from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of
