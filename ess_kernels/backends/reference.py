@@ -31,7 +31,9 @@ class ReferenceBackend(Backend):
         lost = lost_in(op, op.all_heads())[:, positions][:, None] * (1 + rtol[:, None])
         cap = _cap(op, positions)
         count, width, redone, unresolved = count_values(values.expand(-1, len(atol), -1, -1), threshold, lost, cap)
-        return Counts(count.masked_fill(bad, -1), width, torch.zeros_like(redone), unresolved | bad)
+        # nothing exceeds the largest value, however wrong that is
+        unresolved = unresolved & (rtol < 1)[:, None] | bad
+        return Counts(count.masked_fill(bad, -1), width, torch.zeros_like(redone), unresolved)
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
         values = self._values(op, positions)

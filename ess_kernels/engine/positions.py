@@ -174,6 +174,8 @@ class Engine(ABC):
         lost = self.lost_at(heads, positions.repeat(N)).view(N, 1, P) * (1 + rtol[:, None])
         counts = count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, self.cap(positions))
         counts.redone.fill_(False)
+        # nothing exceeds the largest value, however wrong that is
+        counts.unresolved.logical_and_((rtol < 1)[:, None] | values[..., 0].isnan())
         return counts
 
     def _mask(self, positions: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from .positions import Engine
 
 # up to this many positions of a piece, singular values cost less than taking its outside apart
 FEW = 2
+# where singular values of all that a head leaves open take no more floating-point operations, nothing else pays
+CHEAP = 3e7
 # floating-point operations that a head may spend on singular values of what stays open at the end
 AFFORDABLE = 1e9
 # tolerances on both sides are this many widths away, and no further down or up than so many times the tolerance
@@ -106,7 +108,10 @@ class UnsquaredEngine(Engine):
         return Counts(*(x[..., positions] for x in found))
 
     def _crowds(self, wanted: Tensor) -> Tensor:
-        """Those of bool `[N, M, L]` that have enough others in their piece."""
+        """Those of bool `[N, M, L]` with enough others in their piece, and too much work for singular values."""
+        work = self._value_work(torch.arange(self.length, device=wanted.device))
+        # head by head: what one is answered does not depend on the others
+        wanted = wanted & ((wanted.any(1) * work).sum(1) > CHEAP)[:, None, None]
         crowded = torch.zeros_like(wanted)
         for start, stop in self._pieces():
             many = wanted[..., start:stop].sum((1, 2)) > FEW
