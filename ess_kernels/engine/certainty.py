@@ -40,12 +40,14 @@ class Certificate(NamedTuple):
     """How far each count can be trusted; tensors of the counts' shape.
 
     Attributes:
-        width: float64, the relative band around the tolerance in which a singular value could have been miscounted.
+        width: float64, the relative band around the tolerance in which a singular value could have been miscounted, by
+            the elimination or because rounding has spoilt the states that it starts from.
         redone: bool, whether the position was done again because its first width was too large, or was counted on both
             sides of the tolerance from the start because it would have been.
-        unresolved: bool, whether a singular value was found equal to the tolerance to within rounding error of the
-            largest: the count may then differ by the number of such values. In steeply graded spectra a few such ties
-            are not noticed; the width, never zero for a count that was taken as it came, covers them.
+        unresolved: bool, whether a singular value was found equal to the tolerance to within rounding error, of the
+            largest one or of the states: the count may then differ by the number of such values. In steeply graded
+            spectra a few such ties are not noticed; the width, never zero for a count that was taken as it came, covers
+            them.
     """
 
     width: Tensor
