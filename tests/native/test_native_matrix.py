@@ -246,7 +246,8 @@ def test_bad_heads_have_no_answer_and_do_not_touch_others(bad):
     positions, tau = torch.arange(1, 80), torch.tensor([0.1, 1e-3]).double()
     for x, y in zip(clean.counts(positions, tau), engine.counts(positions, tau), strict=True):
         assert torch.equal(x[[0, 2]], y[[0, 2]])
-    assert torch.equal(clean.entropy(positions)[[0, 2]], engine.entropy(positions)[[0, 2]])
+    for x, y in zip(clean.entropy(positions), engine.entropy(positions), strict=True):
+        assert torch.equal(x[[0, 2]], y[[0, 2]])
 
 
 @pytest.mark.parametrize("L", [1, 2, 3, 60, 65, 257])
