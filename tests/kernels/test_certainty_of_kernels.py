@@ -106,7 +106,7 @@ def test_solving_loses_no_more_than_substitution():
     assert not bool(((L @ product - V).abs() <= allowed).all())
 
 
-@pytest.mark.xfail(strict=True, reason="nodes of 64 positions still solve by products, and their growth does not say so")
+@pytest.mark.xfail(strict=True, reason="nodes of 64 solve by products, and growth does not say so")
 def test_no_count_is_wrong_where_inverses_of_panels_are_huge():
     """Integers of rank two times 2^18 and small ones: eleven counts were wrong, with a width of zero; one still is."""
     L = 72
