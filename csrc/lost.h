@@ -51,6 +51,11 @@ struct LostWork {
           write(arena.take<double>(n)), scale(arena.take<double>(job.group)) {}
 };
 
+// x[states..n) = value; not in whole vectors, which would reach beyond n.
+inline void pad(double *x, double value, int64_t states, int64_t n) {
+    for (int64_t k = states; k < n; k++) x[k] = value;
+}
+
 // Norms of what the tokens begin .. end-1 write or read, `out` [n]; `scales` has room for a number a token.
 inline void group_norms(const double *rows, int64_t stride, const double *scale, int64_t scale_stride, double unit,
                         int64_t begin, int64_t end, int64_t states, double *scales, double *out, int64_t n) {
@@ -74,7 +79,7 @@ inline void group_norms(const double *rows, int64_t stride, const double *scale,
         }
         out[k] = std::sqrt(sum);
     }
-    fill(out + states, 0, n - states);
+    pad(out, 0, states, n);
 }
 
 // One more gate of a state, or of W of them: logarithms are summed up, factors multiplied.
@@ -126,8 +131,8 @@ inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t begin, i
             gate[k] = log ? 0 : 1;
         }
     }
-    fill(decay + states, log ? 0 : 1, n - states);
-    fill(gate + states, log ? 0 : 1, n - states);
+    pad(decay, log ? 0 : 1, states, n);
+    pad(gate, log ? 0 : 1, states, n);
     if (!log) return;
     for (int64_t k = 0; k < n; k += W) {
         store(decay + k, exp(load(decay + k)));
