@@ -78,14 +78,16 @@ def boundary_kernel(
             B = ldl16(a)
             d = diagonal16(B)
             di = reciprocal(d)
-            L, inverse = factor16(B, di), inverse_factor16(B)
             tl.store(DI + p + i, di)
             if DEFINITE:
                 value += log_of_pivots16(d)
             else:
                 value += tl.sum((d < 0.0).to(tl.float64), 0)
             update = tl.zeros([W], tl.float64)
-            magnitude = magnitude16(B)
+            magnitude, inside = magnitude16(B), growth16(B, di) + 0.0 * tl.sum(d, 0)
+            # what was watched is now a few numbers, and their tiles need not outlive this place
+            tl.debug_barrier()
+            L, inverse = factor16(B, di), inverse_factor16(B)
             for j in range((p + 16) // W * W, n, W):
                 t = square * tl.load(S + item * n * n + p * n + j + i[:, None] * n + w[None, :])
                 t = _solved(t, U, DI, L, inverse, p, j, n, ld, W)
@@ -103,7 +105,7 @@ def boundary_kernel(
                     update = larger(update, _updates(t, di))
                     magnitude = larger(magnitude, largest(t, 1))
             if not DEFINITE:
-                growth += larger(largest(update), growth16(B, di)) + 0.0 * tl.sum(d, 0)
+                growth += larger(largest(update), inside)
                 least = smaller(least, least_row(magnitude))
             # rows and reciprocals of this panel are read by other lanes below
             tl.debug_barrier()
@@ -125,11 +127,12 @@ def boundary_kernel(
                     C += tl.dot(ue, ve, out_dtype=tl.float64)
                 unity = tl.where((r + i)[:, None] == (j + w)[None, :], 1.0, 0.0)
                 at = r * c + j + i[:, None] * c + w[None, :]
-                y = tl.load(Y + item * c * c + at)
-                corner = tl.load(G + item * c * c + at)
+                # one after the other: with all addresses and loads at once there are not enough registers
                 tl.store(out + at, sign * unity + R)
-                tl.store(out + c * c + at, inverse_tau * y - sign * K)
-                tl.store(out + 2 * c * c + at, C - unity - square * corner)
+                tl.debug_barrier()
+                tl.store(out + c * c + at, inverse_tau * tl.load(Y + item * c * c + at) - sign * K)
+                tl.debug_barrier()
+                tl.store(out + 2 * c * c + at, C - unity - square * tl.load(G + item * c * c + at))
         tl.store(VALUE + pair, value)
         if not DEFINITE:
             tl.store(GROWTH + pair, tl.load(BROUGHT + pair) + growth)
