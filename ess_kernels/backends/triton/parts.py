@@ -50,12 +50,12 @@ def parts_kernel(
     square = r[:, None] * c + r[None, :]
     left = (length - first).to(tl.int32)
     for part in range(0, N, W):
-        # strides times what is passed over may need 64 bits; inside a tile 32 do
+        exists = part + w < n
+        # strides times what is passed over may need 64 bits; inside a tile and in what is written 32 do
         n0 = first * 0 + part
-        exists = n0 + w < n
         rate = tl.full([W], 1.0, tl.float64)
         if RATED:
-            rate = widened(RATE + (n0 + w) * rate_n, exists, 0.0, left)
+            rate = widened(RATE + n0 * rate_n + w * rate_n, exists, 0.0, left)
         carried = tl.full([W], 1.0, tl.float64)
         for passed in range(0, c, 16):
             i0 = first * 0 + passed
@@ -72,22 +72,22 @@ def parts_kernel(
             if BEFORE:
                 upto = tl.cumprod(last, 0)
             q = q * upto
-            tl.store(X + i0 * N + n0 + tile, q * carried[None, :])
-            own = y + tl.load(Y + i0 * c + i0 + square)
+            tl.store(X + passed * N + part + tile, q * carried[None, :])
+            own = y + tl.load(Y + passed * c + passed + square)
             # between a load and a store of one place: they need not have one layout
             tl.debug_barrier()
-            tl.store(Y + i0 * c + i0 + square, own)
+            tl.store(Y + passed * c + passed + square, own)
             for j0 in range(0, passed, 16):
-                z = tl.load(Z + j0 * N + n0 + tile)
-                before = tl.load(Y + i0 * c + j0 + square)
+                z = tl.load(Z + j0 * N + part + tile)
+                before = tl.load(Y + passed * c + j0 + square)
                 tl.debug_barrier()
-                tl.store(Y + i0 * c + j0 + square, tl.dot(q, tl.trans(z), out_dtype=tl.float64) + before)
-                tl.store(Z + j0 * N + n0 + tile, z * phi[None, :])
-            tl.store(Z + i0 * N + n0 + tile, k * tl.cumprod(after, 0, reverse=True))
+                tl.store(Y + passed * c + j0 + square, tl.dot(q, tl.trans(z), out_dtype=tl.float64) + before)
+                tl.store(Z + j0 * N + part + tile, z * phi[None, :])
+            tl.store(Z + passed * N + part + tile, k * tl.cumprod(after, 0, reverse=True))
             # other lanes of this program read these rows of Z and Y below
             tl.debug_barrier()
             carried = carried * phi
-        tl.store(PHI + n0 + w, carried)
+        tl.store(PHI + part + w, carried)
 
 
 def padded(n: int) -> int:
