@@ -143,6 +143,8 @@ def block16_kernel(
     Y = inner16(q, k, a, after, last, 16, BEFORE)
     X, Z, phi = _carried(q, k, a, after, last, BEFORE)
 
+    # nothing of what follows before the tokens are through: it would take registers that are not there
+    tl.debug_barrier()
     P = tl.load(REACH + item * 256 + square)
     reached = diagonal16(P)
     P = tl.where(ii == jj, P * (1.0 + root_shift), P)
@@ -176,6 +178,13 @@ def block16_kernel(
             B = ldl16(one + sign * unit * unit * S)
             d = diagonal16(B)
             di = reciprocal(d)
+            if DEFINITE:
+                tl.store(VALUE + slot, log_of_pivots16(d))
+            else:
+                tl.store(VALUE + slot, tl.sum((d < 0.0).to(tl.float64), 0))
+                magnitude, inside = magnitude16(B), growth16(B, di) + 0.0 * tl.sum(d, 0)
+                # what was watched is now a few numbers, and their tiles need not outlive this place
+                tl.debug_barrier()
             L, inverse = factor16(B, di), inverse_factor16(B)
             Ua = solve16(L, inverse, A0 * unit)
             Ue = solve16(L, inverse, E0 * (unit * unit))
@@ -184,14 +193,11 @@ def block16_kernel(
             tl.store(node, sign * one + tl.dot(tl.trans(Ua), Va, out_dtype=tl.float64))
             tl.store(node + 256, unit * Y - sign * tl.dot(tl.trans(Ua), Ve, out_dtype=tl.float64))
             tl.store(node + 512, tl.dot(tl.trans(Ue), Ve, out_dtype=tl.float64) - one - sign * unit * unit * corner)
-            if DEFINITE:
-                tl.store(VALUE + slot, log_of_pivots16(d))
-            else:
-                tl.store(VALUE + slot, tl.sum((d < 0.0).to(tl.float64), 0))
+            if not DEFINITE:
                 rows = larger(largest(Ua, 1), largest(Ue, 1))
-                tl.store(LEAST + slot, smaller(least_row(larger(magnitude16(B), rows)), 1.0))
+                tl.store(LEAST + slot, smaller(least_row(larger(magnitude, rows)), 1.0))
                 growth = larger(largest(tl.sum(tl.abs(Ua * Va), 0)), largest(tl.sum(tl.abs(Ue * Ve), 0)))
-                growth = larger(growth, growth16(B, di)) + brought * unit * unit + 0.0 * tl.sum(d, 0)
+                growth = larger(growth, inside) + brought * unit * unit
                 tl.store(GROWTH + slot, growth)
         m += 1
 
