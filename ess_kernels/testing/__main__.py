@@ -32,10 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fuzzing.add_argument("--device", default="cpu", help="where the tensors lie (default cpu)")
     fuzzing.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found there")
     options = parser.parse_args(arguments)
+    logger = logging.getLogger("ess_kernels")
+    level = logger.level
     # fallbacks and overflows are what is being tried here
-    logging.getLogger("ess_kernels").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore", RuntimeWarning)
-    return _fuzz(options)
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return _fuzz(options)
+    finally:
+        logger.setLevel(level)
 
 
 def _fuzz(options: argparse.Namespace) -> int:

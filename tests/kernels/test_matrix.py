@@ -115,8 +115,7 @@ def check_staircase(T, tolerances=(0.3, 1e-2, 1e-4), shifts=(1.0, 1e-2)):
     scaled = values[:, None] / unit
     distance = ((scaled - tau[:, None, None]).abs() / tau[:, None, None]).amin(-1)
     sure = ~near_tie(growth, least) & (distance > 4 * width_of(growth))
-    # the kernels solve tiles by products, and what these may lose is in the growth: more is unsure than in PyTorch
-    assert sure[..., 1:].double().mean() > 0.9
+    assert sure[..., 1:].double().mean() > 0.95
     assert torch.equal(value[sure], (scaled > tau[:, None, None]).sum(-1).double()[sure])
     if len(shifts):
         logdet, _, _ = staircase_at(engine, shifts, True)
@@ -215,8 +214,7 @@ def check_eliminate(h, width, definite):
     assert_close("Schur complement", rest, wanted, rtol=1e-7, atol=1e-8 * float(wanted.abs().max()))
     assert_close("worth", value.cpu(), worth, rtol=1e-11)
     if not definite:
-        # a bound: solving by products may lose more than substitution, which the engine does
-        assert bool((out.growth.cpu() >= known.growth * (1 - 1e-6)).all())
+        assert_close("growth", out.growth.cpu(), known.growth, rtol=1e-6)
         assert_close("least", out.least.cpu(), known.least, rtol=1e-6)
 
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.elimination import Block, Elimination, factor_block, substitute
+from ...engine.elimination import Elimination, factor_block, substitute
 from .compilation import Variant
 from .launches import Launch
 from .runtime import on
@@ -32,7 +32,6 @@ from .tiles import (
     largest,
     ldl16,
     log_of_pivots16,
-    loss16,
     magnitude16,
     reciprocal,
     solve16,
@@ -84,7 +83,7 @@ def diagonal_kernel(
             value += tl.where(wrong > 0, float("nan"), log_of_pivots16(d))
         else:
             value += tl.sum(tl.where(d > 0.0, 1.0, 0.0), 0)
-            tl.store(G, grown + updates16(B, r) + loss16(B, L, inverse))
+            tl.store(G, grown + updates16(B, r))
         # the rest of the block's rows p .. p + 15, in place: the rows above take their part, then the tile is solved
         for j in range(p + 16, NB, 16):
             x = tl.load(E + (p + ii) * width + j + jj)
@@ -186,25 +185,8 @@ def diagonal_twin(
         value += torch.where(wrong, torch.nan, block.pivots.abs().log().sum(-1))
     else:
         value += (block.pivots > 0).sum(-1)
-        growth[:, panel] += block.growth + _loss(block)
+        growth[:, panel] += block.growth
         magnitude[:, panel] = block.magnitude
-
-
-def _loss(block: Block) -> Tensor:
-    """`tiles.loss16` of every tile of a panel, `[B, b]`, each at its tile's pivots."""
-    losses = []
-    for p in range(0, block.upper.shape[-1], 16):
-        tile = slice(p, p + 16)
-        upper, inverse = (
-            block.upper[:, tile, tile],
-            torch.eye(16).to(block.upper).expand(len(block.upper), 16, 16).clone(),
-        )
-        substitute(upper, inverse)
-        rows = upper.abs().sum(1)
-        a = (inverse.abs() @ rows[..., None])[..., 0].amax(1)
-        lost = 2 * 16 * torch.finfo(torch.float64).eps * rows.amax(1) * a**3
-        losses.append((lost.square() * block.pivots[:, tile].abs().amax(1))[:, None].expand(-1, 16))
-    return torch.cat(losses, 1)
 
 
 def rows(

@@ -72,33 +72,18 @@ def factor16(B, inverse):
 
 @triton.jit
 def solve16(L, inverse, V):
-    """`L^-1 V` for `V` `[16, w]`, with errors of substitution but for what `loss16` bounds; `inverse` is `L^-1`."""
+    """`L^-1 V` for `V` `[16, w]` by products, `inverse` being `L^-1`.
+
+    One step of refinement brings the errors near those of substitution. No bound of what is left is in the growth.
+    """
     U = tl.dot(inverse, V, out_dtype=tl.float64)
     return tl.dot(inverse, V - tl.dot(L, U, out_dtype=tl.float64), U, out_dtype=tl.float64)
 
 
 @triton.jit
-def loss16(B, L, inverse):
-    """A bound, in the units of growth, of what `solve16` loses beside what substitution does.
-
-    With `a` the largest row sum of `|L^-1| |L|`, `l` that of `|L|`, and `g` an ulp times 16, the first product is wrong
-    by `2 g |L^-1| |L| |L^-1| |L| |U|`, and what is left over has `|L^-1| |L|` times as much less a factor `g`. So `L U`
-    differs from `V` by `3 g |L| |U|`, as in substitution, and `6 g^2 |L| (|L^-1| |L|)^3 |U|`. As `|U|` is seen in units
-    of `|D|^(1/2)`, it is as if the tile's own growth were larger by the square of `2 g l a^3` times the largest `|D|`.
-    """
-    rows = tl.sum(tl.abs(L), 1)
-    a = largest(tl.sum(tl.abs(inverse) * tl.reshape(rows, [1, 16]), 1))
-    lost = 2.0 * 16.0 * ULP * largest(rows) * a * a * a
-    return lost * lost * largest(diagonal16(B))
-
-
-@triton.jit
 def growth16(B, inverse):
-    """The largest sum of absolute updates `u_k^2 / |d_k|` that a diagonal entry of the tile has received.
-
-    With what solving for the columns right of the tile may lose.
-    """
-    return largest(updates16(B, inverse)) + loss16(B, factor16(B, inverse), inverse_factor16(B))
+    """The largest sum of absolute updates `u_k^2 / |d_k|` that a diagonal entry of the tile has received."""
+    return largest(updates16(B, inverse))
 
 
 @triton.jit
