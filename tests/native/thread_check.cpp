@@ -402,7 +402,6 @@ std::vector<double> judge(int32_t threads, int32_t level) {
     width.append_to(answer);
     ess.append_to(answer);
     bound.append_to(answer);
-    total.append_to(answer);
     return answer;
 }
 
