@@ -7,7 +7,7 @@
 #pragma once
 
 #include "lanes_scans.h"
-#include "update_errors.h"
+#include "leaf_counts.h"
 
 namespace ess {
 namespace ESS_LEVEL {
@@ -18,19 +18,9 @@ namespace {
 constexpr int C = static_cast<int>(LANES_BLOCK);
 constexpr int B = BLOCK_STRIPS<C>;
 
-// what stands for a pivot of exactly zero: the growth that it causes is beyond every limit
-constexpr double NO_PIVOT = 1e-300;
-// rows are looked at as a whole only where a pivot is smaller than this, in units of tau; larger ones are no tie
-constexpr double SMALL_PIVOT = 1e-2;
-
-ESS_INLINE V nonzero(V pivot) { return select(pivot == V{}, all(NO_PIVOT), pivot); }
 ESS_INLINE bool any_small(V pivot) { return any(abs(pivot) < all(SMALL_PIVOT)); }
 
-// What is known of a position: how many pivots are positive, and how far that can be trusted.
-struct Verdict {
-    V value, growth, least;
-};
-static_assert(sizeof(Verdict) == 3 * sizeof(V), "read as rows of three vectors");
+static_assert(sizeof(LeafVerdict) == 3 * sizeof(V), "read as rows of three vectors");
 
 // Scratch of an elimination.
 template <int N> struct Elimination {
@@ -86,7 +76,7 @@ template <int N> static void eliminate_panel(Elimination<N> &e, const Outside<N,
     V factor[TILE][TILE], size[TILE], inverse[TILE];
     ESS_UNROLL
     for (int k = 0; k < TILE; k++) {
-        V pivot = nonzero(tile.at[k][k]);
+        V pivot = not_zero(tile.at[k][k]);
         tile.at[k][k] = pivot;
         V inv = 1.0 / pivot;
         e.pivot[depth + k] = pivot;
@@ -139,110 +129,31 @@ template <int N> static V outside_row(const Elimination<N> &e, int k) {
     return largest;
 }
 
-// One rank-one update of the columns' factors for every position, from the last one down, four of them at a time.
-template <int N> class Leaf {
+// The block's rows, as its columns need them.
+template <int N> class BlockRows {
   public:
-    explicit Leaf(Elimination<N> &e) : e_(e) {}
-
-    void run(Verdict outside, Verdict *positions) {
-        factor();
-        V rows_positive = {}, rows_growth = {}, of_columns = {};
-        for (int j = 0; j < C - 1; j++) of_columns = max(of_columns, growth_[j]);
-        UpdateErrors errors(of_columns);
-        for (int last = C - 1; last >= 0; last -= UPDATES) {
-            for (int u = 0; u < UPDATES; u++) {
-                const int row = C - 1 - (last - u), k = N + row;
-                rows_positive += select(e_.pivot[k] > V{}, all(1.0), V{});
-                rows_growth = max(rows_growth, e_.growth[k]);
-                Verdict &position = positions[last - u];
-                position.value = outside.value + rows_positive;
-                position.growth = max(outside.growth, rows_growth);
-                position.least = outside.least;
-                alpha_[u] = -e_.inverse[k];
-                own_[u] = V{};
-                for (int j = 0; j < last; j++) w_[u][j] = j < last - u ? e_.at(N + C + j, k) : V{};
-            }
-            for (int j = 0; j < last; j++) column(last, j, positions);
-            for (int u = 0; u < UPDATES; u++) {
-                errors.include(own_[u]);
-                positions[last - u].growth = max(positions[last - u].growth, errors.error);
-            }
-        }
+    // The corner is what is left of columns x columns without these rows.
+    explicit BlockRows(Elimination<N> &e) : e_(e) {
+        V least = all(1.0);
         for (int row = 0; row < C; row++) {
-            if (any_small(e_.pivot[N + row])) small_row(row, positions);
+            for (int j = 0; j < C - 1 - row; j++) entries_[row * C + j] = e.at(N + C + j, N + row);
         }
+        for (V &x : least_) x = least;
+        for (int row = 0; row < C; row++) {
+            if (any_small(e.pivot[N + row])) small_row(row);
+        }
+        std::copy(e.corner, e.corner + C * C, corner_);
     }
+
+    ESS_INLINE V pivot(int row) const { return e_.pivot[N + row]; }
+    ESS_INLINE const V *entries(int row) const { return entries_ + row * C; }
+    ESS_INLINE V growth(int row) const { return e_.growth[N + row]; }
+    ESS_INLINE V least(int s) const { return least_[s]; }
+    void restore() const { std::copy(corner_, corner_ + C * C, e_.corner); }
 
   private:
-    static constexpr int UPDATES = 4;
-
-    // C = L D L^T of all columns; D into d_, L over the corner
-    void factor() {
-        V *c = e_.corner;
-        for (int k = 0; k < C - 1; k++) {
-            V pivot = nonzero(c[k * C + k]), inverse = 1.0 / pivot;
-            d_[k] = pivot;
-            for (int j = k + 1; j < C - 1; j++) {
-                V l = c[k * C + j] * inverse;
-                growth_[j] = (k == 0 ? V{} : growth_[j]) + abs(l * c[k * C + j]);
-                for (int i = j; i < C - 1; i++) c[j * C + i] -= c[k * C + i] * l;
-            }
-            for (int i = k + 1; i < C - 1; i++) c[k * C + i] *= inverse;
-        }
-        growth_[0] = V{};
-    }
-
-    ESS_INLINE V updated(V l, int i, int u, V p, V beta, V (&w)[UPDATES][C]) {
-        V x = w[u][i] - p * l;
-        w[u][i] = x;
-        return l + beta * x;
-    }
-
-    // Column j of the factors goes through the updates of positions last, last - 1, ...
-    void column(int last, int j, Verdict *positions) {
-        V d = d_[j], growth = growth_[j], p[UPDATES], beta[UPDATES], pivot[UPDATES];
-        bool small = false;
-        ESS_UNROLL
-        for (int u = 0; u < UPDATES; u++) {
-            V old = w_[u][j], scaled = alpha_[u] * old;
-            V next = nonzero(d + scaled * old), inverse = 1.0 / next;
-            growth += abs(scaled * old);
-            p[u] = old;
-            beta[u] = scaled * inverse;
-            alpha_[u] *= d * inverse;
-            d = pivot[u] = next;
-            if (j < last - u) {
-                Verdict &position = positions[last - u];
-                position.value += select(next > V{}, all(1.0), V{});
-                position.growth = max(position.growth, growth);
-                own_[u] = max(own_[u], max(abs(scaled * old), abs(next)));
-                small |= any_small(next);
-            }
-        }
-        d_[j] = d;
-        growth_[j] = growth;
-        V *l = e_.corner + j * C;
-        V largest[UPDATES] = {};
-        for (int i = j + 1; i < last; i++) {
-            V x = l[i];
-            ESS_UNROLL
-            for (int u = 0; u < UPDATES; u++) {
-                V next = w_[u][i] - p[u] * x;
-                w_[u][i] = next;
-                x += beta[u] * next;
-                if (small && i < last - u) largest[u] = max(largest[u], abs(x));
-            }
-            l[i] = x;
-        }
-        if (!small) return;
-        for (int u = 0; u < UPDATES && j < last - u; u++) {
-            V row = abs(pivot[u]) * max(largest[u], all(1.0));
-            positions[last - u].least = min(positions[last - u].least, row);
-        }
-    }
-
     // A row whose pivot is small: what else is in it, for each of the positions that have it.
-    void small_row(int row, Verdict *positions) {
+    void small_row(int row) {
         const int k = N + row;
         V below[C], beside = {};
         V largest = abs(e_.pivot[k]);
@@ -252,25 +163,25 @@ template <int N> class Leaf {
         }
         for (int s = 0; s < C - row; s++) {
             // position s has the rows up to C - 1 - s and the columns below s
-            positions[s].least = min(positions[s].least, max(below[C - 1 - s], beside));
+            least_[s] = min(least_[s], max(below[C - 1 - s], beside));
             beside = max(beside, abs(e_.at(N + C + s, k)));
         }
     }
 
     Elimination<N> &e_;
-    V d_[C], growth_[C], alpha_[UPDATES], w_[UPDATES][C], own_[UPDATES];
+    V entries_[C * C], corner_[C * C], least_[C];
 };
 
 // Counts at the C positions of a block for one tolerance per lane: about N^3 / 3 + 4 N^2 C + 6 N C^2 flops.
 template <int N>
-static void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, Verdict *positions) {
+static void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, LeafVerdict *positions) {
     constexpr int S = STRIPS<N>;
     const V unit = 1.0 / tau, square = unit * unit;
     for (V &g : e.growth) g = V{};
     for (int P = 0; P < S; P++) eliminate_panel(e, outside, P, unit, square);
-    Verdict verdict = {V{}, outside.magnitude * square, all(1.0)};
+    LeafVerdict verdict = {V{}, outside.magnitude * square, all(1.0)};
     for (int k = 0; k < N; k++) {
-        verdict.value += select(e.pivot[k] > V{}, all(1.0), V{});
+        verdict.positive += select(e.pivot[k] > V{}, all(1.0), V{});
         if (any_small(e.pivot[k])) verdict.least = min(verdict.least, outside_row(e, k));
     }
     for (V g : e.growth) verdict.growth = max(verdict.growth, g);
@@ -290,7 +201,10 @@ static void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, 
         }
     }
     for (int P = S; P < S + B; P++) eliminate_panel(e, outside, P, unit, square);
-    Leaf<N>(e).run(verdict, positions);
+    V work[columns_work(C)];
+    const BlockRows<N> rows(e);
+    const auto put = [=](int s, const LeafVerdict &found) { positions[s] = found; };
+    LeafColumns<C, BlockRows<N>, decltype(put)>(C, e.corner, work, verdict, rows, put).run();
 }
 
 // --- a group of heads ------------------------------------------------------------------------------------------------
@@ -298,7 +212,7 @@ static void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, 
 template <int N> struct CountsScratch {
     LanesScratch<N, C> common;
     Elimination<N> elimination;
-    Verdict positions[C];
+    LeafVerdict positions[C];
 };
 
 template <int N>
@@ -333,7 +247,7 @@ static void count_group(const LanesCountsJob &job, const LaneHeads &heads, const
             }
             count_block<N>(c.outside, tau, scratch.elimination, scratch.positions);
             const int64_t offset = s * length + b * C, left = length - b * C;
-            const V *first = &scratch.positions->value;
+            const V *first = &scratch.positions->positive;
             double *const targets[] = {job.value, job.growth, job.least};
             for (int field = 0; field < 3; field++) {
                 store_positions<C>(first + field, 3, targets[field] + offset, S * length, left, heads, wanted);

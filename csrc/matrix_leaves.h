@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "leaf.h"
+#include "leaf_counts.h"
 #include "logdet_leaf.h"
 #include "matrix_node.h"
 
@@ -54,7 +54,10 @@ class Leaves {
         interleave(2, C_);
         constexpr int c = static_cast<int>(MATRIX_LEAF);
         if (job_->definite) leaf_logdet(c, R_, K_, C_, work_, load(value), values_);
-        else leaf_counts(c, R_, K_, C_, work_, load(growth), load(least), values_, growths_, leasts_);
+        else {
+            leaf_counts(c, R_, K_, C_, work_, load(growth), load(least), [this] { interleave(2, C_); },
+                        {values_, growths_, leasts_});
+        }
         for (int l = 0; l < count_; l++) write(lane_[l], l);
         count_ = 0;
     }

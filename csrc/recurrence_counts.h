@@ -7,7 +7,7 @@
 #pragma once
 
 #include "boundary.h"
-#include "leaf.h"
+#include "leaf_counts.h"
 #include "recurrence_tasks.h"
 
 namespace ess {
@@ -47,8 +47,13 @@ struct Leaves {
         for (int64_t j = 0; j < c; j++) {
             interleave(0, j, j, c, R);
             interleave(1, j, 0, c - 1 - j, K);
-            interleave(2, j, j, c, C);
         }
+        interleave_columns();
+    }
+
+    // C alone.
+    void interleave_columns() const {
+        for (int64_t j = 0; j < c; j++) interleave(2, j, j, c, C);
     }
 
   private:
@@ -148,8 +153,8 @@ inline void finish_leaves(const RecurrenceCountsJob &job, Leaves &leaves) {
         growth[l] = leaves.growth[l];
         least[l] = leaves.least[l];
     }
-    leaf_counts(static_cast<int>(c), leaves.R, leaves.K, leaves.C, leaves.work, growth, least, leaves.counts,
-                leaves.growths, leaves.leasts);
+    leaf_counts(static_cast<int>(c), leaves.R, leaves.K, leaves.C, leaves.work, growth, least,
+                [&] { leaves.interleave_columns(); }, {leaves.counts, leaves.growths, leaves.leasts});
     for (int l = 0; l < leaves.filled; l++) {
         const int64_t start = leaves.block[l] * c, left = job.length - start, present = left < c ? left : c;
         const int64_t place = (leaves.head[l] * job.tolerances + leaves.tolerance[l]) * job.length + start;

@@ -3,6 +3,7 @@
 //
 //     c++ -std=c++17 -O1 -fopenmp -DESS_VECTOR_BYTES=16 -Icsrc tests/attacks/lost_nan.cpp csrc/threads.cpp
 
+#include <algorithm>
 #include <cstdio>
 #include <initializer_list>
 
@@ -88,9 +89,16 @@ template <class Run> void plant_in_leaf(const char *where, int ld, double pivot,
     }
 }
 
+void count(Node &n, V growth, V least) {
+    V columns[SIZE * SIZE];
+    std::copy(n.C, n.C + SIZE * SIZE, columns);
+    leaf_counts(SIZE, n.R, n.K, n.C, n.work, growth, least, [&] { std::copy(columns, columns + SIZE * SIZE, n.C); },
+                {n.values, n.growths, n.leasts});
+}
+
 void check_leaves() {
     plant_in_leaf("leaf_counts", SIZE, -1.0, [](Node &n) {
-        leaf_counts(SIZE, n.R, n.K, n.C, n.work, V{}, all(1.0), n.values, n.growths, n.leasts);
+        count(n, V{}, all(1.0));
     });
     plant_in_leaf("leaf_logdet", Node::LD, 1.0,
                   [](Node &n) { leaf_logdet(SIZE, n.R, n.K, n.C, n.work, V{}, n.growths); });
@@ -98,7 +106,7 @@ void check_leaves() {
         Node n(SIZE, -1.0);
         V before = V{}, least = all(1.0);
         (growth ? before : least)[LANE] = NOT_A_NUMBER;
-        leaf_counts(SIZE, n.R, n.K, n.C, n.work, before, least, n.values, n.growths, n.leasts);
+        count(n, before, least);
         for (int s = 0; s < SIZE; s++) {
             const double shown = (growth ? n.growths : n.leasts)[s][LANE];
             expect(shown != shown, growth ? "growth before the leaf" : "least before the leaf", 0, 0, s);

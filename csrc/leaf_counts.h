@@ -1,0 +1,231 @@
+// Counts at the positions of leaves (leaf.h): positive pivots of factors that are updated from position to position, and made
+// anew where updates would spoil them.
+
+#pragma once
+
+#include "leaf.h"
+#include "update_errors.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+
+// vectors of work that the columns of c positions need, and a leaf of c positions
+constexpr int64_t columns_work(int64_t c) { return (2 + CHAIN) * c; }
+constexpr int64_t leaf_work(int64_t c) { return columns_work(c) + 2 * c; }
+// errors that are no more than this times what the matrix brings along are not worth new factors
+constexpr double USUAL = 3;
+
+// What is known of W positions: `positive` pivots, the largest update of a diagonal entry that they depend on, and the
+// smallest of the rows' largest entries (1 where no pivot is small): a row that is negligible as a whole is a tie.
+struct LeafVerdict {
+    V positive, growth, least;
+};
+
+// Arrays for verdicts, a vector a position.
+struct LeafVerdicts {
+    V *counts, *growths, *leasts;
+
+    ESS_INLINE void operator()(int s, const LeafVerdict &verdict) const {
+        counts[s] = verdict.positive;
+        growths[s] = verdict.growth;
+        leasts[s] = verdict.least;
+    }
+};
+
+// The columns of c positions, whose rows are eliminated: from the last position to the first.
+//
+// SIZE is c where that is known beforehand, or else 0. `Rows` knows the c eliminated rows, the last token's first: pivot(r); entries(r), their c - 1 - r entries at columns;
+// growth(r), the largest update of the pivot; least(s), the smallest of the largest entries of the rows of position s;
+// restore(), which fills C as it is without any row. `put(s, verdict)` takes what is found. C is overwritten, `work` has
+// columns_work(c) vectors, `before` is what is known already.
+template <int SIZE, class Rows, class Put> class LeafColumns {
+  public:
+    ESS_INLINE LeafColumns(int c, V *C, V *work, const LeafVerdict &before, const Rows &rows, const Put &put)
+        : any_c_(c), C_(C), d_(work), inverses_(d_ + c), w_(inverses_ + c), rows_(rows), put_(put), before_(before),
+          so_far_(before), errors_(harmless(c, C, before.growth)) {}
+
+    ESS_INLINE void run() {
+        errors_.restart(factor_columns(c_(), c_() - 1, C_, d_, inverses_));
+        for (int last = c_() - 1; last >= 0;) {
+            const int good = chain(last);
+            last -= good;
+            if (good == CHAIN) continue;
+            // new factors as long as they are bad, too: updates would only carry that on
+            do renew(last--);
+            while (last >= 0 && errors_.harmful());
+        }
+    }
+
+  private:
+    ESS_INLINE int c_() const { return SIZE ? SIZE : any_c_; }
+
+    static V harmless(int c, const V *C, V growth) {
+        for (int j = 0; j < c - 1; j++) growth = max(growth, abs(C[j * c + j]));
+        return max(all(HARMLESS), USUAL * growth);
+    }
+
+    // Position s has one row more than the one behind it.
+    ESS_INLINE void add_row(int s) {
+        const int r = c_() - 1 - s;
+        const V pivot = rows_.pivot(r);
+        so_far_.positive += select(pivot > V{}, all(1.0), V{});
+        // a pivot that is not a number shows, though nothing depends on it
+        so_far_.growth = max(so_far_.growth, rows_.growth(r) + pivot * 0.0);
+        small_ |= any(abs(pivot) < all(SMALL_PIVOT));
+        if (small_) so_far_.least = min(before_.least, rows_.least(s));
+    }
+
+    // Positions last, last - 1, ... in one pass over the columns. Returns how many of them are answered, all of them as a
+    // rule: fewer where the updates have spoilt the factors.
+    ESS_INLINE int chain(int last) {
+        Chain chain;
+        LeafVerdict before[CHAIN], position[CHAIN];
+        // a position reads the columns before it only
+        for (int u = 0; u < CHAIN; u++) {
+            const int s = last - u, r = c_() - 1 - s;
+            before[u] = so_far_;
+            if (s >= 0) add_row(s);
+            position[u] = so_far_;
+            chain.alpha[u] = s >= 0 ? -1.0 / rows_.pivot(r) : V{};
+            for (int j = 0; j < last; j++) w_[u * c_() + j] = j < s ? rows_.entries(r)[j] : V{};
+        }
+        errors_.begin();
+        for (int j = 0; j < last; j++) column(chain, last, j, position);
+        for (int u = 0; u < CHAIN && u <= last; u++) {
+            const V error = errors_.after(u);
+            if (errors_.harmful()) {
+                so_far_ = before[u];
+                return u;
+            }
+            position[u].growth = max(position[u].growth, error);
+            put_(last - u, position[u]);
+        }
+        return CHAIN;
+    }
+
+    // Column j takes the terms of the positions from `last` on.
+    ESS_INLINE void column(Chain &chain, int last, int j, LeafVerdict *position) {
+        V after[CHAIN], change[CHAIN], inverse = inverses_[j], *const Cj = C_ + j * c_();
+        chain.pivots(d_[j], w_, c_(), j, after, true);
+        ESS_UNROLL
+        for (int u = 0; u < CHAIN; u++) {
+            const V update = chain.t[u] * chain.p[u];
+            change[u] = abs(update * inverse);
+            inverse = chain.inverse[u];
+            if (j >= last - u) continue;
+            errors_.pivot(u, update, after[u]);
+            position[u].positive += select(after[u] > V{}, all(1.0), V{});
+            auto near = abs(after[u]) < all(SMALL_PIVOT);
+            if (any(near)) {
+                const V row = max(all(1.0), chain.largest(Cj, w_, c_(), j, last - u, u)) * abs(after[u]);
+                position[u].least = select(near, min(position[u].least, row), position[u].least);
+            }
+        }
+        d_[j] = after[CHAIN - 1];
+        inverses_[j] = inverse;
+        if (!errors_.must_measure(change)) {
+            chain.column(Cj, w_, c_(), j, last);
+            return;
+        }
+        V cross[CHAIN];
+        chain.measured_column(Cj, w_, c_(), j, last, cross);
+        for (int u = 0; u < CHAIN && j < last - u; u++) errors_.measured(u, cross[u]);
+    }
+
+    // Position s by factors of its own.
+    void renew(int s) {
+        add_row(s);
+        LeafVerdict verdict = factor(s, false);
+        if (any(verdict.growth > errors_.harmless())) {
+            // leading minors from the other end may be kinder
+            const LeafVerdict other = factor(s, true);
+            const auto better = other.growth < verdict.growth;
+            verdict = {select(better, other.positive, verdict.positive), select(better, other.growth, verdict.growth),
+                       select(better, other.least, verdict.least)};
+            factor(s, false);
+        }
+        put_(s, verdict);
+    }
+
+    // The factors of position s, of its columns in reverse order if asked for, and what they say.
+    LeafVerdict factor(int s, bool reversed) {
+        rows_.restore();
+        V growth = V{};
+        for (int r = 0; r < c_() - s; r++) {
+            const V inverse = 1.0 / rows_.pivot(r), *w = rows_.entries(r);
+            for (int j = 0; j < s; j++) {
+                const V l = w[j] * inverse;
+                growth = max(growth, abs(l * w[j]));
+                for (int i = j; i < s; i++) C_[j * c_() + i] -= w[i] * l;
+            }
+        }
+        for (int j = 0; reversed && j < s; j++) {
+            for (int i = j; i < s - 1 - j; i++) std::swap(C_[j * c_() + i], C_[(s - 1 - i) * c_() + s - 1 - j]);
+        }
+        growth = max(growth, factor_columns(c_(), s, C_, d_, inverses_));
+        errors_.restart(growth);
+        LeafVerdict verdict = so_far_;
+        verdict.growth = max(verdict.growth, growth);
+        for (int j = 0; j < s; j++) {
+            const V size = abs(d_[j]);
+            auto near = size < all(SMALL_PIVOT);
+            verdict.positive += select(d_[j] > V{}, all(1.0), V{});
+            if (!any(near)) continue;
+            V row = all(1.0);
+            for (int i = j + 1; i < s; i++) row = max(row, abs(C_[j * c_() + i]));
+            verdict.least = select(near, min(verdict.least, row * size), verdict.least);
+        }
+        return verdict;
+    }
+
+    const int any_c_;
+    V *const C_, *const d_, *const inverses_, *const w_;
+    const Rows &rows_;
+    const Put &put_;
+    const LeafVerdict before_;
+    LeafVerdict so_far_; // with the rows that have been added
+    bool small_ = false; // whether any of their pivots is
+    UpdateErrors<CHAIN> errors_;
+};
+
+// The rows of a leaf.
+template <class Restore> struct LeafRows {
+    int c;
+    const V *R, *K, *d, *largest_update;
+    const Restore &restore;
+
+    ESS_INLINE V pivot(int r) const { return d[r]; }
+    ESS_INLINE const V *entries(int r) const { return K + r * c; }
+    ESS_INLINE V growth(int r) const { return largest_update[r]; }
+
+    V least(int s) const {
+        V least = all(1.0);
+        for (int r = 0; r <= c - 1 - s; r++) {
+            V most = abs(d[r]);
+            auto small = most < all(SMALL_PIVOT); // of this lane: what a lane answers depends on no other
+            if (!any(small)) continue;
+            for (int i = r + 1; i <= c - 1 - s; i++) most = max(most, abs(R[r * c + i]));
+            for (int j = 0; j < s; j++) most = max(most, abs(K[r * c + j]));
+            least = select(small, min(least, most), least);
+        }
+        return least;
+    }
+};
+
+// Positive pivots at all positions; on entry R = -I + ..., C = -I + ....
+//
+// `growth` and `least` are what the eliminations before brought, what they counted is not known here. `restore()` fills C
+// again as it was. `work` has leaf_work(c) vectors.
+template <class Restore>
+inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, const Restore &restore,
+                        const LeafVerdicts &verdicts) {
+    V *d = work + columns_work(c), *row_growth = d + c;
+    factor_rows(c, R, K, d, row_growth);
+    const LeafRows<Restore> rows = {c, R, K, d, row_growth, restore};
+    LeafColumns<0, LeafRows<Restore>, LeafVerdicts>(c, C, work, {V{}, growth, least}, rows, verdicts).run();
+}
+
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess
