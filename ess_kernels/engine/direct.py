@@ -21,6 +21,8 @@ from .staircase import Answer
 class FewPositions(Engine):
     """`N` heads of a diagonal recurrence; every answer comes from singular values, `O(L n^2)` a position."""
 
+    lost_group = 1
+
     def __init__(self, tokens: Tokens, cost: Cost):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size = self.n
@@ -47,6 +49,11 @@ class FewPositions(Engine):
             here = positions == i
             lost[here] = lost_at_one_position(*self._sides(heads[here], i))
         return lost
+
+    def _lost_at_all_heads(self, positions: Tensor) -> Tensor:
+        N, P = len(self.unit), len(positions)
+        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
+        return self.lost_at(heads, positions.repeat(N)).view(N, P)
 
     def _sides(self, heads: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Writes before position `i`, carried to it, and reads from it on, as they see the state there."""

@@ -20,8 +20,10 @@ from ..operators.structure import Tokens
 from .blocks import cut
 from .certainty import EPS
 
-# this many positions in a row share one bound at first; where that is too wide, every position gets its own
-GROUP = 8
+# at least this many positions in a row share one bound at first; where that is too wide, every position gets its own
+GROUP = 16
+# where every group takes a few calls of PyTorch's, no more than this many are made
+MOST_GROUPS = 32
 # tokens without decay that take one rounding, of what is summed up over them
 TOKENS_A_ROUNDING = 8
 # roundings of the sum over the states
@@ -65,6 +67,11 @@ class Groups(NamedTuple):
         *tensors, sizes = zip(*parts, strict=True)
         read, write, decay, growth, gate = map(torch.cat, tensors)
         return cls(read, write, decay, growth, gate, sizes[0])
+
+
+def few_groups(length: int) -> int:
+    """Positions that share one bound where groups are dear: a multiple of `GROUP`."""
+    return GROUP * -(-length // (GROUP * MOST_GROUPS))
 
 
 def lost_in_states(tokens: Tokens, size: int = GROUP) -> Tensor:

@@ -85,16 +85,23 @@ class Engine(ABC):
         return self._lost(self.lost_group)
 
     def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """The same at `Q` (head, position) pairs, `[Q]`, for each position by itself."""
+        """The same at `Q` (head, position) pairs, `[Q]`."""
         if self.lost is None:
             return torch.zeros(len(heads), dtype=torch.float64, device=self.unit.device)
-        self._refine_lost()
-        return self.lost[heads, positions]
+        return self.lost[heads, positions // self.lost_group]
 
     def _refine_lost(self) -> None:
         if self.lost_group > 1:
             self.lost_group = 1
             self.lost = self._lost(1)
+
+    def _with_own_losses(self, count: Callable[[], Counts]) -> Counts:
+        """`count()`; once more, with what positions have lost by themselves, where what groups have lost leaves doubts."""
+        found = count()
+        if self.lost is None or self.lost_group == 1 or not bool(found.unresolved.any()):
+            return found
+        self._refine_lost()
+        return count()
 
     def _blur(self, tau: Tensor) -> Tensor | None:
         """Relative widths `[N, M, ceil(L / lost_group)]` that no elimination near `tau` `[N, M]` can undercut."""
@@ -170,9 +177,13 @@ class Engine(ABC):
         values = self.values_of_all_heads(positions)[:, None]
         threshold = torch.maximum((atol / self.unit[:, None])[..., None], rtol[:, None] * values[..., 0])
         heads = torch.arange(N, device=positions.device).repeat_interleave(P)
-        # a relative tolerance is as wrong as the largest value that it is a part of
-        lost = self.lost_at(heads, positions.repeat(N)).view(N, 1, P) * (1 + rtol[:, None])
-        counts = count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, self.cap(positions))
+
+        def count() -> Counts:
+            # a relative tolerance is as wrong as the largest value that it is a part of
+            lost = self.lost_at(heads, positions.repeat(N)).view(N, 1, P) * (1 + rtol[:, None])
+            return count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, self.cap(positions))
+
+        counts = self._with_own_losses(count)
         counts.redone.fill_(False)
         # nothing exceeds the largest value, however wrong that is
         counts.unresolved.logical_and_((rtol < 1)[:, None] | values[..., 0].isnan())
@@ -357,9 +368,12 @@ class Engine(ABC):
             return
         values = self.values_at(heads, entries + 1)
         which, m = missing[heads, :, entries].nonzero(as_tuple=True)
-        lost, cap = self.lost_at(heads, entries + 1), self.cap(entries + 1)
-        counts = count_values(values[which], tau[heads[which], m], lost[which], cap[which])
-        result.put((heads[which], m, entries[which]), counts)
+
+        def count() -> Counts:
+            lost, cap = self.lost_at(heads, entries + 1), self.cap(entries + 1)
+            return count_values(values[which], tau[heads[which], m], lost[which], cap[which])
+
+        result.put((heads[which], m, entries[which]), self._with_own_losses(count))
 
     def entropy(self, positions: Tensor) -> Entropies:
         """Entropy-ESS `[N, P]` at distinct, sorted positions; sums of singular values of the operator itself."""

@@ -13,7 +13,7 @@ from .blocks import block_parts, cut
 from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
 from .cost import Cost
-from .lost import lost_in_dense_states, lost_in_states
+from .lost import few_groups, lost_in_dense_states, lost_in_states
 from .outside import ROUNDING, Outside
 from .parallel import svdvals
 from .quadrature import Estimate, Quadrature
@@ -75,6 +75,7 @@ class Recurrence(UnsquaredEngine):
     def __init__(self, tokens: Tokens, c: int, cost: Cost):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size, self.group, self.cost = self.n, c, cost
+        self.lost_group = few_groups(self.length)
         tokens, self.unit, self.good = scaled_tokens(tokens)
         stable = self._run(tokens)
         if not bool(stable.all()):

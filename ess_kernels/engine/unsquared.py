@@ -100,8 +100,12 @@ class UnsquaredEngine(Engine):
         if len(heads):
             values = self.values_at(heads, at)[:, None]
             threshold = torch.maximum(absolute[heads, :, 0], rtol * values[..., 0])
-            lost = self.lost_at(heads, at)[:, None] * (1 + rtol)
-            exact = count_values(values.expand(-1, len(rtol), -1), threshold, lost, self.cap(at)[:, None])
+
+            def count() -> Counts:
+                lost = self.lost_at(heads, at)[:, None] * (1 + rtol)
+                return count_values(values.expand(-1, len(rtol), -1), threshold, lost, self.cap(at)[:, None])
+
+            exact = self._with_own_losses(count)
             which, m = (mask & ~decided)[heads, :, at].nonzero(as_tuple=True)
             found.put((heads[which], m, at[which]), Counts(*(x[which, m] for x in exact)))
         found.redone.fill_(False)

@@ -18,8 +18,7 @@ from ...engine.blocks import Blocks, block_parts, cut
 from ...engine.boundary import norm_bound
 from ...engine.certainty import HOPEFUL
 from ...engine.cost import Cost
-from ...engine.lost import GROUP as LOST_GROUP
-from ...engine.lost import Groups, lost_in_dense_states, lost_in_groups
+from ...engine.lost import Groups, few_groups, lost_in_dense_states, lost_in_groups
 from ...engine.positions import Engine
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.scaling import largest, power_of_two, scaled_tokens
@@ -40,9 +39,9 @@ from .staircase import Roots, descend
 BLOCK_WORKSPACE = 1 << 29
 FEWEST_BLOCKS = 512
 NODE_WORKSPACE = 1 << 30
-# bytes of tokens in work at once where it is found out what rounding took from them, and groups of tokens
+# bytes of tokens in work at once where it is found out what rounding took from them, and tokens in the smallest groups
 LOST_WORKSPACE = 1 << 28
-MOST_LOST_GROUPS = 64
+LEAST_LOST_GROUP = 8
 
 
 def block_length(n: int) -> int:
@@ -107,6 +106,7 @@ class TritonRecurrence(Engine):
         self.op, self.heads, self.cost = op, heads, cost
         self.length, self.state_size = op.length, op.state_size
         self.group = block_length(op.state_size)
+        self.lost_group = few_groups(self.length)
         self.number = -(-self.length // self.group)
         self.small = op.diagonal and self.group == 16
         with on(op.device):
@@ -165,7 +165,7 @@ class TritonRecurrence(Engine):
         """From the tokens in PyTorch, some heads at a time; in few groups, for each is a few launches of the scan."""
         if not self.op.diagonal:
             return self._lost_in_dense_states().expand(-1, -(-self.length // group))
-        size = LOST_GROUP if group == 1 else LOST_GROUP * -(-self.length // (LOST_GROUP * MOST_LOST_GROUPS))
+        size = max(group, LEAST_LOST_GROUP)
         each = max(1, LOST_WORKSPACE // (8 * 8 * self.length * self.op.state_size))
         numbers = torch.arange(len(self.heads), device=self.heads.device)
         groups = Groups.joined(self._groups(some, size) for some in numbers.split(each))
