@@ -63,6 +63,14 @@ inline V factor_columns(int c, int size, V *C, V *d, V *inverses) {
     return growth;
 }
 
+// What a first pivot means for the growth whose own updates are at most `largest`. However large it is, errors in its row and
+// column are in proportion to what the other rows grow to, unless it is what large numbers have left of each other: divide
+// its row and column by its root, which changes no inertia, and none of their entries exceeds the roots of the others'
+// diagonals. A sink, one column far larger than the others, costs no certainty where it comes first.
+ESS_INLINE V growth_of_first(V pivot, V largest) {
+    return select(2.0 * abs(pivot) >= largest, min(largest, all(4.0)), largest);
+}
+
 // The rank-one terms of CHAIN positions on their way through the columns of C: M + alpha w w^T, column by column.
 struct Chain {
     V alpha[CHAIN];   // the factor that is left of each term

@@ -61,7 +61,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
     ESS_INLINE int c_() const { return SIZE ? SIZE : any_c_; }
 
     static V harmless(int c, const V *C, V growth) {
-        for (int j = 0; j < c - 1; j++) growth = max(growth, abs(C[j * c + j]));
+        for (int j = 1; j < c - 1; j++) growth = max(growth, abs(C[j * c + j]));
         return max(all(HARMLESS), USUAL * growth);
     }
 
@@ -114,7 +114,8 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
             change[u] = abs(update * inverse);
             inverse = chain.inverse[u];
             if (j >= last - u) continue;
-            errors_.pivot(u, update, after[u]);
+            if (j == 0) errors_.first_pivot(u, first(update, after[u]));
+            else errors_.pivot(u, update, after[u]);
             position[u].positive += select(after[u] > V{}, all(1.0), V{});
             auto near = abs(after[u]) < all(SMALL_PIVOT);
             if (any(near)) {
@@ -131,6 +132,12 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         V cross[CHAIN];
         chain.measured_column(Cj, w_, c_(), j, last, cross);
         for (int u = 0; u < CHAIN && j < last - u; u++) errors_.measured(u, cross[u]);
+    }
+
+    // The growth of the first column's pivot, which becomes `after`.
+    ESS_INLINE V first(V update, V after) {
+        largest_first_ = max(largest_first_, max(abs(update), abs(after)));
+        return growth_of_first(after, largest_first_);
     }
 
     // Position s by factors of its own.
@@ -151,20 +158,24 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
     // The factors of position s, of its columns in reverse order if asked for, and what they say.
     LeafVerdict factor(int s, bool reversed) {
         rows_.restore();
-        V growth = V{};
+        V growth = V{}, first = V{};
         for (int r = 0; r < c_() - s; r++) {
             const V inverse = 1.0 / rows_.pivot(r), *w = rows_.entries(r);
             for (int j = 0; j < s; j++) {
                 const V l = w[j] * inverse;
-                growth = max(growth, abs(l * w[j]));
+                V &largest = j == 0 ? first : growth;
+                largest = max(largest, abs(l * w[j]));
                 for (int i = j; i < s; i++) C_[j * c_() + i] -= w[i] * l;
             }
         }
         for (int j = 0; reversed && j < s; j++) {
             for (int i = j; i < s - 1 - j; i++) std::swap(C_[j * c_() + i], C_[(s - 1 - i) * c_() + s - 1 - j]);
         }
+        // what comes first is not first in reverse
+        growth = max(growth, s == 0 ? V{} : reversed ? first : growth_of_first(C_[0], first));
         growth = max(growth, factor_columns(c_(), s, C_, d_, inverses_));
         errors_.restart(growth);
+        largest_first_ = s == 0 ? V{} : max(first, abs(d_[0]));
         LeafVerdict verdict = so_far_;
         verdict.growth = max(verdict.growth, growth);
         for (int j = 0; j < s; j++) {
@@ -186,6 +197,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
     const LeafVerdict before_;
     LeafVerdict so_far_; // with the rows that have been added
     bool small_ = false; // whether any of their pivots is
+    V largest_first_{};  // of what the first column's pivot has been and was changed by
     UpdateErrors<CHAIN> errors_;
 };
 

@@ -40,6 +40,9 @@ template <int TERMS> class UpdateErrors {
     // Term u changes a pivot by `update` to `after`.
     ESS_INLINE void pivot(int u, V update, V after) { own_[u] = max(own_[u], max(abs(update), abs(after))); }
 
+    // The same for the first column, whose growth the caller knows.
+    ESS_INLINE void first_pivot(int u, V growth) { own_[u] = max(own_[u], growth); }
+
     // Whether a column must be measured whose pivots change by these parts of what they were; if not, it is done with.
     ESS_INLINE bool must_measure(const V (&change)[TERMS]) {
         V size = size_, largest = V{};

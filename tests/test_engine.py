@@ -216,7 +216,7 @@ def test_slopes_and_weights(which):
     x = torch.cat([torch.zeros(1), powers(-30, 0, 2001)]).double()
     nodes, *weights = torch.tensor(rule.table, dtype=torch.float64).T
     for w, slope in zip(weights, rule.slopes, strict=True):
-        assert bool((((1 / (nodes + x[:, None])) @ w).abs() <= slope).all())
+        assert bool((((1 / (nodes + x[:, None])) @ w).abs() <= slope * (1 + 1e-12)).all())
         # log-determinants are right to a few ulp of themselves: no weight makes that an error worth mentioning
         assert float(w.abs().max()) < 20
 

@@ -33,7 +33,8 @@ class Elimination(NamedTuple):
         rows: `L^-1 V`, `[B, h, w]`.
         scaled: `D^-1 L^-1 V`, `[B, h, w]`.
         pivots: diagonal of `D`, `[B, h]`.
-        growth: `[B]`, the largest sum of absolute updates that a diagonal entry of E or of the rest receives.
+        updates: `[B, h + w]`, the sum of absolute updates that each diagonal entry of E and of the rest receives, or
+            `[B, 1]`, the largest of them.
         least: `[B]`, the smallest over the pivots of the largest magnitude in a pivot's row `D L^T`, itself included: a
             row that is negligible as a whole makes the sign of its pivot a matter of rounding, and no growth shows it.
     """
@@ -41,8 +42,13 @@ class Elimination(NamedTuple):
     rows: Tensor
     scaled: Tensor
     pivots: Tensor
-    growth: Tensor
+    updates: Tensor
     least: Tensor
+
+    @property
+    def growth(self) -> Tensor:
+        """`[B]`, the largest of the updates."""
+        return self.updates.amax(-1)
 
 
 class Block(NamedTuple):
@@ -86,19 +92,19 @@ def eliminate(E: Tensor, V: Tensor) -> Elimination:
     h, w = E.shape[-1], V.shape[-1]
     M = torch.cat([E, V], -1)
     pivots, magnitude = E.new_empty(E.shape[:-1]), E.new_empty(E.shape[:-1])
-    growth = M.new_zeros(M.shape[0], h + w)
+    updates = M.new_zeros(M.shape[0], h + w)
     for p in range(0, h, PANEL):
         q = min(p + PANEL, h)
         block, rows = factor_block(M[:, p:q, p:q]), M[:, p:q, q:]
         substitute(block.upper, rows)
         pivots[:, p:q] = block.pivots
         magnitude[:, p:q] = torch.maximum(block.magnitude, _row_magnitude(rows))
-        growth[:, p:q] += block.growth
-        growth[:, q:] += _updates(rows, block.pivots)
+        updates[:, p:q] += block.growth
+        updates[:, q:] += _updates(rows, block.pivots)
         if q < h:
             M[:, q:h, q:].baddbmm_((rows[..., : h - q] / block.pivots[..., None]).mT, rows, alpha=-1)
     rows = M[..., h:]
-    return Elimination(rows, rows / pivots[..., None], pivots, growth.amax(-1), magnitude.amin(-1))
+    return Elimination(rows, rows / pivots[..., None], pivots, updates, magnitude.amin(-1))
 
 
 def _row_magnitude(rows: Tensor) -> Tensor:
@@ -108,6 +114,17 @@ def _row_magnitude(rows: Tensor) -> Tensor:
 def _updates(rows: Tensor, pivots: Tensor) -> Tensor:
     """`sum_k rows_kj^2 / |pivots_k|` `[B, w]`: how much each later diagonal entry is changed, all terms positive."""
     return ((1 / pivots.abs())[:, None] @ rows.square())[:, 0]
+
+
+def growth_of_first(pivot: Tensor, update: Tensor) -> Tensor:
+    """What `update` of the entry that is the next to be a pivot means for the growth, all of one shape.
+
+    However large the pivot is, errors in its row and column are in proportion to what the other rows grow to, unless it
+    is what large numbers have left of each other: divide its row and column by its root, which changes no inertia, and
+    none of their entries exceeds the roots of the others' diagonals. A sink, one column far larger than the others,
+    costs no certainty where it comes first.
+    """
+    return torch.where(2 * pivot.abs() >= update, update.clamp_max(4.0), update)
 
 
 def eliminate_definite(E: Tensor, V: Tensor, sign: Tensor) -> Elimination:
@@ -121,8 +138,8 @@ def eliminate_definite(E: Tensor, V: Tensor, sign: Tensor) -> Elimination:
     rows = torch.linalg.solve_triangular(factor, V, upper=False)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     pivots = torch.where((info == 0)[:, None], pivots, torch.nan)
-    zeros = E.new_zeros(E.shape[0])
-    return Elimination(rows, rows * sign, pivots, zeros, zeros)
+    zeros = E.new_zeros(E.shape[0], 1)
+    return Elimination(rows, rows * sign, pivots, zeros, zeros[:, 0])
 
 
 def subtract_symmetric(A: Tensor, scaled: Tensor, rows: Tensor) -> Tensor:

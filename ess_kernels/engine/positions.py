@@ -96,7 +96,7 @@ class Engine(ABC):
             self.lost = self._lost(1)
 
     def _with_own_losses(self, count: Callable[[], Counts]) -> Counts:
-        """`count()`; once more, with what positions have lost by themselves, where what groups have lost leaves doubts."""
+        """`count()`, once more with what each position has lost where what its group has lost leaves a doubt."""
         found = count()
         if self.lost is None or self.lost_group == 1 or not bool(found.unresolved.any()):
             return found

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .elimination import eliminate, eliminate_definite, subtract_symmetric
+from .elimination import eliminate, eliminate_definite, growth_of_first, subtract_symmetric
 
 # below this size a node is so small that the batch becomes the innermost axis
 SMALL = 8
@@ -161,10 +161,13 @@ def _halve(nodes: Nodes, answer: Answer, definite: bool) -> Nodes:
     rows, cols = slice(0, h), slice(h, 2 * h)
     value, growth, least = (both(x, x) for x in (nodes.value, nodes.growth, nodes.least))
     where = (item, start, stop) if keep is None else (item[keep], start[keep], stop[keep])
+    columns = subtract_symmetric(both(C[:, :h, :h], C[:, h:, h:]), scaled[..., cols], W[..., cols])
+    if not definite:
+        out.updates[:, 2 * h] = growth_of_first(columns[:, 0, 0], out.updates[:, 2 * h])
     return Nodes(
         subtract_symmetric(both(R[:, :h, :h], R[:, h:, h:]), scaled[..., rows], W[..., rows]),
         both(K[:, :h, :h], K[:, h:, h:]).baddbmm_(scaled[..., rows].mT, W[..., cols], alpha=-1),
-        subtract_symmetric(both(C[:, :h, :h], C[:, h:, h:]), scaled[..., cols], W[..., cols]),
+        columns,
         value + _worth(out.pivots, definite, -1),
         growth + out.growth,
         torch.minimum(least, out.least),
@@ -215,6 +218,7 @@ def _finish(nodes: Nodes, answer: Answer, definite: bool) -> None:
         pivots = A[:, :h].diagonal().mT
         value = value + _worth(pivots, definite, 0)
         if not definite:
+            update[2 * h - 1] = growth_of_first(C[0, 0], update[2 * h - 1])
             growth = growth + update.amax(0)
         item, start, stop = _children(item, start, stop, h)
         m = h

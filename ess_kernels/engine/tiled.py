@@ -14,7 +14,7 @@ from torch import Tensor
 from .asked import Asked
 from .certainty import EPS, HOPEFUL
 from .cost import Cost
-from .elimination import subtract_symmetric
+from .elimination import growth_of_first, subtract_symmetric
 from .outside import Outside
 from .positions import take_settled
 from .quadrature import FINE, Estimate, Quadrature
@@ -168,7 +168,10 @@ class Matrix(UnsquaredEngine):
         inverse = (1 / shift)[:, None, None]
         gram = self._gram(left)[head] * inverse.square()
         one = torch.eye(last - first, dtype=gram.dtype, device=gram.device)
-        growth = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
+        updates = gram.diagonal(dim1=-2, dim2=-1)
+        if left and not definite:
+            updates = torch.cat([growth_of_first(updates[:, :1] - 1, updates[:, :1]), updates[:, 1:]], 1)
+        growth = updates.amax(-1)
         return Nodes(
             R=(sign * one).expand_as(gram) if left else gram + sign * one,
             K=self.T[head, first:last, first:last] * inverse,

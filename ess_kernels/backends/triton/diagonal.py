@@ -271,7 +271,7 @@ def eliminate(M: Tensor, value: Tensor, sign: Tensor, definite: bool) -> Elimina
         M[..., h:],
         scaled[..., h:],
         reciprocals,
-        zeros if definite else growth.amax(-1),
+        zeros[:, None] if definite else growth,
         zeros if definite else torch.maximum(magnitude, reach.amax(1)).amin(-1),
     )
 
