@@ -1,8 +1,11 @@
-"""What `gpu.py` measures: one row a goal, its sizes, and what it is held against. Standard library only."""
+"""What `gpu.py` checks and measures: groups of checks; one row a goal, its sizes, what it is held against.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Sizes = Mapping[str, int]
@@ -144,12 +147,30 @@ ROWS = (
     _attention(1, 32768, "counts"),
 )
 
+# groups of gpu_checks.py: those of a lane launch the same kernels, and run one after the other in one process
+CHECK_LANES = (
+    ("parts and scans", "boundaries", "poison", "hard recurrences n=64", "typical inputs"),
+    ("small states", "hard recurrences n=16", "hard cases gla"),
+    ("staircases", "dense kernels", "attention kernels", "hard cases attention and dense"),
+    ("spectra", "shifts"),
+)
+# enough to see that all of it works
+TOY_CHECK_LANES = (("parts and scans", "poison"), ("staircases", "dense kernels"), ("shifts",))
+
 # the row that is also taken apart, kernel by kernel, and whose memory is watched
 FIRST = ROWS[0].key
 
 
 def row(key: str) -> Row:
     return next(row for row in ROWS if row.key == key)
+
+
+def by_family(keys: Sequence[str]) -> list[list[str]]:
+    """Rows that launch the same kernels side by side; what is no row's key is left alone."""
+    families: dict[str, list[str]] = {}
+    for key in keys:
+        families.setdefault(next((row.family for row in ROWS if row.key == key), key), []).append(key)
+    return list(families.values())
 
 
 def chosen(keys: str) -> list[str]:

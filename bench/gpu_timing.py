@@ -98,6 +98,10 @@ def dot_loop_kernel(A, B, OUT, turns, M: tl.constexpr, N: tl.constexpr):
     tl.store(OUT + at, one + other)
 
 
+# rows, columns and warps of a program
+DOT_LOOPS = ((16, 32, 1), (16, 64, 4), (64, 64, 4))
+
+
 def dot_loop(M: int, N: int, warps: int, toy: bool) -> tuple[Callable[[], Any], float]:
     """A call that only multiplies, with one to eight programs a multiprocessor, and its operations."""
     if CUDA:
@@ -136,7 +140,7 @@ def ceilings(toy: bool) -> Iterator[dict[str, Any]]:
     for n in (64, 128, 256):
         yield product(f"float64 products {n}, batched", *((2, 8) if toy else ((1 << 26) // n**2, n)), double)
     yield product("float32 product 4096", 1, 32 if toy else 4096, single)
-    for M, N, warps in ((16, 32, 1), (16, 64, 4), (64, 64, 4)):
+    for M, N, warps in DOT_LOOPS:
         if toy and M > 16:
             continue
         call, operations = dot_loop(M, N, warps, toy)

@@ -117,3 +117,64 @@ def test_loops_are_found_in_machine_code(monkeypatch):
     assert (count.issued, count.matrix, count.vector) == (3 + 3 * 2 + 12 * 2, 12, 3)
     with pytest.raises(LookupError, match="1 loops where 0"):
         gpu_code.executed(root, [], "test")
+
+
+# Launches are recorded and compiled in one process each; in a third one nothing may be left to compile. The card is one
+# that is not there, for which the emulator's driver stands in.
+SAME_KERNELS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import gpu_cases, gpu_checks, gpu_compile, gpu_rehearse
+from gpu_measure import Mode
+assert sorted(sum(gpu_cases.CHECK_LANES, ())) == sorted(gpu_checks.GROUPS)
+assert set(sum(gpu_cases.TOY_CHECK_LANES, ())) <= set(gpu_checks.GROUPS)
+gpu_compile.pretend(90)
+from gpu_tools.emulator.driver import Machine
+launches, late = [], []
+Machine.launch = lambda *_: launches.append(1)
+gpu_compile.tell_compiled(lambda **line: late.append(line))
+gpu_checks.TOY, gpu_checks.values_of = True, gpu_rehearse.ones
+with gpu_rehearse.Unwritten():
+    gpu_rehearse.rehearse_row("spectra-float32", Mode(toy=True, warm=True))
+    if len(sys.argv) > 2:
+        gpu_rehearse.rehearse_checks(sys.argv[2])
+print(len(launches), len(late))
+"""
+
+
+def test_what_is_compiled_ahead_is_what_launches_look_for(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+
+    def python(*arguments: str, given: str = "") -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, input=given, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    rehearsed, compiled = tmp_path / "rehearsed", tmp_path / "compiled"
+    options = ["--toy", "--capability", "90", "--rows", "spectra-float32", "--groups", "shifts"]
+    python(str(HERE / "gpu_rehearse.py"), "--output", str(rehearsed), *options)
+    lines = [json.loads(line) for line in rehearsed.read_text().splitlines()]
+    assert [line["key"] for line in lines if line["kind"] == "end" and not line["problem"]] == [
+        "shifts",
+        "spectra-float32",
+    ]
+    kernels = [line for line in lines if line["kind"] == "kernel"]
+    assert {kernel["name"].split()[0] for kernel in kernels} == {
+        "weights_kernel",
+        "bidiagonalise",
+        "values_by_bisection",
+    }
+    # one that cannot be compiled does not stop the rest
+    broken = kernels[0] | {"data": kernels[0]["data"].replace('"*fp64"', '"*fp65"')}
+    given = "".join(json.dumps(kernel) + "\n" for kernel in [broken, *kernels])
+    python(str(HERE / "gpu_compile.py"), "--output", str(compiled), given=given)
+    failures = [json.loads(line)["failure"] for line in compiled.read_text().splitlines()]
+    assert failures[0] and failures[1:] == [None] * len(kernels)
+    launches, late = map(int, python("-c", SAME_KERNELS, str(HERE), "shifts").split())
+    assert launches == len(kernels) and late == 0
+    # the question can be answered with yes: here the cache is empty
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "empty")
+    launches, late = map(int, python("-c", SAME_KERNELS, str(HERE)).split())
+    assert launches == late == 2
