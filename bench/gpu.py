@@ -1,15 +1,24 @@
 """Everything that must be known on a GPU, in one command and under ten minutes: correctness, ceilings, goals, peers.
 
-    PYTHONPATH=$PWD python3 bench/gpu.py --budget-seconds 540 --output DIR [--rows WORDS] [--toy]
+    PYTHONPATH=$PWD python3 bench/gpu.py --budget-seconds 540 --output DIR [--rows WORDS] [--toy [--capability 90]]
 
-The package need not be installed.
+The package need not be installed. Three phases, in processes of their own:
 
-Writes `<card>.json` and `<card>.md` into bench/results, again after every row, so that a crash or the end of the time
-loses nothing. Checks come first, in processes of their own that run side by side (and compile what is measured later);
-then rows are measured one after the other in another one, which is started again behind a row that kills it. The exit
-status is 1 where a check or a measurement failed, 0 otherwise, goals missed or not.
+1. Compiling: a rehearsal of all that follows, without any kernel, tells which kernels it needs (gpu_rehearse.py), and
+   as many processes as there are cores compile them meanwhile (gpu_compile.py). A kernel that does not compile stops
+   nothing else.
+2. Checks, in lanes side by side: groups of one lane launch the same kernels and share a process.
+3. Ceilings and rows, one after the other in one process, alone on the machine.
 
-Without a GPU: `--toy` runs all of it at toy sizes in Triton's interpreter; `python bench/gpu_model.py` estimates times.
+A phase ends when its share of the time is over, and what it has not used goes to the next one. A group of checks, or a
+row, that kills its process or goes silent has failed; those behind it go on in a fresh process.
+
+Writes `<card>.json` and `<card>.md`, again after every row, so that a crash or the end of the time loses nothing. They
+say of every group and row whether it passed, failed or was not reached in the time. The exit status is 1 where one
+failed or a kernel did not compile, and 0 otherwise: also where goals are missed, or something was not reached.
+
+Without a GPU: `--toy` runs it at toy sizes in Triton's interpreter, which compiles nothing (with `--capability 90` the
+first phase compiles for such a card all the same); `python bench/gpu_model.py` estimates times.
 """
 
 from __future__ import annotations
@@ -21,82 +30,46 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gpu_cases import ROWS, chosen
-from gpu_report import markdown, slug
+from gpu_ahead import Compilers
+from gpu_cases import CHECK_LANES, ROWS, TOY_CHECK_LANES, by_family, chosen
+from gpu_jobs import DONE, FAILED, HERE, NOT_REACHED, Job, Lanes, Line, work_on
+from gpu_report import PASSED, markdown, slug
 
-HERE = Path(__file__).resolve().parent
-# of the time budget, what checks and compiling may take at most
-CHECKS_SHARE = 0.45
-# a process that has said nothing for so long is taken for dead
+# of the time, how much is over when a phase ends at the latest
+COMPILED_BY, CHECKED_BY = 0.25, 0.55
+# seconds before the end: from when on no row is begun, and when the one in work is given up
+LAST, WRITING = 10.0, 3.0
+# a process that has said nothing for so many seconds is taken for dead
 PATIENCE = 90.0
 MOST_WORKERS = 14
 # of entropies and singular values in the rows' own checks
 WORST_ERROR = 1e-4
+# of a process in which kernels are no interpreted ones
+COMPILED = {"TRITON_INTERPRET": "0"}
 Report = dict[str, Any]
 
 
-class Job:
-    """A process that appends lines of JSON to a file, and its errors to another."""
-
-    def __init__(self, folder: Path, name: str, script: str, *arguments: str):
-        self.name = name
-        stem = "".join(c if c.isalnum() else "-" for c in name) + f"-{time.monotonic_ns()}"
-        self.lines, self.log = folder / f"{stem}.jsonl", folder / f"{stem}.log"
-        self.read = 0
-        self.heard = time.monotonic()
-        environment = os.environ | {"PYTHONUNBUFFERED": "1", "TRITON_CACHE_AUTOTUNING": "1"}
-        # the package need not be installed
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        # many processes side by side, and none of them needs the CPU for much
-        environment.setdefault("OMP_NUM_THREADS", "2")
-        command = [sys.executable, str(HERE / script), "--output", str(self.lines), *arguments]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    @property
-    def running(self) -> bool:
-        return self.process.poll() is None
-
-    def news(self) -> Iterator[Report]:
-        """Complete lines that were not read before."""
-        if not self.lines.exists():
-            return
-        with self.lines.open() as file:
-            file.seek(self.read)
-            for line in iter(file.readline, ""):
-                if not line.endswith("\n"):
-                    break
-                self.read += len(line.encode())
-                self.heard = time.monotonic()
-                yield json.loads(line)
-
-    def last_words(self) -> str:
-        text = self.log.read_text(errors="replace").strip().splitlines()
-        return " | ".join(line.strip() for line in text[-4:])[-400:]
-
-    def end(self) -> None:
-        if self.running:
-            self.process.kill()
-        self.process.wait()
-
-
 class Run:
-    """One run of everything: what is known so far, and where it is written."""
+    """One run of everything: what is known so far, and where it is written.
+
+    Attributes:
+        lanes: groups of checks, those of a lane in one process.
+        keys: what is measured.
+    """
 
     def __init__(self, arguments: argparse.Namespace, keys: list[str], folder: Path):
         self.toy, self.output, self.folder = arguments.toy, arguments.output, folder
-        self.workers = arguments.workers
-        self.keys = keys
-        self.deadline = time.monotonic() + arguments.budget_seconds
-        self.budget = arguments.budget_seconds
+        self.workers, self.capability = arguments.workers, arguments.capability
+        self.lanes = [] if arguments.no_checks else [list(lane) for lane in lanes_of_checks(self.toy)]
+        self.keys = ["ceilings", *keys]
+        self.mode = ["--toy"] if self.toy else []
+        self.begin, self.budget = time.monotonic(), arguments.budget_seconds
         self.report: Report = {
             "toy": self.toy,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -104,6 +77,9 @@ class Run:
             "driver": driver(),
             "command": " ".join(sys.argv),
             "environment": {},
+            "compiling": {},
+            "late": [],
+            "groups": {},
             "checks": [],
             "ceilings": [],
             "rows": {},
@@ -111,8 +87,15 @@ class Run:
             "estimates": estimates(),
         }
 
+    def all_groups(self) -> list[str]:
+        return [*(group for lane in self.lanes for group in lane), *self.keys]
+
+    def until(self, share: float) -> float:
+        """When this share of the time is over, by `time.monotonic`. Toys have all the time they need."""
+        return float("inf") if self.toy else self.begin + share * self.budget
+
     def left(self) -> float:
-        return self.deadline - time.monotonic()
+        return self.begin + self.budget - time.monotonic()
 
     def write(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -125,150 +108,135 @@ class Run:
         print(f"!! {text}", flush=True)
         self.report["problems"].append(text)
 
-    # --- checks -------------------------------------------------------------------------------------------------------
+    # --- phases -------------------------------------------------------------------------------------------------------
 
-    def check(self, groups: list[str]) -> None:
-        """All groups of checks, and what is measured later run once so that it is compiled, side by side."""
-        mode = ["--toy"] if self.toy else []
-        waiting = [(f"checks: {group}", "gpu_checks.py", ["--groups", group, *mode]) for group in groups]
-        if not self.toy:
-            warm = ["ceilings", *self.keys]
-            waiting += [(f"compiling: {key}", "gpu_measure.py", ["--rows", key, "--warm"]) for key in warm]
-        until = time.monotonic() + CHECKS_SHARE * self.budget
-        running: list[Job] = []
+    def everything(self) -> None:
         try:
-            while (waiting or running) and (self.toy or time.monotonic() < until):
-                while waiting and len(running) < self.workers:
-                    name, script, arguments = waiting.pop(0)
-                    running.append(Job(self.folder, name, script, *arguments))
-                for job in list(running):
-                    # asked before its lines are read, or the last ones might be missed
-                    ended = not job.running
-                    self.hear_checks(job)
-                    if ended:
-                        running.remove(job)
-                        self.ended(job)
-                time.sleep(0.1)
-            for job in running:
-                self.unfinished(job.name)
-            for name, _, _ in waiting:
-                self.unfinished(name)
+            # the interpreter compiles nothing
+            if not self.toy or self.capability:
+                self.compile()
+            self.check()
+            self.measure()
         finally:
-            for job in running:
-                job.end()
-                self.hear_checks(job)
+            for key in self.all_groups():
+                self.report["groups"].setdefault(key, {"state": NOT_REACHED, "why": "the run was broken off"})
+            self.report["seconds"] = self.budget - self.left()
+            self.write()
+
+    def compile(self) -> None:
+        """All kernels that a rehearsal finds."""
+        begin = time.monotonic()
+        compilers = Compilers(self.compiler, self.workers)
+        short: dict[str, str] = {}
+
+        def hear(line: Line) -> None:
+            if line["kind"] == "kernel":
+                compilers.add(line)
+            elif line["kind"] == "end" and line["problem"]:
+                short[line["key"]] = line["problem"]
+
+        def settle(key: str, state: str, why: str) -> None:
+            if state != DONE:
+                short[key] = why
+
+        # rows first: their kernels are the largest
+        lanes = [*by_family(self.keys), *self.lanes]
+        rehearsal = self.lanes_of(lanes, self.rehearsal, hear, settle, max(1, self.workers // 2))
+        work_on([rehearsal, compilers], self.until(COMPILED_BY))
+        found = compilers.found() | {"seconds": time.monotonic() - begin, "cut_short": short}
+        self.report["compiling"] = found
+        print(f"{found['kernels']} kernels compiled, {self.left():.0f} s left", flush=True)
+        for name, why in found["failures"]:
+            self.problem(f"not compiled: {name}: {why}")
         self.write()
 
-    def hear_checks(self, job: Job) -> None:
-        for line in job.news():
-            if line["kind"] == "check":
-                self.report["checks"].append(line)
-                if not line["ok"]:
-                    self.problem(
-                        f"check failed: {line['group']}: {line['name']}: {line.get('problem', line.get('error'))}"
-                    )
-            elif line["kind"] == "environment":
-                self.report["environment"] = line["found"]
-            elif line["kind"] == "row" and job.name.startswith("compiling"):
-                for what, why in line["found"].get("failures", {}).items():
-                    print(f"{job.name}: {what}: {why}", flush=True)
-
-    def ended(self, job: Job) -> None:
-        status = job.process.returncode
-        print(
-            f"{job.name}: {'done' if status == 0 else f'ended with status {status}'}, {self.left():.0f} s left",
-            flush=True,
-        )
-        if status and job.name.startswith("checks"):
-            self.failed_check(job.name, f"ended with status {status}: {job.last_words()}")
-
-    def unfinished(self, name: str) -> None:
-        if name.startswith("checks"):
-            self.failed_check(name, "not finished in time")
-        else:
-            print(f"{name}: not finished in time", flush=True)
-
-    def failed_check(self, name: str, why: str) -> None:
-        group = name.removeprefix("checks: ")
-        self.report["checks"].append({"group": group, "name": "the group itself", "problem": why, "ok": False})
-        self.problem(f"{name}: {why}")
-
-    # --- rows ---------------------------------------------------------------------------------------------------------
+    def check(self) -> None:
+        lanes = self.lanes_of(self.lanes, self.checks, self.hear, self.settle, self.workers)
+        work_on([lanes], self.until(CHECKED_BY))
+        self.write()
 
     def measure(self) -> None:
-        """Ceilings and rows; behind one that ends its process the rest goes on in another."""
-        waiting = ["ceilings", *self.keys]
-        while waiting:
-            if not self.toy and self.left() < 10:
-                for key in waiting:
-                    self.fail_row(key, "no time was left")
-                break
-            waiting = self.measure_some(waiting)
+        lanes = self.lanes_of([self.keys], self.measurements, self.hear, self.settle, 1)
+        work_on([lanes], self.until(1.0) - WRITING)
         self.write()
 
-    def measure_some(self, keys: list[str]) -> list[str]:
-        """Runs a process for these; returns those that it did not come to."""
-        seconds = max(5.0, self.left() - 10)
-        mode = ["--toy"] if self.toy else []
-        job = Job(
-            self.folder, "measuring", "gpu_measure.py", "--rows", ",".join(keys), "--seconds", f"{seconds:.0f}", *mode
-        )
-        done: list[str] = []
-        current: str | None = None
-        why = ""
-        try:
-            while True:
-                ended = not job.running
-                for line in job.news():
-                    if line["kind"] == "start":
-                        current = line["key"]
-                    elif line["kind"] == "environment":
-                        self.report["environment"] = line["found"]
-                    elif line["kind"] == "ceiling":
-                        self.report["ceilings"].append(line["found"])
-                    elif line["kind"] == "row":
-                        done.append(line["key"])
-                        current = None
-                        self.hear_row(line["key"], line["found"])
-                if ended:
-                    break
-                if time.monotonic() - job.heard > PATIENCE and not self.toy:
-                    why = f"nothing was heard for {PATIENCE:.0f} s"
-                    break
-                if self.left() < 3 and not self.toy:
-                    why = "the time was up"
-                    break
-                time.sleep(0.1)
-        finally:
-            job.end()
-        rest = [key for key in keys if key not in done]
-        if rest and (current is not None or not done):
-            # the one in work, or the first if nothing ever started: never tried twice
-            key = current or rest[0]
-            self.fail_row(key, why or f"its process ended with status {job.process.returncode}: {job.last_words()}")
-            rest.remove(key)
-        return rest
+    # --- processes ----------------------------------------------------------------------------------------------------
 
-    def hear_row(self, key: str, found: Report) -> None:
-        self.report["rows"][key] = found
-        for what, why in found.get("failures", {}).items():
-            print(f"{key}: {what}: {why}", flush=True)
-        if "ms" in found:
-            print(f"{key}: {found['ms']:.4g} ms ({found['runs']} runs), {self.left():.0f} s left", flush=True)
-        self.write()
+    def lanes_of(self, lanes: Iterable[Iterable[str]], start: Any, hear: Any, settle: Any, workers: int) -> Lanes:
+        return Lanes(lanes, start, hear, settle, workers, float("inf") if self.toy else PATIENCE)
 
-    def fail_row(self, key: str, why: str) -> None:
-        self.report["rows"].setdefault(key, {}).setdefault("failures", {})["measured"] = why
-        self.problem(f"{key}: {why}")
+    def compiler(self) -> Job:
+        return Job(self.folder, "gpu_compile.py", listens=True, settings=COMPILED)
+
+    def rehearsal(self, keys: list[str]) -> Job:
+        rows = [key for key in keys if key in self.keys]
+        groups = [key for key in keys if key not in self.keys]
+        card = ["--capability", str(self.capability)] if self.capability else []
+        arguments = ["--groups", ",".join(groups), "--rows", ",".join(rows), *self.mode, *card]
+        return Job(self.folder, "gpu_rehearse.py", *arguments, settings=COMPILED)
+
+    def checks(self, keys: list[str]) -> Job:
+        return Job(self.folder, "gpu_checks.py", "--groups", ",".join(keys), *self.mode)
+
+    def measurements(self, keys: list[str]) -> Job:
+        seconds = self.until(1.0) - LAST - time.monotonic()
+        arguments = ["--rows", ",".join(keys), "--seconds", f"{seconds:.0f}", *self.mode]
+        return Job(self.folder, "gpu_measure.py", *arguments)
+
+    # --- what they say ------------------------------------------------------------------------------------------------
+
+    def hear(self, line: Line) -> None:
+        """A line of checks or of measurements."""
+        if line["kind"] == "check":
+            self.report["checks"].append(line)
+        elif line["kind"] == "environment":
+            self.report["environment"] = line["found"]
+        elif line["kind"] == "ceiling":
+            self.report["ceilings"].append(line["found"])
+        elif line["kind"] == "late":
+            self.report["late"].append([line["name"], line["seconds"]])
+        elif line["kind"] == "end" and "found" in line:
+            found = self.report["rows"][line["key"]] = line["found"] | {"seconds": line["seconds"]}
+            for what, why in found.get("failures", {}).items():
+                print(f"{line['key']}: {what}: {why}", flush=True)
+
+    def settle(self, key: str, state: str, why: str) -> None:
+        """What became of a group of checks or of a row."""
+        wrong = wrong_checks(key, self.report["checks"]) or wrong_row(self.report["rows"].get(key, {}))
+        if wrong and state != FAILED:
+            state, why = FAILED, wrong
+        elif state == DONE:
+            state = PASSED
+        self.report["groups"][key] = {"state": state, "why": why}
+        print(f"{key}: {state}, {self.left():.0f} s left", flush=True)
+        if state == FAILED:
+            self.problem(f"{key}: {why}")
         self.write()
 
     def failed(self) -> bool:
-        """Whether a check failed, a row could not be measured, or one of its answers was wrong."""
-        rows = self.report["rows"].values()
-        broken = any({"measured", "whole row"} & set(row.get("failures", {})) for row in rows)
-        wrong = any(row.get("checked", {}).get("wrong", 0) for row in rows)
-        inexact = any(row.get("checked", {}).get("error", 0.0) > WORST_ERROR for row in rows)
-        return broken or wrong or inexact or not all(check["ok"] for check in self.report["checks"])
+        states = [group["state"] for group in self.report["groups"].values()]
+        return FAILED in states or bool(self.report["compiling"].get("failures"))
+
+
+def wrong_checks(group: str, checks: Iterable[Report]) -> str:
+    """What is wrong in a group of checks, or nothing."""
+    bad = [check for check in checks if check["group"] == group and not check["ok"]]
+    return "; ".join(f"{check['name']}: {check.get('problem', check.get('error'))}" for check in bad)
+
+
+def wrong_row(found: Report) -> str:
+    """What is wrong in a row: it could not be measured, or its answers are wrong. Nothing else is a failure."""
+    failures, checked = found.get("failures", {}), found.get("checked", {})
+    wrong = [why for what, why in failures.items() if what in ("measured", "whole row")]
+    if checked.get("wrong", 0):
+        wrong.append(f"{checked['wrong']} wrong answers")
+    if checked.get("error", 0.0) > WORST_ERROR:
+        wrong.append(f"answers are off by {checked['error']:.1e}, allowed {WORST_ERROR:.0e}")
+    return "; ".join(wrong)
+
+
+def lanes_of_checks(toy: bool) -> tuple[tuple[str, ...], ...]:
+    return TOY_CHECK_LANES if toy else CHECK_LANES
 
 
 def commit() -> str:
@@ -313,7 +281,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--no-checks", action="store_true", help="only measure; the report says so")
     parser.add_argument("--toy", action="store_true", help="toy sizes, also in Triton's interpreter; no time counts")
+    parser.add_argument("--capability", type=int, help="with --toy: compile for sm_<capability>, without a GPU")
     arguments = parser.parse_args()
+    if arguments.capability and not arguments.toy:
+        parser.error("--capability is for --toy: otherwise kernels are compiled for the GPU that is here")
     keys = chosen(arguments.rows)
     cuda = cuda_here()
     if not cuda and arguments.toy:
@@ -331,35 +302,9 @@ def main() -> int:
         run = Run(arguments, keys, Path(folder))
         if arguments.no_checks:
             run.report["problems"].append("checks were left out")
-        else:
-            run.check(groups(arguments.toy))
-        run.measure()
-        run.report["seconds"] = run.budget - run.left()
-        run.write()
+        run.everything()
         print(markdown(run.report))
     return int(run.failed())
-
-
-def groups(toy: bool) -> list[str]:
-    """Those of gpu_checks.py, which this process does not import: it would import torch and triton."""
-    if toy:
-        return ["parts and scans,staircases,dense kernels,shifts"]
-    return [
-        "hard recurrences n=64",
-        "hard recurrences n=16",
-        "typical inputs",
-        "hard cases gla",
-        "hard cases attention and dense",
-        "boundaries",
-        "parts and scans",
-        "staircases",
-        "small states",
-        "dense kernels",
-        "attention kernels",
-        "spectra",
-        "shifts",
-        "poison",
-    ]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernels"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
+from gpu_compile import tell_compiled
 from gpu_inputs import DEVICE, attention, gla, mamba, require_device, ssd
 from gpu_measure import DEAD, alive, described
 from torch import Tensor
@@ -404,8 +405,6 @@ GROUPS: dict[str, Callable[[], Iterator[Check]]] = {
     "hard cases gla": hard_cases("gla:"),
     "hard cases attention and dense": hard_cases("attention:", "dense:"),
 }
-# enough to see that all of it works
-TOY_GROUPS = ("parts and scans", "staircases", "dense kernels", "shifts", "poison")
 
 
 def main() -> None:
@@ -426,19 +425,18 @@ def main() -> None:
             out.write(json.dumps(line) + "\n")
             out.flush()
 
+        tell_compiled(say)
         for group in arguments.groups.split(","):
             torch.manual_seed(number)
             begin = time.perf_counter()
-            say(kind="group", group=group, state="started", seed=number)
+            say(kind="start", key=group, seed=number)
             try:
                 for name, off, allowed in GROUPS[group]():
                     # NaN is no small error
                     say(kind="check", group=group, name=name, error=off, allowed=allowed, ok=bool(off <= allowed))
-                state = "done"
             except Exception as problem:
                 say(kind="check", group=group, name="the group itself", problem=described(problem), ok=False)
-                state = "failed"
-            say(kind="group", group=group, state=state, seconds=time.perf_counter() - begin)
+            say(kind="end", key=group, seconds=time.perf_counter() - begin)
             if not alive():
                 sys.exit(DEAD)
 

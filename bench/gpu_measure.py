@@ -1,9 +1,9 @@
 """The rows of `gpu.py`, measured one after the other in a process of their own; a line of JSON each, written at once.
 
-    python bench/gpu_measure.py --output FILE --rows KEY,KEY [--seconds S] [--toy | --warm]
+    python bench/gpu_measure.py --output FILE --rows KEY,KEY [--seconds S] [--toy]
 
-`--toy` runs everything at toy sizes in Triton's interpreter, `--warm` everything once at sizes for which the same
-kernels are compiled. Exit status 3: the device no longer answers, and what was not measured needs another process.
+`--toy` runs everything at toy sizes in Triton's interpreter. Exit status 3: the device no longer answers, and what was
+not measured needs another process.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from gpu_cases import ATOL, FIRST, Row, Sizes, row
+from gpu_compile import tell_compiled
 from gpu_inputs import DEVICE, matrices, normal, operator, require_device
 from gpu_peers import layer_forward, spectra_peers
 from gpu_timing import CUDA, ceilings, clock, synchronize, taken_apart
@@ -44,9 +45,9 @@ Figures = dict[str, Any]
 
 
 class Mode:
-    """How much is done: everything, once at other sizes, or at toy sizes."""
+    """How much is done: everything, once at the sizes for a rehearsal (gpu_rehearse.py), or at toy sizes."""
 
-    def __init__(self, toy: bool, warm: bool):
+    def __init__(self, toy: bool, warm: bool = False):
         self.toy, self.once = toy, toy or warm
         self.warm = warm
 
@@ -54,7 +55,7 @@ class Mode:
         return row.toy if self.toy else row.warm if self.warm else row.sizes
 
     def peer_sizes(self, row: Row) -> Sizes:
-        return row.toy if self.toy else row.warm if self.warm else row.peer
+        return row.toy if self.toy else row.peer
 
 
 @contextmanager
@@ -301,8 +302,6 @@ def layer(row: Row, sizes: Sizes, mode: Mode, figures: Figures) -> Figures:
 
 def torch_engine(row: Row, mode: Mode, seconds: float, figures: Figures) -> Figures:
     """The engine in PyTorch and the kernels, both on this device at the peer's sizes."""
-    if mode.warm:
-        return {}
     sizes = mode.peer_sizes(row)
     op = operator(row, sizes)
     same = dict(sizes) == figures["sizes"] and "ms" in figures
@@ -384,10 +383,9 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="keys, separated by commas; 'ceilings' is one too")
     parser.add_argument("--seconds", type=float, default=200.0, help="for all rows together")
     parser.add_argument("--toy", action="store_true")
-    parser.add_argument("--warm", action="store_true")
     arguments = parser.parse_args()
     require_device(arguments.toy)
-    mode = Mode(arguments.toy, arguments.warm)
+    mode = Mode(arguments.toy)
     start = time.perf_counter()
     with arguments.output.open("a") as out:
 
@@ -398,12 +396,13 @@ def main() -> None:
         def left() -> float:
             return arguments.seconds - (time.perf_counter() - start)
 
+        tell_compiled(say)
         say(kind="environment", found=environment())
         keys = [key for key in arguments.rows.split(",") if key]
         for number, key in enumerate(keys):
             if left() < 0:
-                say(kind="row", key=key, found={"failures": {"measured": "no time was left"}})
-                continue
+                say(kind="stopped")
+                break
             say(kind="start", key=key)
             # most of a row's time goes to what surrounds the timed calls
             seconds = max(0.5, min(4.0, 0.3 * left() / (len(keys) - number)))
@@ -419,7 +418,7 @@ def main() -> None:
                 synchronize()
             except Exception as error:
                 figures.setdefault("failures", {})["whole row"] = described(error)
-            say(kind="row", key=key, found=figures | {"seconds": time.perf_counter() - begin})
+            say(kind="end", key=key, found=figures, seconds=time.perf_counter() - begin)
             if not alive():
                 sys.exit(DEAD)
             if CUDA:

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpu_cases import FIRST, ROWS, Row
+from gpu_jobs import FAILED, NOT_REACHED
 
 Report = dict[str, Any]
 DASH = "—"
+# what a group of checks, or a row, is if it ended and nothing is wrong with it
+PASSED = "passed"
 NOTE = """\
 Measured: the public call with `backend="triton"`, float32 inputs, certainty on, median, L2 cold. Peak memory: above the
 inputs. Layer forwards: how many forward passes of the layer the call takes. PyTorch engine: its time over the kernels'
@@ -80,11 +83,44 @@ def markdown(report: Report) -> str:
     lines += [f"- {name}: {value}" for name, value in facts.items()] + [""]
     if report["problems"]:
         lines += ["## Problems", "", *(f"- {problem}" for problem in report["problems"]), ""]
+    lines += outcome(report)
+    lines += compiling(report)
     lines += rows_table(report)
     lines += stages_table(report)
     lines += ceilings_table(report)
     lines += checks_table(report)
     return "\n".join(lines)
+
+
+def outcome(report: Report) -> list[str]:
+    """How many groups and rows passed, failed and were not reached, and which are the latter two."""
+    by_state: dict[str, list[str]] = {PASSED: [], FAILED: [], NOT_REACHED: []}
+    for key, group in report["groups"].items():
+        by_state[group["state"]].append(f"- {group['state']}: {key}: {group['why']}")
+    counts = ", ".join(f"{len(found)} {state}" for state, found in by_state.items())
+    lines = ["## Groups of checks, and rows", "", f"{counts}.", ""]
+    unhappy = [*by_state[FAILED], *by_state[NOT_REACHED]]
+    return lines + [*unhappy, ""] * bool(unhappy)
+
+
+def compiling(report: Report) -> list[str]:
+    """What was compiled before anything else, and what was compiled in spite of that when it was needed."""
+    found, late = report["compiling"], report["late"]
+    if not found:
+        return []
+    slowest = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found["slowest"])
+    lines = [
+        f"{found['kernels']} kernels in {found['seconds']:.0f} s ({found['compile_seconds']:.0f} s of all processes), "
+        f"{len(found['failures'])} failed, {len(found['left'])} not compiled in time. Slowest: {slowest or DASH}.",
+        "",
+        f"When they were needed: {len(late)} more, in {sum(seconds for _, seconds in late):.0f} s.",
+        "",
+        *(f"- failed: {name}: {why}" for name, why in found["failures"]),
+        *(f"- not in time: {name}" for name in found["left"]),
+        *(f"- when it was needed: {name}, {seconds:.1f} s" for name, seconds in late),
+        *(f"- rehearsal cut short: {key}: {why}" for key, why in found["cut_short"].items()),
+    ]
+    return ["## Compiling", "", *lines, ""]
 
 
 def rows_table(report: Report) -> list[str]:
