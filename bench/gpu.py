@@ -132,6 +132,8 @@ class Run:
         def hear(line: Line) -> None:
             if line["kind"] == "kernel":
                 compilers.add(line)
+            elif line["kind"] == "environment":
+                self.hear(line)
             elif line["kind"] == "end" and line["problem"]:
                 short[line["key"]] = line["problem"]
 

@@ -27,7 +27,7 @@ import gpu_compile
 import torch
 from gpu_cases import row
 from gpu_inputs import DEVICE, matrices, operator, require_device
-from gpu_measure import DEAD, LARGE_BUDGET, Mode, alive, ask, described, float32_scores, memory_budget
+from gpu_measure import DEAD, LARGE_BUDGET, Mode, alive, ask, described, environment, float32_scores, memory_budget
 from gpu_timing import DOT_LOOPS, dot_loop
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -124,6 +124,8 @@ def main() -> None:
             out.write(json.dumps(line) + "\n")
             out.flush()
 
+        # first of all, for the report is called after the card
+        say(kind="environment", found=environment())
         with gpu_compile.recording(say):
             for key, function, given in work:
                 say(kind="start", key=key)

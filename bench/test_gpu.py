@@ -312,7 +312,9 @@ def pretended(gpu, monkeypatch, folder, keys, seconds=20.0, kernels=(), lanes=((
     worker, compiler = folder / "worker.py", folder / "compiler.py"
 
     def rehearsal(run, keys):
-        lines = "".join(json.dumps({"kind": "kernel", "name": name, "data": name}) + "\n" for name in kernels)
+        said = [{"kind": "kernel", "name": name, "data": name} for name in kernels]
+        said += [{"kind": "environment", "found": {"card": "A card"}}]
+        lines = "".join(json.dumps(line) + "\n" for line in said)
         (folder / "rehearsal.py").write_text(f"import sys\nopen(sys.argv[2], 'a').write({lines!r})\n" + WORKER)
         return gpu.Job(run.folder, folder / "rehearsal.py", ",".join(keys))
 
@@ -328,8 +330,9 @@ def pretended(gpu, monkeypatch, folder, keys, seconds=20.0, kernels=(), lanes=((
     command = ["gpu.py", "--budget-seconds", str(seconds), "--output", str(folder / "out"), "--workers", "2"]
     monkeypatch.setattr(sys, "argv", command)
     status = gpu.main()
-    report = json.loads((folder / "out" / "unknown-card.json").read_text())
-    return status, report, (folder / "out" / "unknown-card.md").read_text()
+    assert {path.name for path in (folder / "out").iterdir()} == {"a-card.json", "a-card.md"}
+    report = json.loads((folder / "out" / "a-card.json").read_text())
+    return status, report, (folder / "out" / "a-card.md").read_text()
 
 
 def states_of(report):
