@@ -10,7 +10,7 @@ from ess_kernels import operators, reference
 
 
 def same(found, wanted):
-    """Products in fewer bits would be wrong by 1e-3; torch's own differ in the last bits from one alignment to another."""
+    """Products in fewer bits would be wrong by 1e-3; torch's own move in the last bits with the alignment of memory."""
     for x, y in zip(found, wanted, strict=True):
         assert x.dtype == y.dtype
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9, equal_nan=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +13,6 @@ from ... import metrics
 from .case import Case
 
 Metric = Literal["atol", "rtol", "entropy"]
-# releases before the entropy's certificate: nothing is flagged
-ENTROPY_HAS_CERTIFICATE = "certificate" in inspect.signature(metrics.entropy_ess).parameters
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,7 @@ class Question:
         if not self.everywhere:
             arguments.append(f"positions={list(self.positions)}")
         arguments.append(f"backend={self.backend!r}")
-        if self.metric != "entropy" or ENTROPY_HAS_CERTIFICATE:
-            arguments.append("certificate=True")
+        arguments.append("certificate=True")
         return f"ek.{'entropy_ess' if self.metric == 'entropy' else 'tolerance_ess'}({', '.join(arguments)})"
 
 
@@ -83,13 +79,8 @@ def count(case: Case, question: Question) -> CountAnswer:
 def entropy(case: Case, question: Question) -> EntropyAnswer:
     op = case.operator(question.device)
     asked = None if question.everywhere else question.positions
-    if ENTROPY_HAS_CERTIFICATE:
-        with_certificate: Any = metrics.entropy_ess
-        found, certificate = with_certificate(op, asked, question.backend, certificate=True)
-        error = torch.where(certificate.unresolved, torch.inf, certificate.error)
-    else:
-        found = metrics.entropy_ess(op, asked, question.backend)
-        error = torch.full_like(found, 1e-4)
+    found, certificate = metrics.entropy_ess(op, asked, question.backend, certificate=True)
+    error = torch.where(certificate.unresolved, torch.inf, certificate.error)
     return EntropyAnswer(*(_taken(x.reshape(op.num_heads, -1), question) for x in (found, error)))
 
 
