@@ -92,10 +92,10 @@ class Entropies(NamedTuple):
         """
         known = lost.isfinite()
         nothing = (found.total <= cap * lost) & known
-        unresolved = nothing & (found.total > 0)
-        error = found.bound + moved_entropy(found.ess, found.total, cap, lost)
-        error = torch.where(unresolved | ~known, torch.inf, torch.where(nothing, 0.0, error))
-        return cls(torch.where(nothing, 0.0, found.ess), error, found.total, unresolved | ~known)
+        unresolved = nothing & (found.total > 0) | ~known
+        error = moved_entropy(found.ess, found.total, cap, lost).add_(found.bound)
+        error.masked_fill_(nothing, 0.0).masked_fill_(unresolved, torch.inf)
+        return cls(found.ess.masked_fill(nothing, 0.0), error, found.total, unresolved)
 
     def mark_bad(self, bad: Tensor) -> Entropies:
         """The same without an answer in heads that are `bad`, bool `[N, 1]`."""
@@ -167,10 +167,10 @@ def moved_entropy(ess: Tensor, total: Tensor, cap: Tensor, lost: Tensor) -> Tens
     A value `s` that changes by `ds` changes the logarithm of `ess` by `-ds (log(s / total) + log(ess)) / total`. Over
     all values the logarithm is largest where all are as small as their errors.
     """
-    share = lost / torch.where(total > 0, total, 1.0)
-    entropy = ess.clamp_min(1.0).log()
-    steepest = torch.maximum(entropy, 1 - share.clamp_min(LEAST_SHARE).log() - entropy)
-    return cap * share * steepest
+    share = lost / total.clamp_min(LEAST_SHARE)
+    entropy = ess.clamp_min(1.0).log_()
+    steepest = share.clamp_min(LEAST_SHARE).log_().neg_().add_(1.0).sub_(entropy)
+    return torch.maximum(steepest, entropy).mul_(share).mul_(cap)
 
 
 def estimate_of_values(values: Tensor) -> Estimate:
