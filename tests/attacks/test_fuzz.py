@@ -18,7 +18,9 @@ from ess_kernels.testing.fuzz.code import program
 from ess_kernels.testing.fuzz.dice import Dice
 from ess_kernels.testing.fuzz.exact import exact
 from ess_kernels.testing.fuzz.generate import make_case
+from ess_kernels.testing.fuzz.judge import judge
 from ess_kernels.testing.fuzz.oracle import Truth, count_above
+from ess_kernels.testing.fuzz.question import Question
 
 ENOUGH = 60.0
 
@@ -55,6 +57,24 @@ def test_nothing_fails(backend, seed):
     report = run(seed=seed, backend=backend)
     assert report.total("tried") > 2000 and report.total("entropies tried") > 100
     assert not report.failed, report.failures(programs=1)
+
+
+def test_entries_that_underflow_are_left_undecided():
+    """`q_4 exp(g_2 + g_3 + g_4) k_1 = 1.5e-333` is not zero: the engine's units hold it, the oracle's numbers do not."""
+    q, k, g = (
+        torch.tensor(x, dtype=torch.float64).view(1, 4, 1, 1)
+        for x in ([1e-30, 0.0, 0.0, 7e-43], [1e-30, 0.0, 0.0, 1e-30], [-300.0, -300.0, -300.0, 0.0])
+    )
+    case = Case("gla", "tiny", {"q": q, "k": k, "g": g})
+    truth = Truth(case, [1, 2, 3])
+    assert bool(truth.underflows.all())
+    for question in (Question("rtol", "torch", [1, 2, 3], tolerances=[0.4]), Question("entropy", "torch", [1, 2, 3])):
+        verdict = judge(case, truth, question)
+        assert not verdict.failures
+        assert 3 in (
+            verdict.numbers.get("undecided by the oracle"),
+            verdict.numbers.get("entropies undecided by the oracle"),
+        )
 
 
 # --- planted faults ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from .pairs import Pair
 
 LONG = np.longdouble
 LONG_EPS = float(np.finfo(LONG).eps)
+# products of float64 below this have lost digits, or everything
+UNDERFLOW = 2.0**-960
 
 
 class Exact(NamedTuple):
@@ -30,12 +32,15 @@ class Exact(NamedTuple):
         loss: `T` is off by at most `loss * magnitude`, entry by entry.
         reach: `[H, L]`, at every position the norm of what was written times the norm of what will be read, magnitudes
             all: what a program loses that turns the states' basis. `None` without a state.
+        underflows: bool, like `T`, where an entry is less than `UNDERFLOW`, though not zero: it may be given as zero.
+            `None`: nowhere.
     """
 
     T: Pair
     magnitude: np.ndarray
     loss: float
     reach: np.ndarray | None = None
+    underflows: np.ndarray | None = None
 
 
 class Steps(NamedTuple):
@@ -75,7 +80,9 @@ def _convolution(case: Case, k: np.ndarray) -> Exact:
 def _gated_convolution(case: Case, x0: np.ndarray, k: np.ndarray, x1: np.ndarray) -> Exact:
     outer = pairs.multiply(pairs.exact(x0[0, :, :, None]), pairs.exact(x1[0, :, None, :]))
     T = pairs.multiply(outer, pairs.exact(_toeplitz(k)))
-    return Exact(T, np.abs(T.high), pairs.LOSS)
+    magnitude = np.abs(T.high)
+    alive = (x0[0, :, :, None] != 0) & (x1[0, :, None, :] != 0) & (_toeplitz(k) != 0)
+    return Exact(T, magnitude, pairs.LOSS, underflows=np.tril(alive & (magnitude < UNDERFLOW), -1))
 
 
 def _attention(
@@ -162,6 +169,8 @@ def _of_steps(steps: Steps) -> Exact:
     T, magnitude = pairs.zeros((heads, length, length)), np.zeros((heads, length, length))
     written = np.zeros((heads, length))
     states, sizes = pairs.zeros((heads, length, n)), np.zeros((heads, length, n))
+    # which states are not zero, however small
+    alive, some = np.zeros((heads, length, n), dtype=bool), np.zeros(T.high.shape, dtype=bool)
     for i in range(length):
         past = np.s_[:, :i]
         written[:, i] = np.sqrt((sizes[past] ** 2).sum((1, 2)))
@@ -171,20 +180,24 @@ def _of_steps(steps: Steps) -> Exact:
             if steps.transition.high.ndim == 3:
                 states[past] = pairs.multiply(A, states[past])
                 sizes[past] *= np.abs(A.high)
+                alive[past] &= A.high != 0
             else:
                 states[past] = pairs.total(pairs.multiply(A, states[past][:, :, None, :]))
                 sizes[past] = sizes[past] @ np.abs(steps.transition.high[:, i]).swapaxes(-1, -2)
+                alive[past] = alive[past] @ (steps.transition.high[:, i] != 0).swapaxes(-1, -2)
 
         if not steps.reads_before:
             move()
         read = steps.read[:, i, None]
         T[:, i, :i] = pairs.total(pairs.multiply(read, states[past]))
         magnitude[:, i, :i] = (np.abs(read.high) * sizes[past]).sum(-1)
+        some[:, i, :i] = ((read.high != 0) & alive[past]).any(-1)
         if steps.reads_before:
             move()
         states[:, i] = steps.write[:, i]
         sizes[:, i] = np.abs(steps.write.high[:, i])
-    return Exact(T, magnitude, n * steps.loss, written * _will_be_read(steps))
+        alive[:, i] = steps.write.high[:, i] != 0
+    return Exact(T, magnitude, n * steps.loss, written * _will_be_read(steps), some & (magnitude < UNDERFLOW))
 
 
 def _will_be_read(steps: Steps) -> np.ndarray:

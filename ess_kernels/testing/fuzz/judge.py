@@ -161,7 +161,9 @@ def _entropies(case: Case, truth: Truth, question: Question, answer: EntropyAnsw
     right = torch.where(nothing, 0.0, entropy_of_values(truth.values))
     lost = truth.cap * truth.error / total.clamp_min(1e-300)
     doubt = 2 * lost * ((truth.cap / lost.clamp_min(1e-300)).log() + 2)
-    doubt = torch.where(nothing & truth.error.isfinite(), 0.0, torch.where(lost < 0.1, doubt, torch.inf))
+    doubt = torch.where(
+        nothing & truth.error.isfinite() & ~truth.underflows, 0.0, torch.where(lost < 0.1, doubt, torch.inf)
+    )
     judged = doubt <= ENTROPY_DOUBT
     bad = found.isnan()
     error = torch.where(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .case import Case
-from .exact import LONG, LONG_EPS, exact
+from .exact import LONG, LONG_EPS, UNDERFLOW, exact
 from .pairs import Pair, to_longdouble
 
 EPS = float(np.finfo(np.float64).eps)
@@ -37,11 +37,12 @@ class Truth:
         unit: the power of two that `T` was divided by.
         size: `[H, P]`, Frobenius norm of the magnitudes of `H_i` (see `Exact`), in units of `unit`.
         reach: `[H, P]`, see `Exact`; `size` where there is no state.
+        underflows: bool `[H, P]`, whether entries of `H_i` may be given as zero and are not.
         cap: `[P]`, the largest count there can be.
     """
 
     def __init__(self, case: Case, positions: Sequence[int]):
-        T, magnitude, loss, reach = exact(case)
+        T, magnitude, loss, reach, underflows = exact(case)
         state_size = case.state_size
         self.heads, self.length = T.high.shape[:2]
         length = self.length
@@ -68,6 +69,12 @@ class Truth:
         beyond = torch.arange(self.values.shape[-1]) >= self.cap[:, None]
         self.values.masked_fill_(beyond, 0.0)
         self._entries_lost = loss * self.size
+        self.underflows = torch.zeros(self.size.shape, dtype=torch.bool)
+        if underflows is not None:
+            for at, i in enumerate(positions):
+                gone = torch.from_numpy(underflows[:, i:, :i].sum((1, 2)))
+                self.underflows[:, at] = gone > 0
+                self._entries_lost[:, at] += UNDERFLOW / self.unit * gone.double().sqrt()
         self.error = LAPACK_ULP * EPS * length**0.5 * self.values[..., 0] + self._entries_lost
         self.error[torch.from_numpy(self.overflows)] = torch.inf
 
