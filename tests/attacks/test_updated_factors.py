@@ -33,3 +33,28 @@ def test_blocks_of_ones(backend, length, spread):
                 distance = (values - tau).abs().amin(-1)
                 clear = (distance > certificate.width * tau) & ~certificate.unresolved
                 assert torch.equal(counts[clear], (values > tau).sum(-1)[clear])
+
+
+def usual(name):
+    generator = torch.Generator().manual_seed(3)
+
+    def randn(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    if name == "attention":
+        return ek.operators.attention(2 * randn(1, 2, 700, 64), randn(1, 2, 700, 64), scale=1 / 8)
+    if name == "GLA":
+        gates = torch.nn.functional.logsigmoid(randn(1, 700, 2, 64)) / 16
+        return ek.operators.gla(randn(1, 700, 2, 64) / 8, randn(1, 700, 2, 64), gates, scale=1.0)
+    steps = 10.0 ** (-3 + 2 * torch.rand(1, 16, 700, dtype=torch.float64, generator=generator))
+    A = -torch.arange(1, 17, dtype=torch.float64).expand(16, 16)
+    return ek.operators.selective_scan(steps, A, randn(1, 16, 700), randn(1, 16, 700))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["attention", "GLA", "Mamba"])
+def test_usual_heads_are_not_doubtful(backend, name):
+    """A bound that doubts everything is no cure: at 1e-3 hardly any position needs a second look."""
+    _, certificate = ek.tolerance_ess(usual(name), 1e-3, backend=backend, certificate=True)
+    assert float(certificate.redone.double().mean()) < 3e-3
+    assert not bool(certificate.unresolved.any())
