@@ -32,6 +32,8 @@ import cpu_work as work
 import inputs
 from cpu_measure import Case
 
+from ess_kernels.operators import Operator
+
 PEAK = """
 import re, sys
 sys.path.insert(0, {here!r})
@@ -80,8 +82,28 @@ def cases(quick: bool, samples: int) -> dict[str, Callable[[], Case]]:
             "dense", title, op, work.recurrence_counts(**size), work.recurrence_entropy(**size), positions=samples
         )
 
-    made = {"attention": attention, "mamba": mamba, "dense": dense}
-    return {"gla64": lambda: gla(64), "gla128": lambda: gla(128), "gla16": lambda: gla(16)} | made
+    def head(key: str, name: str, op: Operator) -> Case:
+        counts, entropy = work.matrix_counts(short), work.matrix_entropy(short)
+        return Case(key, f"{name} L={short}", op, counts, entropy, positions=max(samples // 3, 4))
+
+    def strong_gates() -> Case:
+        counts, entropy = work.recurrence_counts(L, 64), work.recurrence_entropy(L, 64)
+        return Case("gates", f"GLA, gates x16 L={L}", inputs.strong_gates(L, 64), counts, entropy, positions=samples)
+
+    def large_steps() -> Case:
+        usual = mamba()
+        usual.key, usual.title = "steps", f"Mamba, large steps L={short}"
+        usual.op = inputs.large_steps(short, channels)
+        return usual
+
+    made = {"gla64": lambda: gla(64), "gla128": lambda: gla(128), "gla16": lambda: gla(16)}
+    made |= {"attention": attention, "mamba": mamba, "dense": dense}
+    made["attention1024"] = lambda: head("attention1024", "attention", inputs.attention(short))
+    for name in inputs.HEADS_OF_MODELS:
+        made[name.replace(" ", "-")] = lambda name=name: head(
+            name.replace(" ", "-"), f"{name} head", inputs.heads_of_models(short)[name]
+        )
+    return made | {"gates": strong_gates, "steps": large_steps}
 
 
 def processor() -> str:

@@ -11,6 +11,9 @@ from torch.nn.functional import logsigmoid
 from ess_kernels import operators
 from ess_kernels.operators import Operator
 
+# the keys of `heads_of_models`
+HEADS_OF_MODELS = ("plain", "sink", "local", "sink and local")
+
 
 def _normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
