@@ -15,6 +15,8 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
+// states that one thread looks at together: those of a head are added up in this order, whatever the number of threads
+constexpr int64_t LOST_STATES = 32;
 // tokens without decay that take one rounding, and roundings of the sum over the states
 constexpr double TOKENS_A_ROUNDING = 8;
 constexpr double ROUNDINGS_OF_SUM = 8;
@@ -38,14 +40,14 @@ struct Gathered {
 };
 
 struct LostWork {
-    int64_t n;                   // states, padded
+    int64_t n;                   // states at a time, padded
     double *decay, *gate;        // [groups, n]: the product of a group's transitions, and the largest of them
     double *read, *norm, *error; // [groups, n]: norm of the reads; what writes have gathered
     double *write;               // [n]
     double *scale;               // [tokens of a group]
 
     LostWork(Arena &arena, const LostJob &job)
-        : n(padded(job.tokens.states)), decay(arena.take<double>(job.groups() * n)),
+        : n(padded(min(job.tokens.states, LOST_STATES))), decay(arena.take<double>(job.groups() * n)),
           gate(arena.take<double>(job.groups() * n)), read(arena.take<double>(job.groups() * n)),
           norm(arena.take<double>(job.groups() * n)), error(arena.take<double>(job.groups() * n)),
           write(arena.take<double>(n)), scale(arena.take<double>(job.group)) {}
@@ -89,12 +91,13 @@ template <class X> ESS_INLINE void include_gate(X gate, bool log, X &together, X
     high = gate > high ? gate : high;
 }
 
-// The product and the largest of the transitions of the tokens begin .. end-1, in magnitude, `decay` and `gate` [n].
-inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t begin, int64_t end, double *decay, double *gate,
-                        int64_t n) {
-    const int64_t states = tokens.states, stride = tokens.gate_stride;
+// The product and the largest of the transitions of the tokens begin .. end-1 for some states, in magnitude, `decay` and
+// `gate` [n].
+inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t first, int64_t states, int64_t begin, int64_t end,
+                        double *decay, double *gate, int64_t n) {
+    const int64_t stride = tokens.gate_stride;
     const bool log = tokens.gate_is_log != 0;
-    const double *rows = tokens.gate[head] + begin * stride;
+    const double *rows = tokens.gate[head] + begin * stride + (tokens.gate_shared ? 0 : first);
     const int64_t count = end - begin;
     auto one_state = [&](int64_t k, double &together, double &low, double &high) {
         together = low = high = log ? rows[k] : std::fabs(rows[k]);
@@ -103,7 +106,7 @@ inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t begin, i
             include_gate(log ? x : std::fabs(x), log, together, low, high);
         }
     };
-    const double *rate = tokens.rate ? tokens.rate[head] : nullptr;
+    const double *rate = tokens.rate ? tokens.rate[head] + first : nullptr;
     if (tokens.gate_shared) {
         double together, low, high;
         one_state(0, together, low, high);
@@ -146,20 +149,19 @@ ESS_INLINE V group_roundings(V decay, int64_t group) {
     return select(decay == all(1.0), all(tokens / TOKENS_A_ROUNDING), all(tokens));
 }
 
-// One head, forwards for what is written, then backwards for what is read.
-inline void lost_of_head(const LostJob &job, int64_t head, LostWork &work) {
+// The states from `first` on of one head, forwards for what is written, then backwards for what is read: `sums` [groups].
+inline void lost_of_states(const LostJob &job, int64_t head, int64_t first, LostWork &work, double *sums) {
     const ess_tokens &tokens = job.tokens;
-    const int64_t n = work.n, groups = job.groups(), states = tokens.states;
-    double *lost = job.lost + head * groups;
+    const int64_t states = min(LOST_STATES, tokens.states - first), n = padded(states), groups = job.groups();
     auto end_of = [&](int64_t b) { return min((b + 1) * job.group, tokens.length); };
-    Gathered gathered[ESS_MAX_STATES / W];
+    Gathered gathered[LOST_STATES / W];
     for (int64_t b = 0; b < groups; b++) {
         const int64_t begin = b * job.group, end = end_of(b);
         double *decay = work.decay + b * n, *gate = work.gate + b * n;
-        group_gates(tokens, head, begin, end, decay, gate, n);
-        group_norms(tokens.read[head], tokens.read_stride, tokens.read_scale ? tokens.read_scale[head] : nullptr,
+        group_gates(tokens, head, first, states, begin, end, decay, gate, n);
+        group_norms(tokens.read[head] + first, tokens.read_stride, tokens.read_scale ? tokens.read_scale[head] : nullptr,
                     tokens.read_scale_stride, tokens.read_unit[head], begin, end, states, work.scale, work.read + b * n, n);
-        group_norms(tokens.write[head], tokens.write_stride, tokens.write_scale ? tokens.write_scale[head] : nullptr,
+        group_norms(tokens.write[head] + first, tokens.write_stride, tokens.write_scale ? tokens.write_scale[head] : nullptr,
                     tokens.write_scale_stride, tokens.write_unit[head], begin, end, states, work.scale, work.write, n);
         for (int64_t k = 0; k < n; k += W) {
             const V fresh = load(work.write + k), kept = load(decay + k), roundings = group_roundings(kept, job.group);
@@ -184,26 +186,42 @@ inline void lost_of_head(const LostJob &job, int64_t head, LostWork &work) {
             sum += passed * (written * of_both + load(work.error + at) * norm);
             gathered[k / W].pass(fresh, roundings, kept);
         }
-        const double found = __DBL_EPSILON__ * horizontal_sum(sum);
-        lost[b] = found == found ? found : HUGE_VAL;
+        sums[b] = horizontal_sum(sum);
     }
 }
 
+inline int64_t lost_parts(const LostJob &job) { return (job.tokens.states + LOST_STATES - 1) / LOST_STATES; }
+
 inline int64_t lost_workspace(const LostJob &job) {
     Arena arena;
+    arena.take<double>(job.tokens.heads * lost_parts(job) * job.groups());
     for (int32_t t = 0; t < job.threads; t++) LostWork(arena, job);
     return arena.used();
 }
 
 inline void run_lost(const LostJob &job) {
-    const int64_t each = lost_workspace(job) / job.threads;
-    TaskCounter heads(job.tokens.heads);
+    const int64_t parts = lost_parts(job), groups = job.groups();
+    Arena shared(job.workspace), one;
+    double *sums = shared.take<double>(job.tokens.heads * parts * groups);
+    LostWork(one, job);
+    char *memory = static_cast<char *>(job.workspace) + shared.used();
+    TaskCounter tasks(job.tokens.heads * parts);
     team(job.threads, [&](int32_t thread) {
         FlushDenormals flush;
-        Arena arena(static_cast<char *>(job.workspace) + thread * each);
+        Arena arena(memory + thread * one.used());
         LostWork work(arena, job);
-        for (int64_t head; (head = heads.take()) >= 0;) lost_of_head(job, head, work);
+        for (int64_t t; (t = tasks.take()) >= 0;) {
+            lost_of_states(job, t / parts, t % parts * LOST_STATES, work, sums + t * groups);
+        }
     });
+    for (int64_t head = 0; head < job.tokens.heads; head++) {
+        for (int64_t b = 0; b < groups; b++) {
+            double sum = 0;
+            for (int64_t part = 0; part < parts; part++) sum += sums[(head * parts + part) * groups + b];
+            sum *= __DBL_EPSILON__;
+            job.lost[head * groups + b] = sum == sum ? sum : HUGE_VAL;
+        }
+    }
 }
 
 } // namespace
