@@ -149,7 +149,7 @@ template <int N> class BlockRows {
     ESS_INLINE const V *entries(int row) const { return entries_ + row * C; }
     ESS_INLINE V growth(int row) const { return e_.growth[N + row]; }
     ESS_INLINE V least(int s) const { return least_[s]; }
-    void restore() const { std::copy(corner_, corner_ + C * C, e_.corner); }
+    void columns(V *target) const { std::copy(corner_, corner_ + C * C, target); }
 
   private:
     // A row whose pivot is small: what else is in it, for each of the positions that have it.

@@ -100,24 +100,24 @@ struct Chain {
             V l = Cj[i];
             ESS_UNROLL
             for (int u = 0; u < CHAIN; u++) {
-                V x = w[u * c + i] - p[u] * l;
+                V x = fused(-p[u], l, w[u * c + i]);
                 w[u * c + i] = x;
-                l += beta[u] * x;
+                l = fused(beta[u], x, l);
             }
             Cj[i] = l;
         }
     }
 
-    // As `column`; cross[u] becomes the largest |t l w| or |t w' l'| of term u (update_errors.h).
+    // As `column`, to the last bit; cross[u] becomes the largest |t l w| or |t w' l'| of term u (update_errors.h).
     void measured_column(V *Cj, V *w, int c, int j, int rows, V (&cross)[CHAIN]) const {
         for (int u = 0; u < CHAIN; u++) cross[u] = V{};
         for (int i = j + 1; i < rows; i++) {
             V l = Cj[i];
             ESS_UNROLL
             for (int u = 0; u < CHAIN; u++) {
-                const V before = l * w[u * c + i], x = w[u * c + i] - p[u] * l;
+                const V before = l * w[u * c + i], x = fused(-p[u], l, w[u * c + i]);
                 w[u * c + i] = x;
-                l += beta[u] * x;
+                l = fused(beta[u], x, l);
                 cross[u] = max(cross[u], max(abs(before), abs(l * x)));
             }
             Cj[i] = l;

@@ -11,7 +11,7 @@ namespace ESS_LEVEL {
 namespace {
 
 // vectors of work that the columns of c positions need, and a leaf of c positions
-constexpr int64_t columns_work(int64_t c) { return (2 + CHAIN) * c; }
+constexpr int64_t columns_work(int64_t c) { return (4 + CHAIN + c) * c; }
 constexpr int64_t leaf_work(int64_t c) { return columns_work(c) + 2 * c; }
 // errors that are no more than this times what the matrix brings along are not worth new factors
 constexpr double USUAL = 3;
@@ -21,6 +21,11 @@ constexpr double USUAL = 3;
 struct LeafVerdict {
     V positive, growth, least;
 };
+
+ESS_INLINE LeafVerdict select(Mask<double> lanes, const LeafVerdict &yes, const LeafVerdict &no) {
+    return {select(lanes, yes.positive, no.positive), select(lanes, yes.growth, no.growth),
+            select(lanes, yes.least, no.least)};
+}
 
 // Arrays for verdicts, a vector a position.
 struct LeafVerdicts {
@@ -37,24 +42,17 @@ struct LeafVerdicts {
 //
 // SIZE is c where that is known beforehand, or else 0. `Rows` knows the c eliminated rows, the last token's first: pivot(r); entries(r), their c - 1 - r entries at columns;
 // growth(r), the largest update of the pivot; least(s), the smallest of the largest entries of the rows of position s;
-// restore(), which fills C as it is without any row. `put(s, verdict)` takes what is found. C is overwritten, `work` has
+// columns(target), which fills in C as it is without any row. `put(s, verdict)` takes what is found. C is overwritten, `work` has
 // columns_work(c) vectors, `before` is what is known already.
 template <int SIZE, class Rows, class Put> class LeafColumns {
   public:
     ESS_INLINE LeafColumns(int c, V *C, V *work, const LeafVerdict &before, const Rows &rows, const Put &put)
-        : any_c_(c), C_(C), d_(work), inverses_(d_ + c), w_(inverses_ + c), rows_(rows), put_(put), before_(before),
-          so_far_(before), errors_(harmless(c, C, before.growth)) {}
+        : any_c_(c), factors_(c, C, work), fresh_(c, work + 4 * c, work + 2 * c), w_(work + (4 + c) * c), rows_(rows),
+          put_(put), before_(before), so_far_(before), errors_(harmless(c, C, before.growth)) {}
 
     ESS_INLINE void run() {
-        errors_.restart(factor_columns(c_(), c_() - 1, C_, d_, inverses_));
-        for (int last = c_() - 1; last >= 0;) {
-            const int good = chain(last);
-            last -= good;
-            if (good == CHAIN) continue;
-            // new factors as long as they are bad, too: updates would only carry that on
-            do renew(last--);
-            while (last >= 0 && errors_.harmful());
-        }
+        errors_.restart(~Mask<double>{}, factor_columns(c_(), c_() - 1, factors_.C, factors_.d, factors_.inverses));
+        for (int last = c_() - 1; last >= 0; last -= CHAIN) chain(last);
     }
 
   private:
@@ -76,38 +74,37 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         if (small_) so_far_.least = min(before_.least, rows_.least(s));
     }
 
-    // Positions last, last - 1, ... in one pass over the columns. Returns how many of them are answered, all of them as a
-    // rule: fewer where the updates have spoilt the factors.
-    ESS_INLINE int chain(int last) {
+    // Positions last, last - 1, ... in one pass over the columns.
+    ESS_INLINE void chain(int last) {
         Chain chain;
-        LeafVerdict before[CHAIN], position[CHAIN];
+        LeafVerdict rows[CHAIN], position[CHAIN];
         // a position reads the columns before it only
         for (int u = 0; u < CHAIN; u++) {
             const int s = last - u, r = c_() - 1 - s;
-            before[u] = so_far_;
             if (s >= 0) add_row(s);
-            position[u] = so_far_;
+            rows[u] = position[u] = so_far_;
             chain.alpha[u] = s >= 0 ? -1.0 / rows_.pivot(r) : V{};
             for (int j = 0; j < last; j++) w_[u * c_() + j] = j < s ? rows_.entries(r)[j] : V{};
         }
         errors_.begin();
         for (int j = 0; j < last; j++) column(chain, last, j, position);
+        V growth = V{};
+        Mask<double> spoilt{};
         for (int u = 0; u < CHAIN && u <= last; u++) {
-            const V error = errors_.after(u);
-            if (errors_.harmful()) {
-                so_far_ = before[u];
-                return u;
+            position[u].growth = max(position[u].growth, errors_.after(u));
+            spoilt = errors_.harmful();
+            if (any(spoilt)) {
+                growth = renew(last - u, rows[u], spoilt, position[u]);
             }
-            position[u].growth = max(position[u].growth, error);
             put_(last - u, position[u]);
         }
-        return CHAIN;
+        if (last >= CHAIN && any(spoilt)) take_fresh(last + 1 - CHAIN, spoilt, growth);
     }
 
     // Column j takes the terms of the positions from `last` on.
     ESS_INLINE void column(Chain &chain, int last, int j, LeafVerdict *position) {
-        V after[CHAIN], change[CHAIN], inverse = inverses_[j], *const Cj = C_ + j * c_();
-        chain.pivots(d_[j], w_, c_(), j, after, true);
+        V after[CHAIN], change[CHAIN], inverse = factors_.inverses[j], *const Cj = factors_.C + j * c_();
+        chain.pivots(factors_.d[j], w_, c_(), j, after, true);
         ESS_UNROLL
         for (int u = 0; u < CHAIN; u++) {
             const V update = chain.t[u] * chain.p[u];
@@ -123,15 +120,16 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
                 position[u].least = select(near, min(position[u].least, row), position[u].least);
             }
         }
-        d_[j] = after[CHAIN - 1];
-        inverses_[j] = inverse;
-        if (!errors_.must_measure(change)) {
+        factors_.d[j] = after[CHAIN - 1];
+        factors_.inverses[j] = inverse;
+        const Mask<double> suspicious = errors_.must_measure(change);
+        if (!any(suspicious)) {
             chain.column(Cj, w_, c_(), j, last);
             return;
         }
         V cross[CHAIN];
         chain.measured_column(Cj, w_, c_(), j, last, cross);
-        for (int u = 0; u < CHAIN && j < last - u; u++) errors_.measured(u, cross[u]);
+        for (int u = 0; u < CHAIN && j < last - u; u++) errors_.measured(u, suspicious, cross[u]);
     }
 
     // The growth of the first column's pivot, which becomes `after`.
@@ -140,76 +138,103 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         return growth_of_first(after, largest_first_);
     }
 
-    // Position s by factors of its own.
-    void renew(int s) {
-        add_row(s);
-        LeafVerdict verdict = factor(s, false);
-        if (any(verdict.growth > errors_.harmless())) {
+    // Position s by factors of its own, where updates have spoilt the others: `verdict` of these lanes. `rows` is what is
+    // known of its rows. Returns the growth of the factors, which are in `fresh_`.
+    V renew(int s, const LeafVerdict &rows, Mask<double> spoilt, LeafVerdict &verdict) {
+        const V growth = make_fresh(s, false);
+        LeafVerdict own = judged(s, rows, growth);
+        const Mask<double> bad = spoilt & (growth > errors_.harmless());
+        if (any(bad)) {
             // leading minors from the other end may be kinder
-            const LeafVerdict other = factor(s, true);
-            const auto better = other.growth < verdict.growth;
-            verdict = {select(better, other.positive, verdict.positive), select(better, other.growth, verdict.growth),
-                       select(better, other.least, verdict.least)};
-            factor(s, false);
+            const V other = make_fresh(s, true);
+            own = select(bad & (other < growth), judged(s, rows, other), own);
+            make_fresh(s, false);
         }
-        put_(s, verdict);
+        verdict = select(spoilt, own, verdict);
+        return growth;
     }
 
-    // The factors of position s, of its columns in reverse order if asked for, and what they say.
-    LeafVerdict factor(int s, bool reversed) {
-        rows_.restore();
-        V growth = V{}, first = V{};
+    // The factors of position s, of its columns in reverse order if asked for, and how they have grown.
+    V make_fresh(int s, bool reversed) {
+        V *C = fresh_.C, growth = V{}, first = V{};
+        rows_.columns(C);
         for (int r = 0; r < c_() - s; r++) {
             const V inverse = 1.0 / rows_.pivot(r), *w = rows_.entries(r);
             for (int j = 0; j < s; j++) {
                 const V l = w[j] * inverse;
                 V &largest = j == 0 ? first : growth;
                 largest = max(largest, abs(l * w[j]));
-                for (int i = j; i < s; i++) C_[j * c_() + i] -= w[i] * l;
+                for (int i = j; i < s; i++) C[j * c_() + i] -= w[i] * l;
             }
         }
         for (int j = 0; reversed && j < s; j++) {
-            for (int i = j; i < s - 1 - j; i++) std::swap(C_[j * c_() + i], C_[(s - 1 - i) * c_() + s - 1 - j]);
+            for (int i = j; i < s - 1 - j; i++) std::swap(C[j * c_() + i], C[(s - 1 - i) * c_() + s - 1 - j]);
         }
         // what comes first is not first in reverse
-        growth = max(growth, s == 0 ? V{} : reversed ? first : growth_of_first(C_[0], first));
-        growth = max(growth, factor_columns(c_(), s, C_, d_, inverses_));
-        errors_.restart(growth);
-        largest_first_ = s == 0 ? V{} : max(first, abs(d_[0]));
-        LeafVerdict verdict = so_far_;
+        if (s > 0) growth = max(growth, reversed ? first : growth_of_first(C[0], first));
+        growth = max(growth, factor_columns(c_(), s, C, fresh_.d, fresh_.inverses));
+        fresh_first_ = s > 0 ? max(first, abs(fresh_.d[0])) : V{};
+        return growth;
+    }
+
+    // What the fresh factors say of position s.
+    LeafVerdict judged(int s, LeafVerdict verdict, V growth) const {
         verdict.growth = max(verdict.growth, growth);
         for (int j = 0; j < s; j++) {
-            const V size = abs(d_[j]);
+            const V size = abs(fresh_.d[j]);
             auto near = size < all(SMALL_PIVOT);
-            verdict.positive += select(d_[j] > V{}, all(1.0), V{});
+            verdict.positive += select(fresh_.d[j] > V{}, all(1.0), V{});
             if (!any(near)) continue;
             V row = all(1.0);
-            for (int i = j + 1; i < s; i++) row = max(row, abs(C_[j * c_() + i]));
+            for (int i = j + 1; i < s; i++) row = max(row, abs(fresh_.C[j * c_() + i]));
             verdict.least = select(near, min(verdict.least, row * size), verdict.least);
         }
         return verdict;
     }
 
+    // In these lanes the next positions start from the fresh factors of position s.
+    void take_fresh(int s, Mask<double> lanes, V growth) {
+        for (int j = 0; j < s; j++) {
+            for (int i = j + 1; i < s; i++) {
+                V &entry = factors_.C[j * c_() + i];
+                entry = select(lanes, fresh_.C[j * c_() + i], entry);
+            }
+            factors_.d[j] = select(lanes, fresh_.d[j], factors_.d[j]);
+            factors_.inverses[j] = select(lanes, fresh_.inverses[j], factors_.inverses[j]);
+        }
+        largest_first_ = select(lanes, fresh_first_, largest_first_);
+        errors_.restart(lanes, growth);
+    }
+
+    // L D L^T of columns: unit lower L in C, pivots and their inverses.
+    struct Factors {
+        V *C, *d, *inverses;
+        ESS_INLINE Factors(int c, V *C, V *work) : C(C), d(work), inverses(work + c) {}
+    };
+
     const int any_c_;
-    V *const C_, *const d_, *const inverses_, *const w_;
+    const Factors factors_, fresh_; // updated from position to position, and made for one
+    V *const w_;
     const Rows &rows_;
     const Put &put_;
     const LeafVerdict before_;
     LeafVerdict so_far_; // with the rows that have been added
     bool small_ = false; // whether any of their pivots is
     V largest_first_{};  // of what the first column's pivot has been and was changed by
+    V fresh_first_{};    // the same of the fresh factors
     UpdateErrors<CHAIN> errors_;
 };
 
 // The rows of a leaf.
-template <class Restore> struct LeafRows {
+template <class Fill> struct LeafRows {
     int c;
     const V *R, *K, *d, *largest_update;
-    const Restore &restore;
+    const Fill &fill_columns;
 
     ESS_INLINE V pivot(int r) const { return d[r]; }
     ESS_INLINE const V *entries(int r) const { return K + r * c; }
     ESS_INLINE V growth(int r) const { return largest_update[r]; }
+    void columns(V *target) const { fill_columns(target); }
 
     V least(int s) const {
         V least = all(1.0);
@@ -227,15 +252,15 @@ template <class Restore> struct LeafRows {
 
 // Positive pivots at all positions; on entry R = -I + ..., C = -I + ....
 //
-// `growth` and `least` are what the eliminations before brought, what they counted is not known here. `restore()` fills C
-// again as it was. `work` has leaf_work(c) vectors.
-template <class Restore>
-inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, const Restore &restore,
+// `growth` and `least` are what the eliminations before brought, what they counted is not known here. `fill_columns(target)`
+// makes C once more. `work` has leaf_work(c) vectors.
+template <class Fill>
+inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, const Fill &fill_columns,
                         const LeafVerdicts &verdicts) {
     V *d = work + columns_work(c), *row_growth = d + c;
     factor_rows(c, R, K, d, row_growth);
-    const LeafRows<Restore> rows = {c, R, K, d, row_growth, restore};
-    LeafColumns<0, LeafRows<Restore>, LeafVerdicts>(c, C, work, {V{}, growth, least}, rows, verdicts).run();
+    const LeafRows<Fill> rows = {c, R, K, d, row_growth, fill_columns};
+    LeafColumns<0, LeafRows<Fill>, LeafVerdicts>(c, C, work, {V{}, growth, least}, rows, verdicts).run();
 }
 
 } // namespace

@@ -55,7 +55,7 @@ class Leaves {
         constexpr int c = static_cast<int>(MATRIX_LEAF);
         if (job_->definite) leaf_logdet(c, R_, K_, C_, work_, load(value), values_);
         else {
-            leaf_counts(c, R_, K_, C_, work_, load(growth), load(least), [this] { interleave(2, C_); },
+            leaf_counts(c, R_, K_, C_, work_, load(growth), load(least), [this](V *target) { interleave(2, target); },
                         {values_, growths_, leasts_});
         }
         for (int l = 0; l < count_; l++) write(lane_[l], l);

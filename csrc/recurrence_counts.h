@@ -48,12 +48,11 @@ struct Leaves {
             interleave(0, j, j, c, R);
             interleave(1, j, 0, c - 1 - j, K);
         }
-        interleave_columns();
+        interleave_columns(C);
     }
 
-    // C alone.
-    void interleave_columns() const {
-        for (int64_t j = 0; j < c; j++) interleave(2, j, j, c, C);
+    void interleave_columns(V *target) const {
+        for (int64_t j = 0; j < c; j++) interleave(2, j, j, c, target);
     }
 
   private:
@@ -154,7 +153,7 @@ inline void finish_leaves(const RecurrenceCountsJob &job, Leaves &leaves) {
         least[l] = leaves.least[l];
     }
     leaf_counts(static_cast<int>(c), leaves.R, leaves.K, leaves.C, leaves.work, growth, least,
-                [&] { leaves.interleave_columns(); }, {leaves.counts, leaves.growths, leaves.leasts});
+                [&](V *target) { leaves.interleave_columns(target); }, {leaves.counts, leaves.growths, leaves.leasts});
     for (int l = 0; l < leaves.filled; l++) {
         const int64_t start = leaves.block[l] * c, left = job.length - start, present = left < c ? left : c;
         const int64_t place = (leaves.head[l] * job.tolerances + leaves.tolerance[l]) * job.length + start;

@@ -28,8 +28,11 @@ template <int TERMS> class UpdateErrors {
     // Errors that are below `harmless` need no measuring.
     ESS_INLINE explicit UpdateErrors(V harmless) : harmless_(harmless), square_(harmless * harmless) {}
 
-    // Factors were made from a matrix, and no diagonal entry's updates were larger than `growth`.
-    ESS_INLINE void restart(V growth) { size_ = error_ = growth; }
+    // Factors were made from a matrix, in some lanes, and no diagonal entry's updates were larger than `growth`.
+    ESS_INLINE void restart(Mask<double> lanes, V growth) {
+        size_ = select(lanes, growth, size_);
+        error_ = select(lanes, growth, error_);
+    }
 
     // The next pass begins.
     ESS_INLINE void begin() {
@@ -43,22 +46,23 @@ template <int TERMS> class UpdateErrors {
     // The same for the first column, whose growth the caller knows.
     ESS_INLINE void first_pivot(int u, V growth) { own_[u] = max(own_[u], growth); }
 
-    // Whether a column must be measured whose pivots change by these parts of what they were; if not, it is done with.
-    ESS_INLINE bool must_measure(const V (&change)[TERMS]) {
+    // In which lanes a column must be measured whose pivots change by these parts of what they were; in the others it is
+    // done with. What is said of a lane depends on no other.
+    ESS_INLINE Mask<double> must_measure(const V (&change)[TERMS]) {
         V size = size_, largest = V{};
         ESS_UNROLL
         for (int u = 0; u < TERMS; u++) {
             size = max(size, own_[u]);
             largest = max(largest, size * change[u]);
         }
-        if (any(size * largest > square_)) return true;
+        const Mask<double> suspicious = size * largest > square_;
         ESS_UNROLL
-        for (int u = 0; u < TERMS; u++) steepest_[u] = max(steepest_[u], change[u]);
-        return false;
+        for (int u = 0; u < TERMS; u++) steepest_[u] = max(steepest_[u], select(suspicious, V{}, change[u]));
+        return suspicious;
     }
 
-    // The largest |t l w| or |t w' l'| of a column and term.
-    ESS_INLINE void measured(int u, V cross) { cross_[u] = max(cross_[u], cross); }
+    // The largest |t l w| or |t w' l'| of a column and term, in the lanes that asked for it.
+    ESS_INLINE void measured(int u, Mask<double> lanes, V cross) { cross_[u] = max(cross_[u], select(lanes, cross, V{})); }
 
     // What the factors are wrong by after the next term, once the pass is over.
     ESS_INLINE V after(int u) {
@@ -67,14 +71,13 @@ template <int TERMS> class UpdateErrors {
         return error_;
     }
 
+    // In which lanes that is more than factors need be wrong by.
+    ESS_INLINE Mask<double> harmful() const { return error_ > harmless_; }
     ESS_INLINE V harmless() const { return harmless_; }
 
-    // Whether that is more, in any lane, than factors need be wrong by.
-    ESS_INLINE bool harmful() const { return any(error_ > harmless_); }
-
   private:
-    V harmless_, square_;
-    V size_, error_; // the largest part of a diagonal entry, and the largest error, so far
+    const V harmless_, square_;
+    V size_{}, error_{}; // the largest part of a diagonal entry, and the largest error, so far
     V own_[TERMS], cross_[TERMS], steepest_[TERMS];
 };
 

@@ -49,7 +49,7 @@ template <class T> void check_lanes() {
 struct Node {
     static constexpr int LD = static_cast<int>(leaf_stride(SIZE));
     V R[SIZE * LD], K[SIZE * LD], C[SIZE * LD];
-    V work[256], values[SIZE], growths[SIZE], leasts[SIZE];
+    V work[leaf_work(SIZE)], values[SIZE], growths[SIZE], leasts[SIZE];
 
     Node(int ld, double pivot) {
         for (int j = 0; j < SIZE; j++) {
@@ -92,8 +92,8 @@ template <class Run> void plant_in_leaf(const char *where, int ld, double pivot,
 void count(Node &n, V growth, V least) {
     V columns[SIZE * SIZE];
     std::copy(n.C, n.C + SIZE * SIZE, columns);
-    leaf_counts(SIZE, n.R, n.K, n.C, n.work, growth, least, [&] { std::copy(columns, columns + SIZE * SIZE, n.C); },
-                {n.values, n.growths, n.leasts});
+    leaf_counts(SIZE, n.R, n.K, n.C, n.work, growth, least,
+                [&](V *target) { std::copy(columns, columns + SIZE * SIZE, target); }, {n.values, n.growths, n.leasts});
 }
 
 void check_leaves() {
