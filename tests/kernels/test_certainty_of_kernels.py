@@ -13,7 +13,6 @@ from ess_kernels.backends.triton.tiles import (
     diagonal16,
     factor16,
     indices16,
-    inverse_factor16,
     larger,
     largest,
     ldl16,
@@ -85,12 +84,13 @@ def test_nan_in_a_node_reaches_its_positions(m, where):
 
 
 @triton.jit
-def solving_kernel(A, V, L, U):
+def solving_kernel(A, U):
     ii, jj = indices16()
     B = ldl16(tl.load(A + ii * 16 + jj))
-    lower = factor16(B, reciprocal(diagonal16(B)))
-    tl.store(L + ii * 16 + jj, lower)
-    tl.store(U + ii * 16 + jj, solve16(lower, inverse_factor16(B), tl.load(V + ii * 16 + jj)))
+    tl.debug_barrier()
+    tl.store(A + ii * 16 + jj, factor16(B, reciprocal(diagonal16(B))))
+    columns = tl.arange(0, 16)
+    solve16(A, 16, U + columns, 16, columns < 15)
 
 
 def test_solving_loses_no_more_than_substitution():
@@ -98,28 +98,76 @@ def test_solving_loses_no_more_than_substitution():
     torch.manual_seed(3)
     lower = torch.eye(16, dtype=torch.float64) + 2 * torch.randn(16, 16, dtype=torch.float64).tril(-1)
     A, V = (lower @ lower.mT).to(DEVICE), (lower @ torch.randn(16, 16, dtype=torch.float64)).to(DEVICE)
-    L, U = torch.zeros_like(A), torch.zeros_like(A)
-    solving_kernel[(1,)](A, V, L, U)
+    U = V.clone()
+    solving_kernel[(1,)](A, U)
+    assert torch.equal(U[:, 15], V[:, 15])
+    # what was written: `D L^T` above the diagonal, `1 / D` on it
+    one = torch.eye(16, dtype=torch.float64, device=DEVICE)
+    L, V, U = (A.triu(1) * A.diagonal()[:, None] + one).mT, V[:, :15], U[:, :15]
     allowed = 16 * torch.finfo(torch.float64).eps * (L.abs() @ U.abs())
     assert bool(((L @ U - V).abs() <= allowed).all())
     product = torch.linalg.inv(L) @ V
     assert not bool(((L @ product - V).abs() <= allowed).all())
 
 
-@pytest.mark.xfail(strict=True, reason="nodes of 64 solve by products, and growth does not say so")
-def test_no_count_is_wrong_where_inverses_of_panels_are_huge():
-    """Integers of rank two times 2^18 and small ones: eleven counts were wrong, with a width of zero; one still is."""
-    L = 72
-    g = torch.Generator().manual_seed(7 * 18 + L + 2)
-    u, v = (torch.randint(-1, 2, (1, L, 2), generator=g).double() for _ in range(2))
-    T = 2.0**18 * (u @ v.mT) + torch.randint(-1, 2, (1, L, L), generator=g).double()
-    counts, certificate = ek.tolerance_ess(T.to(DEVICE), 1.0, backend="triton", certificate=True)
-    width, unresolved = (x.cpu()[0] for x in (certificate.width, certificate.unresolved))
-    T, counts = T[0].tril(-1), counts.cpu()[0]
-    for i in range(1, L):
+def silent_counts(T, tau):
+    """Positions where a count of `T` `[L, L]` is wrong, not unresolved, and no singular value within its width."""
+    counts, certificate = ek.tolerance_ess(T.to(DEVICE), tau, backend="triton", certificate=True)
+    counts, width, unresolved = (x.cpu() for x in (counts, certificate.width, certificate.unresolved))
+    silent, checked = [], 0
+    for i in range(1, len(T)):
         values = torch.linalg.svdvals(T[i:, :i])
-        silent = (values - 1.0).abs().min() > width[i - 1] and not unresolved[i - 1]
-        assert not silent or counts[i - 1] == (values > 1.0).sum(), i
+        distance = (values - tau).abs().min()
+        # float64 singular values know no better
+        if distance <= 256 * torch.finfo(torch.float64).eps * values[0]:
+            continue
+        checked += 1
+        wrong = counts[i - 1] != (values > tau).sum() and not unresolved[i - 1]
+        if wrong and distance > width[i - 1] * tau:
+            silent.append(i)
+    assert checked > 0.9 * (len(T) - 1)
+    return silent
+
+
+def integers(g, *shape):
+    return torch.randint(-1, 2, shape, generator=g).double()
+
+
+def huge_and_small(seed, length, rank, power):
+    """Integers of low rank times `2^power`, and small ones of full rank."""
+    g = torch.Generator().manual_seed(seed)
+    u, v = integers(g, length, rank), integers(g, length, rank)
+    return 2.0**power * (u @ v.mT) + integers(g, length, length)
+
+
+def test_no_count_is_wrong_where_inverses_of_panels_are_huge():
+    """Eleven counts were wrong by products with inverses, and one of them still where these were refined."""
+    assert silent_counts(huge_and_small(7 * 18 + 72 + 2, 72, 2, 18), 1.0) == []
+
+
+@pytest.mark.parametrize("power", [18, 25])
+@pytest.mark.parametrize("length", [40, 72, 100, 130])
+def test_counts_beside_huge_integers(length, power):
+    rank = 1 + (length + power) % 3
+    assert silent_counts(huge_and_small(7 * power + length + rank, length, rank, power), 1.0) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("power", [10, 14, 18, 22, 25, 32])
+@pytest.mark.parametrize("length", [40, 72, 100, 130])
+def test_more_counts_beside_huge_integers(length, power, rank):
+    for seed in range(3):
+        assert silent_counts(huge_and_small(1000 * seed + 7 * power + rank, length, rank, power), 1.0) == []
+
+
+@pytest.mark.parametrize("head", range(3))
+def test_counts_of_sharp_attention_of_one_dimension(head):
+    """Softmax of an outer product: few directions, graded over many orders of magnitude."""
+    g = torch.Generator().manual_seed(97)
+    q, k = (torch.randn(1, 3, 97, 1, dtype=torch.float64, generator=g) for _ in range(2))
+    T = ek.operators.attention(3 * q, k).dense()[0, head]
+    assert silent_counts(T, 1e-7 * float(torch.linalg.matrix_norm(T.tril(-1), 2))) == []
 
 
 def test_strides_that_int32_does_not_hold(tmp_path):

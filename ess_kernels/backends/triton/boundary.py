@@ -24,7 +24,6 @@ from .tiles import (
     factor16,
     growth16,
     indices16,
-    inverse_factor16,
     larger,
     largest,
     ldl16,
@@ -38,14 +37,21 @@ from .tiles import (
 
 
 @triton.jit
-def _solved(t, U, DI, L, inverse, p, j, n: tl.constexpr, ld: tl.constexpr, W: tl.constexpr):
-    """Columns `j..j+W` of panel `p` after the panels before it: `L^-1 (t - sum_q U_qp^T D_q U_qj)`."""
+def _solved(t, U, DI, p, j, live, ld: tl.constexpr, W: tl.constexpr):
+    """Columns `j..j+W` of panel `p` after the panels before it: `L^-1 (t - sum_q U_qp^T D_q U_qj)`.
+
+    Those that are `live` `[W]` are written to `U`, where the panel's factor lies too.
+    """
     i, w = tl.arange(0, 16), tl.arange(0, W)
     for q in range(0, p, 16):
         u = tl.load(U + q * ld + p + i[:, None] * ld + i[None, :]) * tl.load(DI + q + i)[:, None]
         v = tl.load(U + q * ld + j + i[:, None] * ld + w[None, :])
         t -= tl.dot(tl.trans(u), v, out_dtype=tl.float64)
-    return solve16(L, inverse, t)
+    row = U + p * ld
+    at = row + j + i[:, None] * ld + w[None, :]
+    tl.store(at, t, mask=live[None, :])
+    solve16(row + p, ld, row + j + w, ld, live)
+    return tl.load(at, mask=live[None, :], other=0.0)
 
 
 @triton.jit
@@ -87,20 +93,17 @@ def boundary_kernel(
             magnitude, inside = magnitude16(B), growth16(B, di) + 0.0 * tl.sum(d, 0)
             # what was watched is now a few numbers, and their tiles need not outlive this place
             tl.debug_barrier()
-            L, inverse = factor16(B, di), inverse_factor16(B)
+            tl.store(U + p * ld + p + ii * ld + jj, factor16(B, di))
             for j in range((p + 16) // W * W, n, W):
                 t = square * tl.load(S + item * n * n + p * n + j + i[:, None] * n + w[None, :])
-                t = _solved(t, U, DI, L, inverse, p, j, n, ld, W)
-                tl.store(U + p * ld + j + i[:, None] * ld + w[None, :], t)
+                t = _solved(t, U, DI, p, j, j + w >= p + 16, ld, W)
                 if not DEFINITE:
-                    t = tl.where((j + w)[None, :] >= p + 16, t, 0.0)
                     update = larger(update, _updates(t, di))
                     magnitude = larger(magnitude, largest(t, 1))
             for j in range(0, 2 * c, W):
                 unit = tl.where(j + w < c, inverse_tau, inverse_tau * inverse_tau)
                 t = unit[None, :] * tl.load(AE + item * n * 2 * c + p * 2 * c + j + i[:, None] * 2 * c + w[None, :])
-                t = _solved(t, U, DI, L, inverse, p, n + j, n, ld, W)
-                tl.store(U + p * ld + n + j + i[:, None] * ld + w[None, :], t)
+                t = _solved(t, U, DI, p, n + j, w >= 0, ld, W)
                 if not DEFINITE:
                     update = larger(update, _updates(t, di))
                     magnitude = larger(magnitude, largest(t, 1))

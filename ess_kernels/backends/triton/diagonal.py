@@ -27,7 +27,6 @@ from .tiles import (
     diagonal16,
     factor16,
     indices16,
-    inverse_factor16,
     larger,
     largest,
     ldl16,
@@ -53,6 +52,7 @@ def diagonal_kernel(
     """One program an item: pivots `first .. first + NB - 1` of `M` `[B, h, width]`, see `diagonal`."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, 16)
+    w = tl.arange(0, 16 if NB == 16 else 32 if NB == 32 else 64)
     ii, jj = indices16()
     E = M + (t * h + first) * width + first
     R = RECIPROCAL + t * h + first
@@ -72,11 +72,10 @@ def diagonal_kernel(
         B = ldl16(a)
         d = diagonal16(B)
         r = reciprocal(d)
-        L, inverse = factor16(B, r), inverse_factor16(B)
         magnitude = magnitude16(B)
         # between a load and a store of one place: they need not have one layout
         tl.debug_barrier()
-        tl.store(E + (p + ii) * width + p + jj, B)
+        tl.store(E + (p + ii) * width + p + jj, factor16(B, r))
         tl.store(R + p + i, r)
         if DEFINITE:
             wrong = tl.max(tl.where(d * sign > 0.0, 0, 1), 0)
@@ -84,17 +83,20 @@ def diagonal_kernel(
         else:
             value += tl.sum(tl.where(d > 0.0, 1.0, 0.0), 0)
             tl.store(G, grown + updates16(B, r))
-        # the rest of the block's rows p .. p + 15, in place: the rows above take their part, then the tile is solved
+        # the rest of the block's rows p .. p + 15, in place: the rows above take their part, then all is solved
         for j in range(p + 16, NB, 16):
             x = tl.load(E + (p + ii) * width + j + jj)
             for q in range(0, p, 16):
                 u = tl.load(E + (q + ii) * width + p + jj) * tl.load(R + q + i)[:, None]
                 x -= tl.dot(tl.trans(u), tl.load(E + (q + ii) * width + j + jj), out_dtype=tl.float64)
-            x = solve16(L, inverse, x)
             tl.debug_barrier()
             tl.store(E + (p + ii) * width + j + jj, x)
-            magnitude = larger(magnitude, largest(x, 1))
+        if NB > 16:
+            live = (w > p + 15) & (w < NB)
+            solve16(E + p * width + p, width, E + p * width + w, width, live)
         if not DEFINITE:
+            for j in range(p + 16, NB, 16):
+                magnitude = larger(magnitude, largest(tl.load(E + (p + ii) * width + j + jj), 1))
             tl.store(MAGNITUDE + t * h + first + p + i, magnitude)
         # what this pass has written the next one reads with other lanes
         tl.debug_barrier()
@@ -121,18 +123,19 @@ def rows_kernel(
             u = tl.load(E + (16 * q + i)[:, None] * width + (first + 16 * p + i)[None, :])
             u *= tl.load(R + 16 * q + i)[:, None]
             x -= tl.dot(tl.trans(u), X[q], out_dtype=tl.float64)
-        B = tl.load(E + (16 * p + i)[:, None] * width + (first + 16 * p + i)[None, :])
-        X = X + (solve16(factor16(B, tl.load(R + 16 * p + i)), inverse_factor16(B), x),)
+        # between loads and stores of one place: they need not have one layout
+        tl.debug_barrier()
+        tl.store(E + (16 * p + i)[:, None] * width + j[None, :], x, mask=live)
+        row = E + 16 * p * width
+        solve16(row + first + 16 * p, width, row + j, width, j < width)
+        X = X + (tl.load(E + (16 * p + i)[:, None] * width + j[None, :], mask=live, other=0.0),)
     G = GROWTH + t * width + j
     grown = tl.zeros([W], tl.float64)
     if not DEFINITE:
         grown += tl.load(G, mask=j < width, other=0.0)
-    # every lane has read what is now overwritten
-    tl.debug_barrier()
     for p in tl.static_range(NB // 16):
         at = (t * h + first + 16 * p + i)[:, None] * width + j[None, :]
         scaled = X[p] * tl.load(R + 16 * p + i)[:, None]
-        tl.store(M + at, X[p], mask=live)
         tl.store(SCALED + at, scaled, mask=live)
         if not DEFINITE:
             grown += tl.sum(tl.abs(X[p] * scaled), 0)
@@ -152,8 +155,8 @@ def diagonal(
     """Factorises the diagonal block of one panel of every item.
 
     Args:
-        M: float64 `[B, h, width]`; columns `0..h-1` are symmetric `E`. The block receives `D L^T` in its upper
-            triangle; what is below is workspace, and read by `rows`.
+        M: float64 `[B, h, width]`; columns `0..h-1` are symmetric `E`. The block receives `D L^T` above its
+            diagonal and the pivots' reciprocals on it, which `rows` reads; what is below is workspace.
         size: pivots: 16, 32, 48 or 64.
         reciprocals: `[B, h]`; receives `1 / d` at `first .. first + size - 1`.
         value: `[B]`, to which the number of positive pivots is added, or the sum of `log |d|`.
@@ -178,8 +181,8 @@ def diagonal_twin(
     """`diagonal` in PyTorch."""
     panel = slice(first, first + size)
     block = factor_block(M[:, panel, panel])
-    M[:, panel, panel] = block.upper * block.pivots[..., None]
     reciprocals[:, panel] = 1 / block.pivots
+    M[:, panel, panel] = block.upper.triu(1) * block.pivots[..., None] + reciprocals[:, panel].diag_embed()
     if definite:
         wrong = ~(block.pivots * sign[:, None] > 0).all(-1)
         value += torch.where(wrong, torch.nan, block.pivots.abs().log().sum(-1))

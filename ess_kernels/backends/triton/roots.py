@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .compilation import Variant
 from .launches import Launch
-from .tiles import diagonal16, indices16, inverse_factor16, larger, largest
+from .tiles import diagonal16, factor16, indices16, larger, largest, solve16
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -30,14 +30,14 @@ def shift(n: int) -> float:
 @triton.jit
 def cholesky16(A):
     """As `ldl16`, but a pivot that is not positive (a coordinate that is never reached: its row is zero) is skipped."""
-    ii, jj = indices16()
+    ii, _ = indices16()
     i = tl.arange(0, 16)
     for k in tl.static_range(16):
         row = tl.sum(tl.where(ii == k, A, 0.0), 0)
         d = tl.sum(tl.where(i == k, row, 0.0), 0)
         inverse = tl.where(d > 0.0, 1.0 / tl.where(d > 0.0, d, 1.0), 0.0)
         multiplier = tl.where(i > k, row * inverse, 0.0)
-        A = tl.where((jj == k) & (ii > k), -multiplier[:, None], A - multiplier[:, None] * row[None, :])
+        A -= multiplier[:, None] * row[None, :]
     return A
 
 
@@ -75,25 +75,29 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
             u = tl.load(F + q * n + p + square)
             a -= tl.dot(tl.trans(u), u, out_dtype=tl.float64)
         factor = cholesky16(a)
-        inverse, lower = inverse_factor16(factor) * inverse_roots16(factor)[:, None], tl.trans(root16(factor))
+        inverse, root = inverse_roots16(factor), root16(factor)
+        # where a pivot was skipped the reciprocal is zero: nothing is subtracted
+        tl.store(F + p * n + p + square, factor16(factor, inverse * inverse))
         for j in range(0, n, W):
-            if j + W > p:
-                t = tl.load(P + p * n + j + tile)
-                t = tl.where((p + i)[:, None] == (j + w)[None, :], t * (1.0 + shift), t)
+            right = j + w >= p + 16
+            t = tl.zeros([16, W], tl.float64)
+            if j + W > p + 16:
+                t += tl.load(P + p * n + j + tile)
                 for q in range(0, p, 16):
                     u = tl.load(F + q * n + p + square)
                     v = tl.load(F + q * n + j + tile)
                     t -= tl.dot(tl.trans(u), v, out_dtype=tl.float64)
-                # where the rank ends, pivots are tiny: an inverse loses digits, one step of refinement gives them back
-                root = tl.dot(inverse, t, out_dtype=tl.float64)
-                t -= tl.dot(lower, root, out_dtype=tl.float64)
-                t = root + tl.dot(inverse, t, out_dtype=tl.float64)
-                t = tl.where((j + w)[None, :] >= (p + i)[:, None], t, 0.0)
+                tl.store(F + p * n + j + tile, t, mask=right[None, :])
+                solve16(F + p * n + p, n, F + p * n + j + w, n, right)
+                t = tl.load(F + p * n + j + tile, mask=right[None, :], other=0.0) * inverse[:, None]
                 rows += tl.sum(t * t * tl.load(MASS + j + w)[None, :], 1)
-            else:
-                t = tl.zeros([16, W], tl.float64)
-            tl.store(F + p * n + j + tile, t)
-        size = larger(size, rows)
+                # between a load and a store of one place: they need not have one layout
+                tl.debug_barrier()
+            tl.store(F + p * n + j + tile, t, mask=(right | (j + w < p))[None, :])
+        # all have read the factor
+        tl.debug_barrier()
+        tl.store(F + p * n + p + square, root)
+        size = larger(size, rows + tl.sum(root * root * tl.load(MASS + p + i)[None, :], 1))
         # the rows of this panel are read by other lanes below
         tl.debug_barrier()
     tl.store(SIZE + item, largest(size))

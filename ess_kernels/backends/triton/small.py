@@ -25,7 +25,6 @@ from .tiles import (
     factor16,
     growth16,
     indices16,
-    inverse_factor16,
     larger,
     largest,
     ldl16,
@@ -130,6 +129,8 @@ def block16_kernel(
     w = tl.arange(0, 16)
     ii, jj = indices16()
     square = ii * 16 + jj
+    # of two tiles, one after the other
+    columns = tl.arange(0, 32) // 16 * 256 + tl.arange(0, 32) % 16
     one = tl.where(ii == jj, 1.0, 0.0)
     rate = tl.full([16], 1.0, tl.float64)
     if RATED:
@@ -185,11 +186,15 @@ def block16_kernel(
                 magnitude, inside = magnitude16(B), growth16(B, di) + 0.0 * tl.sum(d, 0)
                 # what was watched is now a few numbers, and their tiles need not outlive this place
                 tl.debug_barrier()
-            L, inverse = factor16(B, di), inverse_factor16(B)
-            Ua = solve16(L, inverse, A0 * unit)
-            Ue = solve16(L, inverse, E0 * (unit * unit))
-            Va, Ve = Ua * di[:, None], Ue * di[:, None]
+            # the factor lies where R will be, the right hand sides where K and C will be
             node = RKC + slot * 768 + square
+            tl.store(node, factor16(B, di))
+            tl.store(node + 256, A0 * unit)
+            tl.store(node + 512, E0 * (unit * unit))
+            solve16(RKC + slot * 768, 16, RKC + slot * 768 + 256 + columns, 16, columns >= 0)
+            Ua, Ue = tl.load(node + 256), tl.load(node + 512)
+            tl.debug_barrier()
+            Va, Ve = Ua * di[:, None], Ue * di[:, None]
             tl.store(node, sign * one + tl.dot(tl.trans(Ua), Va, out_dtype=tl.float64))
             tl.store(node + 256, unit * Y - sign * tl.dot(tl.trans(Ua), Ve, out_dtype=tl.float64))
             tl.store(node + 512, tl.dot(tl.trans(Ue), Ve, out_dtype=tl.float64) - one - sign * unit * unit * corner)

@@ -27,7 +27,6 @@ from .tiles import (
     factor16,
     growth16,
     indices16,
-    inverse_factor16,
     larger,
     largest,
     ldl16,
@@ -66,29 +65,107 @@ def half(side, m: tl.constexpr):
 
 
 @triton.jit
-def solved16(pointer, TRANSPOSED: tl.constexpr, L, inverse, W, panels: tl.constexpr, m: tl.constexpr):
-    """`U = L^-1 V` in the first `panels` panels, for 16 columns `V` of which the first tile begins at `pointer`.
+def workspace(CHILD, m: tl.constexpr):
+    """Room in a child `[3, h, h]` for two tiles of factors and two of columns, where nothing has been written yet.
+
+    A child of 32 has nothing below the diagonal of `R` and `C`: the factors stay there. The columns are where the upper
+    half of `K` will be, which is written when all columns have been solved for. A child of 16 has its factor where `R`
+    will be and its columns where `K` and `C` will be.
+
+    Returns:
+        Pointer to the first factor, offset of the second, pointer to the first tile of columns, offset of the second.
+    """
+    if m == 64:
+        return CHILD + 16 * 32, 2 * 32 * 32, CHILD + 32 * 32, 16
+    else:
+        return CHILD, 0, CHILD + 256, 256
+
+
+@triton.jit
+def reciprocals16(CHILD, panels: tl.constexpr, m: tl.constexpr):
+    """The reciprocals of the first `panels` panels' pivots, which lie on the diagonals of the factors.
+
+    They are loaded wherever they are needed: kept, they would take registers that nodes of 64 do not have.
+    """
+    factor, apart, _, _ = workspace(CHILD, m)
+    i = tl.arange(0, 16)
+    r = ()
+    for p in tl.static_range(panels):
+        r = r + (tl.load(factor + p * apart + i * (m // 2 + 1)),)
+    return r
+
+
+@triton.jit
+def below16(CHILD, p: tl.constexpr, m: tl.constexpr):
+    """Room for 16 numbers below the diagonal of the factor of panel `p`, where nothing else is."""
+    factor, apart, _, _ = workspace(CHILD, m)
+    i = tl.arange(0, 16)
+    return factor + p * apart + (15 - i // 8) * (m // 2) + i % 8
+
+
+@triton.jit
+def updated16(pointer, TRANSPOSED: tl.constexpr, W, U, p: tl.constexpr, m: tl.constexpr):
+    """The tile in panel `p` of 16 columns of which the first tile begins at `pointer`, after what earlier panels do.
 
     Args:
-        L, inverse: the diagonal tiles of `L` and their inverses.
-        W: the other tiles of the factor, as `scaled16` gives them for the columns of `E`, one column after the other.
+        W: the factor's tiles beside the diagonal, as `scaled16` gives them for the columns of `E`, one column after the
+            other.
+        U: what was solved for the earlier panels of these columns.
     """
     i, j = indices16()
+    if TRANSPOSED:
+        X = tl.load(pointer + p * 16 + j * m + i)
+    else:
+        X = tl.load(pointer + p * 16 * m + i * m + j)
+    for l in tl.static_range(p):
+        X = tl.dot(tl.trans(W[p * (p - 1) // 2 + l]), U[l], X, out_dtype=tl.float64)
+    return X
+
+
+@triton.jit
+def solved16(pointer, CHILD, W, panels: tl.constexpr, m: tl.constexpr):
+    """`U = L^-1 V` in the first `panels` panels, for 16 columns `V` of which the first tile begins at `pointer`.
+
+    The panels' factors are in the `workspace` of `CHILD`; `W` as for `updated16`.
+    """
+    i, j = indices16()
+    factor, apart, room, _ = workspace(CHILD, m)
+    h: tl.constexpr = m // 2
+    at = room + i * h + j
+    c = tl.arange(0, 16)
     U = ()
     for p in tl.static_range(panels):
-        if TRANSPOSED:
-            X = tl.load(pointer + p * 16 + j * m + i)
-        else:
-            X = tl.load(pointer + p * 16 * m + i * m + j)
-        for l in tl.static_range(p):
-            X = tl.dot(tl.trans(W[p * (p - 1) // 2 + l]), U[l], X, out_dtype=tl.float64)
-        if m == 64:
-            # one product: the second one's operands take 44 registers that nodes of 64 do not have. What is lost where
-            # the inverse is large is not in the growth
-            U = U + (tl.dot(inverse[p], X, out_dtype=tl.float64),)
-        else:
-            U = U + (solve16(L[p], inverse[p], X),)
+        tl.store(at, updated16(pointer, False, W, U, p, m))
+        solve16(factor + p * apart, h, room + c, h, c >= 0)
+        U = U + (tl.load(at),)
+        # the room is used again
+        tl.debug_barrier()
     return U
+
+
+@triton.jit
+def solved32(ONE, ONCE: tl.constexpr, OTHER, TOO: tl.constexpr, CHILD, W, panels: tl.constexpr, m: tl.constexpr):
+    """As `solved16` for two times 16 columns, from `ONE` and from `OTHER`: a thread a column keeps all of a warp busy.
+
+    `ONCE` and `TOO` say whether the one and the other lie transposed.
+    """
+    i, j = indices16()
+    factor, apart, room, across = workspace(CHILD, m)
+    h: tl.constexpr = m // 2
+    at = room + i * h + j
+    c = tl.arange(0, 32)
+    columns = room + c // 16 * across + c % 16
+    U = ()
+    V = ()
+    for p in tl.static_range(panels):
+        tl.store(at, updated16(ONE, ONCE, W, U, p, m))
+        tl.store(at + across, updated16(OTHER, TOO, W, V, p, m))
+        solve16(factor + p * apart, h, columns, h, c >= 0)
+        U = U + (tl.load(at),)
+        V = V + (tl.load(at + across),)
+        # the room is used again
+        tl.debug_barrier()
+    return U, V
 
 
 @triton.jit
@@ -101,20 +178,28 @@ def scaled16(U, reciprocals, panels: tl.constexpr):
 
 
 @triton.jit
-def watched16(growth, magnitude, U, size, panels: tl.constexpr, DEFINITE: tl.constexpr):
+def nothing16(panels: tl.constexpr):
+    """The sizes of rows of which nothing has been seen."""
+    magnitude = ()
+    for _ in tl.static_range(panels):
+        magnitude = magnitude + (tl.zeros([16], tl.float64),)
+    return magnitude
+
+
+@triton.jit
+def watched16(growth, magnitude, U, reciprocals, panels: tl.constexpr, DEFINITE: tl.constexpr):
     """Takes note of the tiles of 16 columns: the updates of their diagonal entries, the sizes of the rows.
 
-    The updates are computed from `U` and `size`, which is `1 / |D|`: their products with the scaled tiles, which are
-    there too, take registers that the nodes of 64 do not have.
+    The updates are computed from `U` alone: nodes of 64 have no registers for the scaled tiles beside it.
     """
     if DEFINITE:
         return growth, magnitude
     else:
         raised = ()
         if panels > 0:
-            updates = tl.sum(U[0] * U[0] * size[0][:, None], 0)
+            updates = tl.sum(U[0] * U[0] * tl.abs(reciprocals[0])[:, None], 0)
             for p in tl.static_range(1, panels):
-                updates += tl.sum(U[p] * U[p] * size[p][:, None], 0)
+                updates += tl.sum(U[p] * U[p] * tl.abs(reciprocals[p])[:, None], 0)
             growth = larger(growth, largest(updates))
             for p in tl.static_range(panels):
                 raised = raised + (larger(magnitude[p], largest(U[p], 1)),)
@@ -122,24 +207,27 @@ def watched16(growth, magnitude, U, size, panels: tl.constexpr, DEFINITE: tl.con
 
 
 @triton.jit
-def store_tile(KEPT, CHILD, U, w, b: tl.constexpr, c: tl.constexpr, m: tl.constexpr):
-    """The tile of a child in row `b` and column `c >= b` of `[V1 V2]^T [V1 V2]`, which is part of R, K or C.
+def store_tile(KEPT, CHILD, part: tl.constexpr, u, w, b: tl.constexpr, c: tl.constexpr, m: tl.constexpr):
+    """The tile in row `b` and column `c` of a part (0 `R`, 1 `K`, 2 `C`) of a child: what is kept plus `U_b^T w`.
 
     Args:
-        U: tiles of the columns so far, one column after the other.
-        w: tiles of column `c` by `scaled16`.
+        u: tiles of column `b` of `V1` (for `R` and `K`) or `V2` (for `C`).
+        w: tiles of column `c` of `V1` (for `R`) or `V2` by `scaled16`.
     """
     h: tl.constexpr = m // 2
     T: tl.constexpr = m // 32
-    part: tl.constexpr = (b >= T) + (c >= T)
-    row: tl.constexpr = b % T
-    column: tl.constexpr = c % T
-    if part != 1 or row >= column:
-        i, j = indices16()
-        X = tl.load(KEPT + part * m * m + row * 16 * m + column * 16 + i * m + j)
-        for p in tl.static_range(T):
-            X = tl.dot(tl.trans(U[b * T + p]), w[p], X, out_dtype=tl.float64)
-        tl.store(CHILD + part * h * h + row * 16 * h + column * 16 + i * h + j, X)
+    i, j = indices16()
+    X = tl.load(KEPT + part * m * m + b * 16 * m + c * 16 + i * m + j)
+    for p in tl.static_range(T):
+        X = tl.dot(tl.trans(u[p]), w[p], X, out_dtype=tl.float64)
+    tl.store(CHILD + part * h * h + b * 16 * h + c * 16 + i * h + j, X)
+
+
+@triton.jit
+def parked(CHILD, k: tl.constexpr):
+    """Where in a child of 32 the tile `k` of `V1` waits while `V2` is solved for: the rest of `K`'s and `C`'s place."""
+    i, j = indices16()
+    return CHILD + (1 + k // 2) * 1024 + (1 - k // 2) * 512 + k % 2 * 16 + i * 32 + j
 
 
 @triton.jit(do_not_specialize_on_alignment=[*STATE, *CHILD_STATE])
@@ -160,55 +248,92 @@ def split_kernel(
     value = tl.load(VALUE + node)
     growth = value * 0.0
     inside = value * 0.0
-    L = ()
+    factor, apart, _, _ = workspace(CHILD, m)
     W = ()
-    inverse = ()
-    reciprocals = ()
-    size = ()
     magnitude = ()
     for q in tl.static_range(T):
-        u = solved16(RKC + E + q * 16, False, L, inverse, W, q, m)
+        u = solved16(RKC + E + q * 16, CHILD, W, q, m)
+        reciprocals = reciprocals16(CHILD, q, m)
         w = scaled16(u, reciprocals, q)
-        growth, magnitude = watched16(growth, magnitude, u, size, q, DEFINITE)
+        growth, magnitude = watched16(growth, magnitude, u, reciprocals, q, DEFINITE)
         A = tl.load(RKC + E + q * 16 * (m + 1) + i * m + j)
         for p in tl.static_range(q):
             A = tl.dot(tl.trans(w[p]), u[p], A, out_dtype=tl.float64)
         A = ldl16(A)
         d = diagonal16(A)
         r = reciprocal(d)
-        L = L + (factor16(A, r),)
-        inverse = inverse + (inverse_factor16(A),)
+        tl.store(factor + q * apart + i * h + j, factor16(A, r))
         W = W + w
-        reciprocals = reciprocals + (r,)
-        size = size + (tl.abs(r),)
         if DEFINITE:
             value += log_of_pivots16(d)
         else:
             value += tl.sum((d > 0.0).to(tl.int32), 0).to(tl.float64)
             magnitude = magnitude + (magnitude16(A),)
             inside = larger(inside, largest(updates16(A, r)) if m == 64 else growth16(A, r))
+    tl.store(CHILD_VALUE + child, value)
+    if T == 2 and not DEFINITE:
+        # there are not enough registers to keep the rows' sizes
+        tl.debug_barrier()
+        for p in tl.static_range(T):
+            tl.store(below16(CHILD, p, m), magnitude[p])
+        magnitude = nothing16(T)
     # a bound: the columns with the largest updates from earlier panels and from their own may not be the same
     growth += inside
 
-    U = ()
-    for c in tl.static_range(2 * T):
-        if c < T:
-            u = solved16(RKC + V1 + c * 16 * m, True, L, inverse, W, T, m)
-        else:
-            u = solved16(RKC + V2 + (c - T) * 16, False, L, inverse, W, T, m)
+    if T == 1:
+        U1, U2 = solved32(RKC + V1, True, RKC + V2, False, CHILD, W, T, m)
+        reciprocals = reciprocals16(CHILD, T, m)
+        # `R` goes where they were
+        tl.debug_barrier()
+    else:
+        one, other = solved32(RKC + V1, True, RKC + V1 + 16 * m, True, CHILD, W, T, m)
+        U1 = one + other
+        reciprocals = reciprocals16(CHILD, T, m)
+    for c in tl.static_range(T):
+        u = U1[c * T : c * T + T]
+        growth, magnitude = watched16(growth, magnitude, u, reciprocals, T, DEFINITE)
         w = scaled16(u, reciprocals, T)
-        growth, magnitude = watched16(growth, magnitude, u, size, T, DEFINITE)
-        U = U + u
         for b in tl.static_range(c + 1):
-            store_tile(RKC + kept, CHILD, U, w, b, c, m)
+            store_tile(RKC + kept, CHILD, 0, U1[b * T : b * T + T], w, b, c, m)
+    if T == 2:
+        # there are not enough registers for all columns at once
+        for k in tl.static_range(4):
+            tl.store(parked(CHILD, k), U1[k])
+        if not DEFINITE:
+            for p in tl.static_range(T):
+                size = tl.load(below16(CHILD, p, m))
+                tl.debug_barrier()
+                tl.store(below16(CHILD, p, m), larger(size, magnitude[p]))
+            magnitude = nothing16(T)
+        one, other = solved32(RKC + V2, False, RKC + V2 + 16, False, CHILD, W, T, m)
+        U2 = one + other
+        reciprocals = reciprocals16(CHILD, T, m)
+    for c in tl.static_range(T):
+        growth, magnitude = watched16(growth, magnitude, U2[c * T : c * T + T], reciprocals, T, DEFINITE)
 
-    tl.store(CHILD_VALUE + child, value)
     if not DEFINITE:
         least = tl.load(LEAST + node)
         for p in tl.static_range(T):
-            least = smaller(least, least_row(magnitude[p]))
+            if T == 1:
+                least = smaller(least, least_row(magnitude[p]))
+            else:
+                least = smaller(least, least_row(larger(tl.load(below16(CHILD, p, m)), magnitude[p])))
         tl.store(CHILD_GROWTH + child, tl.load(GROWTH + node) + growth)
         tl.store(CHILD_LEAST + child, least)
+
+    for b in tl.static_range(T):
+        if T == 1:
+            u = U1
+        else:
+            u = (tl.load(parked(CHILD, 2 * b)), tl.load(parked(CHILD, 2 * b + 1)))
+            # another tile goes there now
+            tl.debug_barrier()
+        for c in tl.static_range(b + 1):
+            store_tile(RKC + kept, CHILD, 1, u, scaled16(U2[c * T : c * T + T], reciprocals, T), b, c, m)
+    for c in tl.static_range(T):
+        w = scaled16(U2[c * T : c * T + T], reciprocals, T)
+        for b in tl.static_range(c + 1):
+            store_tile(RKC + kept, CHILD, 2, U2[b * T : b * T + T], w, b, c, m)
 
 
 def split(rkc: Tensor, state: State, child: Tensor, child_state: State, definite: bool) -> None:

@@ -5,8 +5,8 @@ where anything depends on it the growth becomes huge or NaN, where nothing does 
 noticed either way. `tl.max` and `tl.maximum` drop NaN, so everything that is watched goes through `larger`, `smaller`,
 `largest` and `least_row`, which do not.
 
-What lies right of a tile is solved for by two products with `L^-1` (`solve16`), the second of what the first left over.
-One product alone loses as much as `L^-1` is larger than what it gives, and no growth shows that.
+What lies right of a tile is found by substitution (`solve16`), never by a product with `L^-1`: the inverse can be huge
+where neither `L` nor `L^-1 V` is, such a product then loses digits, and no growth shows that.
 """
 
 from __future__ import annotations
@@ -41,43 +41,64 @@ def diagonal16(A):
 
 @triton.jit
 def ldl16(A):
-    """`A = L D L^T` for a symmetric 16 x 16 tile: above the diagonal `D L^T`, on it `D`, below it `L^-1`.
+    """`A = L D L^T` for a symmetric 16 x 16 tile: above the diagonal `D L^T`, on it `D`, below it nothing of use.
 
     The loop is static, so that a comparison with `k` costs nothing along the axis that lies in registers; the pivot's
     column is its row, by symmetry, so that nothing is exchanged but one reduction a pivot.
     """
-    ii, jj = indices16()
+    ii, _ = indices16()
     i = tl.arange(0, 16)
     for k in tl.static_range(16):
         row = tl.sum(tl.where(ii == k, A, 0.0), 0)
         d = tl.sum(tl.where(i == k, row, 0.0), 0)
         multiplier = tl.where(i > k, row * reciprocal(d), 0.0)
-        A = tl.where((jj == k) & (ii > k), -multiplier[:, None], A - multiplier[:, None] * row[None, :])
+        A -= multiplier[:, None] * row[None, :]
     return A
 
 
 @triton.jit
-def inverse_factor16(B):
-    """`L^-1` from what `ldl16` returns."""
-    ii, jj = indices16()
-    return tl.where(ii > jj, B, tl.where(ii == jj, 1.0, 0.0))
-
-
-@triton.jit
 def factor16(B, inverse):
-    """Unit lower triangular `L` from what `ldl16` returns, and the pivots' reciprocals."""
+    """What `solve16` reads, from what `ldl16` returns and the pivots' reciprocals, which take the pivots' places."""
     ii, jj = indices16()
-    return tl.trans(tl.where(jj > ii, B * inverse[:, None], tl.where(ii == jj, 1.0, 0.0)))
+    return tl.where(ii == jj, inverse[:, None], B)
 
 
 @triton.jit
-def solve16(L, inverse, V):
-    """`L^-1 V` for `V` `[16, w]` by products, `inverse` being `L^-1`.
+def solve16(FACTOR, ld, V, step, live):
+    """`V <- L^-1 V` in memory, by substitution, a thread a column: its 16 numbers are registers of its own.
 
-    One step of refinement brings the errors near those of substitution. No bound of what is left is in the growth.
+    Every lane sees what was written before, and what is written here is seen by every lane afterwards.
+
+    Args:
+        FACTOR: a pointer to what `factor16` returns, rows `ld` apart.
+        V: `[w]` pointers to the first row, the other 15 rows `step` apart.
+        live: bool `[w]`, the columns that exist.
     """
-    U = tl.dot(inverse, V, out_dtype=tl.float64)
-    return tl.dot(inverse, V - tl.dot(L, U, out_dtype=tl.float64), U, out_dtype=tl.float64)
+    for first in range(0, 16, 8):
+        # the rows above were written by this very loop
+        tl.debug_barrier()
+        v = ()
+        for i in tl.static_range(8):
+            v = v + (tl.load(V + (first + i) * step, mask=live, other=0.0),)
+        for k in range(first):
+            row = FACTOR + k * ld
+            scaled = tl.load(V + k * step, mask=live, other=0.0) * tl.load(row + k)
+            rest = ()
+            for i in tl.static_range(8):
+                rest = rest + (v[i] - tl.load(row + first + i) * scaled,)
+            v = rest
+        for k in tl.static_range(7):
+            row = FACTOR + (first + k) * ld + first
+            scaled = v[k] * tl.load(row + k)
+            rest = v[: k + 1]
+            for i in tl.static_range(k + 1, 8):
+                rest = rest + (v[i] - tl.load(row + i) * scaled,)
+            v = rest
+        # lanes that hold the same column have all loaded it
+        tl.debug_barrier()
+        for i in tl.static_range(8):
+            tl.store(V + (first + i) * step, v[i], mask=live)
+    tl.debug_barrier()
 
 
 @triton.jit
