@@ -145,8 +145,7 @@ def test_no_count_is_wrong_where_inverses_of_panels_are_huge():
     assert silent_counts(huge_and_small(7 * 18 + 72 + 2, 72, 2, 18), 1.0) == []
 
 
-@pytest.mark.parametrize("power", [18, 25])
-@pytest.mark.parametrize("length", [40, 72, 100, 130])
+@pytest.mark.parametrize("length, power", [(40, 18), (100, 10)])
 def test_counts_beside_huge_integers(length, power):
     rank = 1 + (length + power) % 3
     assert silent_counts(huge_and_small(7 * power + length + rank, length, rank, power), 1.0) == []
@@ -154,14 +153,14 @@ def test_counts_beside_huge_integers(length, power):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("power", [10, 14, 18, 22, 25, 32])
+@pytest.mark.parametrize("power", [10, 18, 25, 32])
 @pytest.mark.parametrize("length", [40, 72, 100, 130])
 def test_more_counts_beside_huge_integers(length, power, rank):
-    for seed in range(3):
+    for seed in range(2):
         assert silent_counts(huge_and_small(1000 * seed + 7 * power + rank, length, rank, power), 1.0) == []
 
 
-@pytest.mark.parametrize("head", range(3))
+@pytest.mark.parametrize("head", [0, *(pytest.param(head, marks=pytest.mark.slow) for head in (1, 2))])
 def test_counts_of_sharp_attention_of_one_dimension(head):
     """Softmax of an outer product: few directions, graded over many orders of magnitude."""
     g = torch.Generator().manual_seed(97)
