@@ -77,13 +77,13 @@ def solve16(FACTOR, ld, V, step, live):
     for first in range(0, 16, 8):
         # the rows above were written by this very loop
         tl.debug_barrier()
-        v = ()
+        v = ()  # type: tuple[Any, ...]
         for i in tl.static_range(8):
             v = v + (tl.load(V + (first + i) * step, mask=live, other=0.0),)
         for k in range(first):
             row = FACTOR + k * ld
             scaled = tl.load(V + k * step, mask=live, other=0.0) * tl.load(row + k)
-            rest = ()
+            rest = ()  # type: tuple[Any, ...]
             for i in tl.static_range(8):
                 rest = rest + (v[i] - tl.load(row + first + i) * scaled,)
             v = rest
