@@ -45,20 +45,23 @@ inline void factor_rows(int c, V *R, V *K, V *d, V *growth) {
     }
 }
 
-// LDL^T of the leading `size` columns of C: unit lower L in place, pivots and their inverses in d and `inverses`. Returns
-// the largest update of a diagonal entry.
-inline V factor_columns(int c, int size, V *C, V *d, V *inverses) {
+// LDL^T of the leading `size` columns of C: unit lower L in place, the largest magnitude of each of its columns, and the
+// pivots in d. Returns the largest update of a diagonal entry.
+inline V factor_columns(int c, int size, V *C, V *d, V *largest) {
     V growth = V{};
     for (int k = 0; k < size; k++) {
         V *Ck = C + k * c, pivot = not_zero(Ck[k]), inverse = 1.0 / pivot;
         d[k] = pivot;
-        inverses[k] = inverse;
         for (int j = k + 1; j < size; j++) {
             V l = Ck[j] * inverse, *Cj = C + j * c;
             growth = max(growth, abs(l * Ck[j]));
             for (int i = j; i < size; i++) Cj[i] -= Ck[i] * l;
         }
-        for (int i = k + 1; i < size; i++) Ck[i] *= inverse;
+        largest[k] = V{};
+        for (int i = k + 1; i < size; i++) {
+            Ck[i] *= inverse;
+            largest[k] = larger_magnitude(largest[k], Ck[i]);
+        }
     }
     return growth;
 }
@@ -76,7 +79,6 @@ struct Chain {
     V alpha[CHAIN];   // the factor that is left of each term
     V p[CHAIN];       // its entry at the column in work
     V t[CHAIN];       // alpha p
-    V inverse[CHAIN]; // of the pivot after each term
     V beta[CHAIN];    // what L gains per entry of w
 
     // Column j: its pivot after each term goes to `after`.
@@ -85,11 +87,11 @@ struct Chain {
         for (int u = 0; u < CHAIN; u++) {
             V entry = w[u * c + j], factor = alpha[u] * entry, d = before + factor * entry;
             if (guard) d = not_zero(d);
-            inverse[u] = 1.0 / d;
+            V inverse = 1.0 / d;
             p[u] = entry;
             t[u] = factor;
-            beta[u] = factor * inverse[u];
-            alpha[u] = alpha[u] * before * inverse[u];
+            beta[u] = factor * inverse;
+            alpha[u] = alpha[u] * before * inverse;
             after[u] = before = d;
         }
     }
@@ -100,29 +102,30 @@ struct Chain {
             V l = Cj[i];
             ESS_UNROLL
             for (int u = 0; u < CHAIN; u++) {
-                V x = fused(-p[u], l, w[u * c + i]);
+                V x = w[u * c + i] - p[u] * l;
                 w[u * c + i] = x;
-                l = fused(beta[u], x, l);
+                l += beta[u] * x;
             }
             Cj[i] = l;
         }
     }
 
-    // As `column`, to the last bit; cross[u] becomes the largest |t l w| or |t w' l'| of term u (update_errors.h).
-    void measured_column(V *Cj, V *w, int c, int j, int rows, V (&cross)[CHAIN]) const {
-        for (int u = 0; u < CHAIN; u++) cross[u] = V{};
+    // The same, and the largest magnitudes of l and of w after each term. NaN shows at the pivots.
+    ESS_INLINE void watched_column(V *Cj, V *w, int c, int j, int rows, V (&largest_l)[CHAIN], V (&largest_w)[CHAIN]) const {
+        ESS_UNROLL
+        for (int u = 0; u < CHAIN; u++) largest_l[u] = largest_w[u] = V{};
         for (int i = j + 1; i < rows; i++) {
             V l = Cj[i];
             ESS_UNROLL
             for (int u = 0; u < CHAIN; u++) {
-                const V before = l * w[u * c + i], x = fused(-p[u], l, w[u * c + i]);
+                V x = w[u * c + i] - p[u] * l;
                 w[u * c + i] = x;
-                l = fused(beta[u], x, l);
-                cross[u] = max(cross[u], max(abs(before), abs(l * x)));
+                l += beta[u] * x;
+                largest_w[u] = larger_magnitude(largest_w[u], x);
+                largest_l[u] = larger_magnitude(largest_l[u], l);
             }
             Cj[i] = l;
         }
-        for (int u = 0; u < CHAIN; u++) cross[u] *= abs(t[u]);
     }
 
     // The largest entry of column j after term u, in L's units, rows j+1..rows-1; changes nothing.

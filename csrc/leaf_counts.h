@@ -51,7 +51,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
           put_(put), before_(before), so_far_(before), errors_(harmless(c, C, before.growth)) {}
 
     ESS_INLINE void run() {
-        errors_.restart(~Mask<double>{}, factor_columns(c_(), c_() - 1, factors_.C, factors_.d, factors_.inverses));
+        errors_.restart(~Mask<double>{}, factor_columns(c_(), c_() - 1, factors_.C, factors_.d, factors_.largest));
         for (int last = c_() - 1; last >= 0; last -= CHAIN) chain(last);
     }
 
@@ -78,15 +78,22 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
     ESS_INLINE void chain(int last) {
         Chain chain;
         LeafVerdict rows[CHAIN], position[CHAIN];
+        errors_.begin();
         // a position reads the columns before it only
         for (int u = 0; u < CHAIN; u++) {
             const int s = last - u, r = c_() - 1 - s;
             if (s >= 0) add_row(s);
             rows[u] = position[u] = so_far_;
             chain.alpha[u] = s >= 0 ? -1.0 / rows_.pivot(r) : V{};
-            for (int j = 0; j < last; j++) w_[u * c_() + j] = j < s ? rows_.entries(r)[j] : V{};
+            V largest = V{};
+            for (int j = 0; j < last; j++) {
+                const V entry = j < s ? rows_.entries(r)[j] : V{};
+                w_[u * c_() + j] = entry;
+                if (j > 0) largest = larger_magnitude(largest, entry);
+            }
+            largest_w_[u] = largest;
+            errors_.include(u, abs(chain.alpha[u]) * largest * largest);
         }
-        errors_.begin();
         for (int j = 0; j < last; j++) column(chain, last, j, position);
         V growth = V{};
         Mask<double> spoilt{};
@@ -103,16 +110,13 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
 
     // Column j takes the terms of the positions from `last` on.
     ESS_INLINE void column(Chain &chain, int last, int j, LeafVerdict *position) {
-        V after[CHAIN], change[CHAIN], inverse = factors_.inverses[j], *const Cj = factors_.C + j * c_();
+        V after[CHAIN], *const Cj = factors_.C + j * c_();
         chain.pivots(factors_.d[j], w_, c_(), j, after, true);
         ESS_UNROLL
         for (int u = 0; u < CHAIN; u++) {
-            const V update = chain.t[u] * chain.p[u];
-            change[u] = abs(update * inverse);
-            inverse = chain.inverse[u];
             if (j >= last - u) continue;
-            if (j == 0) errors_.first_pivot(u, first(update, after[u]));
-            else errors_.pivot(u, update, after[u]);
+            const V update = abs(chain.t[u] * chain.p[u]);
+            errors_.include(u, j == 0 ? first(update, after[u]) : max(update, abs(after[u])));
             position[u].positive += select(after[u] > V{}, all(1.0), V{});
             auto near = abs(after[u]) < all(SMALL_PIVOT);
             if (any(near)) {
@@ -120,16 +124,17 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
                 position[u].least = select(near, min(position[u].least, row), position[u].least);
             }
         }
-        factors_.d[j] = after[CHAIN - 1];
-        factors_.inverses[j] = inverse;
-        const Mask<double> suspicious = errors_.must_measure(change);
-        if (!any(suspicious)) {
-            chain.column(Cj, w_, c_(), j, last);
-            return;
+        V l[CHAIN], w[CHAIN], l_before = factors_.largest[j];
+        chain.watched_column(Cj, w_, c_(), j, last, l, w);
+        ESS_UNROLL
+        for (int u = 0; u < CHAIN; u++) {
+            const V t = abs(chain.t[u]), both = t * w[u] + abs(after[u]) * l[u];
+            errors_.include(u, larger(t * l_before * largest_w_[u], both * l[u] + abs(chain.alpha[u]) * w[u] * w[u]));
+            l_before = l[u];
+            largest_w_[u] = w[u];
         }
-        V cross[CHAIN];
-        chain.measured_column(Cj, w_, c_(), j, last, cross);
-        for (int u = 0; u < CHAIN && j < last - u; u++) errors_.measured(u, suspicious, cross[u]);
+        factors_.d[j] = after[CHAIN - 1];
+        factors_.largest[j] = l_before;
     }
 
     // The growth of the first column's pivot, which becomes `after`.
@@ -172,7 +177,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         }
         // what comes first is not first in reverse
         if (s > 0) growth = max(growth, reversed ? first : growth_of_first(C[0], first));
-        growth = max(growth, factor_columns(c_(), s, C, fresh_.d, fresh_.inverses));
+        growth = max(growth, factor_columns(c_(), s, C, fresh_.d, fresh_.largest));
         fresh_first_ = s > 0 ? max(first, abs(fresh_.d[0])) : V{};
         return growth;
     }
@@ -200,21 +205,22 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
                 entry = select(lanes, fresh_.C[j * c_() + i], entry);
             }
             factors_.d[j] = select(lanes, fresh_.d[j], factors_.d[j]);
-            factors_.inverses[j] = select(lanes, fresh_.inverses[j], factors_.inverses[j]);
+            factors_.largest[j] = select(lanes, fresh_.largest[j], factors_.largest[j]);
         }
         largest_first_ = select(lanes, fresh_first_, largest_first_);
         errors_.restart(lanes, growth);
     }
 
-    // L D L^T of columns: unit lower L in C, pivots and their inverses.
+    // L D L^T of columns: unit lower L in C, the largest entry of each of its columns, the pivots.
     struct Factors {
-        V *C, *d, *inverses;
-        ESS_INLINE Factors(int c, V *C, V *work) : C(C), d(work), inverses(work + c) {}
+        V *C, *d, *largest;
+        ESS_INLINE Factors(int c, V *C, V *work) : C(C), d(work), largest(work + c) {}
     };
 
     const int any_c_;
     const Factors factors_, fresh_; // updated from position to position, and made for one
     V *const w_;
+    V largest_w_[CHAIN]; // of each term's entries
     const Rows &rows_;
     const Put &put_;
     const LeafVerdict before_;

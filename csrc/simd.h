@@ -62,6 +62,15 @@ ESS_INLINE Vec<float> abs(Vec<float> x) {
     return reinterpret_cast<Vec<float>>(reinterpret_cast<Mask<float>>(x) & 0x7fffffff);
 }
 
+// The larger of `largest`, which is not negative, and the magnitude of x; may forget a NaN (see `larger`).
+ESS_INLINE Vec<double> larger_magnitude(Vec<double> largest, Vec<double> x) {
+#if ESS_VECTOR_BYTES == 64
+    return (Vec<double>)_mm512_range_pd((__m512d)largest, (__m512d)x, 11); // the one with the larger magnitude, without sign
+#else
+    return larger(abs(x), largest);
+#endif
+}
+
 ESS_INLINE Vec<double> sqrt(Vec<double> x) {
 #if ESS_VECTOR_BYTES == 64
     return (Vec<double>)_mm512_sqrt_pd((__m512d)x);

@@ -77,22 +77,22 @@ def solve16(FACTOR, ld, V, step, live):
     for first in range(0, 16, 8):
         # the rows above were written by this very loop
         tl.debug_barrier()
-        v = ()  # type: tuple[Any, ...]
+        v = ()
         for i in tl.static_range(8):
-            v = v + (tl.load(V + (first + i) * step, mask=live, other=0.0),)
+            v = v + (tl.load(V + (first + i) * step, mask=live, other=0.0),)  # type: ignore[assignment]
         for k in range(first):
             row = FACTOR + k * ld
             scaled = tl.load(V + k * step, mask=live, other=0.0) * tl.load(row + k)
-            rest = ()  # type: tuple[Any, ...]
+            rest = ()
             for i in tl.static_range(8):
-                rest = rest + (v[i] - tl.load(row + first + i) * scaled,)
+                rest = rest + (v[i] - tl.load(row + first + i) * scaled,)  # type: ignore[assignment]
             v = rest
         for k in tl.static_range(7):
             row = FACTOR + (first + k) * ld + first
             scaled = v[k] * tl.load(row + k)
-            rest = v[: k + 1]
+            rest = v[: k + 1]  # type: ignore[assignment]
             for i in tl.static_range(k + 1, 8):
-                rest = rest + (v[i] - tl.load(row + i) * scaled,)
+                rest = rest + (v[i] - tl.load(row + i) * scaled,)  # type: ignore[assignment]
             v = rest
         # lanes that hold the same column have all loaded it
         tl.debug_barrier()
