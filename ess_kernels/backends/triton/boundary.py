@@ -168,8 +168,11 @@ class Outside(NamedTuple):
 
 
 def launch(n: int) -> tuple[int, Launch]:
-    """Width of a tile, and warps: from 128 on fewer, wider programs, for all factored rows must fit the caches."""
-    return (64, Launch(4)) if n >= 128 else (min(32, n), Launch(1))
+    """Width of a tile, and warps: from 128 on fewer, wider programs, for all factored rows must fit the caches.
+
+    With 32 states a wider tile does not fit the registers of sm_80.
+    """
+    return (64, Launch(4)) if n >= 128 else (32 if n == 64 else 16, Launch(1))
 
 
 def programs(device: torch.device, launch: Launch) -> int:
