@@ -40,10 +40,10 @@ struct LeafVerdicts {
 
 // The columns of c positions, whose rows are eliminated: from the last position to the first.
 //
-// SIZE is c where that is known beforehand, or else 0. `Rows` knows the c eliminated rows, the last token's first: pivot(r); entries(r), their c - 1 - r entries at columns;
-// growth(r), the largest update of the pivot; least(s), the smallest of the largest entries of the rows of position s;
-// columns(target), which fills in C as it is without any row. `put(s, verdict)` takes what is found. C is overwritten, `work` has
-// columns_work(c) vectors, `before` is what is known already.
+// SIZE is c where that is known beforehand, or else 0. `Rows` knows the c eliminated rows, the last token's first: pivot(r);
+// entries(r), their c - 1 - r entries at columns; growth(r), the largest update of the pivot; least(s), the smallest of the
+// largest entries of the rows of position s; columns(target), which fills in C as it is without any row. `put(s, verdict)`
+// takes what is found. C is overwritten, `work` has columns_work(c) vectors, `before` is what is known already.
 template <int SIZE, class Rows, class Put> class LeafColumns {
   public:
     ESS_INLINE LeafColumns(int c, V *C, V *work, const LeafVerdict &before, const Rows &rows, const Put &put)
@@ -100,9 +100,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         for (int u = 0; u < CHAIN && u <= last; u++) {
             position[u].growth = max(position[u].growth, errors_.after(u));
             spoilt = errors_.harmful();
-            if (any(spoilt)) {
-                growth = renew(last - u, rows[u], spoilt, position[u]);
-            }
+            if (any(spoilt)) growth = renew(last - u, rows[u], spoilt, position[u]);
             put_(last - u, position[u]);
         }
         if (last >= CHAIN && any(spoilt)) take_fresh(last + 1 - CHAIN, spoilt, growth);
