@@ -98,7 +98,7 @@ class Engine(ABC):
     def _with_own_losses(self, count: Callable[[], Counts]) -> Counts:
         """`count()`, once more with what each position has lost where what its group has lost leaves a doubt."""
         found = count()
-        if self.lost is None or self.lost_group == 1 or not bool(found.unresolved.any()):
+        if self.lost_group == 1 or not bool(found.unresolved.any()) or self.lost is None:
             return found
         self._refine_lost()
         return count()
