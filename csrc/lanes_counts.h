@@ -142,14 +142,16 @@ template <int N> class BlockRows {
         for (int row = 0; row < C; row++) {
             if (any_small(e.pivot[N + row])) small_row(row);
         }
-        std::copy(e.corner, e.corner + C * C, corner_);
+        for (int i = 0; i < C * C; i++) corner_[i] = e.corner[i];
     }
 
     ESS_INLINE V pivot(int row) const { return e_.pivot[N + row]; }
     ESS_INLINE const V *entries(int row) const { return entries_ + row * C; }
     ESS_INLINE V growth(int row) const { return e_.growth[N + row]; }
     ESS_INLINE V least(int s) const { return least_[s]; }
-    void columns(V *target) const { std::copy(corner_, corner_ + C * C, target); }
+    void columns(V *target) const {
+        for (int i = 0; i < C * C; i++) target[i] = corner_[i];
+    }
 
   private:
     // A row whose pivot is small: what else is in it, for each of the positions that have it.

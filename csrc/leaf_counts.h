@@ -171,7 +171,11 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
             }
         }
         for (int j = 0; reversed && j < s; j++) {
-            for (int i = j; i < s - 1 - j; i++) std::swap(C[j * c_() + i], C[(s - 1 - i) * c_() + s - 1 - j]);
+            for (int i = j; i < s - 1 - j; i++) {
+                V &one = C[j * c_() + i], &other = C[(s - 1 - i) * c_() + s - 1 - j], kept = one;
+                one = other;
+                other = kept;
+            }
         }
         // what comes first is not first in reverse
         if (s > 0) growth = max(growth, reversed ? first : growth_of_first(C[0], first));
