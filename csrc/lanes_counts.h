@@ -134,11 +134,10 @@ template <int N> class BlockRows {
   public:
     // The corner is what is left of columns x columns without these rows.
     explicit BlockRows(Elimination<N> &e) : e_(e) {
-        V least = all(1.0);
         for (int row = 0; row < C; row++) {
             for (int j = 0; j < C - 1 - row; j++) entries_[row * C + j] = e.at(N + C + j, N + row);
         }
-        for (V &x : least_) x = least;
+        for (V &x : least_) x = all(1.0);
         for (int row = 0; row < C; row++) {
             if (any_small(e.pivot[N + row])) small_row(row);
         }

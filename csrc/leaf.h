@@ -96,31 +96,24 @@ struct Chain {
         }
     }
 
-    // The rest of column j, rows j+1..rows-1.
-    ESS_INLINE void column(V *Cj, V *w, int c, int j, int rows) const {
-        for (int i = j + 1; i < rows; i++) {
-            V l = Cj[i];
-            ESS_UNROLL
-            for (int u = 0; u < CHAIN; u++) {
-                V x = w[u * c + i] - p[u] * l;
-                w[u * c + i] = x;
-                l += beta[u] * x;
-            }
-            Cj[i] = l;
-        }
+    // Term u passes one row of the column: l becomes l', and w, the term's entry there, w'.
+    ESS_INLINE void pass(int u, V &l, V &w) const {
+        w -= p[u] * l;
+        l += beta[u] * w;
     }
 
-    // The same, and the largest magnitudes of l and of w after each term. NaN shows at the pivots.
-    ESS_INLINE void watched_column(V *Cj, V *w, int c, int j, int rows, V (&largest_l)[CHAIN], V (&largest_w)[CHAIN]) const {
+    // The rest of column j, rows j+1..rows-1, and the largest magnitudes of l and of w after each term. NaN shows at the
+    // pivots.
+    ESS_INLINE void column(V *Cj, V *w, int c, int j, int rows, V (&largest_l)[CHAIN], V (&largest_w)[CHAIN]) const {
         ESS_UNROLL
         for (int u = 0; u < CHAIN; u++) largest_l[u] = largest_w[u] = V{};
         for (int i = j + 1; i < rows; i++) {
             V l = Cj[i];
             ESS_UNROLL
             for (int u = 0; u < CHAIN; u++) {
-                V x = w[u * c + i] - p[u] * l;
+                V x = w[u * c + i];
+                pass(u, l, x);
                 w[u * c + i] = x;
-                l += beta[u] * x;
                 largest_w[u] = larger_magnitude(largest_w[u], x);
                 largest_l[u] = larger_magnitude(largest_l[u], l);
             }

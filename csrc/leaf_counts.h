@@ -123,7 +123,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
             }
         }
         V l[CHAIN], w[CHAIN], l_before = factors_.largest[j];
-        chain.watched_column(Cj, w_, c_(), j, last, l, w);
+        chain.column(Cj, w_, c_(), j, last, l, w);
         ESS_UNROLL
         for (int u = 0; u < CHAIN; u++) {
             const V t = abs(chain.t[u]), both = t * w[u] + abs(after[u]) * l[u];

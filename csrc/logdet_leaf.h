@@ -128,16 +128,16 @@ ESS_INLINE void chain_two_columns(Chain &chain, V *L, V *d, V *w, int ld, int j,
     V *first = L + j * ld, *second = first + ld;
     chain.pivots(d[j], w, ld, j, after[0], false);
     const Chain left = chain;
-    left.column(first, w, ld, j, j + 2);
+    ESS_UNROLL
+    for (int u = 0; u < CHAIN; u++) left.pass(u, first[j + 1], w[u * ld + j + 1]);
     chain.pivots(d[j + 1], w, ld, j + 1, after[1], false);
     for (int i = j + 2; i < rows; i++) {
         V l = first[i], m = second[i];
         ESS_UNROLL
         for (int u = 0; u < CHAIN; u++) {
-            V x = w[u * ld + i] - left.p[u] * l;
-            l += left.beta[u] * x;
-            x -= chain.p[u] * m;
-            m += chain.beta[u] * x;
+            V x = w[u * ld + i];
+            left.pass(u, l, x);
+            chain.pass(u, m, x);
             w[u * ld + i] = x;
         }
         first[i] = l;
