@@ -1,7 +1,7 @@
 /* The door through which ess_kernels' compiled CPU kernels are reached: a plain C ABI.
  *
  * Neither Python's nor torch's headers are needed, so the library depends on no version of either; Python opens it with
- * ctypes (ess_kernels/backends/native.py). The rules for everything that is added here:
+ * ctypes (ess_kernels/backends/native/). The rules for everything that is added here:
  *
  *  - Sizes and strides are int64_t and count elements, matrices are row-major unless a function says otherwise, and memory
  *    belongs to the caller: functions allocate nothing that outlives the call, and where they need workspace the caller

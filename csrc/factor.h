@@ -2,14 +2,12 @@
 
 #pragma once
 
+#include "limits.h"
 #include "products.h"
 
 namespace ess {
 namespace ESS_LEVEL {
 namespace {
-
-// what stands for a pivot of exactly zero: the growth that it causes is beyond every limit
-constexpr double ZERO_PIVOT = 1e-300;
 
 // Partial LDL^T of the symmetric m x m matrix A (lower triangle, column-major): eliminates the first `pivots` rows.
 //

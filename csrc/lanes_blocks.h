@@ -8,14 +8,12 @@
 
 #include "lanes_tiles.h"
 #include "lanes_tokens.h"
+#include "limits.h"
 
 namespace ess {
 namespace ESS_LEVEL {
 namespace lanes {
 namespace {
-
-// squared lengths up to this are zero: nothing is left to reflect
-constexpr double NOTHING = 1e-280;
 
 // strips of TILE rows
 template <int N> constexpr int STRIPS = N / TILE;
@@ -167,7 +165,7 @@ template <int N, int C> static void reach(const V *carried, V *Z, V *root) {
             s1 += v[t + 1] * v[t + 1];
         }
         V below = s0 + s1, pivot = carried[row + j * TILE];
-        Mask<double> done = below <= all(NOTHING);
+        Mask<double> done = below <= all(NO_COLUMN);
         V length = sqrt(pivot * pivot + below);
         V turned = select(pivot > V{}, -length, length);
         V first = select(done, V{}, pivot - turned);

@@ -86,7 +86,7 @@ template <int N> static void tridiagonalise(Reduction<N> &r, Tridiagonal<N> &t) 
         auto below = [&](int i) -> V { return r.matrix[(i / TILE * N + k) * TILE + i % TILE]; };
         V top = below(k + 1), squares = {};
         for (int i = k + 2; i < N; i++) squares += below(i) * below(i);
-        Mask<double> done = squares <= all(NOTHING);
+        Mask<double> done = squares <= all(NO_COLUMN);
         V length = sqrt(top * top + squares);
         V turned = select(top > V{}, -length, length);
         V head = select(done, V{}, top - turned);

@@ -23,10 +23,6 @@ namespace {
 
 // positions whose updates are chained in one pass
 constexpr int CHAIN = 4;
-// a pivot below this, in units of the shift, makes it worth looking at its whole row
-constexpr double SMALL_PIVOT = 1e-2;
-
-ESS_INLINE V not_zero(V pivot) { return select(pivot == V{}, all(ZERO_PIVOT), pivot); }
 
 // LDL^T of R: its columns then hold L D, d the pivots. Columns of K are carried along: K[r c + j] becomes w. growth[j] is the
 // largest update of a diagonal entry.

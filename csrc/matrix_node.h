@@ -50,8 +50,6 @@ struct Half {
 // a multiple of GROUP strips covers any block of the trailing part
 ESS_INLINE int64_t trailing_groups(const Half &half) { return 3 * ((half.strips_per_block() + GROUP - 1) / GROUP); }
 
-ESS_INLINE int64_t panel_rows(int64_t size, int64_t half) { return size - half + 2 * half; }
-
 // Lays out one strip of a half's panel.
 inline void fill_strip(const Half &half, int64_t strip) {
     const Node &node = half.parent;

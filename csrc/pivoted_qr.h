@@ -3,19 +3,12 @@
 
 #pragma once
 
-#include "scans.h"
+#include "limits.h"
+#include "products.h"
 
 namespace ess {
 namespace ESS_LEVEL {
 namespace {
-
-inline double sum_of_squares(const double *x, int64_t ld, int64_t rows, int64_t columns) {
-    V sum = V{};
-    for (int64_t j = 0; j < columns; j++) {
-        for (int64_t i = 0; i < rows; i += W) sum += load(x + i + j * ld) * load(x + i + j * ld);
-    }
-    return horizontal_sum(sum);
-}
 
 // Householder reflector v, zero before row k, on its way through other columns.
 struct ColumnReflector {

@@ -154,6 +154,15 @@ ESS_INLINE void symmetric_copy(int64_t n, const double *A, int64_t lda, double f
     }
 }
 
+// The sum of squares of `rows` x `columns` numbers, rows a multiple of ROWS.
+inline double sum_of_squares(const double *x, int64_t ld, int64_t rows, int64_t columns) {
+    V sum = V{};
+    for (int64_t j = 0; j < columns; j++) {
+        for (int64_t i = 0; i < rows; i += W) sum += load(x + i + j * ld) * load(x + i + j * ld);
+    }
+    return horizontal_sum(sum);
+}
+
 } // namespace
 } // namespace ESS_LEVEL
 } // namespace ess

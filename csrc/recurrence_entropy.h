@@ -60,15 +60,6 @@ struct EntropyWork {
 // The exponent e for which 4^e <= x < 4^(e + 1); x > 0 and finite.
 inline int root_exponent(double x) { return (std::ilogb(x) + 2048) / 2 - 1024; }
 
-// sum of squares of `rows` x `columns` numbers, rows a multiple of ROWS
-inline double squares(int64_t rows, int64_t columns, const double *A, int64_t lda) {
-    V sum{};
-    for (int64_t j = 0; j < columns; j++) {
-        for (int64_t i = 0; i < rows; i += W) sum += load(A + i + j * lda) * load(A + i + j * lda);
-    }
-    return horizontal_sum(sum);
-}
-
 inline double trace(int64_t n, const double *A, int64_t lda) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += A[i * (lda + 1)];
@@ -77,10 +68,10 @@ inline double trace(int64_t n, const double *A, int64_t lda) {
 
 // A bound of the norm of the symmetric c x c matrix M, within a factor c^(1/4): the square root of the Frobenius norm of its
 // square, which goes to `work`, as large as M. 2 c^3 flops.
-inline double norm_bound(int64_t c, const double *M, int64_t ldm, double *work) {
+inline double norm_bound_of_square(int64_t c, const double *M, int64_t ldm, double *work) {
     multiply<Right::Transposed, Update::Set>(c, c, M, ldm, M, ldm, work, ldm,
                                              [c](int64_t, int64_t, int64_t, int64_t) { return Range{0, c}; });
-    return std::sqrt(std::sqrt(squares(c, c, work, ldm)));
+    return std::sqrt(std::sqrt(sum_of_squares(work, ldm, c, c)));
 }
 
 // A bound of the squared norm of the c x k matrix A: as above for A A^T, which goes to `gram`. 2 k c^2 flops more.
@@ -88,7 +79,7 @@ inline double squared_norm_bound(int64_t c, int64_t k, const double *A, int64_t 
     const int64_t ldg = padded_stride(c);
     multiply<Right::Transposed, Update::Set>(c, c, A, lda, A, lda, gram, ldg,
                                              [k](int64_t, int64_t, int64_t, int64_t) { return Range{0, k}; });
-    return norm_bound(c, gram, ldg, work);
+    return norm_bound_of_square(c, gram, ldg, work);
 }
 
 // The largest |eigenvalue| of a tridiagonal matrix is at most this (Gershgorin).
@@ -120,7 +111,7 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     work.boundary.assemble(job.parts, number);
     job.rounding[number] = job.unit[number] = 0;
     const double *A = work.boundary.A, *corner = A + (n + c) * (lda + 1), *Y = job.parts.Y + number * c * c;
-    const double own = squares(c, n, A + n, lda) + trace(c, corner, lda) + squares(c, c, Y, c);
+    const double own = sum_of_squares(A + n, lda, c, n) + trace(c, corner, lda) + sum_of_squares(Y, c, c, c);
     double bound = own + trace(n, A, lda);
     if (given_scale && *given_scale > bound) bound = *given_scale;
     // beyond this the unit's square would be a denormal number
@@ -152,7 +143,7 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
         scale += squared_norm_bound(c, n, work.B, work.ldb, gram, square);
         scale += squared_norm_bound(c, c, work.Y, c, gram, square);
         symmetric_copy(c, corner, lda, square_unit, gram, padded_stride(c));
-        scale += norm_bound(c, gram, padded_stride(c), square);
+        scale += norm_bound_of_square(c, gram, padded_stride(c), square);
     }
     double magnitude = 0;
     for (int64_t i = 0; i < work.boundary.m; i++) magnitude = max(magnitude, work.boundary.magnitude[i]);

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "limits.h"
 #include "products.h"
 #include "recurrence_jobs.h"
 
@@ -12,8 +13,6 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
-// squares below this are zero: a reflector of such a column would be noise
-constexpr double NO_COLUMN = 1e-280;
 // Reflectors of ROWS columns of [F^T; rows], and what they do to the columns behind them, as one block: I - V T V^T with
 // V = [diag(head); x], x[t][j] the reflectors' entries at the rows.
 struct ReflectorPanel {
