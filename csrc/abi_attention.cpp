@@ -14,7 +14,7 @@ int32_t rows_job(const ess_run *run, const ess_attention *a, double *weights, in
     if (a == nullptr || a->q == nullptr || a->k == nullptr || weights == nullptr) return ESS_ERR_NULL;
     if (a->heads < 1 || a->length < 1 || a->length > ESS_MAX_LENGTH) return ESS_ERR_SIZE;
     if (a->size < 1 || a->size > ESS_MAX_QUERY || a->window < 0 || !(a->softcap >= 0)) return ESS_ERR_SIZE;
-    job = {a->heads,  a->length, a->size, a->q,       a->k,         a->scale,     a->softcap,
+    job = {a->heads,  a->length, a->size, a->q,       a->k,         a->scale, a->softcap,
            a->window, a->sinks,  weights, row_stride, run->threads, nullptr};
     return row_stride < job.rounded() ? ESS_ERR_SIZE : ESS_OK;
 }

@@ -5,10 +5,10 @@
 
 extern "C" {
 
-int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, const ess_limits *limits,
-                         const double *value, const double *growth, const double *least, const uint8_t *rows,
-                         const uint8_t *asked, const double *blur, int64_t blur_group, int64_t *counts, double *width,
-                         uint8_t *doubtful, int64_t *number) {
+int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length,
+                         const ess_limits *limits, const double *value, const double *growth, const double *least,
+                         const uint8_t *rows, const uint8_t *asked, const double *blur, int64_t blur_group,
+                         int64_t *counts, double *width, uint8_t *doubtful, int64_t *number) {
     const ess::Kernels *kernels = nullptr;
     if (int32_t code = ess::check_run(run, kernels)) return code;
     if (heads < 1 || tolerances < 1 || length < 2 || blur_group < 1) return ESS_ERR_SIZE;
@@ -16,8 +16,20 @@ int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, 
     for (const void *array : arrays) {
         if (array == nullptr) return ESS_ERR_NULL;
     }
-    kernels->certainty->counts({heads, tolerances, length, *limits, value, growth, least, rows, asked, {blur, blur_group},
-                                counts, width, doubtful, number},
+    kernels->certainty->counts({heads,
+                                tolerances,
+                                length,
+                                *limits,
+                                value,
+                                growth,
+                                least,
+                                rows,
+                                asked,
+                                {blur, blur_group},
+                                counts,
+                                width,
+                                doubtful,
+                                number},
                                run->threads);
     return ESS_OK;
 }
@@ -32,8 +44,8 @@ int32_t ess_group_widths(const ess_run *run, int64_t heads, int64_t tolerances, 
     for (const void *array : arrays) {
         if (array == nullptr) return ESS_ERR_NULL;
     }
-    kernels->certainty->widths({heads, tolerances, length, group, typical != 0, hopeless, asked, doubtful, width, chosen},
-                               run->threads);
+    kernels->certainty->widths(
+        {heads, tolerances, length, group, typical != 0, hopeless, asked, doubtful, width, chosen}, run->threads);
     return ESS_OK;
 }
 
@@ -48,8 +60,19 @@ int32_t ess_compare_counts(const ess_run *run, int64_t heads, int64_t tolerances
     for (const void *array : arrays) {
         if (array == nullptr) return ESS_ERR_NULL;
     }
-    kernels->certainty->compare({heads, tolerances, length, group, unit, value, growth, move, {blur, blur_group}, counts,
-                                 width, doubtful, number},
+    kernels->certainty->compare({heads,
+                                 tolerances,
+                                 length,
+                                 group,
+                                 unit,
+                                 value,
+                                 growth,
+                                 move,
+                                 {blur, blur_group},
+                                 counts,
+                                 width,
+                                 doubtful,
+                                 number},
                                 run->threads);
     return ESS_OK;
 }
@@ -64,7 +87,8 @@ int32_t ess_judge_entropy(const ess_run *run, int64_t heads, int64_t length, int
     for (const void *array : arrays) {
         if (array == nullptr) return ESS_ERR_NULL;
     }
-    kernels->certainty->entropy({heads, length, group, *quadrature, total, mixed, rounding, cap, ess, bound}, run->threads);
+    kernels->certainty->entropy({heads, length, group, *quadrature, total, mixed, rounding, cap, ess, bound},
+                                run->threads);
     return ESS_OK;
 }
 

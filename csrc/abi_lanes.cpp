@@ -52,7 +52,8 @@ int32_t check_counts(const ess_run *run, const ess_tokens *tokens, int64_t toler
 int32_t entropy_job(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *q, const uint8_t *wanted,
                     const double *cap, double *ess, double *bound, double *total, ess::LanesEntropyJob &job) {
     if (int32_t code = check(run, tokens)) return code;
-    if (!q || !q->t || !q->total_weight || !q->mixed_weight || !wanted || !cap || !ess || !bound || !total) return ESS_ERR_NULL;
+    if (!q || !q->t || !q->total_weight || !q->mixed_weight || !wanted || !cap || !ess || !bound || !total)
+        return ESS_ERR_NULL;
     if (q->nodes < 1 || q->nodes > ESS_MAX_NODES) return ESS_ERR_SIZE;
     for (int64_t k = 0; k < q->nodes; k++) {
         if (!(q->t[k] >= ESS_LEAST_NODE)) return ESS_ERR_SIZE;

@@ -67,8 +67,8 @@ int32_t staircase_job(const ess_run *run, const ess_matrix *matrix, const double
     for (int64_t i = 0; i < items; i++) {
         if (head[i] < 0 || head[i] >= matrix->heads || !(shift[i] > 0)) return ESS_ERR_SIZE;
     }
-    job = {operand_of(matrix), products, items, head,         shift,  definite != 0,
-           wanted,             value,    growth, least, run->threads, nullptr};
+    job = {operand_of(matrix), products, items, head, shift, definite != 0, wanted, value, growth, least,
+           run->threads,       nullptr};
     return ESS_OK;
 }
 

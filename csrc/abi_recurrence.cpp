@@ -76,7 +76,8 @@ int32_t parts_job(const ess_run *run, const ess_recurrence *parts, const ess_tok
             if (transition[h] == nullptr) return ESS_ERR_NULL;
         }
     }
-    job = {parts_of(parts), *tokens, transition, transition_stride, parts->dense == ESS_COLUMN_MAJOR, run->threads, run->workspace};
+    job = {parts_of(parts), *tokens,       transition, transition_stride, parts->dense == ESS_COLUMN_MAJOR,
+           run->threads,    run->workspace};
     return ESS_OK;
 }
 
@@ -116,8 +117,9 @@ int32_t counts_job(const ess_run *run, const ess_recurrence *parts, const ess_to
 }
 
 int32_t unsquared_job(const ess_run *run, const ess_recurrence *parts, const double *observe_roots, double *outsides,
-                      uint8_t *made, int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted, double *counts, double *growth,
-                      double *least, const Kernels *&kernels, RecurrenceUnsquaredJob &job) {
+                      uint8_t *made, int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted,
+                      double *counts, double *growth, double *least, const Kernels *&kernels,
+                      RecurrenceUnsquaredJob &job) {
     RecurrencePartsJob nothing; // roots come from parts that are there
     if (int32_t error = counts_job(run, parts, nullptr, length, tolerances, tau, wanted, counts, growth, least, kernels,
                                    nothing, job.counts)) {
@@ -132,7 +134,8 @@ int32_t unsquared_job(const ess_run *run, const ess_recurrence *parts, const dou
 }
 
 int32_t roots_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                  const double *const *transition, int64_t transition_stride, double *observe_roots, const Kernels *&kernels, RecurrenceRootsJob &job) {
+                  const double *const *transition, int64_t transition_stride, double *observe_roots,
+                  const Kernels *&kernels, RecurrenceRootsJob &job) {
     job = {};
     if (int32_t error = parts_job(run, parts, tokens, transition, transition_stride, kernels, job.parts)) return error;
     if (observe_roots == nullptr) return ESS_ERR_NULL;
@@ -142,9 +145,11 @@ int32_t roots_job(const ess_run *run, const ess_recurrence *parts, const ess_tok
 }
 
 int32_t products_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                     const double *const *transition, int64_t transition_stride, double *observe_roots, int64_t count, const int64_t *heads,
-                     const int64_t *positions, double *products, const Kernels *&kernels, RecurrenceRootsJob &job) {
-    if (int32_t error = roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job)) return error;
+                     const double *const *transition, int64_t transition_stride, double *observe_roots, int64_t count,
+                     const int64_t *heads, const int64_t *positions, double *products, const Kernels *&kernels,
+                     RecurrenceRootsJob &job) {
+    if (int32_t error = roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job))
+        return error;
     if (!heads || !positions || !products) return ESS_ERR_NULL;
     if (count < 1 || !aligned(products)) return ESS_ERR_SIZE;
     for (int64_t q = 0; q < count; q++) {
@@ -163,8 +168,8 @@ int32_t products_job(const ess_run *run, const ess_recurrence *parts, const ess_
 
 int32_t entropy_job(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens, int64_t length,
                     const double *scale, const ess_quadrature *quadrature, const uint8_t *wanted, double *total,
-                    double *mixed, double *rounding, double *unit, const Kernels *&kernels,
-                    RecurrencePartsJob &making, RecurrenceEntropyJob &job) {
+                    double *mixed, double *rounding, double *unit, const Kernels *&kernels, RecurrencePartsJob &making,
+                    RecurrenceEntropyJob &job) {
     if (int32_t error = answers_job(run, parts, tokens, length, kernels, making, job)) return error;
     if (!quadrature || !wanted || !total || !mixed || !rounding || !unit) return ESS_ERR_NULL;
     const ess_quadrature &q = *quadrature;
@@ -271,25 +276,28 @@ int32_t ess_recurrence_counts(const ess_run *run, const ess_recurrence *parts, c
     return ESS_OK;
 }
 
-int64_t ess_recurrence_unsquared_counts_workspace(const ess_run *run, const ess_recurrence *parts, const double *observe_roots,
-                                                  double *outsides, uint8_t *made, int64_t length, int64_t tolerances, const double *tau,
-                                                  const uint8_t *wanted, double *counts, double *growth, double *least) {
+int64_t ess_recurrence_unsquared_counts_workspace(const ess_run *run, const ess_recurrence *parts,
+                                                  const double *observe_roots, double *outsides, uint8_t *made,
+                                                  int64_t length, int64_t tolerances, const double *tau,
+                                                  const uint8_t *wanted, double *counts, double *growth,
+                                                  double *least) {
     const ess::Kernels *kernels;
     ess::RecurrenceUnsquaredJob job;
-    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, outsides, made, length, tolerances, tau, wanted, counts, growth, least,
-                                           kernels, job)) {
+    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, outsides, made, length, tolerances, tau, wanted,
+                                           counts, growth, least, kernels, job)) {
         return -error;
     }
     return kernels->recurrence->unsquared_workspace(job);
 }
 
 int32_t ess_recurrence_unsquared_counts(const ess_run *run, const ess_recurrence *parts, const double *observe_roots,
-                                        double *outsides, uint8_t *made, int64_t length, int64_t tolerances, const double *tau, const uint8_t *wanted,
-                                        double *counts, double *growth, double *least) {
+                                        double *outsides, uint8_t *made, int64_t length, int64_t tolerances,
+                                        const double *tau, const uint8_t *wanted, double *counts, double *growth,
+                                        double *least) {
     const ess::Kernels *kernels;
     ess::RecurrenceUnsquaredJob job;
-    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, outsides, made, length, tolerances, tau, wanted, counts, growth, least,
-                                           kernels, job)) {
+    if (int32_t error = ess::unsquared_job(run, parts, observe_roots, outsides, made, length, tolerances, tau, wanted,
+                                           counts, growth, least, kernels, job)) {
         return error;
     }
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->unsquared_workspace(job))) return error;
@@ -297,43 +305,48 @@ int32_t ess_recurrence_unsquared_counts(const ess_run *run, const ess_recurrence
     return ESS_OK;
 }
 
-int64_t ess_recurrence_observe_roots_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                               const double *const *transition, int64_t transition_stride, double *observe_roots) {
+int64_t ess_recurrence_observe_roots_workspace(const ess_run *run, const ess_recurrence *parts,
+                                               const ess_tokens *tokens, const double *const *transition,
+                                               int64_t transition_stride, double *observe_roots) {
     const ess::Kernels *kernels;
     ess::RecurrenceRootsJob job;
-    if (int32_t error = ess::roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job)) return -error;
+    if (int32_t error = ess::roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job))
+        return -error;
     return kernels->recurrence->roots_workspace(job);
 }
 
 int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                     const double *const *transition, int64_t transition_stride, double *observe_roots) {
+                                     const double *const *transition, int64_t transition_stride,
+                                     double *observe_roots) {
     const ess::Kernels *kernels;
     ess::RecurrenceRootsJob job;
-    if (int32_t error = ess::roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job)) return error;
+    if (int32_t error = ess::roots_job(run, parts, tokens, transition, transition_stride, observe_roots, kernels, job))
+        return error;
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->roots_workspace(job))) return error;
     kernels->recurrence->observe_roots(job);
     return ESS_OK;
 }
 
-int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                               const double *const *transition, int64_t transition_stride, double *observe_roots, int64_t count,
+int64_t ess_recurrence_root_products_workspace(const ess_run *run, const ess_recurrence *parts,
+                                               const ess_tokens *tokens, const double *const *transition,
+                                               int64_t transition_stride, double *observe_roots, int64_t count,
                                                const int64_t *heads, const int64_t *positions, double *products) {
     const ess::Kernels *kernels;
     ess::RecurrenceRootsJob job;
-    if (int32_t error = ess::products_job(run, parts, tokens, transition, transition_stride, observe_roots, count, heads, positions, products,
-                                          kernels, job)) {
+    if (int32_t error = ess::products_job(run, parts, tokens, transition, transition_stride, observe_roots, count,
+                                          heads, positions, products, kernels, job)) {
         return -error;
     }
     return kernels->recurrence->roots_workspace(job);
 }
 
 int32_t ess_recurrence_root_products(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                     const double *const *transition, int64_t transition_stride, double *observe_roots, int64_t count,
-                                     const int64_t *heads, const int64_t *positions, double *products) {
+                                     const double *const *transition, int64_t transition_stride, double *observe_roots,
+                                     int64_t count, const int64_t *heads, const int64_t *positions, double *products) {
     const ess::Kernels *kernels;
     ess::RecurrenceRootsJob job;
-    if (int32_t error = ess::products_job(run, parts, tokens, transition, transition_stride, observe_roots, count, heads, positions, products,
-                                          kernels, job)) {
+    if (int32_t error = ess::products_job(run, parts, tokens, transition, transition_stride, observe_roots, count,
+                                          heads, positions, products, kernels, job)) {
         return error;
     }
     if (int32_t error = ess::check_workspace(run, kernels->recurrence->roots_workspace(job))) return error;

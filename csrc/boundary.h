@@ -1,7 +1,9 @@
-// What a block's outside does to it, before any tolerance is known: the products of algorithm "one elimination per block".
+// What a block's outside does to it, before any tolerance is known: the products of algorithm "one elimination per
+// block".
 //
-// All earlier inputs act on a block through n numbers, and all later outputs see it through n numbers. With the root F of the
-// reachability Gramian at its left edge and the observability Gramian Q at its right edge, and D = [F^T Phi^T; Z^T]:
+// All earlier inputs act on a block through n numbers, and all later outputs see it through n numbers. With the root F
+// of the reachability Gramian at its left edge and the observability Gramian Q at its right edge, and
+// D = [F^T Phi^T; Z^T]:
 //
 //         state                rows (reversed)   columns
 //   A = [ F^T Phi^T Q Phi F                                  ]
@@ -23,14 +25,15 @@ namespace {
 // One block's products, and what it takes to make them. Column-major, m = n + 2c rows.
 struct Boundary {
     int64_t n, c, m, lda;
-    double *A;         // [m, m], lower triangle; rows and columns of "rows" hold nothing but X F
-    double *magnitude; // [m]: the largest sums of absolute terms behind the diagonal, to which rounding errors are in proportion
+    double *A; // [m, m], lower triangle; rows and columns of "rows" hold nothing but X F
+    // [m]: the largest sums of absolute terms behind the diagonal, to which rounding errors are in proportion
+    double *magnitude;
 
     Boundary(Arena &arena, int64_t n, int64_t c)
-        : n(n), c(c), m(n + 2 * c), lda(padded_stride(m)), A(arena.take<double>(lda * m)), magnitude(arena.take<double>(m)),
-          lf_(padded_stride(n)), ld_(padded_stride(n + c)), lx_(padded_stride(c)), F_(arena.take<double>(lf_ * n)),
-          D_(arena.take<double>(ld_ * n)), Q_(arena.take<double>(lf_ * n)), G_(arena.take<double>(ld_ * n)),
-          X_(arena.take<double>(lx_ * n)) {
+        : n(n), c(c), m(n + 2 * c), lda(padded_stride(m)), A(arena.take<double>(lda * m)),
+          magnitude(arena.take<double>(m)), lf_(padded_stride(n)), ld_(padded_stride(n + c)), lx_(padded_stride(c)),
+          F_(arena.take<double>(lf_ * n)), D_(arena.take<double>(ld_ * n)), Q_(arena.take<double>(lf_ * n)),
+          G_(arena.take<double>(ld_ * n)), X_(arena.take<double>(lx_ * n)) {
         // where Phi is diagonal, D starts with an upper triangle, whose zeros nothing overwrites
         if (D_) fill(D_, 0, ld_ * n);
     }
@@ -48,8 +51,9 @@ struct Boundary {
         transpose(n, c, Z, n, D_ + n, ld_);
         transpose(n, c, X + (c - 1) * n, -n, X_, lx_);
 
-        // S = D G^T with G = D Q. Where Phi is diagonal, D's first rows are a triangle: sums start at its diagonal, and of
-        // G only what tiles on and above the diagonal need is made (tiles that do not start with ROWS rows reach further)
+        // S = D G^T with G = D Q. Where Phi is diagonal, D's first rows are a triangle: sums start at its diagonal, and
+        // of G only what tiles on and above the diagonal need is made (tiles that do not start with ROWS rows reach
+        // further)
         multiply<Right::Plain, Update::Set>(
             n, n, D_, ld_, Q_, lf_, G_, ld_, [=](int64_t i0, int64_t, int64_t j0, int64_t) {
                 const int64_t first = i0 / ROWS * ROWS, needed = i0 == first ? first : first - 2 * ROWS;

@@ -134,8 +134,8 @@ inline void compare_counts(const CompareJob &job, int32_t threads) {
                 if (!doubtful) continue;
                 left++;
                 if (!tried || width != width) continue;
-                const double reach = max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit)) +
-                                     job.blur.at(row, L, i);
+                const double reach =
+                    max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit)) + job.blur.at(row, L, i);
                 if (!(reach <= move)) {
                     width = reach;
                 } else if (value[i] == value[L + i]) {

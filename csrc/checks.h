@@ -22,7 +22,8 @@ inline int32_t check_run(const ess_run *run, const Kernels *&kernels) {
 
 inline int32_t check_workspace(const ess_run *run, int64_t needed) {
     if (needed == 0) return ESS_OK;
-    if (run->workspace == nullptr || !aligned(run->workspace) || run->workspace_bytes < needed) return ESS_ERR_WORKSPACE;
+    if (run->workspace == nullptr || !aligned(run->workspace) || run->workspace_bytes < needed)
+        return ESS_ERR_WORKSPACE;
     return ESS_OK;
 }
 

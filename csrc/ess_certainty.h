@@ -38,10 +38,10 @@ typedef struct {
  *   doubtful               the same: 1 where the width or the least row does not let the count be believed, else 0
  *   number                 receives how many are doubtful */
 ESS_API int32_t ess_judge_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length,
-                                 const ess_limits *limits, const double *value, const double *growth, const double *least,
-                                 const uint8_t *rows, const uint8_t *asked, const double *blur, int64_t blur_group,
-                                 int64_t *counts, double *width,
-                                 uint8_t *doubtful, int64_t *number);
+                                 const ess_limits *limits, const double *value, const double *growth,
+                                 const double *least, const uint8_t *rows, const uint8_t *asked, const double *blur,
+                                 int64_t blur_group, int64_t *counts, double *width, uint8_t *doubtful,
+                                 int64_t *number);
 
 /* A width for each group of positions that are to be counted on both sides of a tolerance.
  *
@@ -70,7 +70,8 @@ ESS_API int32_t ess_group_widths(const ess_run *run, int64_t heads, int64_t tole
  *   number            receives how many are still doubtful */
 ESS_API int32_t ess_compare_counts(const ess_run *run, int64_t heads, int64_t tolerances, int64_t length, int64_t group,
                                    double unit, const double *value, const double *growth, const double *move,
-                                   const double *blur, int64_t blur_group, int64_t *counts, double *width, uint8_t *doubtful, int64_t *number);
+                                   const double *blur, int64_t blur_group, int64_t *counts, double *width,
+                                   uint8_t *doubtful, int64_t *number);
 
 /* Entropy-ESS from log-determinants summed over the nodes of a quadrature.
  *

@@ -56,8 +56,7 @@ ESS_API int64_t ess_lanes_entropy_workspace(const ess_run *run, const ess_tokens
                                             const ess_quadrature *quadrature, const uint8_t *wanted, const double *cap,
                                             double *ess, double *bound, double *total);
 ESS_API int32_t ess_lanes_entropy(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *quadrature,
-                                  const uint8_t *wanted, const double *cap, double *ess, double *bound,
-                                  double *total);
+                                  const uint8_t *wanted, const double *cap, double *ess, double *bound, double *total);
 
 #ifdef __cplusplus
 }

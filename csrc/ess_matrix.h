@@ -44,8 +44,8 @@ ESS_API int32_t ess_matrix_largest(const ess_run *run, const ess_matrix *matrix,
  *   squares   [heads, length]
  *
  * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
-ESS_API int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, int64_t steps,
-                                          double *norm, double *squares);
+ESS_API int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, int64_t steps, double *norm,
+                                          double *squares);
 ESS_API int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, double *norm,
                                 double *squares);
 

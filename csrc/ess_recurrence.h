@@ -62,8 +62,9 @@ ESS_API int32_t ess_tokens_lost(const ess_run *run, const ess_tokens *tokens, in
  *   transition_stride   if dense, A_t lies t times this many numbers further; 0 where all tokens share one matrix
  *
  * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
-ESS_API int64_t ess_recurrence_parts_workspace(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
-                                               const double *const *transition, int64_t transition_stride);
+ESS_API int64_t ess_recurrence_parts_workspace(const ess_run *run, const ess_recurrence *parts,
+                                               const ess_tokens *tokens, const double *const *transition,
+                                               int64_t transition_stride);
 ESS_API int32_t ess_recurrence_parts(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
                                      const double *const *transition, int64_t transition_stride);
 
@@ -112,15 +113,14 @@ ESS_API int32_t ess_recurrence_observe_roots(const ess_run *run, const ess_recur
  *   least              also zero where an eigenvalue of a position's own matrix is as good as zero
  */
 ESS_API int64_t ess_recurrence_unsquared_counts_workspace(const ess_run *run, const ess_recurrence *parts,
-                                                          const double *observe_roots, double *outsides,
-                                                          uint8_t *made, int64_t length,
-                                                          int64_t tolerances, const double *tau, const uint8_t *wanted,
-                                                          double *counts, double *growth, double *least);
+                                                          const double *observe_roots, double *outsides, uint8_t *made,
+                                                          int64_t length, int64_t tolerances, const double *tau,
+                                                          const uint8_t *wanted, double *counts, double *growth,
+                                                          double *least);
 ESS_API int32_t ess_recurrence_unsquared_counts(const ess_run *run, const ess_recurrence *parts,
                                                 const double *observe_roots, double *outsides, uint8_t *made,
-                                                int64_t length, int64_t tolerances,
-                                                const double *tau, const uint8_t *wanted, double *counts,
-                                                double *growth, double *least);
+                                                int64_t length, int64_t tolerances, const double *tau,
+                                                const uint8_t *wanted, double *counts, double *growth, double *least);
 
 /* n x n matrices with the singular values of H_i at chosen positions, to a few 2^-52 s_1: about 3 n^2 c flops a block that
  * is asked for, 3 n^2 + n^3 a position (dense transitions 6 n^3).
@@ -171,8 +171,8 @@ typedef struct {
  * All are zero where the scale is, and NaN where the squares of a block overflow. */
 ESS_API int64_t ess_recurrence_entropy_workspace(const ess_run *run, const ess_recurrence *parts,
                                                  const ess_tokens *tokens, int64_t length, const double *scale,
-                                                 const ess_quadrature *quadrature, const uint8_t *wanted,
-                                                 double *total, double *mixed, double *rounding, double *unit);
+                                                 const ess_quadrature *quadrature, const uint8_t *wanted, double *total,
+                                                 double *mixed, double *rounding, double *unit);
 ESS_API int32_t ess_recurrence_entropy(const ess_run *run, const ess_recurrence *parts, const ess_tokens *tokens,
                                        int64_t length, const double *scale, const ess_quadrature *quadrature,
                                        const uint8_t *wanted, double *total, double *mixed, double *rounding,

@@ -11,8 +11,8 @@ namespace {
 
 // Partial LDL^T of the symmetric m x m matrix A (lower triangle, column-major): eliminates the first `pivots` rows.
 //
-// On return A's first `pivots` columns hold U = L D, `L` the unit lower factor, `d` the pivots, and A[pivots:, pivots:] the
-// Schur complement A - L D L^T in the tiles for which `wanted(i0, i1, j0, j1)` (indices behind the pivots) is true.
+// On return A's first `pivots` columns hold U = L D, `L` the unit lower factor, `d` the pivots, and A[pivots:, pivots:]
+// the Schur complement A - L D L^T in the tiles for which `wanted(i0, i1, j0, j1)` (indices behind the pivots) is true.
 // growth[i] += sum_k |u_ik l_ik|, the diagonal of |L| |D| |L|^T, in proportion to which rounding errors are.
 //
 // Left-looking, panels of ROWS columns; m and pivots are multiples of ROWS. Flops: p^3 / 3 + p (m - p) m.

@@ -1,10 +1,10 @@
-// The leaf of the staircase where squares must not be taken: positive eigenvalues of every position's own matrix, positions
-// side by side in vector lanes.
+// The leaf of the staircase where squares must not be taken: positive eigenvalues of every position's own matrix,
+// positions side by side in vector lanes.
 //
 // A node holds [[R, K^T], [K, C]] on its c rows (reversed) and c columns, as in leaf.h. Position s is the principal
-// submatrix of the rows s..c-1 and the columns 0..s-1: c x c, ordered by token, for every s. It is brought to tridiagonal
-// form by Householder reflections, whose errors are a few 2^-52 of its norm whatever its pivots would have been, and a
-// Sturm sequence counts.
+// submatrix of the rows s..c-1 and the columns 0..s-1: c x c, ordered by token, for every s. It is brought to
+// tridiagonal form by Householder reflections, whose errors are a few 2^-52 of its norm whatever its pivots would have
+// been, and a Sturm sequence counts.
 
 #pragma once
 
@@ -22,12 +22,12 @@ struct InertiaLeaf {
     V *v, *w, *next, *y;   // the last reflection, which S lacks yet, and the coming one
 
     InertiaLeaf(Arena &arena, int64_t c)
-        : c(c), S(arena.take<V>(c * (c + 1) / 2)), diagonal(arena.take<V>(c)), squares(arena.take<V>(c)), v(arena.take<V>(c)),
-          w(arena.take<V>(c)), next(arena.take<V>(c)), y(arena.take<V>(c)) {}
+        : c(c), S(arena.take<V>(c * (c + 1) / 2)), diagonal(arena.take<V>(c)), squares(arena.take<V>(c)),
+          v(arena.take<V>(c)), w(arena.take<V>(c)), next(arena.take<V>(c)), y(arena.take<V>(c)) {}
 
-    // Numbers of positive eigenvalues at the positions first..first+W-1, the largest number that errors are in proportion
-    // to (`growth` before the leaf, afterwards at least the Frobenius norm), and whether an eigenvalue is as good as zero:
-    // then the count means nothing. About 4 c^3 / 3 flops a position.
+    // Numbers of positive eigenvalues at the positions first..first+W-1, the largest number that errors are in
+    // proportion to (`growth` before the leaf, afterwards at least the Frobenius norm), and whether an eigenvalue is as
+    // good as zero: then the count means nothing. About 4 c^3 / 3 flops a position.
     void count(const double *node, int64_t ld, int64_t first, V &growth, V &positive, Mask<double> &tie) {
         const V norm = sqrt(gather(node, ld, first));
         growth = max(growth, norm);
@@ -53,9 +53,9 @@ struct InertiaLeaf {
             const Mask<double> row_u = s <= all(static_cast<double>(u)); // token u is a row, else a column
             for (int64_t t = u; t < c; t++) {
                 const double *reversed = node + (c - 1 - t) * ld; // row t's entries
-                const V x = select(row_u, all(reversed[c - 1 - u]),
-                                   select(s <= all(static_cast<double>(t)), all(reversed[c + u]),
-                                          all(node[c + t + (c + u) * ld])));
+                const V x = select(
+                    row_u, all(reversed[c - 1 - u]),
+                    select(s <= all(static_cast<double>(t)), all(reversed[c + u]), all(node[c + t + (c + u) * ld])));
                 column(u)[t] = x;
                 total += x * x * (t == u ? 1.0 : 2.0);
             }

@@ -228,8 +228,7 @@ template <int N> ESS_INLINE void inside(const EntropyBlock<N> &block, NodeProduc
 }
 
 // The sums of the E positions of a block.
-template <int N>
-static void entropy_sums(const EntropyBlock<N> &block, const ess_quadrature &q, EntropySums *sums) {
+template <int N> static void entropy_sums(const EntropyBlock<N> &block, const ess_quadrature &q, EntropySums *sums) {
     constexpr int U = NODES_AT_ONCE;
     V inverse[N * U], step[N * U], squares[N];
     const Tridiagonal<N> &T = block.outside;

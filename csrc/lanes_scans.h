@@ -25,7 +25,7 @@ static void observe_all(const LaneTokens &tokens, int64_t first, int64_t blocks,
         tokens.read_transitions<N, C>(b * C, transitions + b * N * C);
         tokens.read_block<N, C>(b * C, scratch);
         observe<N, C>(scratch, transitions + b * N * C, tokens.reads_before(), gramians + b * GRAMIAN<N>,
-                   gramians + (b - 1) * GRAMIAN<N>);
+                      gramians + (b - 1) * GRAMIAN<N>);
     }
     for (int64_t b = first; b >= 0; b--) tokens.read_transitions<N, C>(b * C, transitions + b * N * C);
 }

@@ -1,17 +1,17 @@
-// The leaf of the staircase: a node of c positions, W of them side by side, from its matrix to all its positions. Counts are in
-// leaf_counts.h, log-determinants in logdet_leaf.h.
+// The leaf of the staircase: a node of c positions, W of them side by side, from its matrix to all its positions.
+// Counts are in leaf_counts.h, log-determinants in logdet_leaf.h.
 //
 // A node holds [[R, K^T], [K, C]] on its own c rows and c columns, in units of the shift, after everything that all its
 // positions share has been eliminated. Position s is the principal submatrix of the rows s..c-1 and the columns 0..s-1.
 // Rows are kept in reverse order, so that the row sets of all positions are nested prefixes: one LDL^T of R, with K's
 // columns carried along, serves them all. The columns of position s see
 //     M_s = C - sum_{r >= s} w_r w_r^T / d_r,   W = L^-1 K,
-// whose leading s x s minor decides. From the last position down each adds one rank-one term, so the LDL^T of C is updated
-// instead of repeated: CHAIN positions at a time in one pass over C, each element loaded once for all of them.
+// whose leading s x s minor decides. From the last position down each adds one rank-one term, so the LDL^T of C is
+// updated instead of repeated: CHAIN positions at a time in one pass over C, each element loaded once for all of them.
 //
-// Element (i, j) of all W nodes is one vector. R[j c + i], i >= j, rows reversed; K[r c + j]: column j of reversed row r,
-// read for j + r < c - 1 only; C[j c + i], i >= j. All three are overwritten. About 1.2 c^3 flops a node: c^3 / 3 for R,
-// c^3 / 6 for K, c^3 / 3 for C, and 4 c^3 / 6 / 2 for the updates.
+// Element (i, j) of all W nodes is one vector. R[j c + i], i >= j, rows reversed; K[r c + j]: column j of reversed row
+// r, read for j + r < c - 1 only; C[j c + i], i >= j. All three are overwritten. About 1.2 c^3 flops a node: c^3 / 3
+// for R, c^3 / 6 for K, c^3 / 3 for C, and 4 c^3 / 6 / 2 for the updates.
 
 #pragma once
 
@@ -24,8 +24,8 @@ namespace {
 // positions whose updates are chained in one pass
 constexpr int CHAIN = 4;
 
-// LDL^T of R: its columns then hold L D, d the pivots. Columns of K are carried along: K[r c + j] becomes w. growth[j] is the
-// largest update of a diagonal entry.
+// LDL^T of R: its columns then hold L D, d the pivots. Columns of K are carried along: K[r c + j] becomes w. growth[j]
+// is the largest update of a diagonal entry.
 inline void factor_rows(int c, V *R, V *K, V *d, V *growth) {
     for (int j = 0; j < c; j++) growth[j] = V{};
     for (int k = 0; k < c; k++) {
@@ -41,8 +41,8 @@ inline void factor_rows(int c, V *R, V *K, V *d, V *growth) {
     }
 }
 
-// LDL^T of the leading `size` columns of C: unit lower L in place, the largest magnitude of each of its columns, and the
-// pivots in d. Returns the largest update of a diagonal entry.
+// LDL^T of the leading `size` columns of C: unit lower L in place, the largest magnitude of each of its columns, and
+// the pivots in d. Returns the largest update of a diagonal entry.
 inline V factor_columns(int c, int size, V *C, V *d, V *largest) {
     V growth = V{};
     for (int k = 0; k < size; k++) {
@@ -62,20 +62,20 @@ inline V factor_columns(int c, int size, V *C, V *d, V *largest) {
     return growth;
 }
 
-// What a first pivot means for the growth whose own updates are at most `largest`. However large it is, errors in its row and
-// column are in proportion to what the other rows grow to, unless it is what large numbers have left of each other: divide
-// its row and column by its root, which changes no inertia, and none of their entries exceeds the roots of the others'
-// diagonals. A sink, one column far larger than the others, costs no certainty where it comes first.
+// What a first pivot means for the growth whose own updates are at most `largest`. However large it is, errors in its
+// row and column are in proportion to what the other rows grow to, unless it is what large numbers have left of each
+// other: divide its row and column by its root, which changes no inertia, and none of their entries exceeds the roots
+// of the others' diagonals. A sink, one column far larger than the others, costs no certainty where it comes first.
 ESS_INLINE V growth_of_first(V pivot, V largest) {
     return select(2.0 * abs(pivot) >= largest, min(largest, all(4.0)), largest);
 }
 
 // The rank-one terms of CHAIN positions on their way through the columns of C: M + alpha w w^T, column by column.
 struct Chain {
-    V alpha[CHAIN];   // the factor that is left of each term
-    V p[CHAIN];       // its entry at the column in work
-    V t[CHAIN];       // alpha p
-    V beta[CHAIN];    // what L gains per entry of w
+    V alpha[CHAIN]; // the factor that is left of each term
+    V p[CHAIN];     // its entry at the column in work
+    V t[CHAIN];     // alpha p
+    V beta[CHAIN];  // what L gains per entry of w
 
     // Column j: its pivot after each term goes to `after`.
     ESS_INLINE void pivots(V before, const V *w, int c, int j, V *after, bool guard) {
@@ -98,8 +98,8 @@ struct Chain {
         l += beta[u] * w;
     }
 
-    // The rest of column j, rows j+1..rows-1, and the largest magnitudes of l and of w after each term. NaN shows at the
-    // pivots.
+    // The rest of column j, rows j+1..rows-1, and the largest magnitudes of l and of w after each term. NaN shows at
+    // the pivots.
     ESS_INLINE void column(V *Cj, V *w, int c, int j, int rows, V (&largest_l)[CHAIN], V (&largest_w)[CHAIN]) const {
         ESS_UNROLL
         for (int u = 0; u < CHAIN; u++) largest_l[u] = largest_w[u] = V{};

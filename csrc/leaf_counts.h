@@ -1,5 +1,5 @@
-// Counts at the positions of leaves (leaf.h): positive pivots of factors that are updated from position to position, and made
-// anew where updates would spoil them.
+// Counts at the positions of leaves (leaf.h): positive pivots of factors that are updated from position to position,
+// and made anew where updates would spoil them.
 
 #pragma once
 
@@ -40,10 +40,11 @@ struct LeafVerdicts {
 
 // The columns of c positions, whose rows are eliminated: from the last position to the first.
 //
-// SIZE is c where that is known beforehand, or else 0. `Rows` knows the c eliminated rows, the last token's first: pivot(r);
-// entries(r), their c - 1 - r entries at columns; growth(r), the largest update of the pivot; least(s), the smallest of the
-// largest entries of the rows of position s; columns(target), which fills in C as it is without any row. `put(s, verdict)`
-// takes what is found. C is overwritten, `work` has columns_work(c) vectors, `before` is what is known already.
+// SIZE is c where that is known beforehand, or else 0. `Rows` knows the c eliminated rows, the last token's first:
+// pivot(r); entries(r), their c - 1 - r entries at columns; growth(r), the largest update of the pivot; least(s), the
+// smallest of the largest entries of the rows of position s; columns(target), which fills in C as it is without any
+// row. `put(s, verdict)` takes what is found. C is overwritten, `work` has columns_work(c) vectors, `before` is what is
+// known already.
 template <int SIZE, class Rows, class Put> class LeafColumns {
   public:
     ESS_INLINE LeafColumns(int c, V *C, V *work, const LeafVerdict &before, const Rows &rows, const Put &put)
@@ -141,8 +142,8 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         return growth_of_first(after, largest_first_);
     }
 
-    // Position s by factors of its own, where updates have spoilt the others: `verdict` of these lanes. `rows` is what is
-    // known of its rows. Returns the growth of the factors, which are in `fresh_`.
+    // Position s by factors of its own, where updates have spoilt the others: `verdict` of these lanes. `rows` is what
+    // is known of its rows. Returns the growth of the factors, which are in `fresh_`.
     V renew(int s, const LeafVerdict &rows, Mask<double> spoilt, LeafVerdict &verdict) {
         const V growth = make_fresh(s, false);
         LeafVerdict own = judged(s, rows, growth);
@@ -260,8 +261,8 @@ template <class Fill> struct LeafRows {
 
 // Positive pivots at all positions; on entry R = -I + ..., C = -I + ....
 //
-// `growth` and `least` are what the eliminations before brought, what they counted is not known here. `fill_columns(target)`
-// makes C once more. `work` has leaf_work(c) vectors.
+// `growth` and `least` are what the eliminations before brought, what they counted is not known here.
+// `fill_columns(target)` makes C once more. `work` has leaf_work(c) vectors.
 template <class Fill>
 inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, const Fill &fill_columns,
                         const LeafVerdicts &verdicts) {

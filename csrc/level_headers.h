@@ -1,5 +1,5 @@
-// Everything that does not depend on the dispatch level. It comes before the level's target options: a standard function
-// that was compiled for one machine must not be linked into code for another.
+// Everything that does not depend on the dispatch level. It comes before the level's target options: a standard
+// function that was compiled for one machine must not be linked into code for another.
 
 #pragma once
 

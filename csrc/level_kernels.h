@@ -15,14 +15,8 @@ namespace ESS_LEVEL {
 namespace {
 
 const Kernels table = {
-    ESS_TEXT(ESS_LEVEL),
-    ESS_VECTOR_BYTES,
-    &recurrence_kernels,
-    &spectra_kernels,
-    &matrix_kernels,
-    &attention_kernels,
-    &lanes::kernels,
-    &certainty::kernels,
+    ESS_TEXT(ESS_LEVEL), ESS_VECTOR_BYTES,   &recurrence_kernels, &spectra_kernels,
+    &matrix_kernels,     &attention_kernels, &lanes::kernels,     &certainty::kernels,
 };
 
 } // namespace

@@ -1,4 +1,5 @@
-// Dispatch: the kernels are compiled once per level of the processor's vector unit, and the best one is taken at run time.
+// Dispatch: the kernels are compiled once per level of the processor's vector unit, and the best one is taken at run
+// time.
 
 #pragma once
 
@@ -28,8 +29,8 @@ extern const Kernels *const baseline_kernels;
 extern const Kernels *const avx2_kernels;
 extern const Kernels *const avx512_kernels;
 
-// The kernels for a run: of the level asked for, or of the best one if it says ESS_LEVEL_BEST. Null if the machine has no
-// such level.
+// The kernels for a run: of the level asked for, or of the best one if it says ESS_LEVEL_BEST. Null if the machine has
+// no such level.
 const Kernels *kernels_for(int32_t level);
 
 } // namespace ess

@@ -1,7 +1,8 @@
 // The leaf of the staircase for log-determinants: all positions of a block, a vector of shifts side by side.
 //
-// The matrix and the algorithm are those of leaf.h, with signs turned so that both R and C are the identity and something
-// positive: no pivot is below one, nothing needs a guard or a monitor, and four pivots go at a time. Position s has
+// The matrix and the algorithm are those of leaf.h, with signs turned so that both R and C are the identity and
+// something positive: no pivot is below one, nothing needs a guard or a monitor, and four pivots go at a time. Position
+// s has
 //     log det = sum over the first c - s pivots of R + the log-determinant of the first s columns of
 //               M_s = C + sum_{r >= s} w_r w_r^T / d_r,   W = L^-1 K.
 
@@ -96,9 +97,9 @@ struct PivotPanel {
     }
 };
 
-// LDL^T of the c x c matrix M (lower triangle), c a multiple of PANEL, pivots to d. K, if there is one, is carried along:
-// column r of K with column r of M, its rows j < c - 1 - r. M then holds L, unit lower, K the rows of L D that belong to it.
-// `scaled`: PANEL ld vectors. c^3 / 3 flops and c^3 / 3 for K, each a lane.
+// LDL^T of the c x c matrix M (lower triangle), c a multiple of PANEL, pivots to d. K, if there is one, is carried
+// along: column r of K with column r of M, its rows j < c - 1 - r. M then holds L, unit lower, K the rows of L D that
+// belong to it. `scaled`: PANEL ld vectors. c^3 / 3 flops and c^3 / 3 for K, each a lane.
 inline void factor_panels(int64_t c, int64_t ld, V *M, V *K, V *d, V *scaled) {
     for (int64_t k = 0; k < c; k += PANEL) {
         PivotPanel panel;
@@ -153,8 +154,8 @@ constexpr int64_t leaf_stride(int64_t c) { return c + 4; }
 constexpr int64_t logdet_work(int64_t c) { return 2 * c + CHAIN * leaf_stride(c); }
 
 // Log-determinants at all positions, `base` included. c is a multiple of PANEL; R and C are the identity and something
-// positive semidefinite. Columns are leaf_stride(c) apart. R, K and C are overwritten, and all of K's tiles that reach into
-// its wanted corner are read. About 1.7 c^3 flops a lane.
+// positive semidefinite. Columns are leaf_stride(c) apart. R, K and C are overwritten, and all of K's tiles that reach
+// into its wanted corner are read. About 1.7 c^3 flops a lane.
 inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
     static_assert(CHAIN == PANEL, "what is scaled fits where the chain's vectors go");
     const int ld = static_cast<int>(leaf_stride(c));

@@ -1,10 +1,11 @@
 // What rounding takes from the products of diagonal states: by how much H_i may be wrong before anything is eliminated.
 //
-// T_ij = sum_k read_ik a_ik ... a_(j+1)k write_jk, and term k is wrong by up to one rounding for every token between j and i.
-// With the norms of all writes before i and of all reads from i on, each once with its own errors, the error of H_i is at
-// most the sum over k of (norm of writes) (error of reads) + (error of writes) (norm of reads). Tokens are taken in groups,
-// and decay counts for whole groups only: one exponential a group and state, whatever the length of the group. Without
-// decay a few tokens take one rounding, of what is summed up over them; sums over states take a few in the end.
+// T_ij = sum_k read_ik a_ik ... a_(j+1)k write_jk, and term k is wrong by up to one rounding for every token between j
+// and i. With the norms of all writes before i and of all reads from i on, each once with its own errors, the error of
+// H_i is at most the sum over k of (norm of writes) (error of reads) + (error of writes) (norm of reads). Tokens are
+// taken in groups, and decay counts for whole groups only: one exponential a group and state, whatever the length of
+// the group. Without decay a few tokens take one rounding, of what is summed up over them; sums over states take a few
+// in the end.
 
 #pragma once
 
@@ -91,10 +92,10 @@ template <class X> ESS_INLINE void include_gate(X gate, bool log, X &together, X
     high = gate > high ? gate : high;
 }
 
-// The product and the largest of the transitions of the tokens begin .. end-1 for some states, in magnitude, `decay` and
-// `gate` [n].
-inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t first, int64_t states, int64_t begin, int64_t end,
-                        double *decay, double *gate, int64_t n) {
+// The product and the largest of the transitions of the tokens begin .. end-1 for some states, in magnitude, `decay`
+// and `gate` [n].
+inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t first, int64_t states, int64_t begin,
+                        int64_t end, double *decay, double *gate, int64_t n) {
     const int64_t stride = tokens.gate_stride;
     const bool log = tokens.gate_is_log != 0;
     const double *rows = tokens.gate[head] + begin * stride + (tokens.gate_shared ? 0 : first);
@@ -143,13 +144,15 @@ inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t first, i
     }
 }
 
-// How many roundings a group costs whose transitions multiply to `decay`: one transition of 1 after the other costs none.
+// How many roundings a group costs whose transitions multiply to `decay`: one transition of 1 after the other costs
+// none.
 ESS_INLINE V group_roundings(V decay, int64_t group) {
     const double tokens = static_cast<double>(group);
     return select(decay == all(1.0), all(tokens / TOKENS_A_ROUNDING), all(tokens));
 }
 
-// The states from `first` on of one head, forwards for what is written, then backwards for what is read: `sums` [groups].
+// The states from `first` on of one head, forwards for what is written, then backwards for what is read: `sums`
+// [groups].
 inline void lost_of_states(const LostJob &job, int64_t head, int64_t first, LostWork &work, double *sums) {
     const ess_tokens &tokens = job.tokens;
     const int64_t states = min(LOST_STATES, tokens.states - first), n = padded(states), groups = job.groups();
@@ -159,10 +162,12 @@ inline void lost_of_states(const LostJob &job, int64_t head, int64_t first, Lost
         const int64_t begin = b * job.group, end = end_of(b);
         double *decay = work.decay + b * n, *gate = work.gate + b * n;
         group_gates(tokens, head, first, states, begin, end, decay, gate, n);
-        group_norms(tokens.read[head] + first, tokens.read_stride, tokens.read_scale ? tokens.read_scale[head] : nullptr,
-                    tokens.read_scale_stride, tokens.read_unit[head], begin, end, states, work.scale, work.read + b * n, n);
-        group_norms(tokens.write[head] + first, tokens.write_stride, tokens.write_scale ? tokens.write_scale[head] : nullptr,
-                    tokens.write_scale_stride, tokens.write_unit[head], begin, end, states, work.scale, work.write, n);
+        group_norms(tokens.read[head] + first, tokens.read_stride,
+                    tokens.read_scale ? tokens.read_scale[head] : nullptr, tokens.read_scale_stride,
+                    tokens.read_unit[head], begin, end, states, work.scale, work.read + b * n, n);
+        group_norms(tokens.write[head] + first, tokens.write_stride,
+                    tokens.write_scale ? tokens.write_scale[head] : nullptr, tokens.write_scale_stride,
+                    tokens.write_unit[head], begin, end, states, work.scale, work.write, n);
         for (int64_t k = 0; k < n; k += W) {
             const V fresh = load(work.write + k), kept = load(decay + k), roundings = group_roundings(kept, job.group);
             V norm, error;
@@ -177,7 +182,8 @@ inline void lost_of_states(const LostJob &job, int64_t head, int64_t first, Lost
         V sum = V{};
         for (int64_t k = 0; k < n; k += W) {
             const int64_t at = b * n + k;
-            const V fresh = load(work.read + at), kept = load(work.decay + at), roundings = group_roundings(kept, job.group);
+            const V fresh = load(work.read + at), kept = load(work.decay + at),
+                    roundings = group_roundings(kept, job.group);
             V norm, error;
             gathered[k / W].with(fresh, roundings, norm, error);
             // every path from an earlier token to row i passes the transition of i, unless rows read before their own

@@ -11,7 +11,7 @@ namespace ESS_LEVEL {
 namespace {
 
 const MatrixKernels matrix_kernels = {dense::matrix_products, dense::matrix_staircase, dense::matrix_largest,
-                                       dense::matrix_norm};
+                                      dense::matrix_norm};
 
 } // namespace
 } // namespace ESS_LEVEL

@@ -20,8 +20,8 @@ struct Node {
     int64_t missing;     // so many of the first reversed rows are zero tokens: K is not there to be read
     int64_t size, start; // positions start..start + size - 1
     double value, growth, least;
-    Edge edge;           // whether R or C is still trivial, and the node a view of T and its products
-    int64_t level;       // of the edge
+    Edge edge;     // whether R or C is still trivial, and the node a view of T and its products
+    int64_t level; // of the edge
 };
 
 // The memory of a node: R, K and C, column-major.

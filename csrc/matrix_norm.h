@@ -1,5 +1,5 @@
-// How large a dense operator is: its largest entry, bounds of its norm, and the sums of squares of all H_i. All read the
-// strictly lower part once a pass, in bands of rows that are added up in a fixed order.
+// How large a dense operator is: its largest entry, bounds of its norm, and the sums of squares of all H_i. All read
+// the strictly lower part once a pass, in bands of rows that are added up in a fixed order.
 
 #pragma once
 
@@ -90,8 +90,8 @@ inline void band_product(const double *T, int64_t row_stride, double scale, int6
 // What every weight keeps of the largest, so that the weights of columns that matter little do not hold the bound up.
 constexpr double LEAST_WEIGHT = 1e-3;
 
-// One step of Schur's test: the bound that the weights v and what A^T A made of them give, the better of it and `bound`;
-// v becomes the next weights.
+// One step of Schur's test: the bound that the weights v and what A^T A made of them give, the better of it and
+// `bound`; v becomes the next weights.
 inline double schur_bound(int64_t length, const double *product, double bound, double *v) {
     double most = 0.0, largest = 0.0;
     for (int64_t j = 0; j < length; j++) {

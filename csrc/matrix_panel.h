@@ -18,8 +18,8 @@ constexpr int64_t PANEL_BLOCK = 64, PANEL_PASS = 128;
 struct Panel {
     int64_t pivots, rows;
     Strips U, L;
-    double *d;         // [pivots]
-    double *growth;    // [rows], sum of |u l| over the row: what its diagonal entry was changed by. Counts only
+    double *d;      // [pivots]
+    double *growth; // [rows], sum of |u l| over the row: what its diagonal entry was changed by. Counts only
 
     int64_t blocks() const { return (pivots + PANEL_BLOCK - 1) / PANEL_BLOCK; }
     int64_t strips() const { return rows / STRIP; }

@@ -35,7 +35,8 @@ inline Node edge_node(const MatrixStaircaseJob &job, int64_t item, Edge edge, in
         job.products + head * matrix_products_size(operand.length) + matrix_product_offset(operand.length, edge, level);
     const Block block{product, matrix_stride(node.size), inverse * inverse, sign};
     (edge == Edge::First ? node.C : node.R) = block;
-    // the first row or column is the first to be eliminated, if it ever is (growth_of_first): sums of squares do not cancel
+    // the first row or column is the first to be eliminated, if it ever is (growth_of_first): sums of squares do not
+    // cancel
     for (int64_t i = 1; i < node.size; i++) {
         const double update = product[i + i * block.stride] * block.scale;
         if (!(update <= node.growth) && node.growth == node.growth) node.growth = update;

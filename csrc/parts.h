@@ -5,8 +5,8 @@
 //   Phi         A_{e-1} ... A_a
 //   Y           the block's own strictly lower T
 //
-// Where reads come before the transition, X and Y lose the factor A_r. Everything is a running product of factors: never a
-// difference of cumulative logarithms, which overflows, and turns a gate of exactly zero into NaN.
+// Where reads come before the transition, X and Y lose the factor A_r. Everything is a running product of factors:
+// never a difference of cumulative logarithms, which overflows, and turns a gate of exactly zero into NaN.
 
 #pragma once
 
@@ -65,7 +65,8 @@ inline void read_tokens(const ess_tokens &tokens, int64_t head, int64_t block, b
         double read_scale = tokens.read_unit[head], write_scale = tokens.write_unit[head];
         if (tokens.read_scale) read_scale *= tokens.read_scale[head][(start + t) * tokens.read_scale_stride];
         if (tokens.write_scale) write_scale *= tokens.write_scale[head][(start + t) * tokens.write_scale_stride];
-        copy_scaled(tokens.read[head] + (start + t) * tokens.read_stride, tokens.states, read_scale, out.read + t * n, n);
+        copy_scaled(tokens.read[head] + (start + t) * tokens.read_stride, tokens.states, read_scale, out.read + t * n,
+                    n);
         copy_scaled(tokens.write[head] + (start + t) * tokens.write_stride, tokens.states, write_scale,
                     out.write + t * n, n);
         if (factors) token_factors(tokens, head, start + t, out.factor + t * n, n);
@@ -76,7 +77,8 @@ inline void read_tokens(const ess_tokens &tokens, int64_t head, int64_t block, b
 }
 
 // Y of the tokens lo..hi-1 (at most ROWS of them) one token at a time: the columns' states are carried along.
-inline void local_leaf(const BlockTokens &tokens, bool reads_before, int64_t lo, int64_t hi, double *Y, double *states) {
+inline void local_leaf(const BlockTokens &tokens, bool reads_before, int64_t lo, int64_t hi, double *Y,
+                       double *states) {
     const int64_t n = tokens.n, c = tokens.c;
     for (int64_t r = lo; r < hi; r++) {
         const int64_t columns = r - lo;
@@ -100,8 +102,8 @@ inline void local_leaf(const BlockTokens &tokens, bool reads_before, int64_t lo,
 // Y of the tokens lo..hi-1 by halves: the right half's rows against the left half's columns is one product through the
 // state between them. 2 n m^2 flops a product of two halves of m tokens. `left` and `right` hold n * c numbers each,
 // `states` n * ROWS.
-inline void local_operator(const BlockTokens &tokens, bool reads_before, int64_t lo, int64_t hi, double *Y, double *left,
-                           double *right, double *states) {
+inline void local_operator(const BlockTokens &tokens, bool reads_before, int64_t lo, int64_t hi, double *Y,
+                           double *left, double *right, double *states) {
     const int64_t n = tokens.n, c = tokens.c;
     if (hi - lo <= ROWS) {
         local_leaf(tokens, reads_before, lo, hi, Y, states);
@@ -151,8 +153,9 @@ inline void diagonal_parts(const BlockTokens &tokens, bool reads_before, double 
     }
 }
 
-// X, Y, Z and Phi of dense transitions: rows of `states` (transposed: [n + written tokens] rows, n columns, column-major)
-// are the states had the block begun with each unit vector, or had one token been written. 2 n^2 (n + c / 2) flops a token.
+// X, Y, Z and Phi of dense transitions: rows of `states` (transposed: [n + written tokens] rows, n columns,
+// column-major) are the states had the block begun with each unit vector, or had one token been written.
+// 2 n^2 (n + c / 2) flops a token.
 struct DenseStates {
     int64_t stride;
     double *now, *next, *transition, *seen;
@@ -174,8 +177,8 @@ inline double frobenius_norm(const double *A, int64_t count) {
 
 // Returns the largest Frobenius norm of the transitions.
 inline double dense_parts(const BlockTokens &tokens, bool reads_before, const double *transition, int64_t stride,
-                          bool columns, int64_t states, int64_t present, DenseStates &work, double *X, double *Y, double *Z,
-                          double *Phi) {
+                          bool columns, int64_t states, int64_t present, DenseStates &work, double *X, double *Y,
+                          double *Z, double *Phi) {
     double largest = 0;
     const int64_t n = tokens.n, c = tokens.c, ld = work.stride;
     fill(work.now, 0, ld * n);
@@ -243,7 +246,8 @@ struct PartsWork {
 
     PartsWork(Arena &arena, int64_t n, int64_t c, bool is_dense)
         : tokens(arena, n, c), left(arena.take<double>(n * c)), right(arena.take<double>(n * c)),
-          states(arena.take<double>(n * padded_stride(c > ROWS ? c : ROWS))), dense(arena, is_dense ? n : 0, is_dense ? c : 0) {}
+          states(arena.take<double>(n * padded_stride(c > ROWS ? c : ROWS))),
+          dense(arena, is_dense ? n : 0, is_dense ? c : 0) {}
 };
 
 // X, Y, Z, Phi of one block.

@@ -16,7 +16,8 @@ struct ColumnReflector {
     const double *v;
     double inverse; // I - inverse v v^T
 
-    // Reflects COLUMNS columns, `ld` apart, and says what is left of their squares below row k. 6 (n - k) flops a column.
+    // Reflects COLUMNS columns, `ld` apart, and says what is left of their squares below row k. 6 (n - k) flops a
+    // column.
     template <int COLUMNS> ESS_INLINE void apply(double *a, int64_t ld, double *squares) const {
         const int64_t begin = k / W * W;
         V sum[COLUMNS], left[COLUMNS], share[COLUMNS];
@@ -51,9 +52,9 @@ struct ColumnReflector {
 
 constexpr int64_t pivoted_qr_work(int64_t n, int64_t extra) { return 2 * n + extra; }
 
-// A = [M, B], [n, n + extra] column-major, becomes H [M P, B] with R = H M P upper triangular, |R_kk| falling. order[k] is
-// the column of M that came k-th. Squares of columns are summed anew in every update, never updated themselves: what is
-// chosen is really the largest. 4 n^3 / 3 + 2 n^2 extra flops, half as much again for the squares.
+// A = [M, B], [n, n + extra] column-major, becomes H [M P, B] with R = H M P upper triangular, |R_kk| falling. order[k]
+// is the column of M that came k-th. Squares of columns are summed anew in every update, never updated themselves: what
+// is chosen is really the largest. 4 n^3 / 3 + 2 n^2 extra flops, half as much again for the squares.
 inline void pivoted_qr(int64_t n, int64_t extra, double *A, int64_t lda, int64_t *order, double *work) {
     constexpr int COLUMNS = 4;
     const int64_t columns = n + extra;

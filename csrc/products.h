@@ -1,4 +1,5 @@
-// Matrix products of a few dozen to a few hundred rows, where packing and starting threads would cost more than they save.
+// Matrix products of a few dozen to a few hundred rows, where packing and starting threads would cost more than they
+// save.
 //
 // Column-major, element (i, j) at p[i + j * ld]; rows padded to a multiple of ROWS. A leading dimension of
 // `padded_stride(rows)` keeps columns out of each other's cache sets.
@@ -79,8 +80,8 @@ ESS_INLINE void multiply_tile(int64_t depth, const double *A, int64_t lda, const
 }
 
 // C (op)= A B (Right::Plain: B(k, j) = B[k + j ldb]) or A B^T (Right::Transposed: B[j + k ldb]), C `rows` x `columns`,
-// both multiples of ROWS. `inner(i0, i1, j0, j1)` gives the range of k that a tile needs; an empty one skips it, so that
-// triangles cost what they hold. 2 rows columns depth flops.
+// both multiples of ROWS. `inner(i0, i1, j0, j1)` gives the range of k that a tile needs; an empty one skips it, so
+// that triangles cost what they hold. 2 rows columns depth flops.
 template <Right RIGHT, Update UPDATE, class Inner>
 void multiply(int64_t rows, int64_t columns, const double *A, int64_t lda, const double *B, int64_t ldb, double *C,
               int64_t ldc, Inner inner) {
@@ -116,8 +117,8 @@ ESS_INLINE void fill(double *target, double value, int64_t count) {
 // Whether a tile reaches into the lower triangle of whole ROWS x ROWS tiles.
 ESS_INLINE bool in_lower(int64_t i1, int64_t j0) { return padded(i1) > j0; }
 
-// target(j, i) = source(i, j) * scale[i], i < rows, j < columns, both multiples of ROWS; a negative `source_stride` reads
-// the columns backwards. `scale` may be null.
+// target(j, i) = source(i, j) * scale[i], i < rows, j < columns, both multiples of ROWS; a negative `source_stride`
+// reads the columns backwards. `scale` may be null.
 ESS_INLINE void transpose(int64_t rows, int64_t columns, const double *source, int64_t source_stride, double *target,
                           int64_t target_stride, const double *scale = nullptr) {
     for (int64_t j = 0; j < columns; j += W) {
@@ -134,8 +135,8 @@ ESS_INLINE void transpose(int64_t rows, int64_t columns, const double *source, i
     }
 }
 
-// full = factor * A for a symmetric n x n matrix of which only the lower triangle is stored; n a multiple of ROWS. Without
-// `upper`, tiles of W x W above the diagonal are left alone.
+// full = factor * A for a symmetric n x n matrix of which only the lower triangle is stored; n a multiple of ROWS.
+// Without `upper`, tiles of W x W above the diagonal are left alone.
 ESS_INLINE void symmetric_copy(int64_t n, const double *A, int64_t lda, double factor, double *full, int64_t ldf,
                                bool upper = true) {
     for (int64_t j = 0; j < n; j += W) {

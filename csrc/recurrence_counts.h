@@ -1,8 +1,8 @@
 // Counts of singular values above tolerances at every position of a recurrence.
 //
 // Per block and tolerance, in units of the tolerance: [[S - I], [X F, -I], [Z^T Q Phi F, Y, Z^T Q Z - I]] (boundary.h,
-// divided by tau once or twice) is eliminated up to the block's own rows and columns: n pivots, of which the positive ones
-// are the singular values of T[e:, :a] above tau. What is left is the leaf (leaf.h), W of them side by side.
+// divided by tau once or twice) is eliminated up to the block's own rows and columns: n pivots, of which the positive
+// ones are the singular values of T[e:, :a] above tau. What is left is the leaf (leaf.h), W of them side by side.
 
 #pragma once
 
@@ -25,8 +25,8 @@ struct Leaves {
 
     Leaves(Arena &arena, int64_t c)
         : c(c), waiting(arena.take<double>(W * 3 * c * c)), R(arena.take<V>(c * c)), K(arena.take<V>(c * c)),
-          C(arena.take<V>(c * c)), work(arena.take<V>(leaf_work(c))), counts(arena.take<V>(c)), growths(arena.take<V>(c)),
-          leasts(arena.take<V>(c)) {}
+          C(arena.take<V>(c * c)), work(arena.take<V>(leaf_work(c))), counts(arena.take<V>(c)),
+          growths(arena.take<V>(c)), leasts(arena.take<V>(c)) {}
 
     // Keeps the Schur complement [[R], [K, C]] (column-major, lower) of one more node.
     void add(const double *schur, int64_t ld) {

@@ -17,16 +17,16 @@ struct EntropyWork {
     RecurrenceWork making;
     Boundary boundary;
     int64_t n, c, lds, ldb, vectors;
-    double *S, *B;                                     // the boundary's matrix and the block's rows and columns
+    double *S, *B;                                      // the boundary's matrix and the block's rows and columns
     double *gram;                                       // two c x c matrices, padded
-    double *Y, *corner, *minus_one;                    // c x c
+    double *Y, *corner, *minus_one;                     // c x c
     double *diagonal, *off, *factor, *reflect, *turned; // tridiagonalisation
-    V *root, *link, *shift, *logdet, *packed, *lasts;  // shifts
+    V *root, *link, *shift, *logdet, *packed, *lasts;   // shifts
     V *R, *K, *C, *leaf, *logdets, *sums;
 
     EntropyWork(Arena &arena, const RecurrenceEntropyJob &job)
-        : making(arena, job.parts, job.making), boundary(arena, job.parts.n, job.parts.c), n(job.parts.n), c(job.parts.c),
-          lds(n), ldb(padded_stride(2 * c)), vectors(job.nodes / W) {
+        : making(arena, job.parts, job.making), boundary(arena, job.parts.n, job.parts.c), n(job.parts.n),
+          c(job.parts.c), lds(n), ldb(padded_stride(2 * c)), vectors(job.nodes / W) {
         S = arena.take<double>(n * lds);
         B = arena.take<double>(n * ldb);
         gram = arena.take<double>(2 * c * padded_stride(c));
@@ -66,8 +66,8 @@ inline double trace(int64_t n, const double *A, int64_t lda) {
     return sum;
 }
 
-// A bound of the norm of the symmetric c x c matrix M, within a factor c^(1/4): the square root of the Frobenius norm of its
-// square, which goes to `work`, as large as M. 2 c^3 flops.
+// A bound of the norm of the symmetric c x c matrix M, within a factor c^(1/4): the square root of the Frobenius norm
+// of its square, which goes to `work`, as large as M. 2 c^3 flops.
 inline double norm_bound_of_square(int64_t c, const double *M, int64_t ldm, double *work) {
     multiply<Right::Transposed, Update::Set>(c, c, M, ldm, M, ldm, work, ldm,
                                              [c](int64_t, int64_t, int64_t, int64_t) { return Range{0, c}; });
@@ -99,8 +99,8 @@ inline void fill_results(int64_t c, double value, double *total, double *mixed) 
 // One block; `weights` total and mixed, [2][nodes].
 //
 // Everything is first divided by a power of two, such that squares are at most about 1, then by sqrt(scale) by way of
-// the shifts. The norm of every H in the block is at most that of the four parts side by side: what leaps over the block
-// (S), leads into it (X F), out of it (Z^T Q Z) and stays in it (Y).
+// the shifts. The norm of every H in the block is at most that of the four parts side by side: what leaps over the
+// block (S), leads into it (X F), out of it (Z^T Q Z) and stays in it (Y).
 inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights, int64_t number, EntropyWork &work) {
     const int64_t n = work.n, c = work.c, lda = work.boundary.lda;
     const int64_t head = number / job.parts.blocks, start = number % job.parts.blocks * c, left = job.length - start;
@@ -162,8 +162,8 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
         const Sums rows{work.minus_one, c, work.R, ld, all(1.0)};
         const Sums between{work.Y, c, work.K, ld, -sqrt(square)};
         const Sums columns{work.corner, c, work.C, ld, -square};
-        shift_products(n, c, work.B, work.ldb, work.root + v * n, work.link + v * n, rows, between, columns, work.packed,
-                       work.lasts);
+        shift_products(n, c, work.B, work.ldb, work.root + v * n, work.link + v * n, rows, between, columns,
+                       work.packed, work.lasts);
         for (int64_t i = 0; i < c; i++) work.C[i * (ld + 1)] += 1.0;
         leaf_logdet(static_cast<int>(c), work.R, work.K, work.C, work.leaf, work.logdet[v], work.logdets);
         const double *weight = weights + v * W;

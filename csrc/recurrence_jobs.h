@@ -8,15 +8,15 @@
 
 namespace ess {
 
-// A recurrence of `heads` heads cut into `blocks` blocks of `c` tokens. State size n is padded to a multiple of ROWS (with
-// coordinates that are never written), the last block with zero tokens. Block b of head h is number h * blocks + b of
-// every array; see algorithms in parts.h and scans.h.
+// A recurrence of `heads` heads cut into `blocks` blocks of `c` tokens. State size n is padded to a multiple of ROWS
+// (with coordinates that are never written), the last block with zero tokens. Block b of head h is number h * blocks +
+// b of every array; see algorithms in parts.h and scans.h.
 struct RecurrenceParts {
     int64_t heads, blocks, n, c;
-    bool dense; // Phi is a matrix
-    double *X;  // [n, c] column-major: token r's read-out seen from the block's left edge in column r
-    double *Z;  // [n, c]: token j's write carried to the right edge in column j
-    double *Y;  // [c, c]: Y[j + r c] = T[a + c - 1 - r, a + j], rows reversed, zero on and above T's diagonal
+    bool dense;  // Phi is a matrix
+    double *X;   // [n, c] column-major: token r's read-out seen from the block's left edge in column r
+    double *Z;   // [n, c]: token j's write carried to the right edge in column j
+    double *Y;   // [c, c]: Y[j + r c] = T[a + c - 1 - r, a + j], rows reversed, zero on and above T's diagonal
     double *Phi; // [n], or [n, n] column-major
     double *F;   // [n, n] lower triangular root of the reachability Gramian at the left edge, zeros above the diagonal
     double *Q;   // [n, n] observability Gramian at the right edge, its lower triangle
@@ -77,9 +77,9 @@ struct RecurrenceEntropyJob {
     const double *scale; // [heads], bounds of the squared largest singular value; null: every block has its own
     int64_t nodes;       // a multiple of ROWS
     const double *t, *total_weight, *mixed_weight; // [nodes]
-    const uint8_t *wanted;            // [heads, blocks]
-    double *total, *mixed;            // [heads, length], written where wanted
-    double *rounding, *unit;          // [heads, blocks], error of the squares in units of the scale, and the root of that
+    const uint8_t *wanted;                         // [heads, blocks]
+    double *total, *mixed;                         // [heads, length], written where wanted
+    double *rounding, *unit; // [heads, blocks], error of the squares in units of the scale, and the root of that
     int32_t threads;
     void *workspace;
 };

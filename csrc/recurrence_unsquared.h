@@ -1,18 +1,19 @@
-// Counts at tolerances so small that squares of singular values have drowned in rounding errors: the same elimination of a
-// block's outside, on the roots themselves.
+// Counts at tolerances so small that squares of singular values have drowned in rounding errors: the same elimination
+// of a block's outside, on the roots themselves.
 //
-// With G G^T = Q at the right edge and F F^T = P at the left one, H_i of a position in the block has the singular values of
+// With G G^T = Q at the right edge and F F^T = P at the left one, H_i of a position in the block has the singular
+// values of
 //
 //     [ M      G^T Z_i ]        M = G^T Phi F,
 //     [ X_i F  Y_i     ]
 //
-// rows and columns of the block as far as the position has them. A symmetric matrix [[-tau, H], [H^T, -tau]] has as many
-// positive eigenvalues as H has singular values above tau. Its rows and columns of M are eliminated, in an order in which
-// that is stable: M P = H^T R by QR with column pivoting, then pair by pair the k-th row and column of R, turned by 45
-// degrees, so that the pivots are R_kk - tau and -R_kk - tau. What is left is the leaf (inertia_leaf.h).
+// rows and columns of the block as far as the position has them. A symmetric matrix [[-tau, H], [H^T, -tau]] has as
+// many positive eigenvalues as H has singular values above tau. Its rows and columns of M are eliminated, in an order
+// in which that is stable: M P = H^T R by QR with column pivoting, then pair by pair the k-th row and column of R,
+// turned by 45 degrees, so that the pivots are R_kk - tau and -R_kk - tau. What is left is the leaf (inertia_leaf.h).
 //
-// Errors are in proportion to s_1 instead of s_1^2 / tau, unless directions that M hardly sees are strongly coupled to the
-// block's own tokens; the growth tells.
+// Errors are in proportion to s_1 instead of s_1^2 / tau, unless directions that M hardly sees are strongly coupled to
+// the block's own tokens; the growth tells.
 
 #pragma once
 
@@ -37,8 +38,8 @@ struct OutsideFactors {
 
 struct UnsquaredWork {
     int64_t n, c, m, lda, ldm, ldx;
-    double *G;     // [n, n]: G^T
-    double *F;     // [n, n]: Phi F
+    double *G;      // [n, n]: G^T
+    double *F;      // [n, n]: Phi F
     double *X, *XF; // [c, n], rows reversed
     double *A, *L, *d, *growth, *qr;
     int64_t *order;
@@ -88,8 +89,8 @@ inline void factor_outside(const RecurrenceParts &parts, const double *observe_r
     }
 }
 
-// A = [[-1, H], [H^T, -1]] of a block's outside and its own rows (reversed) and columns, in units of tau: lower triangle,
-// whole tiles on the diagonal.
+// A = [[-1, H], [H^T, -1]] of a block's outside and its own rows (reversed) and columns, in units of tau: lower
+// triangle, whole tiles on the diagonal.
 inline void assemble_unsquared(const OutsideFactors &outside, const double *Y, double tau, UnsquaredWork &work) {
     constexpr int64_t PAIRS = ROWS / 2; // a tile on the diagonal holds so many
     const int64_t n = work.n, c = work.c, lda = work.lda, ldm = work.ldm;

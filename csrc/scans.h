@@ -13,17 +13,17 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
-// Reflectors of ROWS columns of [F^T; rows], and what they do to the columns behind them, as one block: I - V T V^T with
-// V = [diag(head); x], x[t][j] the reflectors' entries at the rows.
+// Reflectors of ROWS columns of [F^T; rows], and what they do to the columns behind them, as one block: I - V T V^T
+// with V = [diag(head); x], x[t][j] the reflectors' entries at the rows.
 struct ReflectorPanel {
-    double *x;           // [c][ROWS]
-    double head[ROWS];   // entry of reflector j at the triangle's row j
+    double *x;            // [c][ROWS]
+    double head[ROWS];    // entry of reflector j at the triangle's row j
     double T[ROWS][ROWS]; // T[k][j], k <= j
 };
 
 // Factorises the panel whose columns are the ROWS states from `states` on: F points to F(first state, first state), and
-// `rows` to the rows' entries of these states, n apart. One pass over the rows a column: the update by the last reflector
-// and the products of the next one. 6 ROWS^2 c flops.
+// `rows` to the rows' entries of these states, n apart. One pass over the rows a column: the update by the last
+// reflector and the products of the next one. 6 ROWS^2 c flops.
 inline void factor_panel(double *F, int64_t n, const double *rows, int64_t c, ReflectorPanel &panel) {
     constexpr int P = static_cast<int>(ROWS), PARTS = P / W, CHAINS = 4;
     double *x = panel.x;
@@ -88,9 +88,9 @@ inline void factor_panel(double *F, int64_t n, const double *rows, int64_t c, Re
     }
 }
 
-// The lower triangular F with F F^T = F F^T + rows^T rows: Householder reflectors on the columns of [F^T; rows], ROWS of
-// them at a time. F [n, n] column-major with zeros above the diagonal; rows [c][n], destroyed, c a multiple of ROWS; `work`
-// holds tria_work(n, c) numbers. 2 n^2 c flops.
+// The lower triangular F with F F^T = F F^T + rows^T rows: Householder reflectors on the columns of [F^T; rows], ROWS
+// of them at a time. F [n, n] column-major with zeros above the diagonal; rows [c][n], destroyed, c a multiple of ROWS;
+// `work` holds tria_work(n, c) numbers. 2 n^2 c flops.
 constexpr int64_t tria_work(int64_t n, int64_t c) { return ROWS * (padded_stride(n) + c); }
 
 inline void tria(double *F, int64_t n, double *rows, int64_t c, double *work) {
@@ -111,7 +111,8 @@ inline void tria(double *F, int64_t n, double *rows, int64_t c, double *work) {
         for (int64_t i = 0; i < behind; i += W) {
             V share[P];
             ESS_UNROLL
-            for (int j = 0; j < P; j++) share[j] = load(shares + i + j * lds) + load(f + i + j * n) * all(panel.head[j]);
+            for (int j = 0; j < P; j++)
+                share[j] = load(shares + i + j * lds) + load(f + i + j * n) * all(panel.head[j]);
             ESS_UNROLL
             for (int j = P - 1; j >= 0; j--) {
                 V sum = share[j] * all(panel.T[j][j]);
@@ -163,10 +164,9 @@ inline void observe_step(const RecurrenceParts &parts, int64_t number, ScanWork 
     const double *Q = parts.Q + number * n * n, *Phi = parts.Phi + number * parts.phi_size();
     const double *X = parts.X + number * n * c;
     double *next = parts.Q + (number - 1) * n * n;
-    multiply<Right::Transposed, Update::Set>(n, n, X, n, X, n, next, n,
-                                             [c](int64_t, int64_t i1, int64_t j0, int64_t) {
-                                                 return Range{0, in_lower(i1, j0) ? c : 0};
-                                             });
+    multiply<Right::Transposed, Update::Set>(n, n, X, n, X, n, next, n, [c](int64_t, int64_t i1, int64_t j0, int64_t) {
+        return Range{0, in_lower(i1, j0) ? c : 0};
+    });
     if (parts.dense) {
         const int64_t ld = padded_stride(n);
         symmetric_copy(n, Q, n, 1.0, work.full, ld);
@@ -174,10 +174,9 @@ inline void observe_step(const RecurrenceParts &parts, int64_t number, ScanWork 
                                             [n](int64_t, int64_t, int64_t, int64_t) { return Range{0, n}; });
         // Phi^T (Q Phi): the transpose of Phi takes the place of the symmetric matrix
         transpose(n, n, Phi, n, work.full, ld);
-        multiply<Right::Plain, Update::Add>(n, n, work.full, ld, work.product, ld, next, n,
-                                            [n](int64_t, int64_t i1, int64_t j0, int64_t) {
-                                                return Range{0, in_lower(i1, j0) ? n : 0};
-                                            });
+        multiply<Right::Plain, Update::Add>(
+            n, n, work.full, ld, work.product, ld, next, n,
+            [n](int64_t, int64_t i1, int64_t j0, int64_t) { return Range{0, in_lower(i1, j0) ? n : 0}; });
         return;
     }
     for (int64_t j = 0; j < n; j++) {

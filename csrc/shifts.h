@@ -74,9 +74,9 @@ constexpr int SIDE_BY_SIDE = 2;
 // columns of a register tile
 constexpr int TILE = ESS_VECTOR_BYTES == 64 ? 4 : 2;
 
-// b~_k = B_k root_k - b~_{k-1} link_k for PANELS panels of B's rows (column-major, `b` the first) and the states begin ..
-// end; `last` holds b~ of the state before `begin` and receives that of the last. Panel p goes to packed + p * size. Each
-// step waits for the one before, so several panels go side by side. 3 flops a number and lane.
+// b~_k = B_k root_k - b~_{k-1} link_k for PANELS panels of B's rows (column-major, `b` the first) and the states begin
+// .. end; `last` holds b~ of the state before `begin` and receives that of the last. Panel p goes to packed + p * size.
+// Each step waits for the one before, so several panels go side by side. 3 flops a number and lane.
 template <int PANELS>
 ESS_INLINE void substitute(const double *b, int64_t ldb, int64_t begin, int64_t end, const V *root, const V *link,
                            V *last, V *packed, int64_t size) {
@@ -104,7 +104,8 @@ ESS_INLINE constexpr bool in_part(Part part, int i, int j) {
     return part == Part::All ? true : part == Part::Lower ? i >= j : i + j < PANEL - 1;
 }
 
-// What becomes of a sum over all states: result = (sum - base) * unit, `base` the first term, `unit` applied at the end.
+// What becomes of a sum over all states: result = (sum - base) * unit, `base` the first term, `unit` applied at the
+// end.
 struct Sums {
     const double *base; // (i, j) at base[i + j base_ld]
     int64_t base_ld;
@@ -113,8 +114,8 @@ struct Sums {
     V unit;
 };
 
-// One tile: adds the sums over `depth` states of x_i y_j to -base (`first`) or to what an earlier call left, and puts in
-// the unit (`last`). Column tiles of TILE. 2 flops an entry, state and lane.
+// One tile: adds the sums over `depth` states of x_i y_j to -base (`first`) or to what an earlier call left, and puts
+// in the unit (`last`). Column tiles of TILE. 2 flops an entry, state and lane.
 template <Part PART, int COLUMNS, int J0>
 ESS_INLINE void accumulate(int64_t depth, const V *x, const V *y, const Sums &sums, bool first, bool last) {
     V sum[COLUMNS][PANEL];

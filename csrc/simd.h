@@ -1,8 +1,9 @@
 // The only file that knows what a vector register is. Kernels are written against it.
 //
-// Vec<T> holds `width<T>` numbers of type T (a GCC/Clang vector: + - * / and comparisons work lane by lane), Mask<T> the
-// result of a comparison. The level_*.cpp file that includes this sets ESS_LEVEL, the namespace, and ESS_VECTOR_BYTES:
-// 64 (AVX-512), 32 (AVX2) or 16 (any machine). Products and sums are meant to be fused (`-ffp-contract=fast`).
+// Vec<T> holds `width<T>` numbers of type T (a GCC/Clang vector: + - * / and comparisons work lane by lane), Mask<T>
+// the result of a comparison. The level_*.cpp file that includes this sets ESS_LEVEL, the namespace, and
+// ESS_VECTOR_BYTES: 64 (AVX-512), 32 (AVX2) or 16 (any machine). Products and sums are meant to be fused
+// (`-ffp-contract=fast`).
 
 #pragma once
 
@@ -41,14 +42,17 @@ constexpr int W = width<double>;
 template <class T> ESS_INLINE Vec<T> load(const T *p) {
     return *reinterpret_cast<const typename VectorOf<T>::Unaligned *>(p);
 }
-template <class T> ESS_INLINE void store(T *p, Vec<T> x) { *reinterpret_cast<typename VectorOf<T>::Unaligned *>(p) = x; }
+template <class T> ESS_INLINE void store(T *p, Vec<T> x) {
+    *reinterpret_cast<typename VectorOf<T>::Unaligned *>(p) = x;
+}
 // x in every lane
 template <class T> ESS_INLINE Vec<T> all(T x) { return x - Vec<T>{}; }
 ESS_INLINE V all(double x) { return x - V{}; }
 
 template <class X, class Y> ESS_INLINE Y select(X mask, Y yes, Y no) { return mask ? yes : no; }
-// The larger and the smaller of two, in one instruction. Where either is NaN it is the second: a maximum that is carried
-// through a loop this way forgets a NaN at the next number. For loops that show NaN by other means, and say which.
+// The larger and the smaller of two, in one instruction. Where either is NaN it is the second: a maximum that is
+// carried through a loop this way forgets a NaN at the next number. For loops that show NaN by other means, and say
+// which.
 template <class X> ESS_INLINE X larger(X a, X b) { return a > b ? a : b; }
 template <class X> ESS_INLINE X smaller(X a, X b) { return a < b ? a : b; }
 // The same, NaN where either is NaN: for all that certainty rests on.
@@ -65,7 +69,8 @@ ESS_INLINE Vec<float> abs(Vec<float> x) {
 // The larger of `largest`, which is not negative, and the magnitude of x; may forget a NaN (see `larger`).
 ESS_INLINE Vec<double> larger_magnitude(Vec<double> largest, Vec<double> x) {
 #if ESS_VECTOR_BYTES == 64
-    return (Vec<double>)_mm512_range_pd((__m512d)largest, (__m512d)x, 11); // the one with the larger magnitude, without sign
+    return (Vec<double>)_mm512_range_pd((__m512d)largest, (__m512d)x,
+                                        11); // the one with the larger magnitude, without sign
 #else
     return larger(abs(x), largest);
 #endif
@@ -92,8 +97,8 @@ ESS_INLINE Vec<float> sqrt(Vec<float> x) {
 #endif
 }
 
-// a b + c, rounded once where the level has such an instruction: for results that must not depend on what the compiler makes
-// of two copies of the same expression
+// a b + c, rounded once where the level has such an instruction: for results that must not depend on what the compiler
+// makes of two copies of the same expression
 ESS_INLINE Vec<double> fused(Vec<double> a, Vec<double> b, Vec<double> c) {
 #if ESS_VECTOR_BYTES == 64
     return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
@@ -182,10 +187,12 @@ template <class T> ESS_INLINE uint32_t lanes_of(Mask<T> mask) {
 #endif
 }
 
-// exp to 2 ulp; exp(-inf) = 0, results below the normal numbers are zero, NaN stays NaN, above 709.7 the largest result.
+// exp to 2 ulp; exp(-inf) = 0, results below the normal numbers are zero, NaN stays NaN, above 709.7 the largest
+// result.
 ESS_INLINE V exp(V x) {
-    const double log2e = 1.4426950408889634074, ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
-    const double round = 6755399441055744.0; // adding it rounds to an integer in the low bits
+    const double log2e = 1.4426950408889634074, ln2_high = 6.93147180369123816490e-01,
+                 ln2_low = 1.90821492927058770002e-10;
+    const double round = 6755399441055744.0;                 // adding it rounds to an integer in the low bits
     V clamped = smaller(larger(x, all(-745.0)), all(709.7)); // NaN is put back at the end
     V shifted = clamped * log2e + round;
     Mask<double> exponent = reinterpret_cast<Mask<double>>(shifted);
@@ -316,7 +323,8 @@ template <class T, int DISTANCE> ESS_INLINE void transpose_squares(Vec<T> *r) {
     if constexpr (DISTANCE < width<T>) {
         ESS_UNROLL
         for (int i = 0; i < width<T>; i++) {
-            if (!(i & DISTANCE)) swap_squares<T, DISTANCE>(r[i], r[i + DISTANCE], typename LanesBelow<width<T>>::Type());
+            if (!(i & DISTANCE))
+                swap_squares<T, DISTANCE>(r[i], r[i + DISTANCE], typename LanesBelow<width<T>>::Type());
         }
         transpose_squares<T, 2 * DISTANCE>(r);
     }

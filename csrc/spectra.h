@@ -36,7 +36,7 @@ constexpr int64_t column_distance(int64_t rows) { return rows | 1; }
 // What the sizes alone decide.
 struct SpectraPlan {
     bool product;
-    bool swapped; // the factors (or rows and columns) trade places, to make matrices at least as high as wide
+    bool swapped;          // the factors (or rows and columns) trade places, to make matrices at least as high as wide
     int64_t rows, columns; // of a matrix
     int64_t shared;        // columns of the factors
     bool thin;             // product: of rank at most `shared` < columns; reduced to shared x shared

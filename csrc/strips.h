@@ -146,9 +146,7 @@ struct Wanted {
     int64_t rows; // of the block
     bool lower;   // those that reach the lower triangle, or else those with row + column < rows - 1
 
-    bool tile(int64_t row, int64_t column) const {
-        return lower ? row + STRIP > column : row + column < rows - 1;
-    }
+    bool tile(int64_t row, int64_t column) const { return lower ? row + STRIP > column : row + column < rows - 1; }
 };
 
 // strips of one group, which stay in the second cache while the right operand passes by

@@ -9,8 +9,8 @@ namespace ess {
 namespace ESS_LEVEL {
 namespace {
 
-// What is known of some numbers: the range of those that are numbers, and whether all of them are (`finite`), at least as
-// numbers or infinities (`ordered`).
+// What is known of some numbers: the range of those that are numbers, and whether all of them are (`finite`), at least
+// as numbers or infinities (`ordered`).
 struct NumberRange {
     double low = HUGE_VAL, high = -HUGE_VAL;
     bool finite = true, ordered = true;

@@ -1,5 +1,5 @@
-// A team of OpenMP threads, so that one runtime (torch's own, in Python) holds all threads of the process. Without OpenMP,
-// or with ESS_STD_THREADS (ThreadSanitizer understands only these), std::thread.
+// A team of OpenMP threads, so that one runtime (torch's own, in Python) holds all threads of the process. Without
+// OpenMP, or with ESS_STD_THREADS (ThreadSanitizer understands only these), std::thread.
 
 #include "threads.h"
 

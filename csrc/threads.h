@@ -7,8 +7,9 @@
 
 namespace ess {
 
-// Calls body(context, t) for t = 0..n-1, each on a thread of its own, the caller's among them; n is at most `threads`, and
-// may be less: a body takes its work from a TaskCounter, and waits only for tasks that were handed out before its own.
+// Calls body(context, t) for t = 0..n-1, each on a thread of its own, the caller's among them; n is at most `threads`,
+// and may be less: a body takes its work from a TaskCounter, and waits only for tasks that were handed out before its
+// own.
 void run_team(int32_t threads, void (*body)(void *context, int32_t thread), void *context);
 
 // As above for anything that can be called with the number of the thread.

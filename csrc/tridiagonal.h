@@ -1,5 +1,5 @@
-// A symmetric matrix S brought to tridiagonal form T = H^T S H by Householder reflections, and further rows B, on which S
-// acts from the right, turned along: B H. For any shift s, B (s I + S)^-1 B^T = (B H) (s I + T)^-1 (B H)^T.
+// A symmetric matrix S brought to tridiagonal form T = H^T S H by Householder reflections, and further rows B, on which
+// S acts from the right, turned along: B H. For any shift s, B (s I + S)^-1 B^T = (B H) (s I + T)^-1 (B H)^T.
 
 #pragma once
 
@@ -17,15 +17,15 @@ struct Pending {
     double *v, *w;
 };
 
-// y = S x from S's lower triangle, of which every entry below the diagonal tiles serves twice; with UPDATE, S first takes
-// in two reflections. Flops an entry of the triangle: 4, with UPDATE 12.
+// y = S x from S's lower triangle, of which every entry below the diagonal tiles serves twice; with UPDATE, S first
+// takes in two reflections. Flops an entry of the triangle: 4, with UPDATE 12.
 template <bool UPDATE> class LowerProduct {
   public:
     LowerProduct(int64_t n, double *S, int64_t lds, const Pending &a, const Pending &b, const double *x, double *y)
         : n_(n), lds_(lds), S_(S), a_(a), b_(b), x_(x), y_(y) {}
 
-    // For the rows and columns from `next` on; v, w and x are zero before it as far as the strip of W rows that `next` is
-    // in, of which y receives anything.
+    // For the rows and columns from `next` on; v, w and x are zero before it as far as the strip of W rows that `next`
+    // is in, of which y receives anything.
     void run(int64_t next) {
         const int64_t begin = next / W * W;
         for (int64_t i = begin; i < n_; i += W) store(y_ + i, V{});
@@ -103,9 +103,9 @@ template <bool UPDATE> class LowerProduct {
     }
 };
 
-// Householder tridiagonalisation of a symmetric n x n matrix, reflections in pairs: while S takes in the two of one pair
-// it is multiplied for the next; the second product reads S as it is and accounts for the first reflection by itself. That
-// halves the stores, by which passes over S would be bound.
+// Householder tridiagonalisation of a symmetric n x n matrix, reflections in pairs: while S takes in the two of one
+// pair it is multiplied for the next; the second product reads S as it is and accounts for the first reflection by
+// itself. That halves the stores, by which passes over S would be bound.
 class Tridiagonalisation {
   public:
     // `work`: 6 n doubles
@@ -199,12 +199,12 @@ class Tridiagonalisation {
     }
 };
 
-// The symmetric n x n matrix S, its lower triangle and all of the W x W tiles on the diagonal, entries at most about 1, n a
-// multiple of ROWS.
+// The symmetric n x n matrix S, its lower triangle and all of the W x W tiles on the diagonal, entries at most about 1,
+// n a multiple of ROWS.
 //
-// diagonal[n] and off[n] receive T (off[k] couples k and k + 1, the last is 0). Reflection k is I - factor[k] v v^T with
-// v in rows k + 1 .. n of S's column k, zeros above as far as the strip of ROWS rows that k belongs to. `work`: 6 n
-// doubles. Flops: 4 n^3 / 3.
+// diagonal[n] and off[n] receive T (off[k] couples k and k + 1, the last is 0). Reflection k is I - factor[k] v v^T
+// with v in rows k + 1 .. n of S's column k, zeros above as far as the strip of ROWS rows that k belongs to. `work`: 6
+// n doubles. Flops: 4 n^3 / 3.
 inline void tridiagonalise(int64_t n, double *S, int64_t lds, double *diagonal, double *off, double *factor,
                            double *work) {
     Tridiagonalisation(n, S, lds, diagonal, off, factor, work).run();
@@ -214,7 +214,7 @@ inline void tridiagonalise(int64_t n, double *S, int64_t lds, double *diagonal, 
 // H_0 H_1 ... = I - V U V^T, U upper triangular, B -= (B V U) V^T. `work`: ROWS padded_stride(rows) doubles. Flops:
 // 2 rows n^2.
 inline void turn(int64_t n, const double *S, int64_t lds, const double *factor, int64_t rows, double *B, int64_t ldb,
-          double *work) {
+                 double *work) {
     constexpr int P = static_cast<int>(ROWS);
     const int64_t ldw = padded_stride(rows);
     for (int64_t k0 = 0; k0 < n; k0 += P) {

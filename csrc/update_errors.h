@@ -1,14 +1,14 @@
 // How far LDL^T factors can be trusted to which rank-one terms were added, instead of being made anew.
 //
-// A term alpha w w^T takes column j from pivot d and entries l to d' and l', w to w' = w - p l with p = w_j, t = alpha p, and
-// alpha to alpha' = alpha d / d'. Put every rounding of this back into the matrix, so that the factors are exact for it: its
-// entry (i, k) is then wrong, in roundings, by a few times
+// A term alpha w w^T takes column j from pivot d and entries l to d' and l', w to w' = w - p l with p = w_j, t = alpha
+// p, and alpha to alpha' = alpha d / d'. Put every rounding of this back into the matrix, so that the factors are exact
+// for it: its entry (i, k) is then wrong, in roundings, by a few times
 //
 //     |d l_i l_k|,  |d' l'_i l'_k|,  |alpha w_i w_k|,  |alpha' w'_i w'_k|,  |t l_i w_k|  and  |t l'_i w'_k|
 //
-// (the rounding of w' counts alpha w w', since t l' + alpha' w' = alpha w). None of them can be told from the pivots: tiny
-// ones make these parts huge, of opposite signs, and what they add up to may be small again where a column's turn comes. So
-// the largest entries of l and of w are kept for every column and term.
+// (the rounding of w' counts alpha w w', since t l' + alpha' w' = alpha w). None of them can be told from the pivots:
+// tiny ones make these parts huge, of opposite signs, and what they add up to may be small again where a column's turn
+// comes. So the largest entries of l and of w are kept for every column and term.
 
 #pragma once
 
