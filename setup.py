@@ -24,8 +24,8 @@ OPENMP = ["-fopenmp"]
 # No -march=native: a wheel is used on other machines than the one that built it.
 library = Extension(
     "ess_kernels.backends._native",
-    sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),
-    depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+    sources=sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
+    depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
     include_dirs=["csrc"],
     language="c++",
     optional=True,

@@ -19,7 +19,7 @@ MACHINES = {"x86_64-linux-gnu": 62, "aarch64-linux-gnu": 183}  # e_machine of EL
 SHARED_OBJECT = 3  # e_type
 # without exceptions: the C++ runtime, which would have to be compiled first, is not needed then
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-ffp-contract=fast"]
-FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{ROOT / 'csrc'}"]
 SELF_TEST = """
 from ess_kernels.backends.native.loading import open_library
 import pathlib, sys
@@ -39,12 +39,24 @@ def build(target: str, folder: Path) -> Path:
 
     def compile_one(source: Path) -> str:
         result = folder / f"{target}-{source.stem}.o"
-        command = [*zig, "c++", "-target", target, *FLAGS, "-c", str(source), "-o", str(result)]
+        command = [
+            *zig,
+            "c++",
+            "-target",
+            target,
+            *FLAGS,
+            "-I",
+            str(ROOT / "csrc"),
+            "-c",
+            str(source),
+            "-o",
+            str(result),
+        ]
         subprocess.run(command, check=True, env=environment)
         return str(result)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sorted((ROOT / "csrc").glob("*.cpp"))))
+        objects = list(pool.map(compile_one, sorted((ROOT / "csrc").rglob("*.cpp"))))
     library = folder / f"{target}.so"
     command = [*zig, "cc", "-target", target, "-shared", *objects, "-o", str(library)]
     # what is only looked at needs no runtime library, and those would have to be compiled first
@@ -61,7 +73,7 @@ def check_elf(library: Path, machine: int) -> None:
     )
     declared = {
         name.encode()
-        for header in (ROOT / "csrc").glob("ess_*.h")
+        for header in (ROOT / "csrc" / "include").glob("ess_*.h")
         for name in re.findall(r"^ESS_API [\w\s*]*?\b(ess_\w+)\(", header.read_text(), re.MULTILINE)
     }
     missing = sorted(name for name in declared if b"\0" + name + b"\0" not in content)

@@ -36,7 +36,7 @@ _UNITS = {"": 1, "b": 1, "k": 2**10, "kib": 2**10, "m": 2**20, "mib": 2**20, "g"
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _ON = frozenset({"1", "true", "yes", "on"})
 _OFF = frozenset({"", "0", "false", "no", "off"})
-# ESS_LEVEL_* of csrc/ess_native.h
+# ESS_LEVEL_* of csrc/include/ess_native.h
 LEVELS = {"best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
 MOST_THREADS = 1024
 

@@ -1,20 +1,20 @@
 // Plants NaN, entry by entry, in what the kernels reduce to a growth, a least row, a bound or a log-determinant, and asks
 // whether everything that depends on the entry shows it, and nothing else does. Prints what was forgotten.
 //
-//     c++ -std=c++17 -O1 -fopenmp -DESS_VECTOR_BYTES=16 -Icsrc tests/attacks/lost_nan.cpp csrc/threads.cpp
+//     c++ -std=c++17 -O1 -fopenmp -DESS_VECTOR_BYTES=16 -Icsrc tests/attacks/lost_nan.cpp csrc/base/threads.cpp
 
 #include <algorithm>
 #include <cstdio>
 #include <initializer_list>
 
-#include "level_headers.h"
+#include "dispatch/headers.h"
 
 #define ESS_LEVEL planted
-#include "logdet_leaf.h"
-#include "matrix_node.h"
-#include "recurrence_counts.h"
-#include "recurrence_entropy.h"
-#include "recurrence_unsquared.h"
+#include "leaves/logdet.h"
+#include "matrix/node.h"
+#include "recurrence/counts.h"
+#include "recurrence/entropy.h"
+#include "recurrence/unsquared.h"
 
 using namespace ess::ESS_LEVEL;
 

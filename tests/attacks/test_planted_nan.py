@@ -27,7 +27,7 @@ def test_nothing_forgets_nan(bytes_, tmp_path):
     if not has(TARGETS[bytes_]):
         pytest.skip("this machine has no such vectors")
     flags = ["-std=c++17", "-O1", "-fopenmp", "-ffp-contract=fast", f"-DESS_VECTOR_BYTES={bytes_}", *TARGETS[bytes_]]
-    sources = [ROOT / "tests/attacks/lost_nan.cpp", ROOT / "csrc/threads.cpp"]
+    sources = [ROOT / "tests/attacks/lost_nan.cpp", ROOT / "csrc/base/threads.cpp"]
     program = tmp_path / "planted"
     subprocess.run([COMPILER, *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", program], check=True)
     run = subprocess.run([program], capture_output=True, text=True)

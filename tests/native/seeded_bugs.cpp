@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "../../csrc/arena.h"
-#include "../../csrc/threads.h"
+#include "../../csrc/base/arena.h"
+#include "../../csrc/base/threads.h"
 
 namespace {
 

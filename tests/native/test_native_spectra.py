@@ -1,6 +1,6 @@
 """Singular values and counts of many small matrices by compiled kernels, against LAPACK in float64 and against mpmath.
 
-Bounds are those that `csrc/ess_spectra.h` states.
+Bounds are those that `csrc/include/ess_spectra.h` states.
 """
 
 from __future__ import annotations

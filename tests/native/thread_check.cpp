@@ -1,5 +1,5 @@
 // Calls the library from several threads at once and with teams of several threads, for ThreadSanitizer: no Python,
-// whose own threads it does not understand. `.ci/sanitize` compiles this together with csrc/*.cpp and -DESS_STD_THREADS.
+// whose own threads it does not understand. `.ci/sanitize` compiles this together with csrc/*/*.cpp and -DESS_STD_THREADS.
 //
 // A family of kernels adds a function to `checks`: it calls the family with so many threads on data large enough that every
 // thread gets work, and returns the answer's numbers. They must have the same bits for any number of threads, and from
@@ -14,13 +14,13 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/ess_certainty.h"
-#include "../../csrc/ess_lanes.h"
-#include "../../csrc/ess_matrix.h"
-#include "../../csrc/ess_native.h"
-#include "../../csrc/ess_recurrence.h"
-#include "../../csrc/ess_spectra.h"
-#include "../../csrc/threads.h"
+#include "../../csrc/include/ess_certainty.h"
+#include "../../csrc/include/ess_lanes.h"
+#include "../../csrc/include/ess_matrix.h"
+#include "../../csrc/include/ess_native.h"
+#include "../../csrc/include/ess_recurrence.h"
+#include "../../csrc/include/ess_spectra.h"
+#include "../../csrc/base/threads.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""Softmax weights on the CPU by the kernel of `csrc/attention.h`."""
+"""Softmax weights on the CPU by the kernel of `csrc/matrix/attention.h`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ...operators.attention import Attention
 from . import call, memory
 
 _ADDRESS, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-TILE = 16  # ESS_ATTENTION_TILE of csrc/ess_attention.h
+TILE = 16  # ESS_ATTENTION_TILE of csrc/include/ess_attention.h
 OPERATOR = "operator"
 
 
 class _Attention(ctypes.Structure):
-    """`ess_attention` of `csrc/ess_attention.h`."""
+    """`ess_attention` of `csrc/include/ess_attention.h`."""
 
     _fields_ = (
         ("heads", _SIZE),
@@ -31,7 +31,7 @@ class _Attention(ctypes.Structure):
 
 
 def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/ess_attention.h`."""
+    """The signatures of `csrc/include/ess_attention.h`."""
     call.declare(handle, "attention_rows", ctypes.POINTER(_Attention), _ADDRESS, _SIZE)
 
 

@@ -25,7 +25,7 @@ _WORKSPACE, _MEMORY = 5, 7
 
 
 class Run(ctypes.Structure):
-    """`ess_run` of `csrc/ess_native.h`."""
+    """`ess_run` of `csrc/include/ess_native.h`."""
 
     _fields_ = (
         ("threads", ctypes.c_int32),

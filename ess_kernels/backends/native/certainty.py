@@ -1,4 +1,4 @@
-"""From eliminations to answers in one look at every number, by `csrc/certainty.h`."""
+"""From eliminations to answers in one look at every number, by `csrc/leaves/certainty.h`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .nodes import Nodes
 
 
 class _Limits(ctypes.Structure):
-    """`ess_limits` of `csrc/ess_certainty.h`."""
+    """`ess_limits` of `csrc/include/ess_certainty.h`."""
 
     _fields_ = tuple((name, ctypes.c_double) for name in ("unit", "sure", "tiny_row", "small_row", "blurred"))
 
@@ -105,7 +105,7 @@ def judge_entropy(
 
 
 def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/ess_certainty.h`."""
+    """The signatures of `csrc/include/ess_certainty.h`."""
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     call.declare(handle, "judge_counts", *[size] * 3, *[address] * 7, size, *[address] * 4, workspace=False)
     shape, flag = [size] * 4, ctypes.c_int32

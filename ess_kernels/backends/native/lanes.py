@@ -21,7 +21,7 @@ from .recurrence import NativeRecurrence, block_length
 from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
 
-# the largest state, and the block, of `csrc/ess_lanes.h`
+# the largest state, and the block, of `csrc/include/ess_lanes.h`
 MAX_STATE_SIZE = 16
 BLOCK = 8
 # positions of a block of the entropy
@@ -83,7 +83,7 @@ class NativeLanes(SummingEngine):
 
 
 def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/ess_lanes.h`."""
+    """The signatures of `csrc/include/ess_lanes.h`."""
     address, size = ctypes.c_void_p, ctypes.c_int64
     call.declare(handle, "lanes_counts", address, size, *[address] * 5)
     call.declare(handle, "lanes_entropy", *[address] * 7)

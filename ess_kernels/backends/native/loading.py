@@ -21,7 +21,7 @@ from .file import LIBRARY, NOT_BUILT, reason_against
 
 logger = logging.getLogger("ess_kernels")
 
-ABI_VERSION = 3  # ESS_ABI_VERSION of csrc/ess_native.h; a library of any other version is refused
+ABI_VERSION = 3  # ESS_ABI_VERSION of csrc/include/ess_native.h; a library of any other version is refused
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _not_used(reason: str) -> NativeLibrary:
 
 
 def _declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/ess_native.h`. ctypes would otherwise pass every number as a C int."""
+    """The signatures of `csrc/include/ess_native.h`. ctypes would otherwise pass every number as a C int."""
     from . import attention, certainty, lanes, matrix, recurrence, spectra
 
     for family in (recurrence, lanes, spectra, matrix, attention, certainty):

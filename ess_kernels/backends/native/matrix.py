@@ -1,4 +1,4 @@
-"""Any lower triangular `T` on the CPU: the staircase of `engine.tiled` by the kernels of `csrc/matrix.h`.
+"""Any lower triangular `T` on the CPU: the staircase of `engine.tiled` by the kernels of `csrc/matrix/`.
 
 `T` stays where and as it is: the kernels read what lies strictly below its diagonal, times a power of two.
 """
@@ -25,7 +25,7 @@ PRODUCTS = "products"
 
 
 class _Operand(ctypes.Structure):
-    """`ess_matrix` of `csrc/ess_matrix.h`."""
+    """`ess_matrix` of `csrc/include/ess_matrix.h`."""
 
     _fields_ = (
         ("heads", _SIZE),
@@ -38,7 +38,7 @@ class _Operand(ctypes.Structure):
 
 
 def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/ess_matrix.h`."""
+    """The signatures of `csrc/include/ess_matrix.h`."""
     operand = ctypes.POINTER(_Operand)
     call.declare(handle, "matrix_largest", operand, _ADDRESS)
     call.declare(handle, "matrix_norm", operand, _SIZE, _ADDRESS, _ADDRESS)

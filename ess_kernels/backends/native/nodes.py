@@ -1,4 +1,4 @@
-"""`ess_quadrature` of `csrc/ess_recurrence.h`: the nodes and weights that kernels sum log-determinants with."""
+"""`ess_quadrature` of `csrc/include/ess_recurrence.h`: the nodes and weights that kernels sum log-determinants with."""
 
 from __future__ import annotations
 

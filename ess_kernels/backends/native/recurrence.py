@@ -68,7 +68,7 @@ def bytes_per_head(length: int, n: int, diagonal: bool, entropy: bool) -> int:
 
 
 class _Structure(ctypes.Structure):
-    """`ess_recurrence` of `csrc/ess_recurrence.h`."""
+    """`ess_recurrence` of `csrc/include/ess_recurrence.h`."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("heads", "blocks", "n", "c")),
@@ -284,7 +284,7 @@ class NativeRecurrence(SummingEngine):
 
 
 def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/ess_recurrence.h`."""
+    """The signatures of `csrc/include/ess_recurrence.h`."""
     address, size = ctypes.c_void_p, ctypes.c_int64
     source = (address, address, address, size)
     call.declare(handle, "tokens_survey", *[address] * 4)

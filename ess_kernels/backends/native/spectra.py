@@ -1,4 +1,4 @@
-"""Singular values of many small matrices, and counts of them, by `csrc/spectra*.h`."""
+"""Singular values of many small matrices, and counts of them, by `csrc/spectra/`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ADDRESS = ctypes.c_void_p
 
 
 class _Matrices(ctypes.Structure):
-    """`ess_matrices` of `csrc/ess_spectra.h`."""
+    """`ess_matrices` of `csrc/include/ess_spectra.h`."""
 
     _fields_ = (
         ("data", _ADDRESS),
@@ -44,7 +44,7 @@ class _Job(ctypes.Structure):
 
 
 def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/ess_spectra.h`."""
+    """The signatures of `csrc/include/ess_spectra.h`."""
     call.declare(handle, "spectra", ctypes.POINTER(_Job))
 
 

@@ -1,4 +1,4 @@
-"""`ess_tokens` of `csrc/ess_tokens.h`: a diagonal recurrence where it lies in memory."""
+"""`ess_tokens` of `csrc/include/ess_tokens.h`: a diagonal recurrence where it lies in memory."""
 
 from __future__ import annotations
 

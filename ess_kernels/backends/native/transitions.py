@@ -18,7 +18,7 @@ class Transitions:
     Attributes:
         read, write: `[N, L, n]`.
         address: of the addresses of the heads' first matrices, `[n, n]`.
-        layout: whether the matrices' rows or their columns are contiguous, `dense` of `csrc/ess_recurrence.h`.
+        layout: whether the matrices' rows or their columns are contiguous, `dense` of `csrc/include/ess_recurrence.h`.
         stride: numbers from one token's matrix to the next one's, 0 where all share one.
     """
 

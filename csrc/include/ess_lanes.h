@@ -1,0 +1,65 @@
+/* Recurrences with diagonal transitions and at most ESS_LANES_MAX_STATES states: heads side by side in vector lanes.
+ *
+ * Positions come in blocks of ESS_LANES_BLOCK. All arrays are contiguous, the last axis innermost. The functions return
+ *
+ *   ESS_ERR_NULL       a pointer is null
+ *   ESS_ERR_SIZE       a size is below 1, there are too many states, or a flag of the tokens is none
+ *   ESS_ERR_LEVEL, ESS_ERR_WORKSPACE, ESS_ERR_MEMORY as everywhere
+ *
+ * and the functions ess_X_workspace the bytes that ess_X needs with the same arguments, or one of these codes,
+ * negative. */
+#ifndef ESS_LANES_H
+#define ESS_LANES_H
+
+#include "ess_base.h"
+#include "ess_recurrence.h"
+#include "ess_tokens.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ESS_LANES_BLOCK 8
+#define ESS_LANES_MAX_STATES 16
+#define ESS_LANES_ENTROPY_BLOCK 4
+
+/* How many singular values of every H_i = T[i:, :i] exceed a tolerance, by inertia.
+ *
+ *   tokens      the recurrence
+ *   tolerances  S, at least 1
+ *   tau         [heads][S][blocks]: the tolerance of each block of positions, positive and finite where wanted
+ *   wanted      [heads][S][blocks]: not 0 where something is asked
+ *   value       [heads][S][length]: the counts. Here and below all positions of the wanted blocks are written, and no
+ *               others; the number at position 0, where there is no block H, means nothing
+ *   growth      [heads][S][length]: the largest sum of absolute updates, in units of tau: rounding errors move singular
+ *               values by no more than about 2^-52 growth tau; infinity or NaN if a pivot was zero
+ *   least       [heads][S][length]: the smallest magnitude, in units of tau, of the row of a pivot, where that is
+ *               below 1e-2 (otherwise anything above): the sign of a pivot in a row that is negligible as a whole is a
+ *               matter of rounding, which no growth shows */
+ESS_API int64_t ess_lanes_counts_workspace(const ess_run *run, const ess_tokens *tokens, int64_t tolerances,
+                                           const double *tau, const uint8_t *wanted, double *value, double *growth,
+                                           double *least);
+ESS_API int32_t ess_lanes_counts(const ess_run *run, const ess_tokens *tokens, int64_t tolerances, const double *tau,
+                                 const uint8_t *wanted, double *value, double *growth, double *least);
+
+/* Entropy-ESS of every H_i from log-determinants ld_k = log det(I + H_i H_i^T / (t_k scale)) at the nodes of a
+ * quadrature, where scale bounds the squared largest singular value in each block of ESS_LANES_ENTROPY_BLOCK positions:
+ * exp(log N - E / N) with N and E the sums of ld_k with total and mixed weights, within 1 and the cap.
+ *
+ *   quadrature    nodes and weights
+ *   wanted        [heads][ceil(length / ESS_LANES_ENTROPY_BLOCK)]: not 0 where something is asked
+ *   cap           [length]: the largest possible number of non-zero singular values at each position
+ *   ess           [heads][length]. Here and below all positions of the wanted blocks are written, and no others
+ *   bound         [heads][length]: a bound of its relative error, to first order; infinite where nothing is seen
+ *   total         [heads][length]: the sum of the singular values */
+ESS_API int64_t ess_lanes_entropy_workspace(const ess_run *run, const ess_tokens *tokens,
+                                            const ess_quadrature *quadrature, const uint8_t *wanted, const double *cap,
+                                            double *ess, double *bound, double *total);
+ESS_API int32_t ess_lanes_entropy(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *quadrature,
+                                  const uint8_t *wanted, const double *cap, double *ess, double *bound, double *total);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* ESS_LANES_H */

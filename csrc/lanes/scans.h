@@ -1,0 +1,128 @@
+// What counts and entropies of a group of W heads have in common: scans over its blocks, and where results go.
+
+#pragma once
+
+#include "lanes/blocks.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace lanes {
+namespace {
+
+template <int N, int C> struct LanesScratch {
+    BlockTokens<N, C> tokens;
+    BlockParts<N, C> parts;
+    Outside<N, C> outside;
+    V Q[N * N], root[N * N], carried[N * N], seen[N * N];
+};
+
+// The transitions of all blocks, and the Gramian at the right edge of each from `first` on.
+template <int N, int C>
+static void observe_all(const LaneTokens &tokens, int64_t first, int64_t blocks, BlockTokens<N, C> &scratch,
+                        V *transitions, V *gramians) {
+    for (int i = 0; i < GRAMIAN<N>; i++) gramians[(blocks - 1) * GRAMIAN<N> + i] = V{};
+    for (int64_t b = blocks - 1; b > first; b--) {
+        tokens.read_transitions<N, C>(b * C, transitions + b * N * C);
+        tokens.read_block<N, C>(b * C, scratch);
+        observe<N, C>(scratch, transitions + b * N * C, tokens.reads_before(), gramians + b * GRAMIAN<N>,
+                      gramians + (b - 1) * GRAMIAN<N>);
+    }
+    for (int64_t b = first; b >= 0; b--) tokens.read_transitions<N, C>(b * C, transitions + b * N * C);
+}
+
+// F^T Phi, upper triangular
+template <int N> static void carry_root(const V *root, const V *carry, V *carried) {
+    for (int I = 0; I < STRIPS<N>; I++) {
+        for (int k = I * TILE; k < N; k++) {
+            ESS_UNROLL
+            for (int i = 0; i < TILE; i++) {
+                carried[(I * N + k) * TILE + i] = root[(I * N + k) * TILE + i] * carry[k];
+            }
+        }
+    }
+}
+
+// Writes what is known of the C positions of a block to `target`, `[heads][length]` with `head_stride` between heads.
+template <int C>
+static void store_positions(const V *rows, int row_stride, double *target, int64_t head_stride, int64_t left,
+                            const LaneHeads &heads, const bool *wanted) {
+    alignas(64) double numbers[W][C];
+    for (int s = 0; s < C; s++) {
+        V x = rows[s * row_stride];
+        for (int l = 0; l < W; l++) numbers[l][s] = x[l];
+    }
+    const int64_t count = left < C ? left : C;
+    for (int l = 0; l < W; l++) {
+        if (!wanted[l]) continue; // no lane without a head is
+        double *mine = target + heads.number[l] * head_stride;
+        for (int64_t s = 0; s < count; s++) mine[s] = numbers[l][s];
+    }
+}
+
+// Which of `blocks` blocks are asked about in any of `rows` rows of `wanted`: from the first to the last of them.
+struct AskedBlocks {
+    int64_t first, last = -1;
+
+    explicit AskedBlocks(int64_t blocks) : first(blocks) {}
+    bool none() const { return last < 0; }
+    void look(const uint8_t *wanted, int64_t rows, int64_t blocks) {
+        for (int64_t row = 0; row < rows; row++) {
+            for (int64_t b = 0; b < blocks; b++) {
+                if (!wanted[row * blocks + b]) continue;
+                if (b < first) first = b;
+                if (b > last) last = b;
+            }
+        }
+    }
+};
+
+// What a thread works with: scratch, the transitions and the Gramians of all blocks.
+template <int N, int C, class Scratch> struct GroupWorkspace {
+    Scratch *scratch;
+    V *transitions, *gramians;
+
+    GroupWorkspace(Arena &arena, int64_t blocks)
+        : scratch(arena.take<Scratch>(1)), transitions(arena.take<V>(blocks * N * C)),
+          gramians(arena.take<V>(blocks * GRAMIAN<N>)) {}
+};
+
+// The heads that are asked about at all, W at a time, groups over threads. `rows` rows of `wanted` belong to a head.
+template <int N, int C, class Scratch, class Job>
+static int64_t by_groups(const Job &job, int64_t rows, int32_t threads, void *workspace,
+                         void (*group)(const Job &, const LaneHeads &, const AskedBlocks &, Scratch &, V *, V *)) {
+    const int64_t heads = job.tokens.heads, blocks = job.blocks(), most = (heads + W - 1) / W;
+    if (threads > most) threads = static_cast<int32_t>(most);
+    Arena arena(workspace), measured;
+    int64_t *asked = arena.take<int64_t>(heads);
+    GroupWorkspace<N, C, Scratch>(measured, blocks);
+    const int64_t shared = arena.used(), each = measured.used();
+    if (!workspace) return shared + each * threads;
+
+    int64_t count = 0;
+    for (int64_t h = 0; h < heads; h++) {
+        AskedBlocks any(blocks);
+        any.look(job.wanted + h * rows * blocks, rows, blocks);
+        if (!any.none()) asked[count++] = h;
+    }
+    TaskCounter tasks((count + W - 1) / W);
+    team(threads, [&](int32_t thread) {
+        FlushDenormals flush;
+        Arena mine(static_cast<char *>(workspace) + shared + thread * each);
+        GroupWorkspace<N, C, Scratch> own(mine, blocks);
+        for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
+            const int64_t left = count - task * W;
+            const LaneHeads lanes = {asked + task * W, left < W ? static_cast<int>(left) : W};
+            AskedBlocks range(blocks);
+            for (int l = 0; l < lanes.count; l++) {
+                range.look(job.wanted + lanes.number[l] * rows * blocks, rows, blocks);
+            }
+            group(job, lanes, range, *own.scratch, own.transitions, own.gramians);
+        }
+    });
+    return shared + each * threads;
+}
+
+} // namespace
+} // namespace lanes
+} // namespace ESS_LEVEL
+} // namespace ess

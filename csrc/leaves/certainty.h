@@ -1,0 +1,190 @@
+// Which counts and entropies can be believed: one look at what the eliminations have left.
+
+#pragma once
+
+#include "base/threads.h"
+#include "jobs/certainty.h"
+#include "leaves/entropy_sums.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+namespace certainty {
+
+// numbers for which another thread is worth being woken
+constexpr int64_t WORTH_A_THREAD = 1 << 15;
+
+// above every count
+constexpr double NO_COUNT = 1e15;
+
+inline int32_t threads_for(int64_t numbers, int32_t threads) {
+    const int64_t worth = numbers / WORTH_A_THREAD + 1;
+    return worth < threads ? static_cast<int32_t>(worth) : threads;
+}
+
+// The relative width behind a growth; a growth that is not a number is no answer.
+ESS_INLINE double width_of(double growth, double unit) {
+    const double width = growth * unit;
+    return width != width ? HUGE_VAL : width > __DBL_MAX__ ? __DBL_MAX__ : width;
+}
+
+// Calls body(head, tolerance) for all of them.
+template <class Job, class Body> void by_rows(const Job &job, int32_t threads, Body body) {
+    const int64_t rows = job.heads * job.tolerances;
+    TaskCounter tasks(rows);
+    team(threads_for(rows * job.length, threads), [&](int32_t) {
+        for (int64_t row; (row = tasks.take()) >= 0;) body(row / job.tolerances, row % job.tolerances);
+    });
+}
+
+// One head at one tolerance; returns how many positions are doubtful.
+inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
+    const int64_t row = head * job.tolerances + tolerance, count = job.length - 1;
+    const int64_t from = row * job.length + 1, to = (tolerance * job.heads + head) * count;
+    const double *value = job.value + from, *growth = job.growth + from, *least = job.least + from;
+    const uint8_t *asked = job.asked + 1;
+    int64_t *__restrict counts = job.counts + to;
+    double *__restrict widths = job.width + to;
+    uint8_t *__restrict doubtful = job.doubtful + to;
+    const bool possible = job.rows[row] != 0;
+    const ess_limits limits = job.limits;
+    int64_t number = 0;
+    // positions of one group share a blur
+    const int64_t group = job.blur.width ? job.blur.group : job.length;
+    for (int64_t first = 1, end; first < job.length; first = end) {
+        end = min((first / group + 1) * group, job.length);
+        const double blur = job.blur.at(row, job.length, first);
+        const bool blurred = !(blur <= limits.blurred);
+        for (int64_t i = first - 1; i < end - 1; i++) { // entry i is position i + 1
+            const bool wanted = possible && asked[i] != 0;
+            const double width = width_of(growth[i], limits.unit);
+            double limit = limits.tiny_row * (1.0 + growth[i]);
+            // a limit that is NaN stays one: no comparison with it holds
+            limit = limit > limits.small_row ? limits.small_row : limit;
+            const bool doubt = wanted && (blurred || !(least[i] > limit && width <= limits.sure));
+            // where nothing was eliminated the value is whatever lay there
+            const bool counted = value[i] >= 0.0 && value[i] <= NO_COUNT;
+            counts[i] = wanted && counted ? static_cast<int64_t>(value[i]) : 0;
+            widths[i] = wanted ? width + blur : 0.0;
+            doubtful[i] = doubt;
+            number += doubt;
+        }
+    }
+    return number;
+}
+
+inline void judge_counts(const JudgeJob &job, int32_t threads) {
+    *job.number = 0;
+    by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
+        __atomic_fetch_add(job.number, judge_row(job, head, tolerance), __ATOMIC_RELAXED);
+    });
+}
+
+inline void group_widths(const WidthsJob &job, int32_t threads) {
+    by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
+        // these begin at position 1
+        const int64_t from = (tolerance * job.heads + head) * (job.length - 1);
+        const double *widths = job.width + from;
+        const uint8_t *doubtful = job.doubtful + from;
+        auto smallest = [&](int64_t begin, int64_t end) {
+            double least = HUGE_VAL;
+            for (int64_t i = begin; i < end; i++) least = job.asked[i] && widths[i - 1] < least ? widths[i - 1] : least;
+            return least;
+        };
+        auto largest = [&](int64_t begin, int64_t end) {
+            double most = 0.0;
+            for (int64_t i = begin; i < end; i++) {
+                const double width = widths[i - 1];
+                if (!doubtful[i - 1] || width > job.hopeless) continue;
+                if (!(width <= most)) most = width; // NaN comes in here,
+                if (most != most) break;            // and stays
+            }
+            return most;
+        };
+        double *chosen = job.chosen + (head * job.tolerances + tolerance) * job.groups(), of_head = -1.0;
+        for (int64_t g = 0; g < job.groups(); g++) {
+            const int64_t begin = g == 0 ? 1 : g * job.group, end = min((g + 1) * job.group, job.length);
+            bool some = false;
+            for (int64_t i = begin; i < end; i++) some |= doubtful[i - 1] != 0;
+            chosen[g] = !some ? HUGE_VAL : job.typical ? smallest(begin, end) : largest(begin, end);
+            if (some && job.typical && chosen[g] == HUGE_VAL) {
+                if (of_head < 0.0) of_head = smallest(1, job.length);
+                chosen[g] = of_head;
+            }
+        }
+    });
+}
+
+inline void compare_counts(const CompareJob &job, int32_t threads) {
+    *job.number = 0;
+    by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
+        const int64_t row = head * job.tolerances + tolerance, L = job.length;
+        // what is changed begins at position 1
+        const int64_t to = (tolerance * job.heads + head) * (L - 1);
+        const double *value = job.value + row * 2 * L, *growth = job.growth + row * 2 * L;
+        const double *moves = job.move + row * job.groups();
+        int64_t left = 0;
+        for (int64_t g = 0; g < job.groups(); g++) {
+            const int64_t begin = g == 0 ? 1 : g * job.group, end = min((g + 1) * job.group, L);
+            const double move = moves[g];
+            const bool tried = move == move;
+            for (int64_t i = begin; i < end; i++) {
+                uint8_t &doubtful = job.doubtful[to + i - 1];
+                double &width = job.width[to + i - 1];
+                if (!doubtful) continue;
+                left++;
+                if (!tried || width != width) continue;
+                const double reach =
+                    max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit)) + job.blur.at(row, L, i);
+                if (!(reach <= move)) {
+                    width = reach;
+                } else if (value[i] == value[L + i]) {
+                    job.counts[to + i - 1] = static_cast<int64_t>(value[i]);
+                    width = 0.0;
+                    doubtful = 0;
+                    left--;
+                } else {
+                    // another round is for those not sure enough: a value between the two stays between wider ones
+                    width = __builtin_nan("");
+                }
+            }
+        }
+        __atomic_fetch_add(job.number, left, __ATOMIC_RELAXED);
+    });
+}
+
+inline void judge_entropy(const EntropyJob &job, int32_t threads) {
+    const int64_t groups = (job.length + job.group - 1) / job.group;
+    TaskCounter tasks(job.heads);
+    team(threads_for(job.heads * job.length, threads), [&](int32_t) {
+        for (int64_t head; (head = tasks.take()) >= 0;) {
+            const double *rounding = job.rounding + head * groups;
+            for (int64_t i = 0; i < job.length; i += W) {
+                const int64_t left = job.length - i, count = left < W ? left : W, at = head * job.length + i;
+                // behind the end: a position that sees nothing
+                double x[4][W] = {}, y[2][W];
+                for (int64_t l = 0; l < count; l++) {
+                    x[0][l] = job.total[at + l];
+                    x[1][l] = job.mixed[at + l];
+                    x[2][l] = job.cap[i + l];
+                    x[3][l] = rounding[(i + l) / job.group];
+                }
+                V ess, bound;
+                entropy_of({load(x[0]), load(x[1])}, job.quadrature, load(x[2]), load(x[3]), ess, bound);
+                store(y[0], ess);
+                store(y[1], bound);
+                for (int64_t l = 0; l < count; l++) {
+                    job.ess[at + l] = y[0][l];
+                    job.bound[at + l] = y[1][l];
+                }
+            }
+        }
+    });
+}
+
+const CertaintyKernels kernels = {judge_counts, group_widths, compare_counts, judge_entropy};
+
+} // namespace certainty
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess

@@ -1,0 +1,209 @@
+// Where elimination must not answer: the n x n matrix whose singular values are those of H_i, without any squaring.
+//
+// H_i = O_i R_i factors through the state: with triangular roots F F^T = R_i R_i^T and G G^T = O_i^T O_i its singular
+// values are those of M_i = G^T F. Both roots come from the block's edges by one Givens update per token.
+
+#pragma once
+
+#include "recurrence/parts.h"
+#include "recurrence/scans.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+
+// The lower triangular F with F F^T = F F^T + w w^T, by n Givens rotations; w is destroyed. 3 n^2 flops.
+inline void add_column(double *F, int64_t n, double *w) {
+    for (int64_t j = 0; j < n; j++) {
+        double *f = F + j * n;
+        const double x = f[j], y = w[j], square = x * x + y * y;
+        if (y == 0 || square < NO_COLUMN) continue;
+        const double norm = std::sqrt(square), inverse = 1 / norm;
+        const V cosine = all(x * inverse), sine = all(y * inverse);
+        for (int64_t i = j / W * W; i < n; i += W) {
+            V a = load(f + i), b = load(w + i);
+            store(f + i, cosine * a + sine * b);
+            store(w + i, cosine * b - sine * a);
+        }
+        // entries above the diagonal are zero, whatever the vector's first lanes say
+        f[j] = norm;
+        for (int64_t i = j / W * W; i < j; i++) f[i] = 0;
+    }
+}
+
+// F <- diag(a) F.
+inline void scale_rows(double *F, int64_t n, const double *a) {
+    for (int64_t j = 0; j < n; j++) {
+        for (int64_t i = j / W * W; i < n; i += W) store(F + i + j * n, load(F + i + j * n) * load(a + i));
+    }
+}
+
+// G at the right edge of block b - 1 from the one of block b: G <- tria[Phi^T G, X], [n, n] lower triangular.
+inline void observe_root_step(const RecurrenceParts &parts, double *G, int64_t number, ScanWork &work) {
+    const int64_t n = parts.n, c = parts.c;
+    const double *now = G + number * n * n, *Phi = parts.Phi + number * parts.phi_size();
+    double *next = G + (number - 1) * n * n;
+    int64_t rows = 0;
+    if (parts.dense) {
+        transpose(n, n, Phi, n, work.full, padded_stride(n));
+        multiply<Right::Plain, Update::Set>(
+            n, n, work.full, padded_stride(n), now, n, work.rows, n,
+            [n](int64_t, int64_t, int64_t j0, int64_t) { return Range{j0 / ROWS * ROWS, n}; });
+        memset(next, 0, static_cast<size_t>(n * n) * sizeof(double));
+        rows = n;
+    } else {
+        memcpy(next, now, static_cast<size_t>(n * n) * sizeof(double));
+        scale_rows(next, n, Phi);
+    }
+    memcpy(work.rows + rows * n, parts.X + number * n * c, static_cast<size_t>(n * c) * sizeof(double));
+    tria(next, n, work.rows, rows + c, work.reflectors);
+}
+
+struct RootsWork {
+    BlockTokens tokens;
+    ScanWork scan;
+    double *F, *column, *transition, *transposed, *observed; // observed: G at every position of the block
+
+    RootsWork(Arena &arena, int64_t n, int64_t c, bool dense)
+        : tokens(arena, n, c), scan(arena, n, c, dense), F(arena.take<double>(n * n)), column(arena.take<double>(n)),
+          transition(arena.take<double>(dense ? n * n : 0)), transposed(arena.take<double>(n * n)),
+          observed(arena.take<double>(c * n * n)) {}
+};
+
+// One token's effect on roots, for diagonal and dense transitions.
+struct RootSteps {
+    const RecurrencePartsJob &job;
+    int64_t head, block;
+    RootsWork &work;
+
+    int64_t n() const { return job.parts.n; }
+
+    // F <- A_t F, or F <- A_t^T F (`transposed`): for a matrix with a triangle made anew.
+    void move(double *F, int64_t t, bool transposed) {
+        const int64_t n = this->n(), start = block * job.parts.c;
+        if (!job.parts.dense) {
+            scale_rows(F, n, work.tokens.factor + t * n);
+            return;
+        }
+        if (start + t >= job.tokens.length) return;
+        const int64_t states = job.tokens.states;
+        const double *A = job.transition[head] + (start + t) * job.transition_stride;
+        // column-major A, or A^T, with the identity in padded coordinates
+        double *M = work.transition;
+        for (int64_t j = 0; j < n; j++) {
+            for (int64_t i = 0; i < n; i++) {
+                const bool inside = i < states && j < states;
+                M[i + j * n] = inside ? (transposed == job.columns ? A[i * states + j] : A[j * states + i]) : i == j;
+            }
+        }
+        multiply<Right::Plain, Update::Set>(
+            n, n, M, n, F, n, work.scan.rows, n,
+            [n](int64_t, int64_t, int64_t j0, int64_t) { return Range{j0 / ROWS * ROWS, n}; });
+        memset(F, 0, static_cast<size_t>(n * n) * sizeof(double));
+        tria(F, n, work.scan.rows, n, work.scan.reflectors);
+    }
+
+    void add(double *F, const double *token) {
+        for (int64_t i = 0; i < n(); i += W) store(work.column + i, load(token + i));
+        add_column(F, n(), work.column);
+    }
+
+    // O_i from O_{i+1}: row i is c_i A_i, or c_i where reads come before the transition.
+    void observe(double *G, int64_t t) {
+        const double *read = work.tokens.read + t * n();
+        if (!job.tokens.reads_before) add(G, read);
+        move(G, t, true);
+        if (job.tokens.reads_before) add(G, read);
+    }
+
+    // R_{i+1} from R_i
+    void reach(double *F, int64_t t) {
+        move(F, t, false);
+        add(F, work.tokens.write + t * n());
+    }
+};
+
+// The products of the positions first..last-1 of the job's list, all of one block, in ascending order.
+inline void block_root_products(const RecurrenceRootsJob &job, int64_t first, int64_t last, RootsWork &work) {
+    const RecurrenceParts &parts = job.parts.parts;
+    const int64_t n = parts.n, c = parts.c, head = job.heads[first], block = job.positions[first] / c;
+    const int64_t number = head * parts.blocks + block, start = block * c;
+    const size_t bytes = static_cast<size_t>(n * n) * sizeof(double);
+    read_tokens(job.parts.tokens, head, block, !parts.dense, work.tokens);
+    RootSteps steps{job.parts, head, block, work};
+
+    // downwards: what later rows see, kept at every position down to the first that is asked for
+    double *G = work.observed + (c - 1) * n * n;
+    memcpy(G, job.observe_roots + number * n * n, bytes);
+    for (int64_t t = c - 1;; t--) {
+        steps.observe(G, t);
+        if (t == job.positions[first] - start) break;
+        memcpy(G - n * n, G, bytes);
+        G -= n * n;
+    }
+    // upwards: what earlier columns reach
+    memcpy(work.F, parts.F + number * n * n, bytes);
+    int64_t t = 0;
+    for (int64_t q = first; q < last; q++) {
+        for (; start + t < job.positions[q]; t++) steps.reach(work.F, t);
+        G = work.observed + t * n * n;
+        // M = G^T F: both triangles, so that k starts at the larger of row and column
+        transpose(n, n, G, n, work.transposed, n);
+        multiply<Right::Plain, Update::Set>(n, n, work.transposed, n, work.F, n, job.products + q * n * n, n,
+                                            [n](int64_t i0, int64_t, int64_t j0, int64_t) {
+                                                const int64_t k = i0 > j0 ? i0 : j0;
+                                                return Range{k / ROWS * ROWS, n};
+                                            });
+    }
+}
+
+inline int64_t roots_workspace(const RecurrenceRootsJob &job) {
+    Arena arena;
+    const RecurrenceParts &parts = job.parts.parts;
+    for (int32_t t = 0; t < job.parts.threads; t++) RootsWork(arena, parts.n, parts.c, parts.dense);
+    return arena.used();
+}
+
+inline RootsWork roots_work_of(const RecurrenceRootsJob &job, int32_t thread) {
+    const RecurrenceParts &parts = job.parts.parts;
+    const int64_t each = roots_workspace(job) / job.parts.threads;
+    Arena arena(static_cast<char *>(job.parts.workspace) + thread * each);
+    return RootsWork(arena, parts.n, parts.c, parts.dense);
+}
+
+// G at the right edge of every block of every head.
+inline void run_observe_roots(const RecurrenceRootsJob &job) {
+    const RecurrenceParts &parts = job.parts.parts;
+    const int64_t size = parts.n * parts.n;
+    TaskCounter heads(parts.heads);
+    team(job.parts.threads, [&](int32_t thread) {
+        FlushDenormals flush;
+        RootsWork work = roots_work_of(job, thread);
+        for (int64_t h = heads.take(); h >= 0; h = heads.take()) {
+            const int64_t first = h * parts.blocks, last = first + parts.blocks - 1;
+            memset(job.observe_roots + last * size, 0, static_cast<size_t>(size) * sizeof(double));
+            for (int64_t b = last; b > first; b--) observe_root_step(parts, job.observe_roots, b, work.scan);
+        }
+    });
+}
+
+inline void run_root_products(const RecurrenceRootsJob &job) {
+    const RecurrenceParts &parts = job.parts.parts;
+    auto block_of = [&](int64_t q) { return job.heads[q] * parts.blocks + job.positions[q] / parts.c; };
+    // a task is a block with some of its positions: it belongs to the first of them
+    TaskCounter tasks(job.count);
+    team(job.parts.threads, [&](int32_t thread) {
+        FlushDenormals flush;
+        RootsWork work = roots_work_of(job, thread);
+        for (int64_t q = tasks.take(); q >= 0; q = tasks.take()) {
+            if (q > 0 && block_of(q) == block_of(q - 1)) continue;
+            int64_t last = q + 1;
+            while (last < job.count && block_of(last) == block_of(q)) last++;
+            block_root_products(job, q, last, work);
+        }
+    });
+}
+
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess

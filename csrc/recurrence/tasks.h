@@ -1,0 +1,121 @@
+// What is to be done for a recurrence, as one list of tasks that threads take in order.
+//
+// Heads go in groups, one group after the other, so that what its blocks consist of is in cache when it is needed:
+//
+//   parts     of every block
+//   reach     the forward scan of every head: slow, and one block after the other
+//   observe   the backward scan
+//   answer    what the caller wants to know of every block: it needs F at its left edge and Q at its right edge
+//
+// A forward scan tells how far it has come, and the blocks behind it are answered meanwhile. Tasks wait only for tasks
+// earlier in the list, so the first that is not finished never waits: no number of threads gets stuck.
+
+#pragma once
+
+#include "recurrence/parts.h"
+#include "recurrence/scans.h"
+
+namespace ess {
+namespace ESS_LEVEL {
+namespace {
+
+// What a thread needs to make parts and scans, if they are to be made.
+struct RecurrenceWork {
+    PartsWork parts;
+    ScanWork scan;
+
+    RecurrenceWork(Arena &arena, const RecurrenceParts &of, const RecurrencePartsJob *making)
+        : parts(arena, making ? of.n : 0, making ? of.c : 0, of.dense),
+          scan(arena, making ? of.n : 0, making ? of.c : 0, of.dense) {}
+};
+
+class RecurrenceTasks {
+  public:
+    // `making`: null where parts and scans are there; `answers`: whether anything is asked of blocks
+    RecurrenceTasks(Arena &arena, const RecurrenceParts &parts, const RecurrencePartsJob *making, bool answers,
+                    int32_t threads)
+        : parts_(parts), making_(making), answers_(answers), group_(group_size(parts, threads)),
+          progress_(arena.take<HeadProgress>(making ? parts.heads : 0)), tasks_(count(parts.heads)) {
+        for (int64_t h = 0; progress_ && making && h < parts.heads; h++) progress_[h].reset();
+    }
+
+    // A thread's share of all tasks. `answer(number)` is called for blocks whose parts, F and Q are there.
+    template <class Answer> void share(RecurrenceWork &work, Answer answer) {
+        const int64_t each = count(group_), blocks = parts_.blocks;
+        for (int64_t task = tasks_.take(); task >= 0; task = tasks_.take()) {
+            const int64_t first = task / each * group_, left = parts_.heads - first;
+            const int64_t heads = left < group_ ? left : group_;
+            int64_t place = task % each;
+            if (making_) {
+                if (place < heads * blocks) {
+                    make(first + place / blocks, place % blocks, work);
+                    continue;
+                }
+                place -= heads * blocks;
+                if (place < heads) {
+                    reach(first + place, work);
+                    continue;
+                }
+                place -= heads;
+                if (place < heads) {
+                    observe(first + place, work);
+                    continue;
+                }
+                place -= heads;
+                const HeadProgress &head = progress_[first + place / blocks];
+                head.observed.wait_for(1);
+                head.reached.wait_for(place % blocks + 1);
+            }
+            answer(first * blocks + place);
+        }
+    }
+
+  private:
+    struct HeadProgress {
+        Progress parts, reached, observed; // blocks with parts; blocks with F; 1 when all have Q
+
+        void reset() {
+            parts.reset();
+            reached.reset();
+            observed.reset();
+        }
+    };
+
+    const RecurrenceParts &parts_;
+    const RecurrencePartsJob *making_;
+    const bool answers_;
+    const int64_t group_;
+    HeadProgress *progress_;
+    TaskCounter tasks_;
+
+    // So many heads that every thread has a scan, and blocks enough while it waits for none.
+    static int64_t group_size(const RecurrenceParts &parts, int32_t threads) {
+        const int64_t scans = (threads + 1) / 2, enough = (8 * threads + parts.blocks - 1) / parts.blocks;
+        return scans > enough ? scans : enough;
+    }
+
+    int64_t count(int64_t heads) const {
+        return heads * ((making_ ? parts_.blocks + 2 : 0) + (answers_ ? parts_.blocks : 0));
+    }
+
+    void make(int64_t head, int64_t block, RecurrenceWork &work) {
+        block_parts(*making_, head, block, work.parts);
+        progress_[head].parts.advance();
+    }
+
+    void reach(int64_t head, RecurrenceWork &work) {
+        Progress &reached = progress_[head].reached;
+        progress_[head].parts.wait_for(parts_.blocks);
+        reach_scan(parts_, head, work.scan, [&] { reached.advance(); });
+    }
+
+    void observe(int64_t head, RecurrenceWork &work) {
+        progress_[head].parts.wait_for(parts_.blocks);
+        observe_scan(parts_, head, work.scan);
+        progress_[head].observed.advance();
+    }
+};
+
+} // namespace
+} // namespace ESS_LEVEL
+} // namespace ess
