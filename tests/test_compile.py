@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 import ess_kernels as ek
 from ess_kernels import _ops, operators
+from ess_kernels.backends import TorchBackend
 from ess_kernels.backends.native import NativeBackend
-from ess_kernels.backends.torch import TorchBackend
 from ess_kernels.operators import packing
 
 LENGTH = 20

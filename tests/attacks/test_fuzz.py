@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ess_kernels import backends
+from ess_kernels.backends import TorchBackend
 from ess_kernels.backends.native import NativeBackend
-from ess_kernels.backends.torch import TorchBackend
 from ess_kernels.testing.__main__ import main
 from ess_kernels.testing.fuzz import fuzz
 from ess_kernels.testing.fuzz.case import HEAD, STATE, TOKEN, Case

@@ -17,7 +17,7 @@ from ...engine.tiled import Matrix
 from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
-from ..torch import TorchBackend
+from ..engine_backend import TorchBackend
 from .call import as_set
 from .loading import library
 

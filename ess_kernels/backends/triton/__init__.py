@@ -16,7 +16,7 @@ from ...engine.tiled import Matrix
 from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
-from ..torch import TorchBackend
+from ..engine_backend import TorchBackend
 from . import runtime
 
 # the largest state of a recurrence that the kernels hold
