@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..operators.structure import Operator
 from .base import Backend, Task, wants_gradient
-from .engine_backend import TorchBackend
 from .native import NativeBackend
 from .reference import ReferenceBackend
+from .torch import TorchBackend
 from .triton import TritonBackend
 
 logger = logging.getLogger("ess_kernels")

@@ -1,15 +1,14 @@
-"""`backend="torch"`: the engine of `ess_kernels.engine`, as many heads at a time as fit the workspace budget."""
+"""What backends with engines share: an engine for as many heads at a time as fit the workspace budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from .._progress import progress
-from ..engine import smooth
 from ..engine.certainty import Counts, Entropies
 from ..engine.cost import Cost
 from ..engine.direct import FewPositions
@@ -21,24 +20,21 @@ from ..engine.tiled import Matrix
 from ..engine.tiled import bytes_per_head as matrix_bytes
 from ..environment import memory_budget
 from ..operators.structure import Operator, StateSpace, Tiled
-from .base import Backend, wants_gradient
+from .base import Backend
 
 # up to this many positions of a recurrence are found one by one
 FEW = 2
 
 
-class TorchBackend(Backend):
-    """Plain PyTorch on CPU and CUDA tensors; differentiable entropy.
+class EngineBackend(Backend):
+    """A backend whose answers come from engines: `torch`, `native` and `triton`.
 
-    A backend with engines of its own overrides the methods that make them, and `small_spectra`.
+    The engines are those in PyTorch. A backend with engines of its own overrides the methods that make engines, and
+    `small_spectra`; heads that its engines do not take are left to those of this class.
     """
 
-    name = "torch"
     # whether a few positions of a recurrence are cheaper one by one
-    slow_recurrences = True
-
-    def about(self) -> str:
-        return "the engine in PyTorch, for CPU and CUDA tensors; `auto` uses it where no faster backend can"
+    slow_recurrences: ClassVar[bool] = True
 
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         result: Counts | None = None
@@ -50,7 +46,8 @@ class TorchBackend(Backend):
                 if not engine.sound and not bool(engine.good.all()):
                     bad = ~engine.good
                     part.counts[bad], part.unresolved[bad] = -1, True
-                del engine  # before the next one is made: there is room for one
+                # the engine's workspace goes before the generator builds the next engine: the budget holds one of them
+                del engine
                 if result is None and len(heads) == op.num_heads:
                     result = part
                     continue
@@ -61,20 +58,14 @@ class TorchBackend(Backend):
         return result
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
-        found = self._entropies(op, positions)
-        if not wants_gradient("entropy_ess", op):
-            return found
-        # one place decides what has no entropy
-        return found._replace(ess=torch.where(found.ess == 0, 0.0, smooth.entropy_ess(op, positions)))
-
-    def _entropies(self, op: Operator, positions: Tensor) -> Entropies:
+        """Without a gradient."""
         result: Entropies | None = None
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=True):
                 part = engine.entropy(positions)
                 if not engine.sound and not bool(engine.good.all()):
                     part = part.mark_bad(~engine.good[:, None])
-                del engine
+                del engine  # as above
                 if result is None and len(heads) == op.num_heads:
                     result = part
                     continue
@@ -93,14 +84,17 @@ class TorchBackend(Backend):
                     beyond = torch.arange(k, device=op.device) >= _cap(cast(StateSpace, op), positions)[:, None]
                     values = values.masked_fill(beyond, 0.0)
                 result[heads] = values.masked_fill(~engine.good[:, None, None], torch.nan)
-                del engine
+                del engine  # as above
         return result
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         return product_values(svdvals, A, right)
 
     def _engines(self, op: Operator, positions: Tensor, entropy: bool) -> Iterator[tuple[Tensor, Engine]]:
-        """The operator's heads, as many at a time as fit the budget, and at least one; what comes later replaces."""
+        """Engines with the numbers of their heads: as many heads at a time as fit the budget, and at least one.
+
+        A head may be yielded twice: the later answer overwrites the earlier one.
+        """
         budget, cost = memory_budget(), Cost()
         if isinstance(op, StateSpace):
             need = self._recurrence_bytes(op, entropy)
@@ -123,7 +117,7 @@ class TorchBackend(Backend):
     def _recurrences(
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
-        """Engines of some heads, for entropies or for counts and singular values; what comes later replaces."""
+        """As `_engines`, for some heads of a recurrence."""
         engine = Recurrence(op.tokens(heads), block_length(op.state_size, entropy), cost)
         yield heads, engine
         if bool(engine.unstable.any()):

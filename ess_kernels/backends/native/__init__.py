@@ -17,12 +17,12 @@ from ...engine.tiled import Matrix
 from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
-from ..engine_backend import TorchBackend
+from ..engine_backend import EngineBackend
 from .call import as_set
 from .loading import library
 
 
-class NativeBackend(TorchBackend):
+class NativeBackend(EngineBackend):
     """The same slices of heads, certainty and bad data as in PyTorch, with engines that call compiled kernels."""
 
     name = "native"

@@ -16,14 +16,14 @@ from ...engine.tiled import Matrix
 from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
-from ..engine_backend import TorchBackend
+from ..engine_backend import EngineBackend
 from . import runtime
 
 # the largest state of a recurrence that the kernels hold
 MAX_STATE_SIZE = 256
 
 
-class TritonBackend(TorchBackend):
+class TritonBackend(EngineBackend):
     """The same slices of heads, certainty and bad data as in PyTorch, with engines that run kernels."""
 
     name = "triton"
