@@ -8,7 +8,7 @@ from cases import build, corner, names, orthogonal, powers, randn, truth
 
 import ess_kernels as ek
 from ess_kernels.engine import certainty
-from ess_kernels.engine.positions import Engine
+from ess_kernels.engine.certain import Engine
 from ess_kernels.engine.state_space import lost_in
 from ess_kernels.engine.tiled import Matrix
 from ess_kernels.environment import MEMORY_BUDGET
@@ -152,8 +152,8 @@ def test_nothing_is_passed_over(name, monkeypatch):
     """Where every elimination is in doubt, and no other is cheaper, all comes from singular values, and says so."""
     monkeypatch.setattr("ess_kernels.engine.unsquared.FEW", 10**9)
     monkeypatch.setattr(certainty, "SURE", 0.0)
-    monkeypatch.setattr("ess_kernels.engine.positions.SURE", -1.0)
-    monkeypatch.setattr("ess_kernels.engine.positions.HOPELESS", -1.0)
+    monkeypatch.setattr("ess_kernels.engine.certain.SURE", -1.0)
+    monkeypatch.setattr("ess_kernels.engine.certain.HOPELESS", -1.0)
     asked = []
     inner = Engine.values_at
 

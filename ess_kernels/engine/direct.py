@@ -8,11 +8,11 @@ from torch import Tensor
 from ..operators.structure import Tokens
 from .asked import Asked
 from .blocks import products_after, products_upto
+from .certain import Engine
 from .certainty import Counts
 from .cost import Cost
 from .lost import lost_at_one_position, lost_in_states
 from .parallel import svdvals, triangular_root
-from .positions import Engine
 from .quadrature import Estimate, Quadrature
 from .scaling import LARGE_UNIT, largest, scaled_tokens
 from .staircase import Answer

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .asked import Asked
+from .certain import take_settled
 from .certainty import EPS, HOPEFUL
 from .cost import Cost
 from .elimination import growth_of_first, subtract_symmetric
 from .outside import Outside
-from .positions import take_settled
 from .quadrature import FINE, Estimate, Quadrature
 from .scaling import largest, power_of_two
 from .staircase import Answer, Nodes, descend

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .asked import Asked
+from .certain import Engine
 from .certainty import EPS, HOPELESS, SURE, Counts, count_values, near_tie, width_of
 from .outside import Found, Outside
 from .parallel import over_items
-from .positions import Engine
 
 # up to this many positions of a piece, singular values cost less than taking its outside apart
 FEW = 2

@@ -11,9 +11,9 @@ from ess_kernels.backends.native.certainty import CompiledCertainty, judge_count
 from ess_kernels.backends.native.memory import borrow, give_back
 from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.engine.asked import grouped
+from ess_kernels.engine.certain import Engine
 from ess_kernels.engine.certainty import BLURRED, ENTROPY_BOUND, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ess_kernels.engine.lost import GROUP as LOST_GROUP
-from ess_kernels.engine.positions import Engine
 from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.engine.staircase import Eliminated
 

@@ -7,9 +7,9 @@ import ctypes
 import torch
 from torch import Tensor
 
+from ...engine.certain import Engine
 from ...engine.certainty import BLURRED, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ...engine.lost import GROUP as LOST_GROUP
-from ...engine.positions import Engine
 from ...engine.staircase import Answer, Eliminated
 from . import call
 from .nodes import Nodes

@@ -16,10 +16,10 @@ from torch import Tensor
 from ...engine.asked import Asked
 from ...engine.blocks import Blocks, block_parts, cut
 from ...engine.boundary import norm_bound
+from ...engine.certain import Engine
 from ...engine.certainty import HOPEFUL
 from ...engine.cost import Cost
 from ...engine.lost import Groups, few_groups, lost_in_dense_states, lost_in_groups
-from ...engine.positions import Engine
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.scaling import largest, power_of_two, scaled_tokens
 from ...engine.staircase import Answer
