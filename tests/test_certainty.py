@@ -8,7 +8,7 @@ from cases import build, corner, names, orthogonal, powers, randn, truth
 
 import ess_kernels as ek
 from ess_kernels.engine import certainty
-from ess_kernels.engine.certain import Engine
+from ess_kernels.engine.engine import Engine
 from ess_kernels.engine.state_space import lost_in
 from ess_kernels.engine.tiled import Matrix
 from ess_kernels.environment import MEMORY_BUDGET

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .._progress import progress
-from ..engine.certain import Engine
 from ..engine.certainty import Counts, Entropies
 from ..engine.cost import Cost
 from ..engine.direct import FewPositions
+from ..engine.engine import Engine
 from ..engine.parallel import product_values, svdvals
 from ..engine.state_space import Recurrence, block_length, lost_in
 from ..engine.state_space import bytes_per_head as recurrence_bytes

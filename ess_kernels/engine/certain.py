@@ -1,14 +1,13 @@
-"""What recurrences and dense operators share: from eliminations to answers that are certain.
+"""From eliminations to answers that are certain: what recurrences and dense operators share.
 
-An engine knows three things: to eliminate at given tolerances, to sum log-determinants at the nodes of a quadrature,
-and to find the singular values of single positions exactly. This file decides which positions need which.
+An `EliminatingEngine` knows three things: to eliminate at given tolerances, to sum log-determinants at the nodes of a
+quadrature, and to find the singular values of single positions exactly. This file decides which positions need which.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,14 +20,11 @@ from .certainty import (
     HOPELESS,
     SURE,
     Counts,
-    Entropies,
-    count_values,
     estimate_of_values,
     near_tie,
     width_of,
 )
-from .cost import Cost
-from .lost import GROUP as LOST_GROUP
+from .engine import Engine
 from .quadrature import FINE, STANDARD, Estimate, Quadrature
 from .staircase import Answer, Eliminated
 
@@ -38,28 +34,16 @@ Eliminate = Callable[[Asked, Tensor], Answer | Eliminated]
 FEW = 4
 
 
-class Engine(ABC):
-    """`N` heads of an operator of length `L`, scaled by powers of two.
+class EliminatingEngine(Engine):
+    """An engine that eliminates: one elimination answers at all positions, each with the width of its own doubt.
 
     Attributes:
-        unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
-        good: bool `[N]`; a head that is not has no answer at any position.
-        unsquared: whether it can also eliminate without squares.
-        sound: whether every head is known to be good, and to need no other engine: then nobody looks.
         group: this many positions in a row share one tolerance in an elimination.
-        lost_group: this many share what is known of rounding in the states.
-        cost: told about exact singular values.
+        unsquared: whether it can also eliminate without squares.
     """
 
-    length: int
-    state_size: int | None
-    unit: Tensor
-    good: Tensor
-    sound: bool = False
-    unsquared: bool = False
     group: int
-    cost: Cost
-    lost_group: int = LOST_GROUP
+    unsquared: bool = False
 
     @abstractmethod
     def _eliminate(self, asked: Asked, tau: Tensor) -> Answer | Eliminated:
@@ -72,74 +56,23 @@ class Engine(ABC):
         """As `_eliminate`, for more work, with errors in proportion to `s_1 / tau` instead of its square."""
         raise NotImplementedError
 
-    def _lost(self, group: int) -> Tensor | None:
-        """By how much `H_i` may be wrong before anything is eliminated (`lost.py`), scaled; None: by nothing.
-
-        `[N, ceil(L / group)]` for groups of so many positions.
-        """
-        return None
-
-    @cached_property
-    def lost(self) -> Tensor | None:
-        """By how much singular values may be wrong before anything is eliminated, `[N, ceil(L / lost_group)]`."""
-        return self._lost(self.lost_group)
-
-    def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """The same at `Q` (head, position) pairs, `[Q]`."""
-        if self.lost is None:
-            return torch.zeros(len(heads), dtype=torch.float64, device=self.unit.device)
-        return self.lost[heads, positions // self.lost_group]
-
-    def _refine_lost(self) -> None:
-        if self.lost_group > 1:
-            self.lost_group = 1
-            self.lost = self._lost(1)
-
-    def _with_own_losses(self, count: Callable[[], Counts]) -> Counts:
-        """`count()`, once more with what each position has lost where what its group has lost leaves a doubt."""
-        found = count()
-        if self.lost_group == 1 or not bool(found.unresolved.any()) or self.lost is None:
-            return found
-        self._refine_lost()
-        return count()
-
     def _blur(self, tau: Tensor) -> Tensor | None:
         """Relative widths `[N, M, ceil(L / lost_group)]` that no elimination near `tau` `[N, M]` can undercut."""
         if self.lost is None:
             return None
         nearest = tau[..., None] * (1 - HOPELESS)
 
-        def relative(lost: Tensor) -> Tensor:
-            return torch.where((tau > 0)[..., None], lost[:, None] / nearest, 0.0)
+        def relative() -> Tensor:
+            assert self.lost is not None
+            return torch.where((tau > 0)[..., None], self.lost[:, None] / nearest, 0.0)
 
-        blur = relative(self.lost)
-        if self.lost_group > 1 and not bool((blur <= BLURRED).all()):
-            # what a whole group may have lost is too much: a look at each of its positions is worth its while
-            self._refine_lost()
-            blur = relative(self.lost)
-        return blur
+        return self._with_own_losses(relative, lambda blur: ~(blur <= BLURRED))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         """Widths `[N, S, groups]` that are certain before anything is eliminated at `tau`, if there are any."""
         return None
 
-    @abstractmethod
-    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """Scaled singular values `[Q, S]`, descending and zero padded, at `Q` (head, position) pairs, exact."""
-
-    def values_of_all_heads(self, positions: Tensor) -> Tensor:
-        """Scaled singular values `[N, P, S]` at the same positions of every head."""
-        N, P = len(self.unit), len(positions)
-        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
-        return self.values_at(heads, positions.repeat(N)).view(N, P, -1)
-
-    def cap(self, positions: Tensor) -> Tensor:
-        """The largest rank that `H_i` can have."""
-        cap = torch.minimum(positions, self.length - positions)
-        return cap if self.state_size is None else cap.clamp_max(self.state_size)
-
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:
-        """Counts above `atol` `[M]` (absolute, of the operator itself) at distinct, sorted positions: `[N, M, P]`."""
         L = self.length
         tau = atol / self.unit[:, None]
         asked = self._mask(positions)
@@ -168,26 +101,8 @@ class Engine(ABC):
             result.redone.logical_or_(missing)
             left = missing if left is None else left | missing
         if left is not None:
-            self._settle_by_values(self._settle_alone(left, tau, result), tau, result)
+            self._count_by_values(self._settle_alone(left, tau, result), tau, result)
         return result if len(positions) == L - 1 else Counts(*(x[..., positions - 1] for x in result))
-
-    def relative_counts(self, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
-        """Counts above `max(atol, rtol s_1)`, `rtol` `[M]` positive: `[N, M, P]`. Every position has its own `s_1`."""
-        N, P = len(self.unit), len(positions)
-        values = self.values_of_all_heads(positions)[:, None]
-        threshold = torch.maximum((atol / self.unit[:, None])[..., None], rtol[:, None] * values[..., 0])
-        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
-
-        def count() -> Counts:
-            # a relative tolerance is as wrong as the largest value that it is a part of
-            lost = self.lost_at(heads, positions.repeat(N)).view(N, 1, P) * (1 + rtol[:, None])
-            return count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, self.cap(positions))
-
-        counts = self._with_own_losses(count)
-        counts.redone.fill_(False)
-        # nothing exceeds the largest value, however wrong that is
-        counts.unresolved.logical_and_((rtol < 1)[:, None] | values[..., 0].isnan())
-        return counts
 
     def _mask(self, positions: Tensor) -> Tensor:
         """bool `[L]`, true at distinct positions."""
@@ -230,8 +145,9 @@ class Engine(ABC):
     def _settle(self, asked: Tensor, tau: Tensor, blur: Tensor | None, result: Counts) -> Tensor | None:
         """Counts doubtful (`redone`) positions again. Returns those still open, bool `[N, M, L - 1]`, if any are."""
         doubtful = result.redone.clone()
-        # first as far as the typical width of a group, which is free of ties (a tolerance on a singular value of an
-        # eliminated block widens all that stand on it); what that leaves open gets a distance that fits its own
+        # First try one width for the whole group. It is the smallest in the group, because a tie on an eliminated block
+        # inflates the width of every position that uses the block. What that leaves open is tried once more with the
+        # largest width of the group's doubtful positions.
         for typical in (True, False):
             if not self._settle_between(self._eliminate, typical, asked, tau, blur, doubtful, result):
                 return None
@@ -340,7 +256,8 @@ class Engine(ABC):
         sure = reach <= move
         agreed = tried & sure & (value[:, :, 0] == value[:, :, 1])
         result.counts.copy_(torch.where(agreed, value[:, :, 0].to(torch.int64), result.counts))
-        # another round is for those not sure enough; a value between the two tolerances stays between wider ones
+        # Another round is for positions that are not sure enough. If the two sides disagree, a singular value lies
+        # between them; moving them apart cannot help, and a width of NaN says so.
         missed = torch.where(sure, torch.nan, reach)
         result.width.copy_(torch.where(agreed, 0.0, torch.where(tried, missed, result.width)))
         doubtful.logical_and_(~agreed)
@@ -361,35 +278,10 @@ class Engine(ABC):
         """A blur of groups at positions 1..L-1, `[..., L - 1]`."""
         return blur.repeat_interleave(self.lost_group, -1)[..., 1 : self.length]
 
-    def _settle_by_values(self, missing: Tensor, tau: Tensor, result: Counts) -> None:
-        """Counts at positions 1..L-1, bool `[N, M, L - 1]`, from singular values."""
-        heads, entries = missing.any(1).nonzero(as_tuple=True)
-        if len(heads) == 0:
-            return
-        values = self.values_at(heads, entries + 1)
-        which, m = missing[heads, :, entries].nonzero(as_tuple=True)
-
-        def count() -> Counts:
-            lost, cap = self.lost_at(heads, entries + 1), self.cap(entries + 1)
-            return count_values(values[which], tau[heads[which], m], lost[which], cap[which])
-
-        result.put((heads[which], m, entries[which]), self._with_own_losses(count))
-
-    def entropy(self, positions: Tensor) -> Entropies:
-        """Entropy-ESS `[N, P]` at distinct, sorted positions; sums of singular values of the operator itself."""
-        found = self._entropy(positions)
-        lost, cap = self._lost_at_all_heads(positions), self.cap(positions).to(torch.float64)
-        if bool((found.total <= cap * lost).any()):
-            # what a whole group of positions may have lost is too much where rows fall by many orders of magnitude
-            self._refine_lost()
-            lost = self._lost_at_all_heads(positions)
-        certified = Entropies.certified(found, cap, lost)
-        return certified._replace(total=certified.total * self.unit[:, None])
-
     def _entropy(self, positions: Tensor) -> Estimate:
-        """From log-determinants, or from singular values where these do not tell, `[N, P]`, scaled."""
+        """From log-determinants, or from singular values where these do not tell."""
         if len(positions) <= FEW:
-            return estimate_of_values(self.values_of_all_heads(positions))
+            return super()._entropy(positions)
         mask = self._mask(positions)
         cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
         wanted = mask.expand(len(self.unit), -1)
@@ -408,12 +300,6 @@ class Engine(ABC):
         columns = slice(1, None) if len(positions) == self.length - 1 else positions
         return Estimate(*(x[:, columns] for x in found))
 
-    def _lost_at_all_heads(self, positions: Tensor) -> Tensor:
-        """`lost` of every head, `[N, P]`."""
-        if self.lost is None:
-            return self.unit.new_zeros(len(self.unit), len(positions))
-        return self.lost[:, positions // self.lost_group]
-
     @abstractmethod
     def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         """From log-determinants at the nodes times `scale` `[N]`, or the engine's own: `[N, L]` at `wanted`, scaled.
@@ -431,12 +317,6 @@ class Engine(ABC):
         What is settled is put into `found` `[N, L]`.
         """
         return doubtful & ~take_settled(found, self._quadrature(doubtful, FINE, cap), doubtful)
-
-    def singular_values(self, positions: Tensor, k: int) -> Tensor:
-        """The `k` largest singular values of the operator itself, `[N, P, k]`, zero padded."""
-        values = self.values_of_all_heads(positions)[..., :k]
-        values = torch.nn.functional.pad(values, (0, k - values.shape[-1]))
-        return values * self.unit[:, None, None]
 
 
 def take_settled(found: Estimate, other: Estimate, wanted: Tensor) -> Tensor:

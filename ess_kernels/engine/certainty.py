@@ -19,7 +19,7 @@ EPS = torch.finfo(torch.float64).eps
 SURE = 1e-7
 # a row of this many ulp of the growth is as good as zero: the tolerance is on a singular value
 TINY_ROW = 4e6 * EPS
-# no larger row is
+# a row above this is never taken for a tie, however large the growth
 SMALL_ROW = 1e-2
 # above this width elimination does not answer at all: the position goes to singular values
 HOPELESS = 1e-2
@@ -28,7 +28,7 @@ HOPELESS = 1e-2
 BLURRED = 1e-5
 # up to this width a count can be settled by tolerances on both sides, four times as far away
 HOPEFUL = HOPELESS / 4
-# no error is a smaller part of the sum of singular values than this: a logarithm is taken of it
+# errors are taken for at least this share of the sum of singular values, because a logarithm is taken of the share
 LEAST_SHARE = 1e-300
 # a singular value within this many ulp of the largest one of the tolerance is a true tie
 TIE = 64 * EPS

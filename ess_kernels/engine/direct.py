@@ -6,16 +6,13 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import Tokens
-from .asked import Asked
 from .blocks import products_after, products_upto
-from .certain import Engine
 from .certainty import Counts
 from .cost import Cost
+from .engine import Engine
 from .lost import lost_at_one_position, lost_in_states
 from .parallel import svdvals, triangular_root
-from .quadrature import Estimate, Quadrature
 from .scaling import LARGE_UNIT, largest, scaled_tokens
-from .staircase import Answer
 
 
 class FewPositions(Engine):
@@ -26,7 +23,7 @@ class FewPositions(Engine):
     def __init__(self, tokens: Tokens, cost: Cost):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size = self.n
-        self.group, self.cost = self.length, cost
+        self.cost = cost
         self.tokens, self.unit, self.good = scaled_tokens(tokens)
         # nothing overflows on the way
         self.safe = bool((largest(self.tokens.transition) <= 1).all() and (self.unit <= LARGE_UNIT).all())
@@ -36,7 +33,7 @@ class FewPositions(Engine):
         result = Counts.empty((len(self.unit), len(atol), self.length - 1), self.unit.device)
         missing = torch.zeros_like(result.redone)
         missing[..., positions - 1] = tau.isfinite()[..., None]
-        self._settle_by_values(missing, tau, result)
+        self._count_by_values(missing, tau, result)
         result.redone.fill_(False)
         return Counts(*(x[..., positions - 1] for x in result))
 
@@ -44,16 +41,12 @@ class FewPositions(Engine):
         return lost_in_states(self.tokens, group)
 
     def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
-        lost = self.unit.new_zeros(len(heads))
+        heads, positions = torch.broadcast_tensors(heads, positions)
+        lost = self.unit.new_zeros(heads.shape)
         for i in positions.unique().tolist():
             here = positions == i
             lost[here] = lost_at_one_position(*self._sides(heads[here], i))
         return lost
-
-    def _lost_at_all_heads(self, positions: Tensor) -> Tensor:
-        N, P = len(self.unit), len(positions)
-        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
-        return self.lost_at(heads, positions.repeat(N)).view(N, P)
 
     def _sides(self, heads: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Writes before position `i`, carried to it, and reads from it on, as they see the state there."""
@@ -62,15 +55,6 @@ class FewPositions(Engine):
             read, write, a = read[heads], write[heads], a[heads]
         seen = products_upto(a[:, i:], inclusive=not self.tokens.reads_before)
         return write[:, :i] * products_after(a[:, :i]), read[:, i:] * seen
-
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
-        raise NotImplementedError
-
-    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
-        raise NotImplementedError
-
-    def _zero(self) -> Tensor:
-        raise NotImplementedError
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         values = self.unit.new_zeros(len(heads), self.n)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .asked import Asked
-from .certain import Engine
+from .certain import EliminatingEngine
 from .certainty import EPS, HOPELESS, SURE, Counts, count_values, near_tie, width_of
 from .outside import Found, Outside
 from .parallel import over_items
@@ -39,7 +39,7 @@ STEPS = (12, 24)
 SLACKS = (1e-9, 1e-6, 1e-4, 1e-2)
 
 
-class UnsquaredEngine(Engine):
+class UnsquaredEngine(EliminatingEngine):
     """An engine that can take the outside of a piece of its positions apart."""
 
     _known: dict[tuple[int, int], Outside]
@@ -105,7 +105,7 @@ class UnsquaredEngine(Engine):
                 lost = self.lost_at(heads, at)[:, None] * (1 + rtol)
                 return count_values(values.expand(-1, len(rtol), -1), threshold, lost, self.cap(at)[:, None])
 
-            exact = self._with_own_losses(count)
+            exact = self._with_own_losses(count, lambda found: found.unresolved)
             which, m = (mask & ~decided)[heads, :, at].nonzero(as_tuple=True)
             found.put((heads[which], m, at[which]), Counts(*(x[which, m] for x in exact)))
         found.redone.fill_(False)

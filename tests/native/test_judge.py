@@ -11,7 +11,7 @@ from ess_kernels.backends.native.certainty import CompiledCertainty, judge_count
 from ess_kernels.backends.native.memory import borrow, give_back
 from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.engine.asked import grouped
-from ess_kernels.engine.certain import Engine
+from ess_kernels.engine.certain import EliminatingEngine
 from ess_kernels.engine.certainty import BLURRED, ENTROPY_BOUND, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ess_kernels.engine.lost import GROUP as LOST_GROUP
 from ess_kernels.engine.quadrature import FINE, STANDARD
@@ -77,7 +77,7 @@ def test_counts_where_nothing_was_asked():
         assert not bool(x.any())
 
 
-class Ruled(Engine):
+class Ruled(EliminatingEngine):
     """An engine of which only the rules are wanted."""
 
     def __init__(self, length: int, group: int):

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ...engine.certain import Engine
+from ...engine.certain import EliminatingEngine
 from ...engine.certainty import BLURRED, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ...engine.lost import GROUP as LOST_GROUP
 from ...engine.staircase import Answer, Eliminated
@@ -24,7 +24,7 @@ class _Limits(ctypes.Structure):
 _LIMITS = _Limits(EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
 
 
-class CompiledCertainty(Engine):
+class CompiledCertainty(EliminatingEngine):
     """An engine on the CPU."""
 
     def _judge(
@@ -70,7 +70,7 @@ def _blurred(blur: Tensor | None, group: int) -> tuple[int | None, int]:
 def judge_counts(
     answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None = None, blur_group: int = LOST_GROUP
 ) -> tuple[Counts, bool]:
-    """As `Engine._judge`, for contiguous tensors on the CPU; `blur_group` positions share a blur."""
+    """As `EliminatingEngine._judge`, for contiguous tensors on the CPU; `blur_group` positions share a blur."""
     (N, M), L = rows.shape, len(asked)
     rows = rows.contiguous()
     counts, width, doubtful = (

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...engine.certain import Engine
 from ...engine.cost import Cost
+from ...engine.engine import Engine
 from ...engine.tiled import Matrix
 from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...engine.asked import Asked
 from ...engine.blocks import Blocks, block_parts, cut
 from ...engine.boundary import norm_bound
-from ...engine.certain import Engine
+from ...engine.certain import EliminatingEngine
 from ...engine.certainty import HOPEFUL
 from ...engine.cost import Cost
 from ...engine.lost import Groups, few_groups, lost_in_dense_states, lost_in_groups
@@ -95,7 +95,7 @@ class _Work:
         self.rounding[head, number] = torch.where(own > 0, EPS * magnitude / own, 0.0)
 
 
-class TritonRecurrence(Engine):
+class TritonRecurrence(EliminatingEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with Gramians at all edges.
 
     Heads that are `unstable` `[N]` (only dense transitions can be) are left to another engine.

@@ -1,0 +1,148 @@
+"""What a backend asks of an engine: counts, entropies and singular values at positions of some heads.
+
+An engine finds the singular values of single positions exactly, and all that a subclass does not override comes from
+them. `certain.py` has the engines that eliminate, which answer at many positions with much less work.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .certainty import Counts, Entropies, count_values, estimate_of_values
+from .cost import Cost
+from .lost import GROUP as LOST_GROUP
+from .quadrature import Estimate
+
+Found = TypeVar("Found")
+
+
+class Engine(ABC):
+    """`N` heads of an operator of length `L`, scaled by powers of two.
+
+    Attributes:
+        unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
+        good: bool `[N]`; a head that is not has no answer at any position.
+        sound: whether every head is known to be good, and to need no other engine: then nobody looks.
+        lost_group: this many positions in a row share what is known of rounding in the states.
+        cost: told about exact singular values.
+    """
+
+    length: int
+    state_size: int | None
+    unit: Tensor
+    good: Tensor
+    sound: bool = False
+    cost: Cost
+    lost_group: int = LOST_GROUP
+
+    @abstractmethod
+    def counts(self, positions: Tensor, atol: Tensor) -> Counts:
+        """Counts above `atol` `[M]` (absolute, of the operator itself) at distinct, sorted positions: `[N, M, P]`."""
+
+    @abstractmethod
+    def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """Scaled singular values `[Q, S]`, descending and zero padded, at `Q` (head, position) pairs, exact."""
+
+    def values_of_all_heads(self, positions: Tensor) -> Tensor:
+        """Scaled singular values `[N, P, S]` at the same positions of every head."""
+        N, P = len(self.unit), len(positions)
+        heads = torch.arange(N, device=positions.device).repeat_interleave(P)
+        return self.values_at(heads, positions.repeat(N)).view(N, P, -1)
+
+    def cap(self, positions: Tensor) -> Tensor:
+        """The largest rank that `H_i` can have."""
+        cap = torch.minimum(positions, self.length - positions)
+        return cap if self.state_size is None else cap.clamp_max(self.state_size)
+
+    def relative_counts(self, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
+        """Counts above `max(atol, rtol s_1)`, `rtol` `[M]` positive: `[N, M, P]`. Every position has its own `s_1`."""
+        values = self.values_of_all_heads(positions)[:, None]
+        threshold = torch.maximum((atol / self.unit[:, None])[..., None], rtol[:, None] * values[..., 0])
+
+        def count() -> Counts:
+            # a relative tolerance is as wrong as the largest value that it is a part of
+            lost = self._lost_at_all_heads(positions)[:, None] * (1 + rtol[:, None])
+            return count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, self.cap(positions))
+
+        counts = self._with_own_losses(count, lambda found: found.unresolved)
+        counts.redone.fill_(False)
+        # nothing exceeds the largest value, however wrong that is
+        counts.unresolved.logical_and_((rtol < 1)[:, None] | values[..., 0].isnan())
+        return counts
+
+    def entropy(self, positions: Tensor) -> Entropies:
+        """Entropy-ESS `[N, P]` at distinct, sorted positions; sums of singular values of the operator itself."""
+        found, cap = self._entropy(positions), self.cap(positions).to(torch.float64)
+        # rows may fall by so many orders of magnitude that the losses of a group are above a position's whole sum
+        lost = self._with_own_losses(lambda: self._lost_at_all_heads(positions), lambda lost: found.total <= cap * lost)
+        certified = Entropies.certified(found, cap, lost)
+        return certified._replace(total=certified.total * self.unit[:, None])
+
+    def singular_values(self, positions: Tensor, k: int) -> Tensor:
+        """The `k` largest singular values of the operator itself, `[N, P, k]`, zero padded."""
+        values = self.values_of_all_heads(positions)[..., :k]
+        values = torch.nn.functional.pad(values, (0, k - values.shape[-1]))
+        return values * self.unit[:, None, None]
+
+    def _entropy(self, positions: Tensor) -> Estimate:
+        """What is known of the singular values, `[N, P]`, scaled."""
+        return estimate_of_values(self.values_of_all_heads(positions))
+
+    def _count_by_values(self, missing: Tensor, tau: Tensor, result: Counts) -> None:
+        """Counts above scaled `tau` `[N, M]` at positions 1..L-1, bool `[N, M, L - 1]`, from singular values.
+
+        What is found is put into `result` `[N, M, L - 1]`.
+        """
+        heads, entries = missing.any(1).nonzero(as_tuple=True)
+        if len(heads) == 0:
+            return
+        values = self.values_at(heads, entries + 1)
+        which, m = missing[heads, :, entries].nonzero(as_tuple=True)
+
+        def count() -> Counts:
+            lost, cap = self.lost_at(heads, entries + 1), self.cap(entries + 1)
+            return count_values(values[which], tau[heads[which], m], lost[which], cap[which])
+
+        found = self._with_own_losses(count, lambda found: found.unresolved)
+        result.put((heads[which], m, entries[which]), found)
+
+    # --- what rounding in the states takes ----------------------------------------------------------------------------
+
+    def _lost(self, group: int) -> Tensor | None:
+        """By how much `H_i` may be wrong before anything is computed from it (`lost.py`), scaled; None: by nothing.
+
+        `[N, ceil(L / group)]` for groups of so many positions.
+        """
+        return None
+
+    @cached_property
+    def lost(self) -> Tensor | None:
+        """By how much singular values may be wrong before they are computed, `[N, ceil(L / lost_group)]`."""
+        return self._lost(self.lost_group)
+
+    def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """The same at pairs of a head and a position, of the shape that the two index tensors broadcast to."""
+        if self.lost is None:
+            return self.unit.new_zeros(torch.broadcast_shapes(heads.shape, positions.shape))
+        return self.lost[heads, positions // self.lost_group]
+
+    def _lost_at_all_heads(self, positions: Tensor) -> Tensor:
+        """The same at `P` positions of every head, `[N, P]`."""
+        return self.lost_at(torch.arange(len(self.unit), device=positions.device)[:, None], positions)
+
+    def _with_own_losses(self, answer: Callable[[], Found], doubtful: Callable[[Found], Tensor]) -> Found:
+        """`answer()`, made with what groups of positions have lost; and once more if that leaves any of it `doubtful`.
+
+        The second time every position has its own loss, which is smaller than that of its group, and costs more.
+        """
+        found = answer()
+        if self.lost_group > 1 and self.lost is not None and bool(doubtful(found).any()):
+            self.lost_group, self.lost = 1, self._lost(1)
+            found = answer()
+        return found
