@@ -26,9 +26,9 @@ from .certainty import (
 )
 from .engine import Engine
 from .quadrature import FINE, STANDARD, Estimate, Quadrature
-from .staircase import Answer, Eliminated
+from .staircase import Eliminated
 
-Eliminate = Callable[[Asked, Tensor], Answer | Eliminated]
+Eliminate = Callable[[Asked, Tensor], Eliminated]
 
 # up to this many positions singular values cost less than sixteen log-determinants
 FEW = 4
@@ -46,13 +46,13 @@ class EliminatingEngine(Engine):
     unsquared: bool = False
 
     @abstractmethod
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer | Eliminated:
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         """Counts and growth `[N, S, L]` at the positions asked for, for tolerances `[N, S, ceil(L / group)]` (scaled).
 
         What is said of other positions means nothing. The next elimination may overwrite it.
         """
 
-    def _eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Answer | Eliminated:
+    def _eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
         """As `_eliminate`, for more work, with errors in proportion to `s_1 / tau` instead of its square."""
         raise NotImplementedError
 
@@ -112,9 +112,7 @@ class EliminatingEngine(Engine):
         mask[positions] = True
         return mask
 
-    def _judge(
-        self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None
-    ) -> tuple[Counts, bool]:
+    def _judge(self, answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
         """What an elimination says at positions 1..L-1 `[N, M, L - 1]`, and whether any position is doubtful.
 
         Args:
@@ -236,9 +234,7 @@ class EliminatingEngine(Engine):
             chosen = by_group(torch.where(doubtful & ~(width > HOPELESS), width, 0.0), 0.0).amax(-1)
         return torch.where(by_group(doubtful, False).any(-1), chosen, torch.inf)
 
-    def _compare(
-        self, answer: Answer | Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts
-    ) -> bool:
+    def _compare(self, answer: Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts) -> bool:
         """Takes counts `[N, 2 M, L]` on both sides of a tolerance where they settle it; says whether any is left.
 
         Args:

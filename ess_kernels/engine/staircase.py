@@ -59,7 +59,13 @@ class Nodes:
 
 
 class Eliminated(NamedTuple):
-    """What an elimination says about positions: float64 tensors of one shape, for counts as in `Answer`."""
+    """What an elimination says about positions: float64 tensors of one shape.
+
+    Attributes:
+        value: the number of singular values above the tolerance, or a log-determinant.
+        growth: for counts the largest update, in units of the shift.
+        least: for counts the least row, in the same units (see `Elimination`).
+    """
 
     value: Tensor
     growth: Tensor
@@ -68,10 +74,10 @@ class Eliminated(NamedTuple):
 
 @dataclass
 class Answer:
-    """What the staircase fills in, `[items, L]`: values by position, for counts with growth and least row.
+    """What the staircase in PyTorch fills in, and the positions to which it prunes its tree.
 
-    `wanted` `[items, L]` bool says which positions are asked for; the tree is pruned to them. `everything` says
-    whether all are, `sums` `[items, L + 1]` counts them up to each position.
+    `value`, `growth` and `least` `[items, L]` are as in `Eliminated`. `wanted`, bool `[items, L]`, says which positions
+    are asked for, `everything` whether all are, and `sums` `[items, L + 1]` counts them up to each position.
     """
 
     wanted: Tensor
@@ -87,6 +93,10 @@ class Answer:
         sums = torch.nn.functional.pad(wanted.cumsum(-1, dtype=torch.int32), (1, 0))
         least = torch.full_like(zeros, torch.inf)
         return cls(wanted, zeros, zeros.clone(), least, bool(wanted[:, 1:].all()), sums)
+
+    @property
+    def eliminated(self) -> Eliminated:
+        return Eliminated(self.value, self.growth, self.least)
 
     def wants(self, item: Tensor, start: Tensor, stop: Tensor) -> Tensor:
         """bool `[B]`: whether any of the positions `start..stop-1` of the item is asked for, from running sums."""

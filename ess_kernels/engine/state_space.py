@@ -18,7 +18,7 @@ from .outside import ROUNDING, Outside
 from .parallel import svdvals
 from .quadrature import Estimate, Quadrature
 from .scaling import keep_heads, largest, scaled_tokens
-from .staircase import Answer, descend
+from .staircase import Answer, Eliminated, descend
 from .unsquared import UnsquaredEngine
 
 # bytes of nodes in work at once: more falls out of the caches
@@ -117,7 +117,7 @@ class Recurrence(UnsquaredEngine):
             self._observe_roots = observe_roots(self.blocks)
         return self._observe_roots
 
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         return self._staircase(asked.positions, lambda boundary, head, number: tau[head, :, number], definite=False)
 
     def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
@@ -138,7 +138,7 @@ class Recurrence(UnsquaredEngine):
 
     def _staircase(
         self, wanted: Tensor, shifts: Callable[[Boundary, Tensor, Tensor], Tensor], definite: bool
-    ) -> Answer:
+    ) -> Eliminated:
         """Values and growth at `wanted` `[N, S, L]`; `shifts(boundary of J blocks, heads, numbers)` gives `[J, S]`."""
         S, L = wanted.shape[1:]
         c = self.group
@@ -156,7 +156,7 @@ class Recurrence(UnsquaredEngine):
             batch = (which, shift[which, s], item, start, (start + c).clamp_max(L))
             for part in zip(*(x.split(each) for x in batch), strict=True):
                 descend(boundary.nodes(definite, *part), answer, definite, 4 * NODE_WORKSPACE)
-        return answer
+        return answer.eliminated
 
     def _zero(self) -> Tensor:
         return (self.tokens.read == 0).flatten(1).all(1, True) | (self.tokens.write == 0).flatten(1).all(1, True)

@@ -19,7 +19,7 @@ from .elimination import growth_of_first, subtract_symmetric
 from .outside import Outside
 from .quadrature import FINE, Estimate, Quadrature
 from .scaling import largest, power_of_two
-from .staircase import Answer, Nodes, descend
+from .staircase import Answer, Eliminated, Nodes, descend
 from .unsquared import UnsquaredEngine
 
 # up to this many positions singular values cost less than another round of eliminations
@@ -91,7 +91,7 @@ class Matrix(UnsquaredEngine):
             self._grams[left] = subtract_symmetric(zeros, -A, A)
         return self._grams[left]
 
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         return self._staircase(asked.positions, tau[..., 0], definite=False)
 
     def _typical_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor) -> Tensor:
@@ -142,13 +142,13 @@ class Matrix(UnsquaredEngine):
     def _sizes(self) -> tuple[Tensor, Tensor]:
         return schur_bound(self.T), self._below(self.T.square())
 
-    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Answer:
+    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         """Values and growth at `wanted` `[N, S, L]` for `shifts` `[N, S]`."""
         L, S = self.length, shifts.shape[1]
         wanted = wanted.flatten(0, 1)
         answer = Answer.of(wanted)
         if L < 2:
-            return answer
+            return answer.eliminated
         h = (L + 1) // 2
         for left, first, last in ((True, 0, h), (False, h, L)):
             items = wanted[:, first:last].any(1).nonzero()[:, 0]
@@ -158,7 +158,7 @@ class Matrix(UnsquaredEngine):
                 head = item // S
                 nodes = self._half(left, first, last, item, head, shifts[head, item % S], definite)
                 descend(nodes, answer, definite, self.budget)
-        return answer
+        return answer.eliminated
 
     def _half(
         self, left: bool, first: int, last: int, item: Tensor, head: Tensor, shift: Tensor, definite: bool

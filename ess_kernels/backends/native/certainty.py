@@ -10,7 +10,7 @@ from torch import Tensor
 from ...engine.certain import EliminatingEngine
 from ...engine.certainty import BLURRED, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ...engine.lost import GROUP as LOST_GROUP
-from ...engine.staircase import Answer, Eliminated
+from ...engine.staircase import Eliminated
 from . import call
 from .nodes import Nodes
 
@@ -27,9 +27,7 @@ _LIMITS = _Limits(EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
 class CompiledCertainty(EliminatingEngine):
     """An engine on the CPU."""
 
-    def _judge(
-        self, answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None
-    ) -> tuple[Counts, bool]:
+    def _judge(self, answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
         return judge_counts(answer, rows, asked, blur, self.lost_group)
 
     def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
@@ -39,9 +37,7 @@ class CompiledCertainty(EliminatingEngine):
         call.run("group_widths", N, M, count + 1, self.group, int(typical), HOPELESS, *addresses)
         return chosen
 
-    def _compare(
-        self, answer: Answer | Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts
-    ) -> bool:
+    def _compare(self, answer: Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts) -> bool:
         N, M, count = doubtful.shape
         number = ctypes.c_int64()
         changed = (_stored(x) for x in (result.counts, result.width, doubtful))
@@ -68,7 +64,7 @@ def _blurred(blur: Tensor | None, group: int) -> tuple[int | None, int]:
 
 
 def judge_counts(
-    answer: Answer | Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None = None, blur_group: int = LOST_GROUP
+    answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None = None, blur_group: int = LOST_GROUP
 ) -> tuple[Counts, bool]:
     """As `EliminatingEngine._judge`, for contiguous tensors on the CPU; `blur_group` positions share a blur."""
     (N, M), L = rows.shape, len(asked)

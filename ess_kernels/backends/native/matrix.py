@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...engine.cost import Cost
 from ...engine.scaling import power_of_two
-from ...engine.staircase import Answer
+from ...engine.staircase import Eliminated
 from ...engine.tiled import NORM_STEPS, Matrix
 from . import call, memory
 from .attention import OPERATOR
@@ -98,10 +98,10 @@ class NativeMatrix(CompiledCertainty, Matrix):
         call.run("matrix_products", self._operand(self._factor), products.data_ptr())
         return products
 
-    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Answer:
+    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         S = shifts.shape[1]
         asked = wanted.flatten(0, 1)
-        answer = Answer(asked, *_nothing(asked.shape), everything=False, sums=asked.new_empty(0))
+        answer = _nothing(asked.shape)
         if self.length < 2:
             return answer
         rows = asked[:, 1:].any(1).nonzero()[:, 0]
@@ -111,10 +111,11 @@ class NativeMatrix(CompiledCertainty, Matrix):
             items = rows[start : start + self._together(len(rows) - start)]
             everything = len(items) == len(asked)
             mine = asked if everything else asked[items]
-            part = answer if everything else Answer(mine, *_nothing(mine.shape), everything=False, sums=answer.sums)
-            self._eliminate_items(items // S, shifts[items], definite, part)
+            part = answer if everything else _nothing(mine.shape)
+            self._eliminate_items(items // S, shifts[items], definite, mine, part)
             if not everything:
-                answer.value[items], answer.growth[items], answer.least[items] = part.value, part.growth, part.least
+                for whole, some in zip(answer, part, strict=True):
+                    whole[items] = some
             start += len(items)
         return answer
 
@@ -130,8 +131,10 @@ class NativeMatrix(CompiledCertainty, Matrix):
         arguments = self._products.data_ptr(), items, head.data_ptr(), anything, 0, *[anything] * 4
         return call.workspace("matrix_staircase", self._operand(self._factor), *arguments)
 
-    def _eliminate_items(self, heads: Tensor, shifts: Tensor, definite: bool, answer: Answer) -> None:
-        wanted, heads, shifts = answer.wanted.contiguous(), heads.contiguous(), shifts.contiguous()
+    def _eliminate_items(
+        self, heads: Tensor, shifts: Tensor, definite: bool, wanted: Tensor, answer: Eliminated
+    ) -> None:
+        wanted, heads, shifts = wanted.contiguous(), heads.contiguous(), shifts.contiguous()
         call.run(
             "matrix_staircase",
             self._operand(self._factor),
@@ -141,11 +144,11 @@ class NativeMatrix(CompiledCertainty, Matrix):
             shifts.data_ptr(),
             int(definite),
             wanted.data_ptr(),
-            *(x.data_ptr() for x in (answer.value, answer.growth, answer.least)),
+            *(x.data_ptr() for x in answer),
         )
 
 
-def _nothing(shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, growth and least row where nothing was asked."""
+def _nothing(shape: torch.Size) -> Eliminated:
+    """What is said where nothing was asked."""
     value, growth, least = torch.zeros(3, *shape, dtype=torch.float64, device="cpu").unbind(0)
-    return value, growth, least.fill_(torch.inf)
+    return Eliminated(value, growth, least.fill_(torch.inf))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...engine.cost import Cost
-from ...engine.staircase import Answer
+from ...engine.staircase import Answer, Eliminated
 from ...engine.tiled import Matrix
 from .diagonal import eliminate
 from .halves import children, edge
@@ -101,7 +101,7 @@ class TritonMatrix(Matrix):
         self.T = self.T.contiguous()
         self._edge_grams: dict[tuple[bool, int], Tensor] = {}
 
-    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Answer:
+    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         answer = Answer.of(wanted.flatten(0, 1))
         if self.length > 1:
             _Descent(self, answer, shifts, definite).run()
@@ -109,7 +109,7 @@ class TritonMatrix(Matrix):
             answer.value.masked_fill_(unasked, 0.0)
             answer.growth.masked_fill_(unasked, 0.0)
             answer.least.masked_fill_(unasked, torch.inf)
-        return answer
+        return answer.eliminated
 
     def _edge_gram(self, left: bool, sizes: tuple[int, ...]) -> Tensor:
         """What the first or last node has in `C` or `R`: of the later rows, or of the earlier columns, of all `T`.

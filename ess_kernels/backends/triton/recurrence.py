@@ -22,7 +22,7 @@ from ...engine.cost import Cost
 from ...engine.lost import Groups, few_groups, lost_in_dense_states, lost_in_groups
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.scaling import largest, power_of_two, scaled_tokens
-from ...engine.staircase import Answer
+from ...engine.staircase import Answer, Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace, Tokens
@@ -200,7 +200,7 @@ class TritonRecurrence(EliminatingEngine):
         reached = (self.P.diagonal(dim1=1, dim2=2) * self.mass).sum(1).view(len(self.heads), 1, -1)
         return EPS * _root_error(reached, self.P.shape[1]) * _inverse_square(tau)
 
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Answer:
+    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         return self._staircase(asked.positions, lambda head, number: tau[head, :, number], definite=False)
 
     def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
@@ -212,8 +212,8 @@ class TritonRecurrence(EliminatingEngine):
             found = weights.estimate(quadrature, work.answer.value.view(each.shape), cap, rounding)
         return found._replace(total=found.total * self._spread(work.own.sqrt()))
 
-    def _staircase(self, wanted: Tensor, shifts: Shifts, definite: bool) -> Answer:
-        return self._pass(wanted, shifts, definite, None).answer
+    def _staircase(self, wanted: Tensor, shifts: Shifts, definite: bool) -> Eliminated:
+        return self._pass(wanted, shifts, definite, None).answer.eliminated
 
     def _pass(self, wanted: Tensor, shifts: Shifts, definite: bool, scale: Tensor | None) -> _Work:
         """Values and growth at `wanted` `[N, S, L]`.
