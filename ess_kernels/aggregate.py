@@ -160,7 +160,7 @@ def cap(op: Operator | Tensor, positions: Any = None) -> Tensor:
     """
     op = as_operator(op)
     i = check_positions(positions, op.length).to(op.device)
-    return torch.minimum(_tss(op, i), op.length - i).minimum(i)
+    return op.rank_cap(i)
 
 
 def _tss(op: Operator, i: Tensor) -> Tensor:

@@ -126,8 +126,7 @@ def answer(
     error = torch.full(shape, torch.nan, dtype=torch.float64, device=op.device)
     if not count.numel():
         return RandomizedESS(count, certified, error)
-    cap = torch.minimum(positions, op.length - positions)
-    cap = cap if op.state_size is None else cap.clamp_max(op.state_size)
+    cap = op.rank_cap(positions)
     # a wider sketch sees no more
     rank = min(rank, op.length // 2)
     test, probes = draw(op.length, rank, seed, op.device)

@@ -42,7 +42,7 @@ class EngineBackend(Backend):
             for heads, engine in self._engines(op, positions, entropy=False):
                 part = _counts(engine, positions, atol, rtol)
                 if _forgets_states(op, engine):
-                    torch.minimum(part.counts, _cap(cast(StateSpace, op), positions), out=part.counts)
+                    torch.minimum(part.counts, op.rank_cap(positions), out=part.counts)
                 if not engine.sound and not bool(engine.good.all()):
                     bad = ~engine.good
                     part.counts[bad], part.unresolved[bad] = -1, True
@@ -81,7 +81,7 @@ class EngineBackend(Backend):
             for heads, engine in self._engines(op, positions, entropy=False):
                 values = engine.singular_values(positions, k)
                 if _forgets_states(op, engine):
-                    beyond = torch.arange(k, device=op.device) >= _cap(cast(StateSpace, op), positions)[:, None]
+                    beyond = torch.arange(k, device=op.device) >= op.rank_cap(positions)[:, None]
                     values = values.masked_fill(beyond, 0.0)
                 result[heads] = values.masked_fill(~engine.good[:, None, None], torch.nan)
                 del engine  # as above
@@ -148,11 +148,6 @@ class EngineBackend(Backend):
 def _forgets_states(op: Operator, engine: Engine) -> bool:
     """Whether the engine has `T` only, whose rounding errors have a higher rank than the recurrence that made it."""
     return isinstance(op, StateSpace) and engine.state_size is None
-
-
-def _cap(op: StateSpace, positions: Tensor) -> Tensor:
-    """The largest rank that `H_i` can have, `[P]`."""
-    return torch.minimum(positions, op.length - positions).clamp_max(op.state_size)
 
 
 def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:

@@ -29,7 +29,7 @@ class ReferenceBackend(Backend):
         bad = values[..., 0].isnan()
         threshold = torch.maximum(atol[:, None], rtol[:, None] * values[..., 0])
         lost = lost_in(op, op.all_heads())[:, positions][:, None] * (1 + rtol[:, None])
-        cap = _cap(op, positions)
+        cap = op.rank_cap(positions)
         count, width, redone, unresolved = count_values(values.expand(-1, len(atol), -1, -1), threshold, lost, cap)
         # nothing exceeds the largest value, however wrong that is
         unresolved = unresolved & (rtol < 1)[:, None] | bad
@@ -39,7 +39,7 @@ class ReferenceBackend(Backend):
         values = self._values(op, positions)
         bad = values.isnan().any(-1)
         lost = lost_in(op, op.all_heads())[:, positions]
-        return Entropies.certified(estimate_of_values(values), _cap(op, positions), lost).mark_bad(bad)
+        return Entropies.certified(estimate_of_values(values), op.rank_cap(positions), lost).mark_bad(bad)
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         values = self._values(op, positions)[..., :k]
@@ -51,9 +51,3 @@ class ReferenceBackend(Backend):
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         return product_values(torch.linalg.svdvals, A, right)
-
-
-def _cap(op: Operator, positions: Tensor) -> Tensor:
-    """The largest rank that `H_i` can have."""
-    cap = torch.minimum(positions, op.length - positions)
-    return cap if op.state_size is None else cap.clamp_max(op.state_size)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..operators.structure import rank_cap
 from .certainty import Counts, Entropies, count_values, estimate_of_values
 from .cost import Cost
 from .lost import GROUP as LOST_GROUP
@@ -57,8 +58,7 @@ class Engine(ABC):
 
     def cap(self, positions: Tensor) -> Tensor:
         """The largest rank that `H_i` can have."""
-        cap = torch.minimum(positions, self.length - positions)
-        return cap if self.state_size is None else cap.clamp_max(self.state_size)
+        return rank_cap(positions, self.length, self.state_size)
 
     def relative_counts(self, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         """Counts above `max(atol, rtol s_1)`, `rtol` `[M]` positive: `[N, M, P]`. Every position has its own `s_1`."""

@@ -28,10 +28,7 @@ def entropy_ess(op: Operator, positions: Tensor) -> Tensor:
 
 
 def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
-    cap = torch.minimum(positions, op.length - positions)
-    if op.state_size is not None:
-        cap = cap.clamp_max(op.state_size)
-    cap = cap.to(torch.float64)
+    cap = op.rank_cap(positions).to(torch.float64)
     if not bool(op.finite(head)):
         return torch.full_like(cap, torch.nan)
     if isinstance(op, StateSpace):

@@ -15,6 +15,12 @@ import torch
 from torch import Tensor
 
 
+def rank_cap(positions: Tensor, length: int, state_size: int | None) -> Tensor:
+    """The largest rank that `H_i` can have: `min(i, L - i)`, and no more than the state size unless that is None."""
+    cap = torch.minimum(positions, length - positions)
+    return cap if state_size is None else cap.clamp_max(state_size)
+
+
 class Operator(ABC):
     """A causal linear map `y = T u` for every head of a batch, `T` lower triangular.
 
@@ -63,6 +69,10 @@ class Operator(ABC):
     @property
     def requires_grad(self) -> bool:
         return any(x.requires_grad for x in self.inputs)
+
+    def rank_cap(self, positions: Tensor) -> Tensor:
+        """The largest rank that `H_i` can have at each of the positions."""
+        return rank_cap(positions, self.length, self.state_size)
 
     def all_heads(self) -> Tensor:
         return torch.arange(self.num_heads, device=self.device)
