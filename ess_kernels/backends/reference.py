@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.certainty import Counts, Entropies, count_values, estimate_of_values
+from ..engine.certainty import Counts, Entropies, count_relative, estimate_of_values
 from ..engine.parallel import product_values
 from ..engine.state_space import lost_in
 from ..operators.structure import Operator
@@ -27,13 +27,11 @@ class ReferenceBackend(Backend):
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         values = self._values(op, positions)[:, None]
         bad = values[..., 0].isnan()
-        threshold = torch.maximum(atol[:, None], rtol[:, None] * values[..., 0])
-        lost = lost_in(op, op.all_heads())[:, positions][:, None] * (1 + rtol[:, None])
-        cap = op.rank_cap(positions)
-        count, width, redone, unresolved = count_values(values.expand(-1, len(atol), -1, -1), threshold, lost, cap)
+        lost = lost_in(op, op.all_heads())[:, positions][:, None]
+        found = count_relative(values, atol[:, None], rtol[:, None], lost, op.rank_cap(positions))
         # nothing exceeds the largest value, however wrong that is
-        unresolved = unresolved & (rtol < 1)[:, None] | bad
-        return Counts(count.masked_fill(bad, -1), width, torch.zeros_like(redone), unresolved)
+        unresolved = found.unresolved & (rtol < 1)[:, None] | bad
+        return Counts(found.counts.masked_fill(bad, -1), found.width, torch.zeros_like(found.redone), unresolved)
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
         values = self._values(op, positions)

@@ -161,6 +161,17 @@ def count_values(values: Tensor, tau: Tensor, lost: Tensor | float = 0.0, cap: T
     return Counts((values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), unresolved)
 
 
+def count_relative(values: Tensor, atol: Tensor, rtol: Tensor, lost: Tensor, cap: Tensor) -> Counts:
+    """Counts from singular values above `max(atol, rtol s_1)`.
+
+    `values` `[..., S]`, `lost` and `cap` are as in `count_values`. The other arguments broadcast with the axes `[...]`
+    of the values, which have length 1 where the tolerances have an axis of their own.
+    """
+    threshold = torch.maximum(atol, rtol * values[..., 0])
+    # a relative tolerance is as wrong as the largest value that it is a part of
+    return count_values(values.expand(*threshold.shape, -1), threshold, lost * (1 + rtol), cap)
+
+
 def moved_entropy(ess: Tensor, total: Tensor, cap: Tensor, lost: Tensor) -> Tensor:
     """A bound of the relative change of entropy-ESS where each of `cap` singular values may be wrong by `lost`.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import rank_cap
-from .certainty import Counts, Entropies, count_values, estimate_of_values
+from .certainty import Counts, Entropies, count_relative, count_values, estimate_of_values
 from .cost import Cost
 from .lost import GROUP as LOST_GROUP
 from .quadrature import Estimate
@@ -63,12 +63,10 @@ class Engine(ABC):
     def relative_counts(self, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         """Counts above `max(atol, rtol s_1)`, `rtol` `[M]` positive: `[N, M, P]`. Every position has its own `s_1`."""
         values = self.values_of_all_heads(positions)[:, None]
-        threshold = torch.maximum((atol / self.unit[:, None])[..., None], rtol[:, None] * values[..., 0])
+        tau, cap = (atol / self.unit[:, None])[..., None], self.cap(positions)
 
         def count() -> Counts:
-            # a relative tolerance is as wrong as the largest value that it is a part of
-            lost = self._lost_at_all_heads(positions)[:, None] * (1 + rtol[:, None])
-            return count_values(values.expand(-1, threshold.shape[1], -1, -1), threshold, lost, self.cap(positions))
+            return count_relative(values, tau, rtol[:, None], self._lost_at_all_heads(positions)[:, None], cap)
 
         counts = self._with_own_losses(count, lambda found: found.unresolved)
         counts.redone.fill_(False)

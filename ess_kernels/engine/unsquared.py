@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .asked import Asked
 from .certain import EliminatingEngine
-from .certainty import EPS, HOPELESS, SURE, Counts, count_values, near_tie, width_of
+from .certainty import EPS, HOPELESS, SURE, Counts, count_relative, near_tie, width_of
 from .outside import Found, Outside
 from .parallel import over_items
 
@@ -99,11 +99,10 @@ class UnsquaredEngine(EliminatingEngine):
         heads, at = (mask & ~decided).any(1).nonzero(as_tuple=True)
         if len(heads):
             values = self.values_at(heads, at)[:, None]
-            threshold = torch.maximum(absolute[heads, :, 0], rtol * values[..., 0])
 
             def count() -> Counts:
-                lost = self.lost_at(heads, at)[:, None] * (1 + rtol)
-                return count_values(values.expand(-1, len(rtol), -1), threshold, lost, self.cap(at)[:, None])
+                lost, cap = self.lost_at(heads, at)[:, None], self.cap(at)[:, None]
+                return count_relative(values, absolute[heads, :, 0], rtol, lost, cap)
 
             exact = self._with_own_losses(count, lambda found: found.unresolved)
             which, m = (mask & ~decided)[heads, :, at].nonzero(as_tuple=True)
