@@ -207,7 +207,7 @@ def attention_tile(n: int) -> Count:
 
 
 def attention_product(n: int, width: int, transposed: bool, tiles: float) -> Count:
-    name = f"attention product {width}{' transposed' * transposed}, fp64 scores"
+    name = f"attention product {width}{' transposed' * transposed}"
     return executed(code_of(name, (), FLOAT32), [(tiles, [(tiles * n / 16, [])])], name)
 
 

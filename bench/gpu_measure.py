@@ -276,18 +276,7 @@ def product_time(op: operators.Operator, sizes: Sizes, figures: Figures, mode: M
     found = {"product_operations": operations, "products_ms": products_ms}
     if "ms" in figures:
         found["per_product_time"] = figures["ms"] / products_ms
-    return found | float32_scores(op, sizes, mode)
-
-
-def float32_scores(op: operators.Operator, sizes: Sizes, mode: Mode) -> Figures:
-    """The same with scores in float32, which no public call chooses."""
-    from ess_kernels import randomized
-
-    where = torch.tensor(positions(sizes), device=DEVICE)
-    atol, rtol = (torch.tensor([x], dtype=torch.float64, device=DEVICE) for x in (ATOL, 0.0))
-    products = randomized.attention_products("float32")
-    arguments = (op, where, atol, rtol, products, min(sizes["rank"], op.length // 2), sizes["iterations"], 0)
-    return {"float32_scores_ms": clock(lambda: randomized.answer(*arguments), 2.0, mode.once)["ms"]}
+    return found
 
 
 def layer(row: Row, sizes: Sizes, mode: Mode, figures: Figures) -> Figures:

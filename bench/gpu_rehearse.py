@@ -27,7 +27,7 @@ import gpu_compile
 import torch
 from gpu_cases import row
 from gpu_inputs import DEVICE, matrices, operator, require_device
-from gpu_measure import DEAD, LARGE_BUDGET, Mode, alive, ask, described, environment, float32_scores, memory_budget
+from gpu_measure import DEAD, LARGE_BUDGET, Mode, alive, ask, described, environment, memory_budget
 from gpu_timing import DOT_LOOPS, dot_loop
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -92,9 +92,7 @@ def rehearse_row(key: str, mode: Mode) -> None:
         return
     op = operator(this, sizes)
     ask(op, this, sizes, "triton")
-    if this.metric == "randomized":
-        float32_scores(op, sizes, mode)
-    else:
+    if this.metric != "randomized":
         with memory_budget(LARGE_BUDGET):
             ask(op, this, sizes, "triton")
     peer = mode.peer_sizes(this)

@@ -174,7 +174,6 @@ def details(report: Report) -> list[str]:
         if "per_product_time" in found:
             words.append(f"{found['per_product_time']:.3g} times its products at the float32 rate")
             words.append(f"these take {found['products_ms']:.3g} ms, {found.get('certified', 0):.0%} certified")
-            words.append(f"with float32 scores {number(found.get('float32_scores_ms'), ' ms')}")
         if "us_per_matrix" in found:
             words.append(f"{found['us_per_matrix']:.3g} us a matrix")
         for name, peer in found.get("peers", {}).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from .operators.attention import Attention
 from .operators.dense import as_operator
 from .operators.structure import Operator, StateSpace
 from .processes import on_one_thread_if_forked
-
-Precision = Literal["float64", "float32"]
 
 
 class RandomizedESS(NamedTuple):
@@ -169,7 +167,7 @@ def _choose(backend: str, op: Operator) -> Callable[[Operator, Tensor, int], Thi
     if backend == "triton" or (backend == "auto" and op.device.type == "cuda"):
         reason = _refuses(op)
         if reason is None:
-            return attention_products("float64")
+            return attention_products
     if backend in ("auto", "torch"):
         return thin_products
     raise RuntimeError(f"backend {backend!r} cannot be used for randomized_ess: {reason}")
@@ -184,21 +182,15 @@ def _refuses(op: Operator) -> str | None:
     return runtime.unavailable() or runtime.refuses(op.device)
 
 
-def attention_products(precision: Precision) -> Callable[[Any, Tensor, int], ThinProducts]:
-    """Thin products with `T` from Triton kernels, with scores in float64, or in float32 for operands that are no wider.
+def attention_products(op: Any, heads: Tensor, budget: int) -> ThinProducts:
+    """Thin products with `T` from Triton kernels.
 
     `T` is written once where the budget has room for it, and rebuilt tile by tile for every product where it has not.
-
-    In float32 nothing is certified below 1e-5 of `s_1`, nor below the error that rounded scores make in `T`. No public
-    call chooses it; `answer` takes it for measurements.
     """
     from .backends.triton.attention import tiles
     from .backends.triton.attention_products import AttentionProducts
 
-    def products(op: Any, heads: Tensor, budget: int) -> ThinProducts:
-        # forming scores costs as much as multiplying with them: where T has room it is formed once for all products
-        if precision == "float64" and 8 * len(heads) * op.length**2 <= budget:
-            return Stored(tiles(op, heads))
-        return AttentionProducts(op, heads, precision)
-
-    return products
+    # forming scores costs as much as multiplying with them: where T has room it is formed once for all products
+    if 8 * len(heads) * op.length**2 <= budget:
+        return Stored(tiles(op, heads))
+    return AttentionProducts(op, heads)

@@ -41,17 +41,15 @@ class Sketch:
         values: `[N, P, r]`, singular values of B, descending.
         error: `[N, P]`, bound on `|E|` in the 2-norm, with rounding errors; NaN where numbers overflowed.
         slack: `[N, P]`, rounding errors in any of the values and in `error`.
-        relative: `[N]`, the part of the largest value below which nothing is certain.
     """
 
     values: Tensor
     error: Tensor
     slack: Tensor
-    relative: Tensor
 
     def widened(self, lost: Tensor) -> Sketch:
         """The same for `H_i` that may be wrong by `lost` `[N, P]` itself, in the 2-norm."""
-        return Sketch(self.values, self.error + lost, self.slack + lost, self.relative)
+        return Sketch(self.values, self.error + lost, self.slack + lost)
 
 
 def draw(length: int, rank: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -102,8 +100,8 @@ def sketch(
         residual = residual - Q @ (Q.mT @ residual)
     error = unflattened(PROBE_FACTOR * torch.linalg.vector_norm(residual, dim=-2).amax(-1) * unit)
     # sums of L terms, and Q orthonormal only to about this accuracy
-    slack = (8 * EPS * math.sqrt(L * r) + products.relative[:, None]) * (values[..., 0] + error)
-    return Sketch(values, error + slack, slack, products.relative)
+    slack = 8 * EPS * math.sqrt(L * r) * (values[..., 0] + error)
+    return Sketch(values, error + slack, slack)
 
 
 def certify(found: Sketch, cap: Tensor, atol: Tensor, rtol: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +120,8 @@ def certify(found: Sketch, cap: Tensor, atol: Tensor, rtol: Tensor) -> tuple[Ten
     above = (lower > most) & exists
     certain = (above | (upper <= least) | ~exists).all(-1)
     certain &= (cap <= values.shape[-1]) | (unseen <= least)[..., 0]
-    certain &= most[..., 0] >= found.relative[:, None, None] * values[:, None, :, 0]
+    # nothing is certain where the largest value overflowed
+    certain &= values[:, None, :, 0].isfinite()
     bad = found.error.isnan()[:, None]
     return above.sum(-1).masked_fill(bad, -1), certain & ~bad
 

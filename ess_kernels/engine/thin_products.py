@@ -21,14 +21,7 @@ BAND = 1024
 
 
 class ThinProducts(ABC):
-    """`N` heads of an operator of length `L`.
-
-    Attributes:
-        relative: float64 `[N]`, the part of the norm of `H_i` by which the products may be off, beyond the rounding
-            errors of float64.
-    """
-
-    relative: Tensor
+    """`N` heads of an operator of length `L`."""
 
     @abstractmethod
     def __call__(self, positions: Tensor, X: Tensor, transposed: bool) -> Tensor:
@@ -71,7 +64,6 @@ class Stored(ThinProducts):
 
     def __init__(self, T: Tensor):
         self.T = T
-        self.relative = T.new_zeros(len(T))
 
     def __call__(self, positions: Tensor, X: Tensor, transposed: bool) -> Tensor:
         Y = torch.zeros_like(X)
@@ -89,7 +81,6 @@ class Bands(ThinProducts):
 
     def __init__(self, op: Operator, heads: Tensor, budget: int):
         self.op, self.heads, L = op, heads, op.length
-        self.relative = torch.zeros(len(heads), dtype=torch.float64, device=heads.device)
         # making rows takes a few copies of them
         each = 40 * max(1, len(heads)) * max(1, L)
         whole = not isinstance(op, Tiled) or L * each <= budget
@@ -128,7 +119,6 @@ class Blockwise(ThinProducts):
 
     def __init__(self, op: StateSpace, heads: Tensor):
         self.length = op.length
-        self.relative = torch.zeros(len(heads), dtype=torch.float64, device=heads.device)
         self.parts = block_parts(cut(op.tokens(heads), BLOCK))
         parts = self.parts
         self.safe = all(bool(x.isfinite().all()) for x in (parts.X, parts.Y, parts.Z, parts.Phi))

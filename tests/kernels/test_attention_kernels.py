@@ -154,30 +154,6 @@ def test_tokens_on_the_other_side_are_not_read(transposed: bool):
     assert torch.equal(*products)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("name", ["float32", "everything", "bool mask of every head", "sharp"])
-def test_scores_in_float32(name: str, transposed: bool):
-    op = CASES[name]()
-    narrow = ops.attention(
-        op.q.float(), op.k.float(), scale=op.scale, attn_mask=op.attn_mask, window_size=op.window_size,
-        softcap=op.softcap, sinks=op.sinks,
-    )  # fmt: skip
-    heads, L = op.all_heads(), op.length
-    positions = torch.tensor([L // 3, L // 2], device=DEVICE)
-    X = torch.rand(len(heads), 2, L, 20, dtype=torch.float64, device=DEVICE)
-    products = attention_products.AttentionProducts(narrow, heads, "float32")
-    Y, expected = products(positions, X, transposed), Bands(narrow, heads, 2**30)(positions, X, transposed)
-    # T and X are positive, so the entries' relative errors are those of T's
-    error = (Y - expected).abs() / expected.where(expected > 0, 1.0)
-    assert (error.amax((1, 2, 3)) <= products.relative).all()
-    assert error.max() > 1e-9
-
-
-def test_float32_scores_are_not_for_float64():
-    with pytest.raises(ValueError, match="precision"):
-        attention_products.AttentionProducts(build(), torch.tensor([0], device=DEVICE), "float32")
-
-
 def test_the_same_twice():
     op = build(70, 16)
     X = torch.randn(2, 1, 70, 16, dtype=torch.float64, device=DEVICE)

@@ -7,7 +7,6 @@ keeps a block of columns and runs over rows, so that every output has one progra
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import triton
@@ -22,11 +21,6 @@ from .attention import RowSums, row_sums
 from .compilation import Variant
 from .launches import Launch
 from .logits import NO_MASK, Prepared, Rule, load_factors, locate, logits, mask_kinds, variant
-
-Precision = Literal["float64", "float32"]
-
-# with scores in float32, what part of the norm of H is not trusted in any case
-FLOAT32_FLOOR = 1e-5
 
 
 @triton.jit
@@ -60,7 +54,6 @@ def product_kernel(
     TRANSPOSED: tl.constexpr,
     CAPPED: tl.constexpr,
     MASKED: tl.constexpr,
-    TYPE: tl.constexpr,
     OUTER: tl.constexpr,
     INNER: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -99,7 +92,7 @@ def product_kernel(
         inner = at + tl.arange(0, INNER)
         z = logits(
             q, k, m, outer, inner, q_step, k_step, mask_row, mask_column, length, size, window, scale, cap,
-            TRANSPOSED, CAPPED, MASKED, TYPE, CHUNK,
+            TRANSPOSED, CAPPED, MASKED, tl.float64, CHUNK,
         )  # fmt: skip
         if TRANSPOSED:
             wanted = (inner >= i) & (inner < length)
@@ -107,7 +100,7 @@ def product_kernel(
             weight = tl.load(WEIGHT + n * length + inner, mask=inner < length, other=0.0)[None, :]
         else:
             wanted = inner < i
-        t = tl.exp((z - top).to(TYPE)).to(tl.float64) * weight
+        t = tl.exp(z - top) * weight
         x = tl.load(X + (pair * length + inner)[:, None] * R + r[None, :], mask=wanted[:, None], other=0.0)
         y = tl.dot(t, x, y, out_dtype=tl.float64)
         at += INNER
@@ -132,7 +125,6 @@ def thin_product(
     X: Tensor,
     transposed: bool,
     sums: RowSums | None = None,
-    precision: Precision = "float64",
 ) -> Tensor:
     """`H_i X`, or `H_i^T X` if transposed, at several positions of some heads; `T` is never stored.
 
@@ -141,8 +133,6 @@ def thin_product(
         X: float64 `[N, P, L, r]` in token coordinates: tokens `< i` are read (`>= i` if transposed), the others
             ignored.
         sums: what `row_sums` gave for these heads, if it is at hand.
-        precision: of scores and exponentials; sums are float64 always. With `"float32"` entries of `T` are right to
-            a few float32 ulp of the largest score.
 
     Returns:
         float64 `[N, P, L, r]`, zero for tokens `< i` (`>= i` if transposed).
@@ -152,7 +142,7 @@ def thin_product(
     r, most = X.shape[-1], widths(given.constants["MASKED"])[-1]
     if r > most:
         parts = X.split(most, -1)
-        return torch.cat([thin_product(given, heads, positions, x, transposed, sums, precision) for x in parts], -1)
+        return torch.cat([thin_product(given, heads, positions, x, transposed, sums) for x in parts], -1)
     width = max(16, triton.next_power_of_2(r))
     X = pad(X, (0, width - r)).contiguous()
     Y = torch.empty_like(X)
@@ -163,37 +153,21 @@ def thin_product(
             product_kernel[(programs,)](
                 *given.tensors, heads.contiguous(), given.options, *sums, positions.contiguous(), X, Y,
                 len(positions), *given.sizes, *given.steps,
-                TRANSPOSED=transposed, TYPE=tl.float64 if precision == "float64" else tl.float32,
-                OUTER=rule.outer, INNER=rule.inner, CHUNK=rule.chunk, R=width,
+                TRANSPOSED=transposed, OUTER=rule.outer, INNER=rule.inner, CHUNK=rule.chunk, R=width,
                 **given.constants, **rule.launch.options(),
             )  # fmt: skip
     return Y[..., :r]
 
 
 class AttentionProducts(ThinProducts):
-    """Products with `H_i` of some heads by `thin_product`; the twin of `engine.thin_products.Bands`.
+    """Products with `H_i` of some heads by `thin_product`; the twin of `engine.thin_products.Bands`."""
 
-    Args:
-        precision: `"float32"` is for queries and keys that are no wider.
-    """
-
-    def __init__(self, op: Attention, heads: Tensor, precision: Precision = "float64"):
-        if precision == "float32" and torch.float64 in (op.q.dtype, op.k.dtype):
-            raise ValueError("precision: expected 'float64' for queries or keys in float64, got 'float32'")
-        self.given, self.heads, self.precision = Prepared(op), heads, precision
+    def __init__(self, op: Attention, heads: Tensor):
+        self.given, self.heads = Prepared(op), heads
         self.sums = row_sums(self.given, heads)
-        self.relative = torch.zeros(len(heads), dtype=torch.float64, device=heads.device)
-        if precision == "float32":
-            batch, head = op.unravel(heads)
-            q, k, _ = self.given.tensors
-            q, k = (torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).amax(-1) for x in (q, k))
-            score = abs(op.scale) * q[batch, head] * k[batch, op._kv_head(head)]
-            # rounding errors of a dot product; entries of T are positive, so that theirs bound that of the norm
-            rounding = 4 * op.q.shape[-1] ** 0.5 * torch.finfo(torch.float32).eps
-            self.relative = (rounding * score).clamp_min(FLOAT32_FLOOR)
 
     def __call__(self, positions: Tensor, X: Tensor, transposed: bool) -> Tensor:
-        return thin_product(self.given, self.heads, positions, X, transposed, self.sums, self.precision)
+        return thin_product(self.given, self.heads, positions, X, transposed, self.sums)
 
 
 def variants() -> Iterator[Variant]:
@@ -201,10 +175,6 @@ def variants() -> Iterator[Variant]:
         for width in widths(constants["MASKED"]):
             rule = for_products(width, constants["MASKED"])
             blocks = {"R": width, "OUTER": rule.outer, "INNER": rule.inner, "CHUNK": rule.chunk}
-            # scores in float32 are for operands that are no wider
-            for type_ in (tl.float64, tl.float32):
-                for transposed in (False, True):
-                    narrow = types if type_ == tl.float64 else types | {"Q": "*fp32", "K": "*fp32"}
-                    name = f"attention product {width}{' transposed' * transposed}, {type_.name} scores{suffix}"
-                    chosen = constants | blocks | {"TRANSPOSED": transposed, "TYPE": type_}
-                    yield variant(name, product_kernel, narrow, chosen, rule)
+            for transposed in (False, True):
+                name = f"attention product {width}{' transposed' * transposed}{suffix}"
+                yield variant(name, product_kernel, types, constants | blocks | {"TRANSPOSED": transposed}, rule)
