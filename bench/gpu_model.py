@@ -329,7 +329,7 @@ def randomized_row(row: Row) -> Work:
     times = plain + transposed
     stored = 8 * length**2 <= DEFAULT_MEMORY_BUDGET // 2
     if stored:
-        # as in `randomized.attention_products`: T is formed once a head
+        # as in `TritonBackend.thin_products`: T is formed once a head
         tiles = heads * (length / 64) ** 2 / 2
         work.launch("tiles", code.attention_tile(n), tiles, tiles_launch(), heads * 8.0 * length**2)
         flops = sum(2.0 * i * (length - i) * (times * rank + 16) for i in positions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,9 @@ from ._progress import progress
 from ._readable import check_readable
 from .engine.sketch import PROBES, certify, draw, sketch
 from .engine.state_space import lost_in
-from .engine.thin_products import BLOCK, Stored, ThinProducts, bytes_per_head, thin_products
+from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head
 from .environment import memory_budget
 from .metrics import Positions, Tolerance
-from .operators.attention import Attention
 from .operators.dense import as_operator
 from .operators.structure import Operator, StateSpace
 from .processes import on_one_thread_if_forked
@@ -91,7 +90,7 @@ def randomized_ess(
     rank = integer("rank", rank, minimum=1)
     power_iterations = integer("power_iterations", power_iterations, minimum=0)
     seed = integer("seed", seed, minimum=0)
-    products = _choose(backend, op)
+    products = backends.choose(backend, "randomized_ess", op).thin_products
     absolute, relative, distinct, back = (x.to(op.device) for x in (absolute, relative, distinct, back))
     found = answer(op, distinct, absolute, relative, products, rank, power_iterations, seed)
 
@@ -157,40 +156,3 @@ def _slices(op: Operator, positions: int, rank: int) -> tuple[int, int, int]:
     at_once = min(positions, max(1, budget // thin))
     heads = min(budget // (thin * at_once), memory_budget() // max(1, 2 * bytes_per_head(op)))
     return max(1, min(op.num_heads, heads)), at_once, budget
-
-
-def _choose(backend: str, op: Operator) -> Callable[[Operator, Tensor, int], ThinProducts]:
-    """What multiplies with the operator, by the name of a backend."""
-    if backend not in ("auto", "torch", "triton", "reference", "native"):
-        raise ValueError(f"backend: expected one of 'auto', 'reference', 'torch', 'native', 'triton', got {backend!r}")
-    reason: str | None = "it has no products with thin matrices"
-    if backend == "triton" or (backend == "auto" and op.device.type == "cuda"):
-        reason = _refuses(op)
-        if reason is None:
-            return attention_products
-    if backend in ("auto", "torch"):
-        return thin_products
-    raise RuntimeError(f"backend {backend!r} cannot be used for randomized_ess: {reason}")
-
-
-def _refuses(op: Operator) -> str | None:
-    """Why Triton kernels cannot multiply with the operator, or None."""
-    from .backends.triton import runtime
-
-    if not isinstance(op, Attention):
-        return "it multiplies with attention only"
-    return runtime.unavailable() or runtime.refuses(op.device)
-
-
-def attention_products(op: Any, heads: Tensor, budget: int) -> ThinProducts:
-    """Thin products with `T` from Triton kernels.
-
-    `T` is written once where the budget has room for it, and rebuilt tile by tile for every product where it has not.
-    """
-    from .backends.triton.attention import tiles
-    from .backends.triton.attention_products import AttentionProducts
-
-    # forming scores costs as much as multiplying with them: where T has room it is formed once for all products
-    if 8 * len(heads) * op.length**2 <= budget:
-        return Stored(tiles(op, heads))
-    return AttentionProducts(op, heads)

@@ -11,6 +11,7 @@ from cases import rand, randn
 
 import ess_kernels as ek
 from ess_kernels import backends, operators
+from ess_kernels.backends.native import NativeBackend
 from ess_kernels.backends.triton import TritonBackend, runtime
 from ess_kernels.testing import assert_close
 
@@ -197,6 +198,40 @@ def test_auto_says_why_a_call_is_refused(gpu, lines, monkeypatch):
 def test_auto_on_other_devices_is_torch(lines):
     assert backends.choose("auto", "entropy_ess", subject("meta")).name == "torch"
     assert lines() == []
+
+
+# --- products with thin matrices, which few backends have -------------------------------------------------------------
+
+
+def test_products_of_attention_are_kernels(interpreter):
+    q = torch.zeros(1, 1, 5, 2)
+    op = operators.attention(q, q)
+    assert backends.choose("triton", "randomized_ess", op).name == "triton"
+    assert backends.choose("auto", "randomized_ess", op).name == "torch"
+
+
+def test_what_a_backend_lacks_comes_first(nothing):
+    """Why no machine could do it says more than why this one cannot."""
+    T = operators.dense(torch.ones(4, 4))
+    for name, reason in (
+        ("triton", "it multiplies with attention only"),
+        ("native", "it has no products"),
+        ("reference", "it has no products"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"^backend '{name}' cannot be used for randomized_ess: {reason}"):
+            backends.choose(name, "randomized_ess", T)
+    assert backends.choose("torch", "randomized_ess", T).name == "torch"
+
+
+def test_products_on_a_cpu_open_no_library(monkeypatch, lines):
+    monkeypatch.setattr(NativeBackend, "unavailable", lambda self: pytest.fail("nobody needs the library"))
+    assert backends.choose("auto", "randomized_ess", operators.dense(torch.ones(4, 4))).name == "torch"
+    assert lines() == []
+
+
+def test_auto_says_why_products_are_not_by_kernels(gpu, lines):
+    assert backends.choose("auto", "randomized_ess", subject("cuda")).name == "torch"
+    assert lines() == ["CUDA tensors are left to backend 'torch', not 'triton': it multiplies with attention only"]
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def choose(name: str, task: Task, subject: Operator | Tensor) -> Backend:
     if name not in NAMES:
         raise ValueError(f"backend: expected one of 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")
     backend = _backend(name)
-    reason = backend.unavailable() or backend.refuses(task, subject)
+    reason = _why_not(backend, task, subject)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot be used for {task}: {reason}")
     return backend
@@ -73,12 +73,17 @@ def _choose_automatically(task: Task, subject: Operator | Tensor) -> Backend:
     faster = None if wants_gradient(task, subject) else FASTER.get(subject.device.type)
     if faster is not None:
         backend = _backend(faster)
-        reason = backend.unavailable() or backend.refuses(task, subject)
+        reason = _why_not(backend, task, subject)
         if reason is None:
             return backend
         if faster == "triton":
             _say_once(f"CUDA tensors are left to backend 'torch', not 'triton': {reason}")
     return _backend("torch")
+
+
+def _why_not(backend: Backend, task: Task, subject: Operator | Tensor) -> str | None:
+    """Why a backend cannot take a call, or None."""
+    return backend.lacks(task, subject) or backend.unavailable() or backend.refuses(task, subject)
 
 
 @cache

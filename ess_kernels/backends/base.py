@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..engine.certainty import Counts, Entropies
+from ..engine.thin_products import ThinProducts
 from ..operators.structure import Operator
 
-Task = Literal["tolerance_ess", "entropy_ess", "singular_values", "small_spectra"]
+Task = Literal["tolerance_ess", "entropy_ess", "singular_values", "small_spectra", "randomized_ess"]
 
+NO_PRODUCTS = "it has no products with thin matrices"
 NO_BACKWARD = "it has no backward; use backend='torch'"
 
 
@@ -30,6 +32,11 @@ class Backend:
     name: ClassVar[str]
     # whether `small_spectra` takes matrices that hold NaN or infinity, and answers NaN for them
     takes_bad_matrices: ClassVar[bool] = False
+
+    def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
+        """Why this backend cannot do this task on this subject on any machine, or None: asked before all else."""
+        # what randomized_ess needs is the one task that most backends do without
+        return NO_PRODUCTS if task == "randomized_ess" else None
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run here at all, or None."""
@@ -53,6 +60,10 @@ class Backend:
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         """The `k` largest, descending and zero padded: float64 `[N, P, k]`."""
+        raise NotImplementedError
+
+    def thin_products(self, op: Operator, heads: Tensor, budget: int) -> ThinProducts:
+        """Products with some heads' `H_i` for `randomized_ess`, within about `budget` bytes beside what they return."""
         raise NotImplementedError
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:

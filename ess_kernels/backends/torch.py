@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..engine import smooth
 from ..engine.certainty import Entropies
+from ..engine.thin_products import ThinProducts, thin_products
 from ..operators.structure import Operator
-from .base import wants_gradient
+from .base import Task, wants_gradient
 from .engine_backend import EngineBackend
 
 
@@ -19,6 +20,12 @@ class TorchBackend(EngineBackend):
 
     def about(self) -> str:
         return "the engine in PyTorch, for CPU and CUDA tensors; `auto` uses it where no faster backend can"
+
+    def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
+        return None
+
+    def thin_products(self, op: Operator, heads: Tensor, budget: int) -> ThinProducts:
+        return thin_products(op, heads, budget)
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
         found = super().entropy_ess(op, positions)

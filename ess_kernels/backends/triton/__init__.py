@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...engine.cost import Cost
 from ...engine.engine import Engine
+from ...engine.thin_products import Stored, ThinProducts
 from ...engine.tiled import Matrix
 from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled
@@ -27,6 +28,11 @@ class TritonBackend(EngineBackend):
     """The same slices of heads, certainty and bad data as in PyTorch, with engines that run kernels."""
 
     name = "triton"
+
+    def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
+        if task == "randomized_ess" and not isinstance(subject, Attention):
+            return "it multiplies with attention only"
+        return None
 
     def unavailable(self) -> str | None:
         return runtime.unavailable()
@@ -45,6 +51,16 @@ class TritonBackend(EngineBackend):
             return "kernels in Triton's interpreter, for CPU tensors and only when asked for by name: slow, for tests"
         count = torch.cuda.device_count()
         return f"kernels for CUDA tensors, {count} device{'s' * (count != 1)}"
+
+    def thin_products(self, op: Operator, heads: Tensor, budget: int) -> ThinProducts:
+        from .attention import tiles
+        from .attention_products import AttentionProducts
+
+        assert isinstance(op, Attention)
+        # forming scores costs as much as multiplying with them: where T has room it is formed once for all products
+        if 8 * len(heads) * op.length**2 <= budget:
+            return Stored(tiles(op, heads))
+        return AttentionProducts(op, heads)
 
     def _recurrences(
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
