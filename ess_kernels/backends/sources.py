@@ -20,7 +20,7 @@ from ..operators.selective_scan import SelectiveStateSpace
 from ..operators.structure import StateSpace, Tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A diagonal recurrence of `N` heads, head `n` being number `heads[n]` of the flattened `[B, H]`.
 
@@ -62,32 +62,32 @@ def source_of(op: StateSpace, heads: Tensor) -> Source:
     if isinstance(op, GatedStateSpace):
         shared = op.g.stride(3) == 0 or op.g.shape[3] == 1
         return Source(
-            op.q,
-            op.k,
-            op.g[..., :1] if shared else op.g,
-            None,
-            op.read_scale,
-            op.write_scale,
-            op.scale,
-            True,
-            op.reads_before,
-            heads,
-            op.g.shape[2],
+            read=op.q,
+            write=op.k,
+            gate=op.g[..., :1] if shared else op.g,
+            rate=None,
+            read_scale=op.read_scale,
+            write_scale=op.write_scale,
+            scale=op.scale,
+            log=True,
+            reads_before=op.reads_before,
+            heads=heads,
+            H=op.g.shape[2],
         )
     if isinstance(op, SelectiveStateSpace):
         steps = op.delta.transpose(1, 2)
         return Source(
-            _by_token(op.C, op.length),
-            _by_token(op.B, op.length),
-            steps[..., None],
-            op.A,
-            None,
-            steps,
-            1.0,
-            True,
-            op.reads_before,
-            heads,
-            op.delta.shape[1],
+            read=_by_token(op.C, op.length),
+            write=_by_token(op.B, op.length),
+            gate=steps[..., None],
+            rate=op.A,
+            read_scale=None,
+            write_scale=steps,
+            scale=1.0,
+            log=True,
+            reads_before=op.reads_before,
+            heads=heads,
+            H=op.delta.shape[1],
         )
     return source_of_tokens(op.tokens(heads))
 
@@ -97,7 +97,19 @@ def source_of_tokens(tokens: Tokens) -> Source:
     N = tokens.read.shape[0]
     heads = torch.arange(N, device=tokens.read.device)
     read, write, transition = (x[:, :, None] for x in (tokens.read, tokens.write, tokens.transition))
-    return Source(read, write, transition, None, None, None, 1.0, False, tokens.reads_before, heads, 1)
+    return Source(
+        read=read,
+        write=write,
+        gate=transition,
+        rate=None,
+        read_scale=None,
+        write_scale=None,
+        scale=1.0,
+        log=False,
+        reads_before=tokens.reads_before,
+        heads=heads,
+        H=1,
+    )
 
 
 def _by_token(x: Tensor, length: int) -> Tensor:

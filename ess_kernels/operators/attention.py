@@ -47,7 +47,8 @@ class Attention(Tiled):
         self.softcap = softcap
         self.sinks = sinks
 
-    def _kv_head(self, head: Tensor) -> Tensor:
+    def kv_head(self, head: Tensor) -> Tensor:
+        """Which head of the keys serves each of some heads of the queries."""
         return head // max(self.q.shape[1] // max(self.k.shape[1], 1), 1)
 
     def _mask(self, heads: Tensor, rows: slice, columns: slice) -> Tensor:
@@ -64,7 +65,7 @@ class Attention(Tiled):
         """`scale q_i . k_j` for rows `start..stop-1` and columns `first..stop-1`, float64."""
         batch, head = self.unravel(heads)
         q = self.q[batch, head, start:stop].double() * self.scale
-        k = self.k[batch, self._kv_head(head), first:stop].double()
+        k = self.k[batch, self.kv_head(head), first:stop].double()
         return q @ k.mT
 
     def _logits(self, heads: Tensor, start: int, stop: int, first: int) -> Tensor:
@@ -105,7 +106,7 @@ class Attention(Tiled):
     def finite(self, heads: Tensor) -> Tensor:
         """Looks at the raw tensors, for a mask or a window would hide a bad key, and softmax an overflowing score."""
         batch, head = self.unravel(heads)
-        q, k = self.q[batch, head], self.k[batch, self._kv_head(head)]
+        q, k = self.q[batch, head], self.k[batch, self.kv_head(head)]
         good = all_finite(q) & all_finite(k)
         if self.attn_mask is not None and self.attn_mask.is_floating_point():
             mask = self._mask(heads, slice(None), slice(None))

@@ -44,7 +44,7 @@ def weights(op: Attention, heads: Tensor) -> Tensor:
     """`T` of some heads `[N, L, L]`, float64, borrowed memory; undefined above the diagonal, and for bad heads."""
     batch, head = op.unravel(heads)
     q = op.q[batch, head].double().contiguous()
-    k = op.k[batch, op._kv_head(head)].double().contiguous()
+    k = op.k[batch, op.kv_head(head)].double().contiguous()
     sinks = None if op.sinks is None else op.sinks[head].double().contiguous()
     N, L, E = q.shape
     rounded = -(-L // TILE) * TILE
