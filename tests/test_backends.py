@@ -47,10 +47,10 @@ def nothing(monkeypatch):
 
 @pytest.fixture
 def lines(caplog):
-    backends._say_once.cache_clear()
+    backends.say_once.cache_clear()
     caplog.set_level(logging.INFO, "ess_kernels")
     yield lambda: [record.getMessage() for record in caplog.records if record.name == "ess_kernels"]
-    backends._say_once.cache_clear()
+    backends.say_once.cache_clear()
 
 
 def triton_status():

@@ -95,7 +95,7 @@ def test_use_in_the_parent_then_in_the_child(tmp_path):
 expected = answers()
 import ess_kernels.backends.native.call as call
 import ess_kernels.engine.parallel as parallel
-assert call.threads() == 2 and parallel._pool.cache_info().currsize == 1
+assert call.threads() == 2 and parallel.thread_pool.cache_info().currsize == 1
 check(child, expected)
 
 def grandchild():

@@ -77,7 +77,7 @@ def _choose_automatically(task: Task, subject: Operator | Tensor) -> Backend:
         if reason is None:
             return backend
         if faster == "triton":
-            _say_once(f"CUDA tensors are left to backend 'torch', not 'triton': {reason}")
+            say_once(f"CUDA tensors are left to backend 'torch', not 'triton': {reason}")
     return _backend("torch")
 
 
@@ -87,5 +87,5 @@ def _why_not(backend: Backend, task: Task, subject: Operator | Tensor) -> str | 
 
 
 @cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
     logger.warning(line)

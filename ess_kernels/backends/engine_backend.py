@@ -104,7 +104,7 @@ class EngineBackend(Backend):
         every = op.all_heads()
         for heads in progress([every] if len(every) <= each else every.split(each), "heads"):
             if isinstance(op, Tiled):
-                yield heads, self._matrix(self._rows(op, heads), op.finite(heads), budget, cost)
+                yield heads, self._matrix(self.rows(op, heads), op.finite(heads), budget, cost)
                 continue
             space = cast(StateSpace, op)
             if space.diagonal and len(positions) <= FEW and (self.slow_recurrences or need > budget):
@@ -132,7 +132,7 @@ class EngineBackend(Backend):
         """The workspace of one head in `_recurrences`."""
         return recurrence_bytes(op.length, op.state_size, op.diagonal, block_length(op.state_size, entropy))
 
-    def _rows(self, op: Tiled, heads: Tensor) -> Tensor:
+    def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         """`T` `[N, L, L]` of some heads, float64."""
         return op.rows(heads, 0, op.length)
 

@@ -46,14 +46,14 @@ class EliminatingEngine(Engine):
     unsquared: bool = False
 
     @abstractmethod
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         """Counts and growth `[N, S, L]` at the positions asked for, for tolerances `[N, S, ceil(L / group)]` (scaled).
 
         What is said of other positions means nothing. The next elimination may overwrite it.
         """
 
-    def _eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
-        """As `_eliminate`, for more work, with errors in proportion to `s_1 / tau` instead of its square."""
+    def eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
+        """As `eliminate`, for more work, with errors in proportion to `s_1 / tau` instead of its square."""
         raise NotImplementedError
 
     def _blur(self, tau: Tensor) -> Tensor | None:
@@ -83,14 +83,14 @@ class EliminatingEngine(Engine):
         foreseen = self._foreseen_width(grouped_tau)
         blur = self._blur(tau)
         if foreseen is None:
-            result, doubtful = self._judge(self._eliminate(wanted, grouped_tau), rows, asked, blur)
+            result, doubtful = self.judge(self.eliminate(wanted, grouped_tau), rows, asked, blur)
         else:
             # where one elimination is known not to do, the two on both sides of the tolerance come at once, or those
             # without squares
             futile = (foreseen > SURE) & (self.unsquared | (foreseen <= HOPEFUL))
             skipped = wanted.positions & self._spread(futile)
-            eliminated = self._eliminate(Asked.of(wanted.positions & ~skipped, self.group), grouped_tau)
-            result, _ = self._judge(eliminated, rows, asked, blur)
+            eliminated = self.eliminate(Asked.of(wanted.positions & ~skipped, self.group), grouped_tau)
+            result, _ = self.judge(eliminated, rows, asked, blur)
             skipped = skipped[..., 1:]
             result.redone.logical_or_(skipped)
             result.width.copy_(torch.where(skipped, self._spread(foreseen)[..., 1:], result.width))
@@ -112,7 +112,7 @@ class EliminatingEngine(Engine):
         mask[positions] = True
         return mask
 
-    def _judge(self, answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
+    def judge(self, answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
         """What an elimination says at positions 1..L-1 `[N, M, L - 1]`, and whether any position is doubtful.
 
         Args:
@@ -147,12 +147,12 @@ class EliminatingEngine(Engine):
         # inflates the width of every position that uses the block. What that leaves open is tried once more with the
         # largest width of the group's doubtful positions.
         for typical in (True, False):
-            if not self._settle_between(self._eliminate, typical, asked, tau, blur, doubtful, result):
+            if not self._settle_between(self.eliminate, typical, asked, tau, blur, doubtful, result):
                 return None
         if self.unsquared:
             if not self._settle_unsquared(asked, tau, blur, doubtful, result):
                 return None
-            if not self._settle_between(self._eliminate_unsquared, False, asked, tau, blur, doubtful, result):
+            if not self._settle_between(self.eliminate_unsquared, False, asked, tau, blur, doubtful, result):
                 return None
         return doubtful
 
@@ -178,14 +178,14 @@ class EliminatingEngine(Engine):
         if typical:
             width = self._typical_widths(asked, doubtful, result.width)
         else:
-            width = self._group_widths(asked, doubtful, result.width, False)
+            width = self.group_widths(asked, doubtful, result.width, False)
         hopeful = width <= HOPEFUL
         if not bool(hopeful.any()):
             return True
         move = (4 * width).clamp(SURE / 4, HOPELESS)
         sides = tau[..., None, None] * torch.stack([1 - move, 1 + move], 2)
         answer = eliminate(self._on_both_sides(doubtful, hopeful, result.width), sides.flatten(1, 2))
-        return self._compare(answer, move.masked_fill(~hopeful, torch.nan), blur, doubtful, result)
+        return self.compare(answer, move.masked_fill(~hopeful, torch.nan), blur, doubtful, result)
 
     def _settle_unsquared(
         self, asked: Tensor, tau: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts
@@ -193,7 +193,7 @@ class EliminatingEngine(Engine):
         """Counts doubtful positions without squares, where widths are smaller; says whether any is left."""
         open_ones = Asked.of(torch.nn.functional.pad(doubtful, (1, 0)), self.group)
         rows = torch.ones_like(tau, dtype=torch.bool)
-        again, _ = self._judge(self._eliminate_unsquared(open_ones, self._to_groups(tau)), rows, asked, blur)
+        again, _ = self.judge(self.eliminate_unsquared(open_ones, self._to_groups(tau)), rows, asked, blur)
         result.width.copy_(torch.where(doubtful, again.width, result.width))
         settled = doubtful & ~again.redone
         result.counts.copy_(torch.where(settled, again.counts, result.counts))
@@ -213,9 +213,9 @@ class EliminatingEngine(Engine):
 
     def _typical_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor) -> Tensor:
         """What most positions of a group can do with, `[N, M, groups]`, infinite where none is doubtful."""
-        return self._group_widths(asked, doubtful, width, True)
+        return self.group_widths(asked, doubtful, width, True)
 
-    def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
+    def group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
         """A width `[N, M, groups]` of the groups with doubtful positions, infinite for the others.
 
         Either the smallest width of all positions asked for (`typical`), or if none is finite that of the head; or the
@@ -234,7 +234,7 @@ class EliminatingEngine(Engine):
             chosen = by_group(torch.where(doubtful & ~(width > HOPELESS), width, 0.0), 0.0).amax(-1)
         return torch.where(by_group(doubtful, False).any(-1), chosen, torch.inf)
 
-    def _compare(self, answer: Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts) -> bool:
+    def compare(self, answer: Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts) -> bool:
         """Takes counts `[N, 2 M, L]` on both sides of a tolerance where they settle it; says whether any is left.
 
         Args:
@@ -281,10 +281,10 @@ class EliminatingEngine(Engine):
         mask = self._mask(positions)
         cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
         wanted = mask.expand(len(self.unit), -1)
-        found = self._quadrature(wanted, STANDARD, cap)
+        found = self.estimate(wanted, STANDARD, cap)
         doubtful = wanted & ~(found.bound <= ENTROPY_BOUND)
         if bool(doubtful.any()):
-            zero = doubtful & self._zero()
+            zero = doubtful & self.known_zero()
             for x in found:
                 x[zero] = 0.0
             doubtful = self._refine_entropy(doubtful & ~zero, cap, found)
@@ -297,14 +297,14 @@ class EliminatingEngine(Engine):
         return Estimate(*(x[:, columns] for x in found))
 
     @abstractmethod
-    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
+    def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         """From log-determinants at the nodes times `scale` `[N]`, or the engine's own: `[N, L]` at `wanted`, scaled.
 
         `total` is in the engine's units, not in those of `scale`.
         """
 
     @abstractmethod
-    def _zero(self) -> Tensor:
+    def known_zero(self) -> Tensor:
         """bool `[N, L]` or `[N, 1]`: where `H` is known to be exactly zero."""
 
     def _refine_entropy(self, doubtful: Tensor, cap: Tensor, found: Estimate) -> Tensor:
@@ -312,7 +312,7 @@ class EliminatingEngine(Engine):
 
         What is settled is put into `found` `[N, L]`.
         """
-        return doubtful & ~take_settled(found, self._quadrature(doubtful, FINE, cap), doubtful)
+        return doubtful & ~take_settled(found, self.estimate(doubtful, FINE, cap), doubtful)
 
 
 def take_settled(found: Estimate, other: Estimate, wanted: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def _workers() -> int:
 
 
 @cache
-def _pool(workers: int) -> ThreadPoolExecutor:
+def thread_pool(workers: int) -> ThreadPoolExecutor:
     """Workers whose own LAPACK calls stay on one thread each; with more, the cores would be oversubscribed."""
     before = torch.get_num_threads()
     started = Barrier(workers)
@@ -60,7 +60,7 @@ def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> t
     if size > LARGE or (size < TINY and A.shape[0] < 8 * workers):
         return function(A)
     # also a single matrix: LAPACK's own threads cost it more than they bring
-    parts = _pool(workers).map(function, A.tensor_split(min(workers, A.shape[0])))
+    parts = thread_pool(workers).map(function, A.tensor_split(min(workers, A.shape[0])))
     return tuple(torch.cat(results) for results in zip(*parts, strict=True))
 
 
@@ -72,7 +72,7 @@ def over_items(function: Callable[[Item], None], items: list[Item], device: torc
             function(item)
     else:
         # also a single item: LAPACK's own threads cost more than they bring
-        list(_pool(workers).map(function, items))
+        list(thread_pool(workers).map(function, items))
 
 
 def svdvals(A: Tensor) -> Tensor:

@@ -82,23 +82,24 @@ class Quadrature:
         Returns:
             `[..., P]` each, `ess` within `[1, cap]`.
         """
-        found = self._estimate(logdets, cap, rounding)
+        found = self.estimate_with_all_nodes(logdets, cap, rounding)
         if self.without_smallest is None or bool(found.bound.isfinite().all()):
             return found
-        without = self.without_smallest._estimate_in_haze(logdets[..., 1:, :], cap, rounding)
-        for other in (without, self._estimate_beside(logdets, cap, rounding)):
+        without = self.without_smallest.estimate_in_haze(logdets[..., 1:, :], cap, rounding)
+        for other in (without, self.estimate_beside(logdets, cap, rounding)):
             better = other.bound < found.bound
             found = Estimate(*(torch.where(better, x, y) for x, y in zip(other, found, strict=True)))
         return found
 
-    def _estimate(
+    def estimate_with_all_nodes(
         self, logdets: Tensor, cap: Tensor, rounding: Tensor, more: tuple[Tensor, Tensor] | None = None
     ) -> Estimate:
+        """The same in one way only: with this quadrature's own weights; `more` bounds other errors of both sums."""
         weights = torch.tensor([row[1:] for row in self.table], dtype=torch.float64, device=logdets.device)
         total, mixed = (weights.T @ logdets).unbind(-2)
         return self.estimate_from_sums(total, mixed, cap, rounding, more)
 
-    def _estimate_in_haze(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
+    def estimate_in_haze(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
         """With the errors of values that are hardly seen, in proportion to the root of the haze of each.
 
         The sum of these roots is at most the root of `cap` times the haze of all (Cauchy and Schwarz), that which
@@ -108,9 +109,11 @@ class Quadrature:
         spans = [math.log(self.table[k + 1][0] / self.table[k][0]) for k in (0, 1)]
         haze = (first - second) / spans[0] - (second - third) / spans[1]
         roots = (cap * (haze.clamp_min(0.0) + cap * rounding / (self.table[0][0] * spans[0]))).sqrt()
-        return self._estimate(logdets, cap, rounding, (roots * self.haze_errors[0], roots * self.haze_errors[1]))
+        return self.estimate_with_all_nodes(
+            logdets, cap, rounding, (roots * self.haze_errors[0], roots * self.haze_errors[1])
+        )
 
-    def _estimate_beside(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
+    def estimate_beside(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
         """With the log-determinant that the nearest position has at the first node.
 
         From one position to the next `H` loses a row and gains a column. Singular values interlace, so that either
@@ -121,7 +124,9 @@ class Quadrature:
         node, *weights = self.table[0]
         unsure = distance * math.log1p(1 / node)
         logdets = torch.cat([first[..., None, :], logdets[..., 1:, :]], -2)
-        return self._estimate(logdets, cap, rounding, (unsure * abs(weights[0]), unsure * abs(weights[1])))
+        return self.estimate_with_all_nodes(
+            logdets, cap, rounding, (unsure * abs(weights[0]), unsure * abs(weights[1]))
+        )
 
     def estimate_from_sums(
         self, total: Tensor, mixed: Tensor, cap: Tensor, rounding: Tensor, more: tuple[Tensor, Tensor] | None = None

@@ -117,10 +117,10 @@ class Recurrence(UnsquaredEngine):
             self._observe_roots = observe_roots(self.blocks)
         return self._observe_roots
 
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         return self._staircase(asked.positions, lambda boundary, head, number: tau[head, :, number], definite=False)
 
-    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
+    def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
         rounding, unit = self.unit.new_zeros(2, wanted.shape[0], -(-self.length // self.group)).unbind(0)
 
@@ -158,7 +158,7 @@ class Recurrence(UnsquaredEngine):
                 descend(boundary.nodes(definite, *part), answer, definite, 4 * NODE_WORKSPACE)
         return answer.eliminated
 
-    def _zero(self) -> Tensor:
+    def known_zero(self) -> Tensor:
         return (self.tokens.read == 0).flatten(1).all(1, True) | (self.tokens.write == 0).flatten(1).all(1, True)
 
     def _pieces(self) -> list[tuple[int, int]]:

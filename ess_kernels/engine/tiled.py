@@ -91,8 +91,8 @@ class Matrix(UnsquaredEngine):
             self._grams[left] = subtract_symmetric(zeros, -A, A)
         return self._grams[left]
 
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
-        return self._staircase(asked.positions, tau[..., 0], definite=False)
+    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+        return self.staircase(asked.positions, tau[..., 0], definite=False)
 
     def _typical_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor) -> Tensor:
         # one group is the whole head: its smallest width would do for hardly any other position, its median does for
@@ -101,12 +101,12 @@ class Matrix(UnsquaredEngine):
         median = own.nanmedian(-1, keepdim=True).values
         return torch.where(median <= HOPEFUL, median, super()._typical_widths(asked, doubtful, width))
 
-    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
+    def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
-        scale = self._scale() if scale is None else scale
+        scale = self.bound_of_squares() if scale is None else scale
         scale = torch.where(scale > 0, scale, 1.0)[:, None]
         each = wanted[:, None].expand(-1, len(nodes), -1)
-        logdets = self._staircase(each, (nodes * scale).sqrt(), definite=True).value.view(each.shape)
+        logdets = self.staircase(each, (nodes * scale).sqrt(), definite=True).value.view(each.shape)
         logdets = logdets.masked_fill(~wanted[:, None], torch.nan)
         found = quadrature.estimate(logdets, cap, self._rounding(cap) / scale)
         return found._replace(total=found.total * scale.sqrt())
@@ -118,23 +118,23 @@ class Matrix(UnsquaredEngine):
         entries: a matrix of errors with a Frobenius norm of `EPS` times the squared one of `H`. Squares move by no more
         than its nuclear norm together (Lidskii), which is at most `sqrt(cap)` times that.
         """
-        return EPS * self._squared_norms / cap.clamp_min(1.0).sqrt()
+        return EPS * self.squared_norms / cap.clamp_min(1.0).sqrt()
 
-    def _scale(self) -> Tensor:
+    def bound_of_squares(self) -> Tensor:
         """`[N]`, an upper bound of every squared singular value of every `H_i`.
 
         `H_i` is a submatrix of `T`, whose norm is at most the one that Schur's test gives, and at most the Frobenius
         norm of its own, the better one where signs cancel.
         """
-        return SUMMED * torch.minimum(self._squared_norm, self._squared_norms.amax(-1))
+        return SUMMED * torch.minimum(self.squared_norm, self.squared_norms.amax(-1))
 
     @property
-    def _squared_norm(self) -> Tensor:
+    def squared_norm(self) -> Tensor:
         """An upper bound of the squared norm of `T`, `[N]`."""
         return self._sizes[0]
 
     @property
-    def _squared_norms(self) -> Tensor:
+    def squared_norms(self) -> Tensor:
         """Squared Frobenius norm of every `H_i`, `[N, L]`, by sums of positive terms only."""
         return self._sizes[1]
 
@@ -142,7 +142,7 @@ class Matrix(UnsquaredEngine):
     def _sizes(self) -> tuple[Tensor, Tensor]:
         return schur_bound(self.T), self._below(self.T.square())
 
-    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
+    def staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         """Values and growth at `wanted` `[N, S, L]` for `shifts` `[N, S]`."""
         L, S = self.length, shifts.shape[1]
         wanted = wanted.flatten(0, 1)
@@ -186,7 +186,7 @@ class Matrix(UnsquaredEngine):
 
     def _refine_entropy(self, doubtful: Tensor, cap: Tensor, found: Estimate) -> Tensor:
         """More nodes, and for positions far below the norm of `T` scales that fit them."""
-        norms, whole = self._squared_norms, self._scale()
+        norms, whole = self.squared_norms, self.bound_of_squares()
         rest = torch.zeros_like(doubtful)
         for _ in range(MAX_SCALES):
             # head by head, so that no head's answer depends on another's
@@ -195,7 +195,7 @@ class Matrix(UnsquaredEngine):
                 break
             scale = torch.minimum(norms.masked_fill(~doubtful, 0.0).amax(-1), whole)
             alike = doubtful & many & (norms * SCALE_RANGE >= scale[:, None])
-            settled = take_settled(found, self._quadrature(alike, FINE, cap, scale), alike)
+            settled = take_settled(found, self.estimate(alike, FINE, cap, scale), alike)
             # what this scale does not settle no smaller one will
             rest |= alike & ~settled
             doubtful = doubtful & ~alike
@@ -203,10 +203,10 @@ class Matrix(UnsquaredEngine):
         if bool((rest.sum(1) > FEW_RESCUED).any()):
             # a larger scale has larger nodes, at which fewer pivots are lost
             scale = RESCUE_SCALE * torch.minimum(norms.masked_fill(~rest, 0.0).amax(-1), whole)
-            rest &= ~take_settled(found, self._quadrature(rest, FINE, cap, scale), rest)
+            rest &= ~take_settled(found, self.estimate(rest, FINE, cap, scale), rest)
         return rest
 
-    def _zero(self) -> Tensor:
+    def known_zero(self) -> Tensor:
         return self._below(self.T.abs()) == 0
 
     def _below(self, terms: Tensor) -> Tensor:

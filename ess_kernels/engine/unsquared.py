@@ -222,7 +222,7 @@ class UnsquaredEngine(EliminatingEngine):
         if least is None or not bool((wanted & (tau < least / 2)).any()):
             return torch.zeros_like(wanted)
         at = least.clamp_min(TINIEST).expand(-1, 1, -(-self.length // self.group))
-        found = self._eliminate(Asked.of(wanted.any(1, keepdim=True), self.group), at)
+        found = self.eliminate(Asked.of(wanted.any(1, keepdim=True), self.group), at)
         above, growth, smallest = (x.view(len(wanted), 1, -1) for x in (found.value, found.growth, found.least))
         believed = (width_of(growth) <= HOPELESS) & ~near_tie(growth, smallest)
         return believed & (above >= self._rank_cap()[:, None]) & (tau < least / 2)

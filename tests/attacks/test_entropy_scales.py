@@ -66,11 +66,11 @@ def test_scales_are_upper_bounds(name, L, kind):
     engine = kind(OPERATORS[name](L).clone(), torch.ones(1, dtype=torch.bool), 1 << 28, Cost())
     norm = torch.linalg.matrix_norm(engine.T, 2).square()
     assert bool((schur_bound(engine.T) >= norm * (1 - 1e-12)).all())
-    assert bool((engine._squared_norm >= norm * (1 - 1e-12)).all())
+    assert bool((engine.squared_norm >= norm * (1 - 1e-12)).all())
     for i in range(1, L, 7):
         H = engine.T[:, i:, :i]
-        assert bool((engine._scale() >= torch.linalg.matrix_norm(H, 2).square()).all())
-        torch.testing.assert_close(engine._squared_norms[:, i], H.square().sum((1, 2)), rtol=1e-12, atol=1e-300)
+        assert bool((engine.bound_of_squares() >= torch.linalg.matrix_norm(H, 2).square()).all())
+        torch.testing.assert_close(engine.squared_norms[:, i], H.square().sum((1, 2)), rtol=1e-12, atol=1e-300)
 
 
 def test_the_bound_of_positive_operators_is_near():

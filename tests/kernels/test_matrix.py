@@ -69,7 +69,7 @@ def staircase_at(engine, shifts, definite, wanted=None):
         wanted = torch.ones(N, S, L, dtype=torch.bool)
         wanted[..., 0] = False
     shifts = shifts.expand(N, -1).to(engine.T.device)
-    answer = engine._staircase(wanted.to(engine.T.device), shifts, definite)
+    answer = engine.staircase(wanted.to(engine.T.device), shifts, definite)
     return [x.view(N, S, L).cpu() for x in (answer.value, answer.growth, answer.least)]
 
 

@@ -55,7 +55,7 @@ def test_counts(shape, threads, blurs):
     rows, asked = torch.rand(N, M) < 0.8, torch.rand(L) < 0.9
     asked[0] = False
     blur = None if blurs is None else blurs(N, M, L)
-    expected, some = Ruled(L, 8)._judge(answer, rows, asked, blur)
+    expected, some = Ruled(L, 8).judge(answer, rows, asked, blur)
     with running(threads=threads):
         found, found_some = judge_counts(answer, rows, asked, blur)
     assert found_some == some == bool(expected.redone.any())
@@ -83,7 +83,7 @@ class Ruled(EliminatingEngine):
     def __init__(self, length: int, group: int):
         self.length, self.group = length, group
 
-    _eliminate = _quadrature = _zero = values_at = None
+    eliminate = estimate = known_zero = values_at = None
 
 
 class Compiled(CompiledCertainty, Ruled):
@@ -126,7 +126,7 @@ def test_group_widths(N, M, L, group, typical, sure):
     asked[0] = False
     doubtful &= asked[1:]
     arguments = (asked, stored(doubtful), stored(width), typical)
-    (chosen,) = both(lambda engine, *a: [engine._group_widths(*a)], L, group, *arguments)
+    (chosen,) = both(lambda engine, *a: [engine.group_widths(*a)], L, group, *arguments)
     busy = grouped(torch.nn.functional.pad(doubtful, (1, 0)), group).any(-1)
     assert bool(chosen[~busy].isinf().all())
     if typical:
@@ -152,7 +152,7 @@ def test_compare(N, M, L, group, blurs):
             stored(doubtful).clone(),
             Counts(*(stored(x).clone() for x in (counts, width, doubtful, doubtful))),
         )
-        left = engine._compare(answer, move, blur, open_, result)
+        left = engine.compare(answer, move, blur, open_, result)
         assert left == bool(open_.any())
         return result.counts, result.width, open_
 

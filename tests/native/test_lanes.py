@@ -69,7 +69,7 @@ def test_sure_counts_are_right(level, name):
     tolerances = 1.2345 * float(expected.max()) * powers(-1, -7, 7)
     tau = (tolerances / found.unit[:, None])[..., None].expand(-1, -1, -(-op.length // found.group))
     wanted = torch.ones(len(found.unit), len(tolerances), op.length, dtype=torch.bool)
-    answer = found._eliminate(Asked.of(wanted, found.group), tau)
+    answer = found.eliminate(Asked.of(wanted, found.group), tau)
     sure = (width_of(answer.growth) <= SURE) & ~near_tie(answer.growth, answer.least)
     counts = (expected[:, None] > tolerances[:, None, None]).sum(-1)
     if float(expected.max()) > 0:
@@ -158,7 +158,7 @@ def test_entropy_is_within_its_bound(level, name, quadrature):
     found = engine(op)
     cap = found.cap(torch.arange(op.length)).double()
     wanted = torch.ones(len(found.unit), op.length, dtype=torch.bool)
-    ess, bound, total = (x[:, 1:] for x in found._quadrature(wanted, quadrature, cap))
+    ess, bound, total = (x[:, 1:] for x in found.estimate(wanted, quadrature, cap))
     error = (ess - expected).abs() / expected.clamp_min(1)
     believed = bound <= ENTROPY_BOUND
     sums = truth(name).values.sum(-1) / found.unit[:, None]
@@ -213,7 +213,7 @@ def test_only_what_is_wanted_is_written(level):
     out = [torch.full((5, 2, 30), 7.5).double() for _ in range(3)]
     call.run("lanes_counts", found.tokens.pointer, 2, *(x.data_ptr() for x in (tau, wanted, *out)))
     touched = wanted.repeat_interleave(8, -1)[..., :30]
-    everything = found._eliminate(Asked.of(torch.ones_like(touched), found.group), tau)
+    everything = found.eliminate(Asked.of(torch.ones_like(touched), found.group), tau)
     for x, complete in zip(out, everything):
         assert bool((x[~touched] == 7.5).all())
         assert_same_bits(x[touched], complete[touched])

@@ -98,7 +98,7 @@ def staircase(engine: Matrix, shifts: Tensor, definite: bool, wanted: Tensor | N
     """Value, growth and least `[N, S, L]` at `shifts` `[S]` or `[N, S]`."""
     N, L, S = len(engine.unit), engine.length, shifts.shape[-1]
     wanted = everywhere(N, S, L) if wanted is None else wanted
-    answer = engine._staircase(wanted, shifts.expand(N, -1), definite)
+    answer = engine.staircase(wanted, shifts.expand(N, -1), definite)
     return tuple(x.view(N, S, L) for x in (answer.value, answer.growth, answer.least))
 
 
@@ -187,7 +187,12 @@ def test_threads_change_nothing(monkeypatch):
             engine = engine_of(softmax(L, 1.0, heads=2))
             tau = torch.tensor([0.3, 1e-2]).double()
             results.append(
-                [*staircase(engine, tau, False), *staircase(engine, tau, True)[:1], engine._scale(), engine.unit]
+                [
+                    *staircase(engine, tau, False),
+                    *staircase(engine, tau, True)[:1],
+                    engine.bound_of_squares(),
+                    engine.unit,
+                ]
             )
         for other in results[1:]:
             assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
@@ -230,7 +235,7 @@ def test_the_operator_is_read_below_the_diagonal_only():
     tau = torch.tensor([1e-2]).double()
     clean, dirty = engine_of(T), engine_of(spoiled)
     assert torch.equal(clean.unit, dirty.unit) and bool(dirty.good.all())
-    assert torch.equal(clean.T, dirty.T) and torch.equal(clean._scale(), dirty._scale())
+    assert torch.equal(clean.T, dirty.T) and torch.equal(clean.bound_of_squares(), dirty.bound_of_squares())
     for definite in (False, True):
         for x, y in zip(staircase(clean, tau, definite), staircase(dirty, tau, definite), strict=True):
             assert torch.equal(x, y)
@@ -255,8 +260,8 @@ def test_unit_and_norm(L, level):
     T = torch.cat([randn(1, L, L), 1e-200 * softmax(L, 1.0), 1e200 * randn(1, L, L), torch.zeros(1, L, L).double()])
     mine, other = engine_of(T), engine_of(T, Matrix)
     assert torch.equal(mine.unit, other.unit) and torch.equal(mine.T, other.T)
-    assert torch.allclose(mine._scale(), other._scale(), rtol=1e-12, atol=0)
-    assert torch.allclose(mine._squared_norms, other._squared_norms, rtol=1e-12, atol=0)
+    assert torch.allclose(mine.bound_of_squares(), other.bound_of_squares(), rtol=1e-12, atol=0)
+    assert torch.allclose(mine.squared_norms, other.squared_norms, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +282,7 @@ def test_softmax_weights(options, L, E, level):
     q, k = 3 * randn(2, 4, L, E, seed=1), randn(2, 2, L, E, seed=2)
     op = ek.operators.attention(q, k, **options)
     heads = torch.tensor([5, 0, 7])
-    found = NativeBackend()._rows(op, heads).tril()
+    found = NativeBackend().rows(op, heads).tril()
     assert bool(((found - op.rows(heads, 0, L)).abs() <= 4e-14).all())
 
 
@@ -286,7 +291,7 @@ def test_weights_of_low_precision_inputs_and_of_masks(dtype):
     q, k = randn(1, 2, 40, 8).to(dtype), randn(1, 2, 40, 8, seed=3).to(dtype)
     for mask in (None, torch.ones(40, 40, dtype=torch.bool).tril(2), randn(40, 40)):
         op = ek.operators.attention(q, k, attn_mask=mask)
-        found = NativeBackend()._rows(op, op.all_heads()).tril()
+        found = NativeBackend().rows(op, op.all_heads()).tril()
         assert bool(((found - op.rows(op.all_heads(), 0, 40)).abs() <= 1e-14).all())
 
 

@@ -86,11 +86,11 @@ class NativeBackend(EngineBackend):
 
         return bytes_per_head(op.length, op.state_size, op.diagonal, entropy)
 
-    def _rows(self, op: Tiled, heads: Tensor) -> Tensor:
+    def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         from .attention import takes, weights
 
         if not isinstance(op, Attention) or not takes(op):
-            return super()._rows(op, heads)
+            return super().rows(op, heads)
         return weights(op, heads)
 
     def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:

@@ -27,17 +27,17 @@ _LIMITS = _Limits(EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
 class CompiledCertainty(EliminatingEngine):
     """An engine on the CPU."""
 
-    def _judge(self, answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
+    def judge(self, answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
         return judge_counts(answer, rows, asked, blur, self.lost_group)
 
-    def _group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
+    def group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
         N, M, count = width.shape
         chosen = torch.empty(N, M, -(-self.length // self.group), dtype=torch.float64, device="cpu")
         addresses = [x.data_ptr() for x in (asked, _stored(doubtful), _stored(width), chosen)]
         call.run("group_widths", N, M, count + 1, self.group, int(typical), HOPELESS, *addresses)
         return chosen
 
-    def _compare(self, answer: Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts) -> bool:
+    def compare(self, answer: Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts) -> bool:
         N, M, count = doubtful.shape
         number = ctypes.c_int64()
         changed = (_stored(x) for x in (result.counts, result.width, doubtful))
@@ -66,7 +66,7 @@ def _blurred(blur: Tensor | None, group: int) -> tuple[int | None, int]:
 def judge_counts(
     answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None = None, blur_group: int = LOST_GROUP
 ) -> tuple[Counts, bool]:
-    """As `EliminatingEngine._judge`, for contiguous tensors on the CPU; `blur_group` positions share a blur."""
+    """As `EliminatingEngine.judge`, for contiguous tensors on the CPU; `blur_group` positions share a blur."""
     (N, M), L = rows.shape, len(asked)
     rows = rows.contiguous()
     counts, width, doubtful = (

@@ -54,14 +54,14 @@ class NativeLanes(SummingEngine):
     def _lost(self, group: int) -> Tensor:
         return self.tokens.lost(group)
 
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         N, S = tau.shape[:2]
         tau = tau.contiguous()
         result = self._room(N, S, self.length)
         run("lanes_counts", self.tokens.pointer, S, *(x.data_ptr() for x in (tau, asked.groups, *result)))
         return result
 
-    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
+    def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         assert scale is None, "every block has its own scale"
         busy = grouped(wanted, ENTROPY_BLOCK).any(-1).contiguous()
         nodes = Nodes(quadrature)
@@ -70,7 +70,7 @@ class NativeLanes(SummingEngine):
         run("lanes_entropy", self.tokens.pointer, nodes.pointer, *addresses)
         return found
 
-    def _zero(self) -> Tensor:
+    def known_zero(self) -> Tensor:
         return self.found.nothing()[:, None]
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class NativeMatrix(CompiledCertainty, Matrix):
         call.run("matrix_products", self._operand(self._factor), products.data_ptr())
         return products
 
-    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
+    def staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         S = shifts.shape[1]
         asked = wanted.flatten(0, 1)
         answer = _nothing(asked.shape)

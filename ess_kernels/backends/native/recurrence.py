@@ -206,10 +206,10 @@ class NativeRecurrence(SummingEngine):
         writes = self.parts.arrays["Z"].view(N, -1, self.group, n)
         return EPS * (writes.square() @ mass[..., None]).amax((2, 3))[:, None] / tau.square()
 
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         return self._counts(partial(self._answer, "recurrence_counts"), asked, tau)
 
-    def _eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
         arrays = [x.data_ptr() for x in (self._observe_roots, *self._outsides)]
         return self._counts(partial(run, "recurrence_unsquared_counts", self.parts.pointer, *arrays), asked, tau)
 
@@ -220,7 +220,7 @@ class NativeRecurrence(SummingEngine):
         kernel(L, S, *[x.data_ptr() for x in (tau, asked.groups, *result)])
         return result
 
-    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
+    def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         busy = self._busy(wanted)
         total, mixed, _ = self._room(*wanted.shape)
         rounding, unit = self.unit.new_zeros(2, *busy.shape).unbind(0)
@@ -232,7 +232,7 @@ class NativeRecurrence(SummingEngine):
         ess, bound = judge_entropy(nodes, total, mixed, cap, rounding, self.group)
         return Estimate(ess, bound, total * self._spread(unit))
 
-    def _zero(self) -> Tensor:
+    def known_zero(self) -> Tensor:
         assert self._found is not None
         return self._found.nothing()[:, None]
 

@@ -84,9 +84,9 @@ class TritonBackend(EngineBackend):
 
         return bytes_per_head(op.length, op.state_size)
 
-    def _rows(self, op: Tiled, heads: Tensor) -> Tensor:
+    def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         if not isinstance(op, Attention):
-            return super()._rows(op, heads)
+            return super().rows(op, heads)
         from .attention import tiles
 
         return tiles(op, heads)

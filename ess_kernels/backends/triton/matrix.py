@@ -101,7 +101,7 @@ class TritonMatrix(Matrix):
         self.T = self.T.contiguous()
         self._edge_grams: dict[tuple[bool, int], Tensor] = {}
 
-    def _staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
+    def staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         answer = Answer.of(wanted.flatten(0, 1))
         if self.length > 1:
             _Descent(self, answer, shifts, definite).run()

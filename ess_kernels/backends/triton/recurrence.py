@@ -200,10 +200,10 @@ class TritonRecurrence(EliminatingEngine):
         reached = (self.P.diagonal(dim1=1, dim2=2) * self.mass).sum(1).view(len(self.heads), 1, -1)
         return EPS * _root_error(reached, self.P.shape[1]) * _inverse_square(tau)
 
-    def _eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         return self._staircase(asked.positions, lambda head, number: tau[head, :, number], definite=False)
 
-    def _quadrature(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
+    def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         nodes = quadrature.nodes(wanted.device)
         each = wanted[:, None].expand(-1, len(nodes), -1)
         work = self._pass(each, lambda head, number: nodes.expand(len(head), -1), True, scale)
@@ -312,7 +312,7 @@ class TritonRecurrence(EliminatingEngine):
         growth = (coarse + torch.maximum(size, corner))[:, None] * _inverse_square(shift)
         return _products(F, blocks, Q), shift, growth
 
-    def _zero(self) -> Tensor:
+    def known_zero(self) -> Tensor:
         return self.nothing[:, None]
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
