@@ -91,7 +91,10 @@ class Operator(ABC):
 
     @abstractmethod
     def finite(self, heads: Tensor) -> Tensor:
-        """bool `[N]`: whether everything that the head reads is a usable number (see `architecture`: bad data)."""
+        """bool `[N]`: whether all numbers that the head reads are finite, so that its answers mean something.
+
+        The `-inf` of a log-gate or of an additive mask says "nothing passes", and is no bad number.
+        """
 
     @abstractmethod
     def dense_heads(self, heads: Tensor) -> Tensor:
