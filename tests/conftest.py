@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--triton-races",
         action="store_true",
-        help="watch the tests in tests/kernels for races, addresses out of bounds and reads of unwritten memory",
+        help="watch the tests in tests/triton_kernels for races, addresses out of bounds and reads of unwritten memory",
     )
     group.addoption(
         "--triton-orders",

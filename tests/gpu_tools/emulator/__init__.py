@@ -1,7 +1,7 @@
 """Runs compiled kernels on the CPU, every thread of them, and watches for races between threads.
 
     pytest tests/gpu_tools/test_several_warps.py --ptx-emulator
-    pytest tests/kernels/test_staircase_kernels.py -k "inertia and 8" --ptx-emulator --ptx-capability 80
+    pytest tests/triton_kernels/test_staircase_kernels.py -k "inertia and 8" --ptx-emulator --ptx-capability 80
 
 Triton specialises and compiles each kernel as for a real card; in place of CUDA's driver stands an emulator of the PTX
 that comes out. So layouts, shuffles, matrix instructions, shared memory and barriers are the compiler's own, of which

@@ -1,7 +1,7 @@
 """Races, addresses out of bounds and reads of unwritten memory in Triton kernels, found in Triton's interpreter.
 
-    pytest tests/kernels --triton-races
-    pytest tests/kernels -k staircase --triton-races --triton-orders reversed,shuffled
+    pytest tests/triton_kernels --triton-races
+    pytest tests/triton_kernels -k staircase --triton-races --triton-orders reversed,shuffled
 
 The interpreter runs the programs of a grid one after the other, and every statement of a program for all its lanes at
 once, so that nothing of what is looked for shows in results. What is watched instead are the addresses: every load and

@@ -13,7 +13,7 @@ from .watch import Watch
 
 
 class RacesPlugin(FindingsPlugin):
-    """Watches what lies in `tests/kernels`; other tests run as they do without it."""
+    """Watches what lies in `tests/triton_kernels`; other tests run as they do without it."""
 
     title = "races in Triton's interpreter"
 
@@ -21,7 +21,9 @@ class RacesPlugin(FindingsPlugin):
         orders = config.getoption("triton_orders")
         self.watch = Watch([order for order in orders.split(",") if order])
         super().__init__(self.watch.findings)
-        self.folder = config.rootpath / "tests" / "kernels"
+        self.folder = config.rootpath / "tests" / "triton_kernels"
+        if not self.folder.is_dir():
+            raise pytest.UsageError(f"--triton-races: there is no folder {self.folder}, nothing would be watched")
 
     def looking(self, item: pytest.Item) -> AbstractContextManager[Any]:
         return watching(self.watch) if item.path.is_relative_to(self.folder) else nullcontext()
