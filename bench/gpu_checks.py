@@ -30,20 +30,11 @@ from torch import Tensor
 import ess_kernels as ek
 from ess_kernels import reference
 from ess_kernels.backends.sources import source_of
-from ess_kernels.backends.triton import attention as tiles
-from ess_kernels.backends.triton import (
-    attention_products,
-    boundary,
-    diagonal,
-    halves,
-    parts,
-    roots,
-    scans,
-    small,
-    spectra,
-    weights,
-)
-from ess_kernels.backends.triton.staircase import Roots, descend
+from ess_kernels.backends.triton.attention import products, softmax
+from ess_kernels.backends.triton.matrix import elimination, halves
+from ess_kernels.backends.triton.recurrence import boundary, parts, roots, scans, small, weights
+from ess_kernels.backends.triton.spectra import values as spectra
+from ess_kernels.backends.triton.staircase.descent import Roots, descend
 from ess_kernels.engine import staircase
 from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.engine.thin_products import Bands
@@ -211,8 +202,8 @@ def dense_kernels() -> Iterator[Check]:
             M = torch.cat([E, fresh(2, h, width - h)], -1).contiguous()
             state = [M, fresh(2, h), fresh(2), fresh(2, width).abs(), fresh(2, h), sign]
             known = [x.clone() for x in state]
-            diagonal.diagonal(state[0], size, *state[1:], 0, definite)
-            diagonal.diagonal_twin(known[0], size, *known[1:], 0, definite)
+            elimination.diagonal(state[0], size, *state[1:], 0, definite)
+            elimination.diagonal_twin(known[0], size, *known[1:], 0, definite)
             factors = [x[0][:, :size, :size].triu() for x in (state, known)]
             yield f"diagonal, {size} pivots, {kind}: D L^T", error(*factors), 1e-7
             for what, found, expected in zip(("1 / d", "value"), state[1:3], known[1:3], strict=True):
@@ -220,8 +211,8 @@ def dense_kernels() -> Iterator[Check]:
             scaled, reach = torch.zeros_like(M), torch.zeros(2, 5, h, dtype=DOUBLE, device=DEVICE)
             found = [M, scaled, state[1], state[3], reach]
             known = [x.clone() for x in found]
-            diagonal.rows(found[0], size, *found[1:], 0, definite)
-            diagonal.rows_twin(known[0], size, *known[1:], 0, definite)
+            elimination.rows(found[0], size, *found[1:], 0, definite)
+            elimination.rows_twin(known[0], size, *known[1:], 0, definite)
             for what, one, other in zip(("rows", "scaled"), found, known, strict=False):
                 one, other = one[:, :size, size:], other[:, :size, size:]
                 yield f"rows, {size} pivots, {kind}: {what}", error(one, other), 1e-9
@@ -260,12 +251,12 @@ def attention_kernels() -> Iterator[Check]:
         op = attention(length, n, heads, seed=seed(), dtype=torch.float32)
         every = op.all_heads()
         name = f"L = {length}, {n} numbers a query"
-        yield f"attention tiles, {name}", error(tiles.tiles(op, every), op.rows(every, 0, length)), 1e-12
+        yield f"attention tiles, {name}", error(softmax.tiles(op, every), op.rows(every, 0, length)), 1e-12
         where = torch.tensor([length // 3, length // 2], device=DEVICE)
         X = fresh(heads, 2, length, 24)
         twin = Bands(op, every, 1 << 28)
         for transposed in (False, True):
-            found = attention_products.thin_product(op, every, where, X, transposed)
+            found = products.thin_product(op, every, where, X, transposed)
             expected = twin(where, X, transposed)
             yield f"attention product{' transposed' * transposed}, {name}", error(found, expected), 1e-12
 

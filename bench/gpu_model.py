@@ -51,21 +51,17 @@ from gpu_work import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ess_kernels.backends.triton import (
-    attention,
-    attention_products,
-    diagonal,
-    halves,
-    matrix,
-    parts,
-    recurrence,
-    roots,
-    scans,
-)
-from ess_kernels.backends.triton import boundary as boundaries
-from ess_kernels.backends.triton import small as small_states
+from ess_kernels.backends.triton.attention.logits import NO_MASK
+from ess_kernels.backends.triton.attention.products import for_products
+from ess_kernels.backends.triton.attention.softmax import for_whole_tiles
 from ess_kernels.backends.triton.launches import Launch
-from ess_kernels.backends.triton.logits import NO_MASK
+from ess_kernels.backends.triton.matrix import elimination as panel_kernels
+from ess_kernels.backends.triton.matrix import engine as matrix
+from ess_kernels.backends.triton.matrix import halves
+from ess_kernels.backends.triton.recurrence import boundary as boundaries
+from ess_kernels.backends.triton.recurrence import engine as recurrence
+from ess_kernels.backends.triton.recurrence import parts, roots, scans
+from ess_kernels.backends.triton.recurrence import small as small_states
 from ess_kernels.engine import tiled
 from ess_kernels.engine.certainty import EPS, SURE
 from ess_kernels.environment import DEFAULT_MEMORY_BUDGET
@@ -213,8 +209,8 @@ class Products(TorchDispatchMode):
 
 @contextmanager
 def without_kernels(calls: list[tuple[str, torch.Size, int]]) -> Iterator[None]:
-    """`diagonal.eliminate` on tensors without data: its kernels are only taken note of."""
-    kept = diagonal.diagonal, diagonal.rows
+    """`panel_kernels.eliminate` on tensors without data: its kernels are only taken note of."""
+    kept = panel_kernels.diagonal, panel_kernels.rows
 
     def note(name: str) -> Callable[..., None]:
         def call(M: torch.Tensor, size: int, *others: Any) -> None:
@@ -222,11 +218,11 @@ def without_kernels(calls: list[tuple[str, torch.Size, int]]) -> Iterator[None]:
 
         return call
 
-    diagonal.diagonal, diagonal.rows = note("diagonal"), note("rows")
+    panel_kernels.diagonal, panel_kernels.rows = note("diagonal"), note("rows")
     try:
         yield
     finally:
-        diagonal.diagonal, diagonal.rows = kept
+        panel_kernels.diagonal, panel_kernels.rows = kept
 
 
 def elimination(work: Work, count: int, h: int, definite: bool, times: float) -> None:
@@ -236,20 +232,19 @@ def elimination(work: Work, count: int, h: int, definite: bool, times: float) ->
     out = torch.empty(count, 3, h, h, dtype=torch.float64, device="meta")
     value = torch.empty(count, dtype=torch.float64, device="meta")
     with without_kernels(calls), Products() as products:
-        done = diagonal.eliminate(M, value, value, definite)
+        done = panel_kernels.eliminate(M, value, value, definite)
         for part, rows, columns in ((0, 0, 0), (1, 0, h), (2, h, h)):
             matrix.lower_product(out[:, part], done.scaled[..., rows : rows + h], done.rows[..., columns : columns + h])
-    panel = diagonal.PANEL
+    panel = panel_kernels.PANEL
     for name, _, right in calls:
         if name == "diagonal":
-            work.launch(
-                "panels", code.diagonal(definite), count, diagonal.DIAGONAL_LAUNCH, 8 * count * panel * panel * 4, times
-            )
+            moved = 8 * count * panel * panel * 4
+            work.launch("panels", code.diagonal(definite), count, panel_kernels.DIAGONAL_LAUNCH, moved, times)
         elif right > 0:
-            programs = count * math.ceil(right / diagonal.ROWS_WIDTH)
+            programs = count * math.ceil(right / panel_kernels.ROWS_WIDTH)
             kind = "log-determinants" if definite else "counts"
             moved = 8 * count * panel * right * 3
-            work.launch("panels", code.unrolled(f"rows 64 {kind}"), programs, diagonal.ROWS_LAUNCH, moved, times)
+            work.launch("panels", code.unrolled(f"rows 64 {kind}"), programs, panel_kernels.ROWS_LAUNCH, moved, times)
     rate = LARGE_PRODUCTS if h >= 512 else SMALL_PRODUCTS
     work.products("products", products.flops * times, products.bytes * times, rate, products.launches * times)
     layout(work, count, h, definite, times)
@@ -264,7 +259,7 @@ def layout(work: Work, count: int, h: int, definite: bool, times: float) -> None
 
 
 def tiles_launch() -> Launch:
-    return attention.for_whole_tiles(NO_MASK).launch
+    return for_whole_tiles(NO_MASK).launch
 
 
 def attention_row(row: Row) -> Work:
@@ -342,7 +337,7 @@ def randomized_row(row: Row) -> Work:
             kept, passed = (i, length - i) if flipped else (length - i, i)
             count = code.attention_product(n, width, flipped, passed / 32)
             moved = heads * 8 * length * width * 2 + heads * 4 * length * n * 2
-            rule = attention_products.for_products(width, NO_MASK).launch
+            rule = for_products(width, NO_MASK).launch
             work.launch("products", count, heads * kept / 64, rule, moved, launches)
         # orthonormalised by Cholesky factors of Gram matrices, three passes each: five products with r columns
         flops = heads * times * 3 * 3 * 2.0 * length * rank * rank
@@ -352,7 +347,7 @@ def randomized_row(row: Row) -> Work:
 
 
 def spectra_row(row: Row) -> Work:
-    from ess_kernels.backends.triton.spectra_sturm import LANES, LAUNCH, VALUES, padded_length
+    from ess_kernels.backends.triton.spectra.sturm import LANES, LAUNCH, VALUES, padded_length
 
     work = Work()
     batch, n, bits = row.sizes["batch"], row.sizes["n"], row.sizes["bits"]

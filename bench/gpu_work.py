@@ -19,8 +19,8 @@ from typing import Any
 import gpu_code as code
 from gpu_code import Count
 
-from ess_kernels.backends.triton import leaf, splits
 from ess_kernels.backends.triton.launches import Launch
+from ess_kernels.backends.triton.staircase import leaf, splits
 
 MULTIPROCESSORS, CLOCK = 132, 1.7e9
 MATRIX_CYCLES, VECTOR_CYCLES = 64, 2

@@ -76,7 +76,7 @@ MODEL = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import gpu_code, gpu_work
-from ess_kernels.backends.triton import scans
+from ess_kernels.backends.triton.recurrence import scans
 count = gpu_code.scan(32, 16, 32, 10)
 twice = gpu_code.scan(32, 16, 32, 20)
 # the block's products: 32 x 32 x 16 twice that many operations, in two warps

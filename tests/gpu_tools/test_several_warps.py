@@ -19,19 +19,10 @@ if triton.knobs.runtime.interpret:
 
 from ess_kernels import operators
 from ess_kernels.backends.sources import source_of
-from ess_kernels.backends.triton import (
-    attention,
-    attention_products,
-    boundary,
-    diagonal,
-    halves,
-    parts,
-    roots,
-    scans,
-    spectra_bidiagonal,
-    spectra_leading,
-    weights,
-)
+from ess_kernels.backends.triton.attention import products, softmax
+from ess_kernels.backends.triton.matrix import elimination, halves
+from ess_kernels.backends.triton.recurrence import boundary, parts, roots, scans, weights
+from ess_kernels.backends.triton.spectra import bidiagonal, leading
 from ess_kernels.engine.blocks import Blocks
 from ess_kernels.engine.quadrature import STANDARD
 from ess_kernels.engine.thin_products import Bands
@@ -62,7 +53,7 @@ def attention_operator(masked: bool) -> operators.Operator:
 def test_attention_tiles(masked: bool) -> None:
     """Row sums and tiles."""
     op = attention_operator(masked)
-    close(attention.tiles(op, op.all_heads()), op.rows(op.all_heads(), 0, 70))
+    close(softmax.tiles(op, op.all_heads()), op.rows(op.all_heads(), 0, 70))
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["4 warps", "8 warps"])
@@ -70,7 +61,7 @@ def test_attention_tiles(masked: bool) -> None:
 def test_attention_products(masked: bool, transposed: bool) -> None:
     op = attention_operator(masked)
     positions, X = torch.tensor([40], device=DEVICE), normal(3, 1, 1, 70, 16)
-    found = attention_products.thin_product(op, op.all_heads(), positions, X, transposed)
+    found = products.thin_product(op, op.all_heads(), positions, X, transposed)
     close(found, Bands(op, op.all_heads(), 1 << 30)(positions, X, transposed))
 
 
@@ -140,11 +131,11 @@ def test_rows(definite: bool) -> None:
     h, width, size = 64, 112, 32
     M, reciprocals, sign = normal(0, 2, h, width), normal(2, 2, h), torch.ones(2, dtype=torch.float64, device=DEVICE)
     M[:, :h, :h] = M[:, :h, :h] @ M[:, :h, :h].mT + h * torch.eye(h, dtype=torch.float64, device=DEVICE)
-    diagonal.diagonal(M, size, reciprocals, 0 * sign, normal(3, 2, width), normal(4, 2, h), sign, 0, definite)
+    elimination.diagonal(M, size, reciprocals, 0 * sign, normal(3, 2, width), normal(4, 2, h), sign, 0, definite)
     results = []
-    for function in (diagonal.rows, diagonal.rows_twin):
+    for function in (elimination.rows, elimination.rows_twin):
         rows, growth = M.clone(), torch.ones(2, width, dtype=torch.float64, device=DEVICE)
-        scaled, reach = torch.zeros_like(M), M.new_zeros(2, -(-width // diagonal.ROWS_WIDTH), h)
+        scaled, reach = torch.zeros_like(M), M.new_zeros(2, -(-width // elimination.ROWS_WIDTH), h)
         function(rows, size, scaled, reciprocals, growth, reach, 0, definite)
         results.append((rows, scaled, growth, reach))
     for found, expected in zip(*results):
@@ -189,7 +180,7 @@ def bidiagonal_values(squares: Tensor, n: int) -> Tensor:
 def test_bidiagonalise() -> None:
     A = normal(0, 1, 64, 64)
     squares = A.new_zeros(1, 128)
-    spectra_bidiagonal.reduce_in_registers(A, squares, None)
+    bidiagonal.reduce_in_registers(A, squares, None)
     close(bidiagonal_values(squares, 64), torch.linalg.svdvals(A))
 
 
@@ -199,7 +190,7 @@ def test_leading_steps(dtype: torch.dtype) -> None:
     n = 20
     A = normal(0, 1, n, n, dtype=dtype)
     squares, rest = A.new_zeros(1, 2 * n), A.clone()
-    spectra_leading.reduce_leading(rest, squares, n - 1)
+    leading.reduce_leading(rest, squares, n - 1)
     squares[0, 2 * n - 2] = rest[0, -1, -1] ** 2
     close(bidiagonal_values(squares, n), torch.linalg.svdvals(A.double()), 50 * torch.finfo(dtype).eps)
 

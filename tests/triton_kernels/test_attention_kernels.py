@@ -12,8 +12,8 @@ from ess_kernels.operators.attention import Attention
 
 pytest.importorskip("triton")
 
-from ess_kernels.backends.triton import attention as kernels
-from ess_kernels.backends.triton import attention_products
+from ess_kernels.backends.triton.attention import products as product_kernels
+from ess_kernels.backends.triton.attention import softmax as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = float("inf")
@@ -127,7 +127,7 @@ def test_products(op: Attention, transposed: bool):
     positions = torch.tensor(sorted({1, L // 2, L - 1}), device=DEVICE)
     X = torch.randn(len(heads), len(positions), L, 3, dtype=torch.float64, device=DEVICE)
     expected = Bands(op, heads, 2**30)(positions, X, transposed)
-    Y = attention_products.thin_product(op, heads, positions, X, transposed)
+    Y = product_kernels.thin_product(op, heads, positions, X, transposed)
     torch.testing.assert_close(Y, expected, rtol=1e-12, atol=1e-13)
     assert not ((Y != 0) & (expected == 0)).any()
 
@@ -139,7 +139,7 @@ def test_any_number_of_columns(columns: int, transposed: bool, mask: Tensor | No
     op = build(size=8, window_size=20, attn_mask=mask)
     heads, positions = op.all_heads()[1:], torch.tensor([20], device=DEVICE)
     X = torch.randn(1, 1, 33, columns, dtype=torch.float64, device=DEVICE)
-    Y = attention_products.thin_product(op, heads, positions, X, transposed)
+    Y = product_kernels.thin_product(op, heads, positions, X, transposed)
     torch.testing.assert_close(Y, Bands(op, heads, 2**30)(positions, X, transposed), rtol=1e-12, atol=1e-13)
 
 
@@ -150,7 +150,7 @@ def test_tokens_on_the_other_side_are_not_read(transposed: bool):
     X = torch.randn(2, 2, 40, 4, dtype=torch.float64, device=DEVICE)
     after = (torch.arange(40, device=DEVICE) >= positions[:, None])[..., None]
     spoilt = X.masked_fill(after != transposed, torch.nan)
-    products = [attention_products.thin_product(op, heads, positions, x, transposed) for x in (X, spoilt)]
+    products = [product_kernels.thin_product(op, heads, positions, x, transposed) for x in (X, spoilt)]
     assert torch.equal(*products)
 
 
@@ -158,7 +158,7 @@ def test_the_same_twice():
     op = build(70, 16)
     X = torch.randn(2, 1, 70, 16, dtype=torch.float64, device=DEVICE)
     heads, positions = op.all_heads(), torch.tensor([31], device=DEVICE)
-    assert torch.equal(*(attention_products.thin_product(op, heads, positions, X, True) for _ in range(2)))
+    assert torch.equal(*(product_kernels.thin_product(op, heads, positions, X, True) for _ in range(2)))
 
 
 @pytest.mark.gpu
@@ -177,10 +177,10 @@ def test_more_entries_than_int32_counts(masked: bool):
     del T
     i = L // 2 + 1
     X = torch.randn(1, 1, L, 64, dtype=torch.float64, device="cuda", generator=generator)
-    Y = attention_products.thin_product(op, last, torch.tensor([i], device="cuda"), X, False)
+    Y = product_kernels.thin_product(op, last, torch.tensor([i], device="cuda"), X, False)
     torch.testing.assert_close(Y[0, 0, -100:], (expected[0, :, :i] @ X[0, 0, :i]), rtol=1e-11, atol=1e-12)
     # more numbers in X than int32 counts
     P = 2**31 // (heads * L * 64) + 1
     X = X.expand(heads, P, L, 64).contiguous()
-    last = attention_products.thin_product(op, op.all_heads(), torch.full((P,), i, device="cuda"), X, False)[-1, -1]
+    last = product_kernels.thin_product(op, op.all_heads(), torch.full((P,), i, device="cuda"), X, False)[-1, -1]
     torch.testing.assert_close(last, Y[0, 0], rtol=0, atol=0)

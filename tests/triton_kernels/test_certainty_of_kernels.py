@@ -7,8 +7,8 @@ import triton.language as tl
 
 import ess_kernels as ek
 from ess_kernels.backends.sources import source_of
-from ess_kernels.backends.triton import parts
-from ess_kernels.backends.triton.staircase import Roots, descend
+from ess_kernels.backends.triton.recurrence import parts
+from ess_kernels.backends.triton.staircase.descent import Roots, descend
 from ess_kernels.backends.triton.tiles import (
     diagonal16,
     factor16,

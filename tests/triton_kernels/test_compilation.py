@@ -80,6 +80,6 @@ def test_loads_stay_where_they_are_written():
 def test_launches_are_the_compiled_variants():
     """No launch names warps or stages of its own: what is compiled in these tests is what runs."""
     kernels = Path(compilation.__file__).parent
-    for path in kernels.glob("*.py"):
+    for path in kernels.rglob("*.py"):
         for word in ("num_warps=", "num_stages="):
             assert word not in path.read_text(), path.name

@@ -9,8 +9,9 @@ import pytest
 import torch
 from cases import build, corner, names, powers, randn, truth
 
-from ess_kernels.backends.triton import diagonal, halves, matrix
-from ess_kernels.backends.triton.matrix import TritonMatrix, lower_product
+from ess_kernels.backends.triton.matrix import elimination, halves
+from ess_kernels.backends.triton.matrix import engine as matrix
+from ess_kernels.backends.triton.matrix.engine import TritonMatrix, lower_product
 from ess_kernels.engine import staircase
 from ess_kernels.engine.certainty import entropy_of_values, near_tie, width_of
 from ess_kernels.engine.cost import Cost
@@ -43,8 +44,8 @@ def quick(monkeypatch):
     """Twins in place of kernels where these are interpreted."""
     if DEVICE == "cpu":
         for module, name, twin in (
-            (diagonal, "diagonal", diagonal.diagonal_twin),
-            (diagonal, "rows", diagonal.rows_twin),
+            (elimination, "diagonal", elimination.diagonal_twin),
+            (elimination, "rows", elimination.rows_twin),
             (matrix, "children", halves.children_twin),
             (matrix, "edge", halves.edge_twin),
             (matrix, "descend", descend_twin),
@@ -150,8 +151,8 @@ def copies(state):
 def test_diagonal(size, first, definite):
     found = panel(size, definite)
     known = copies(found)
-    diagonal.diagonal(*found, first, definite)
-    diagonal.diagonal_twin(*known, first, definite)
+    elimination.diagonal(*found, first, definite)
+    elimination.diagonal_twin(*known, first, definite)
     block = slice(first, first + size)
     for each in (found, known):
         # below its diagonal the block of M is workspace
@@ -165,13 +166,13 @@ def test_diagonal(size, first, definite):
 @pytest.mark.parametrize("size", [16, 48, 64])
 def test_rows(size, definite):
     state = panel(size, definite)
-    diagonal.diagonal(*state, 0, definite)
+    elimination.diagonal(*state, 0, definite)
     M, _, reciprocals, _, growth, _, _ = state
     reach = torch.zeros(2, 5, 64, dtype=torch.float64, device=DEVICE)
     found = [M, size, torch.zeros_like(M), reciprocals, growth, reach]
     known = copies(found)
-    diagonal.rows(*found, 0, definite)
-    diagonal.rows_twin(*known, 0, definite)
+    elimination.rows(*found, 0, definite)
+    elimination.rows_twin(*known, 0, definite)
     for name, at in (("M", 0), ("scaled", 2), ("growth", 4), ("reach", 5)):
         x, y = found[at], known[at]
         if name == "M":
@@ -183,7 +184,7 @@ def test_rows(size, definite):
 def test_a_pivot_of_the_wrong_sign_is_no_logarithm():
     M, *state = panel(32, True)
     M[1, 20, 20] = 5.0
-    diagonal.diagonal(M, *state, 0, True)
+    elimination.diagonal(M, *state, 0, True)
     assert state[2].isnan().tolist() == [False, True]
 
 
@@ -194,7 +195,7 @@ def test_zero_pivots_show():
     E[0, 3, 20] = E[0, 20, 3] = 1.0
     E[1, 20, 20] = 0.0
     M = torch.cat([E, torch.zeros(3, 32, 64).double()], -1).to(DEVICE)
-    out = diagonal.eliminate(M, torch.zeros(3).double().to(DEVICE), torch.ones(3).double().to(DEVICE), False)
+    out = elimination.eliminate(M, torch.zeros(3).double().to(DEVICE), torch.ones(3).double().to(DEVICE), False)
     assert (~(out.growth < 1e100)).tolist() == [True, False, False]
     assert out.least.tolist()[1:] == [0.0, 1.0]
 
@@ -209,7 +210,7 @@ def check_eliminate(h, width, definite):
     block = torch.arange(h) // 16
     E[:, block[:, None] > block] = NAN
     M, value, sign = to_device(torch.cat([E, V], -1), torch.zeros(2).double(), sign)
-    out = diagonal.eliminate(M, value, sign, definite)
+    out = elimination.eliminate(M, value, sign, definite)
     rest, wanted = (x.scaled.mT.cpu() @ x.rows.cpu() for x in (out, known))
     assert_close("Schur complement", rest, wanted, rtol=1e-7, atol=1e-8 * float(wanted.abs().max()))
     assert_close("worth", value.cpu(), worth, rtol=1e-11)
@@ -226,7 +227,7 @@ def test_eliminate(h, width, definite):
 @pytest.mark.parametrize("definite", [False, True])
 @pytest.mark.parametrize("h", [64, 208, 384])
 def test_eliminate_gathers_panels(h, definite, quick, monkeypatch):
-    monkeypatch.setattr(diagonal, "CHUNK", 64)
+    monkeypatch.setattr(elimination, "CHUNK", 64)
     check_eliminate(h, 40, definite)
 
 
@@ -329,7 +330,7 @@ def test_few_positions_take_few_eliminations(quick, monkeypatch):
 
     def noting(M, *arguments):
         batches.append(len(M))
-        return diagonal.eliminate(M, *arguments)
+        return elimination.eliminate(M, *arguments)
 
     monkeypatch.setattr(matrix, "eliminate", noting)
     T = operator("random", 300, heads=2)
@@ -444,7 +445,7 @@ def test_more_entries_than_int32_can_number(definite):
     M[last] = torch.cat([symmetric(2, h, torch.ones(2).double()), randn(2, h, width - h)], -1).to(DEVICE)
     known = eliminate(M[last, :, :h].cpu(), M[last, :, h:].cpu())
     value = torch.zeros(batch, dtype=torch.float64, device=DEVICE)
-    out = diagonal.eliminate(M, value, sign, definite)
+    out = elimination.eliminate(M, value, sign, definite)
     assert_close("rows", out.rows[last].cpu(), known.rows, rtol=1e-9, atol=1e-9)
     assert_close("scaled", out.scaled[last].cpu(), known.scaled, rtol=1e-9, atol=1e-9)
     del M, out

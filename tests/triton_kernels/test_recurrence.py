@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton")
 import ess_kernels as ek  # noqa: E402
 from ess_kernels import reference  # noqa: E402
 from ess_kernels.backends.sources import tame  # noqa: E402
-from ess_kernels.backends.triton.weights import estimate  # noqa: E402
+from ess_kernels.backends.triton.recurrence.weights import estimate  # noqa: E402
 from ess_kernels.engine.certainty import count_values  # noqa: E402
 from ess_kernels.engine.quadrature import FINE, STANDARD  # noqa: E402
 

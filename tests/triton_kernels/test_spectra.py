@@ -12,10 +12,10 @@ from ess_kernels.testing import assert_close
 
 pytest.importorskip("triton")
 
-from ess_kernels.backends.triton import spectra
-from ess_kernels.backends.triton.spectra_bidiagonal import reduce_in_registers
-from ess_kernels.backends.triton.spectra_leading import reduce_leading
-from ess_kernels.backends.triton.spectra_sturm import counts_of_squares, padded_length, values_of_squares
+from ess_kernels.backends.triton.spectra import values as spectra
+from ess_kernels.backends.triton.spectra.bidiagonal import reduce_in_registers
+from ess_kernels.backends.triton.spectra.leading import reduce_leading
+from ess_kernels.backends.triton.spectra.sturm import counts_of_squares, padded_length, values_of_squares
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float64]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from ess_kernels.backends.triton.staircase import Roots, descend
+from ess_kernels.backends.triton.staircase.descent import Roots, descend
 from ess_kernels.engine import staircase as engine
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

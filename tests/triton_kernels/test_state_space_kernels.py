@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 
 from ess_kernels import operators  # noqa: E402
 from ess_kernels.backends.sources import source_of, source_of_tokens  # noqa: E402
-from ess_kernels.backends.triton import boundary, parts, roots, scans  # noqa: E402
+from ess_kernels.backends.triton.recurrence import boundary, parts, roots, scans  # noqa: E402
 from ess_kernels.engine.blocks import Blocks  # noqa: E402
 
 OPERATORS = {

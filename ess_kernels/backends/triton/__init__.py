@@ -66,7 +66,7 @@ class TritonBackend(EngineBackend):
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
         from ..sources import tame
-        from .recurrence import TritonRecurrence
+        from .recurrence.engine import TritonRecurrence
 
         fair, read, write = tame(op, heads)
         rest = heads[~fair]
@@ -80,24 +80,24 @@ class TritonBackend(EngineBackend):
             yield from super()._recurrences(op, rest, entropy, budget, cost)
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
-        from .recurrence import bytes_per_head
+        from .recurrence.engine import bytes_per_head
 
         return bytes_per_head(op.length, op.state_size)
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         if not isinstance(op, Attention):
             return super().rows(op, heads)
-        from .attention import tiles
+        from .attention.softmax import tiles
 
         return tiles(op, heads)
 
     def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:
-        from .matrix import TritonMatrix
+        from .matrix.engine import TritonMatrix
 
         return TritonMatrix(T, good, budget, cost)
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
-        from .spectra import LARGEST, singular_values
+        from .spectra.values import LARGEST, singular_values
 
         columns = A.shape[2] if right is None else right.shape[1]
         if min(A.shape[1], columns) > LARGEST:

@@ -66,11 +66,11 @@ class Resources:
 
 
 def variants() -> Iterator[Variant]:
-    """Every variant that a launch rule can choose: all that the package's modules tell by their `variants()`."""
-    for module in pkgutil.iter_modules(importlib.import_module("ess_kernels.backends.triton").__path__):
-        if module.name != "compilation":
-            found = importlib.import_module(f"ess_kernels.backends.triton.{module.name}")
-            yield from getattr(found, "variants", lambda: ())()
+    """Every variant that a launch rule can choose: all that the rooms' modules tell by their `variants()`."""
+    package = "ess_kernels.backends.triton"
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        if module.name != f"{package}.compilation":
+            yield from getattr(importlib.import_module(module.name), "variants", lambda: ())()
 
 
 def machine_code(variant: Variant, capability: int) -> tuple[Any, str, str]:

@@ -13,26 +13,26 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...engine.asked import Asked
-from ...engine.blocks import Blocks, block_parts, cut
-from ...engine.boundary import norm_bound
-from ...engine.certain import EliminatingEngine
-from ...engine.certainty import HOPEFUL
-from ...engine.cost import Cost
-from ...engine.lost import Groups, few_groups, lost_in_dense_states, lost_in_groups
-from ...engine.quadrature import Estimate, Quadrature
-from ...engine.scaling import largest, power_of_two, scaled_tokens
-from ...engine.staircase import Answer, Eliminated
-from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
-from ...engine.state_space import block_length as exact_block_length
-from ...operators.structure import StateSpace, Tokens
-from ..sources import source_of
+from ....engine.asked import Asked
+from ....engine.blocks import Blocks, block_parts, cut
+from ....engine.boundary import norm_bound
+from ....engine.certain import EliminatingEngine
+from ....engine.certainty import HOPEFUL
+from ....engine.cost import Cost
+from ....engine.lost import Groups, few_groups, lost_in_dense_states, lost_in_groups
+from ....engine.quadrature import Estimate, Quadrature
+from ....engine.scaling import largest, power_of_two, scaled_tokens
+from ....engine.staircase import Answer, Eliminated
+from ....engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
+from ....engine.state_space import block_length as exact_block_length
+from ....operators.structure import StateSpace, Tokens
+from ...sources import source_of
+from ..runtime import on
+from ..staircase.descent import Roots, descend
 from . import parts, scans, small, weights
 from .boundary import Outside, eliminate
 from .roots import EPS, pivoted_roots, shifted_roots
 from .roots import shift as root_shift
-from .runtime import on
-from .staircase import Roots, descend
 
 # bytes of boundaries (without the eliminations' scratch) and of staircase nodes in work at once; fewer blocks than some
 # would leave a GPU idle

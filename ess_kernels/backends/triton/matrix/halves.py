@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Variant
-from .launches import Launch
-from .runtime import on
+from ..compilation import Variant
+from ..launches import Launch
+from ..runtime import on
 
 TILE = 32
 LAUNCH = Launch(4)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..runtime import on
 from . import leaf, splits
-from .runtime import on
 
 SIZES = (8, 16, 32, 64)
 # the smallest nodes are done with a thread each, larger ones with a program each

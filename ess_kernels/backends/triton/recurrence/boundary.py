@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Variant
-from .launches import Launch
-from .staircase import Roots
-from .tiles import (
+from ..compilation import Variant
+from ..launches import Launch
+from ..staircase.descent import Roots
+from ..tiles import (
     diagonal16,
     factor16,
     growth16,
@@ -214,7 +214,7 @@ def eliminate(
 def eliminate_in_torch(
     outside: Outside, which: Tensor, tau: Tensor, growth: Tensor, place: Tensor, limit: Tensor, definite: bool
 ) -> Roots:
-    from ...engine.elimination import eliminate as unpivoted
+    from ....engine.elimination import eliminate as unpivoted
 
     sign = 1.0 if definite else -1.0
     S, AE, G, Y = (x[which] for x in outside)

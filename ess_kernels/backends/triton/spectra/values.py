@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...engine.certainty import entropy_of_values
-from ...engine.parallel import product_values
-from ...engine.scaling import exp2
-from ...environment import memory_budget
-from .spectra_bidiagonal import IN_REGISTERS, reduce_in_registers
-from .spectra_leading import reduce_leading
-from .spectra_sturm import counts_of_squares, padded_length, values_of_squares
+from ....engine.certainty import entropy_of_values
+from ....engine.parallel import product_values
+from ....engine.scaling import exp2
+from ....environment import memory_budget
+from .bidiagonal import IN_REGISTERS, reduce_in_registers
+from .leading import reduce_leading
+from .sturm import counts_of_squares, padded_length, values_of_squares
 
 LARGEST = 256
 

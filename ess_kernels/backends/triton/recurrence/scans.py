@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.blocks import Blocks
-from .compilation import Variant
-from .launches import Launch
+from ....engine.blocks import Blocks
+from ..compilation import Variant
+from ..launches import Launch
 
 
 @triton.jit

@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Variant
-from .launches import Launch
-from .runtime import on
-from .spectra_bidiagonal import reflector, squared
+from ..compilation import Variant
+from ..launches import Launch
+from ..runtime import on
+from .bidiagonal import reflector, squared
 
 LAUNCH = Launch(8)
 ROW_LANES, COLUMN_LANES = 2, 16

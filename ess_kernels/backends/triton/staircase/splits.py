@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Variant
-from .launches import Launch
-from .tiles import (
+from ..compilation import Variant
+from ..launches import Launch
+from ..tiles import (
     diagonal16,
     factor16,
     growth16,

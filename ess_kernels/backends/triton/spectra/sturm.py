@@ -25,10 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Variant
-from .launches import Launch
-from .runtime import on
-from .spectra_bidiagonal import power_of_two
+from ..compilation import Variant
+from ..launches import Launch
+from ..runtime import on
+from .bidiagonal import power_of_two
 
 LANES = 32
 LAUNCH = Launch(1)

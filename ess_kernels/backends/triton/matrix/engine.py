@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...engine.cost import Cost
-from ...engine.staircase import Answer, Eliminated
-from ...engine.tiled import Matrix
-from .diagonal import eliminate
+from ....engine.cost import Cost
+from ....engine.staircase import Answer, Eliminated
+from ....engine.tiled import Matrix
+from ..staircase.descent import Roots, descend
+from .elimination import eliminate
 from .halves import children, edge
-from .staircase import Roots, descend
 
 # nodes of at most this many positions go to the kernels that finish them inside
 LEAF = 64

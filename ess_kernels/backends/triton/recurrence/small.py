@@ -15,12 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..sources import Source
-from .compilation import Variant
-from .launches import Launch
-from .roots import EPS, cholesky16, root16, shift
-from .source import KINDS, arguments_of
-from .tiles import (
+from ...sources import Source
+from ..compilation import Variant
+from ..launches import Launch
+from ..tiles import (
     diagonal16,
     factor16,
     growth16,
@@ -35,6 +33,8 @@ from .tiles import (
     smaller,
     solve16,
 )
+from .arguments import KINDS, arguments_of
+from .roots import EPS, cholesky16, root16, shift
 from .tokens import at_block, inner16, load16, widened
 
 # a program is one block

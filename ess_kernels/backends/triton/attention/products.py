@@ -14,13 +14,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...engine.thin_products import ThinProducts
-from ...operators.attention import Attention
-from . import runtime
-from .attention import RowSums, row_sums
-from .compilation import Variant
-from .launches import Launch
+from ....engine.thin_products import ThinProducts
+from ....operators.attention import Attention
+from .. import runtime
+from ..compilation import Variant
+from ..launches import Launch
 from .logits import NO_MASK, Prepared, Rule, load_factors, locate, logits, mask_kinds, variant
+from .softmax import RowSums, row_sums
 
 
 @triton.jit

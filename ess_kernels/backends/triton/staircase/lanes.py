@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import larger, reciprocal, smaller
+from ..tiles import larger, reciprocal, smaller
 
 
 @triton.jit

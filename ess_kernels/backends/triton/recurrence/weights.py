@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.quadrature import FINE, LEAST_ROUNDING, STANDARD, Estimate, Quadrature
-from .compilation import Variant
-from .launches import Launch
+from ....engine.quadrature import FINE, LEAST_ROUNDING, STANDARD, Estimate, Quadrature
+from ..compilation import Variant
+from ..launches import Launch
 
 # positions a program
 WIDTH = 256

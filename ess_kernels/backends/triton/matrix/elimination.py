@@ -19,11 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.elimination import Elimination, factor_block, substitute
-from .compilation import Variant
-from .launches import Launch
-from .runtime import on
-from .tiles import (
+from ....engine.elimination import Elimination, factor_block, substitute
+from ..compilation import Variant
+from ..launches import Launch
+from ..runtime import on
+from ..tiles import (
     diagonal16,
     factor16,
     indices16,

@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...engine.blocks import Blocks, block_parts, cut
-from ...operators.structure import Tokens
-from ..sources import Source
-from .compilation import Variant
-from .launches import Launch
-from .source import KINDS, arguments_of
+from ....engine.blocks import Blocks, block_parts, cut
+from ....operators.structure import Tokens
+from ...sources import Source
+from ..compilation import Variant
+from ..launches import Launch
+from .arguments import KINDS, arguments_of
 from .tokens import at_block, inner16, load16, widened
 
 

@@ -17,7 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Variant
+from ..compilation import Variant
+from ..launches import Launch
+from ..tiles import INFINITY, smaller
 from .lanes import (
     block,
     counted,
@@ -32,9 +34,7 @@ from .lanes import (
     valued,
     watched,
 )
-from .launches import Launch
 from .splits import CHILD_STATE, STATE, State, half
-from .tiles import INFINITY, smaller
 
 # nodes a program: one a thread
 NODES = 32

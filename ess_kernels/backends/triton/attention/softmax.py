@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...operators.attention import Attention
-from . import runtime
-from .compilation import Variant
-from .launches import Launch
+from ....operators.attention import Attention
+from .. import runtime
+from ..compilation import Variant
+from ..launches import Launch
 from .logits import ADDITIVE, NO_MASK, Prepared, Rule, load_factors, locate, logits, mask_kinds, variant
 
 

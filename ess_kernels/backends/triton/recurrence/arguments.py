@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..sources import Source
+from ...sources import Source
 
 
 def arguments_of(source: Source, read_unit: Tensor, write_unit: Tensor) -> tuple[tuple, dict[str, Any]]:

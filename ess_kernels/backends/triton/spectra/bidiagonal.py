@@ -25,9 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Variant
-from .launches import Launch
-from .runtime import on
+from ..compilation import Variant
+from ..launches import Launch
+from ..runtime import on
 
 
 class Tile(NamedTuple):

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...operators.attention import Attention
-from .compilation import Variant
-from .launches import Launch
+from ....operators.attention import Attention
+from ..compilation import Variant
+from ..launches import Launch
 
 # masks, as constants of a kernel
 NO_MASK, KEEP, ADDITIVE = 0, 1, 2

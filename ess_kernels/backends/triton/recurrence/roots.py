@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Variant
-from .launches import Launch
-from .tiles import diagonal16, factor16, indices16, larger, largest, solve16
+from ..compilation import Variant
+from ..launches import Launch
+from ..tiles import diagonal16, factor16, indices16, larger, largest, solve16
 
 EPS = torch.finfo(torch.float64).eps
 
