@@ -18,6 +18,7 @@ from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
 from ..engine_backend import EngineBackend
+from ..sources import tame
 from . import runtime
 
 # the largest state of a recurrence that the kernels hold
@@ -53,8 +54,8 @@ class TritonBackend(EngineBackend):
         return f"kernels for CUDA tensors, {count} device{'s' * (count != 1)}"
 
     def thin_products(self, op: Operator, heads: Tensor, budget: int) -> ThinProducts:
-        from .attention import tiles
-        from .attention_products import AttentionProducts
+        from .attention.products import AttentionProducts
+        from .attention.softmax import tiles
 
         assert isinstance(op, Attention)
         # forming scores costs as much as multiplying with them: where T has room it is formed once for all products
@@ -65,7 +66,6 @@ class TritonBackend(EngineBackend):
     def _recurrences(
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
-        from ..sources import tame
         from .recurrence.engine import TritonRecurrence
 
         fair, read, write = tame(op, heads)

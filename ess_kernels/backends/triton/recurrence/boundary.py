@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ....engine.elimination import eliminate as unpivoted
 from ..compilation import Variant
 from ..launches import Launch
 from ..staircase.descent import Roots
@@ -214,8 +215,6 @@ def eliminate(
 def eliminate_in_torch(
     outside: Outside, which: Tensor, tau: Tensor, growth: Tensor, place: Tensor, limit: Tensor, definite: bool
 ) -> Roots:
-    from ....engine.elimination import eliminate as unpivoted
-
     sign = 1.0 if definite else -1.0
     S, AE, G, Y = (x[which] for x in outside)
     c, n = Y.shape[1], S.shape[1]
