@@ -50,16 +50,15 @@ def test_everything_at_toy_sizes(tmp_path):
 
 def test_goals_are_judged(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
-    import gpu_cases
-    import gpu_report
+    from gpu_runs import cases, report
 
-    limits = (gpu_cases.Goal("ms", 10.0), gpu_cases.Goal("peak_gb", 2.0), gpu_cases.Goal("times", 3.0, at_least=True))
-    monkeypatch.setattr(gpu_cases, "GOALS", {gpu_cases.FIRST: limits})
-    row = gpu_cases.row(gpu_cases.FIRST)
-    assert gpu_report.verdict(row, {"ms": 9.0, "peak_gb": 2.5, "times": 4.0}, False) == "met, missed, met"
-    assert gpu_report.verdict(row, {"ms": 11.0}, False) == "missed, not measured, not measured"
-    assert gpu_report.verdict(row, {"ms": 11.0}, True) == gpu_report.DASH
-    assert gpu_report.verdict(gpu_cases.ROWS[-1], {"ms": 11.0}, False) == gpu_report.DASH
+    limits = (cases.Goal("ms", 10.0), cases.Goal("peak_gb", 2.0), cases.Goal("times", 3.0, at_least=True))
+    monkeypatch.setattr(cases, "GOALS", {cases.FIRST: limits})
+    row = cases.row(cases.FIRST)
+    assert report.verdict(row, {"ms": 9.0, "peak_gb": 2.5, "times": 4.0}, False) == "met, missed, met"
+    assert report.verdict(row, {"ms": 11.0}, False) == "missed, not measured, not measured"
+    assert report.verdict(row, {"ms": 11.0}, True) == report.DASH
+    assert report.verdict(cases.ROWS[-1], {"ms": 11.0}, False) == report.DASH
 
 
 def test_without_a_gpu_it_says_what_else_there_is():
@@ -75,15 +74,15 @@ def test_without_a_gpu_it_says_what_else_there_is():
 MODEL = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import gpu_code, gpu_work
+from gpu_runs import code, work
 from ess_kernels.backends.triton.recurrence import scans
-count = gpu_code.scan(32, 16, 32, 10)
-twice = gpu_code.scan(32, 16, 32, 20)
+count = code.scan(32, 16, 32, 10)
+twice = code.scan(32, 16, 32, 20)
 # the block's products: 32 x 32 x 16 twice that many operations, in two warps
 print(twice.flops - count.flops, count.issued, count.matrix)
-work = gpu_work.Work()
-work.launch("scan", count, 1000, scans.launch(32, 1)[1], 1e9)
-found = work.estimate(1e12)
+counted = work.Work()
+counted.launch("scan", count, 1000, scans.launch(32, 1)[1], 1e9)
+found = counted.estimate(1e12)
 print(found["stages"]["scan"]["bound"], found["ms"])
 """
 
@@ -113,13 +112,13 @@ def test_loops_are_found_in_machine_code(monkeypatch):
         /*0060*/ BRA 0x60 ;
     """
     monkeypatch.syspath_prepend(str(HERE))
-    import gpu_code
+    from gpu_runs import code as machine_code
 
-    root = gpu_code.loops_of(code)
-    count = gpu_code.executed(root, [(3, [(12, [])])], "test")
+    root = machine_code.loops_of(code)
+    count = machine_code.executed(root, [(3, [(12, [])])], "test")
     assert (count.issued, count.matrix, count.vector) == (3 + 3 * 2 + 12 * 2, 12, 3)
     with pytest.raises(LookupError, match="1 loops where 0"):
-        gpu_code.executed(root, [], "test")
+        machine_code.executed(root, [], "test")
 
 
 # Launches are recorded and compiled in one process each; in a third one nothing may be left to compile. The card is one
@@ -127,20 +126,20 @@ def test_loops_are_found_in_machine_code(monkeypatch):
 SAME_KERNELS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import gpu_cases, gpu_checks, gpu_compile, gpu_rehearse
-from gpu_measure import Mode
-assert sorted(sum(gpu_cases.CHECK_LANES, ())) == sorted(gpu_checks.GROUPS)
-assert set(sum(gpu_cases.TOY_CHECK_LANES, ())) <= set(gpu_checks.GROUPS)
-gpu_compile.pretend(90)
+from gpu_runs import cases, checks, compiling, rehearse
+from gpu_runs.measure import Mode
+assert sorted(sum(cases.CHECK_LANES, ())) == sorted(checks.GROUPS)
+assert set(sum(cases.TOY_CHECK_LANES, ())) <= set(checks.GROUPS)
+compiling.pretend(90)
 from gpu_tools.emulator.driver import Machine
 launches, late = [], []
 Machine.launch = lambda *_: launches.append(1)
-gpu_compile.tell_compiled(lambda **line: late.append(line))
-gpu_checks.TOY, gpu_checks.values_of = True, gpu_rehearse.ones
-with gpu_rehearse.Unwritten():
-    gpu_rehearse.rehearse_row("spectra-float32", Mode(toy=True, warm=True))
+compiling.tell_compiled(lambda **line: late.append(line))
+checks.TOY, checks.values_of = True, rehearse.ones
+with rehearse.Unwritten():
+    rehearse.rehearse_row("spectra-float32", Mode(toy=True, warm=True))
     if len(sys.argv) > 2:
-        gpu_rehearse.rehearse_checks(sys.argv[2])
+        rehearse.rehearse_checks(sys.argv[2])
 print(len(launches), len(late))
 """
 
@@ -148,6 +147,7 @@ print(len(launches), len(late))
 def test_what_is_compiled_ahead_is_what_launches_look_for(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def python(*arguments: str, given: str = "") -> str:
         command = [sys.executable, *arguments]
@@ -157,7 +157,7 @@ def test_what_is_compiled_ahead_is_what_launches_look_for(tmp_path):
 
     rehearsed, compiled = tmp_path / "rehearsed", tmp_path / "compiled"
     options = ["--toy", "--capability", "90", "--rows", "spectra-float32", "--groups", "shifts"]
-    python(str(HERE / "gpu_rehearse.py"), "--output", str(rehearsed), *options)
+    python("-m", "gpu_runs.rehearse", "--output", str(rehearsed), *options)
     lines = [json.loads(line) for line in rehearsed.read_text().splitlines()]
     assert [line["key"] for line in lines if line["kind"] == "end" and not line["problem"]] == [
         "shifts",
@@ -172,7 +172,7 @@ def test_what_is_compiled_ahead_is_what_launches_look_for(tmp_path):
     # one that cannot be compiled does not stop the rest
     broken = kernels[0] | {"data": kernels[0]["data"].replace('"*fp64"', '"*fp65"')}
     given = "".join(json.dumps(kernel) + "\n" for kernel in [broken, *kernels])
-    python(str(HERE / "gpu_compile.py"), "--output", str(compiled), given=given)
+    python("-m", "gpu_runs.compiling", "--output", str(compiled), given=given)
     failures = [json.loads(line)["failure"] for line in compiled.read_text().splitlines()]
     assert failures[0] and failures[1:] == [None] * len(kernels)
     launches, late = map(int, python("-c", SAME_KERNELS, str(HERE), "shifts").split())
@@ -208,7 +208,7 @@ with open(output, "a") as out:
         say(kind="end", key=key, process=os.getpid(), problem=None)
 """
 
-# takes kernels as gpu_compile.py does
+# takes kernels as compiling.py does
 COMPILER = """
 import json, os, sys, time
 with open(sys.argv[2], "a") as out:
@@ -224,9 +224,9 @@ with open(sys.argv[2], "a") as out:
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """The module `gpu`, and files of the processes above in `tmp_path`."""
+    """The module that leads, and files of the processes above in `tmp_path`."""
     monkeypatch.syspath_prepend(str(HERE))
-    import gpu
+    from gpu_runs import run as gpu
 
     (tmp_path / "worker.py").write_text(WORKER)
     (tmp_path / "compiler.py").write_text(COMPILER)

@@ -16,11 +16,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import gpu_code as code
-from gpu_code import Count
-
 from ess_kernels.backends.triton.launches import Launch
 from ess_kernels.backends.triton.staircase import leaf, splits
+
+from . import code
+from .code import Count
 
 MULTIPROCESSORS, CLOCK = 132, 1.7e9
 MATRIX_CYCLES, VECTOR_CYCLES = 64, 2

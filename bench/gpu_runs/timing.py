@@ -153,7 +153,7 @@ def ceilings(toy: bool) -> Iterator[dict[str, Any]]:
 
 # --- a call taken apart -----------------------------------------------------------------------------------------------
 
-# every function that a stage consists of, where it is called from: (module, name); stages are those of gpu_model.py
+# every function that a stage consists of, where it is called from: (module, name); stages are those of model.py
 STAGES = {
     "parts": [(parts, "build")],
     "scan": [(scans, "gramians"), (small, "gramians")],

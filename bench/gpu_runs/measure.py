@@ -1,6 +1,6 @@
 """The rows of `gpu.py`, measured one after the other in a process of their own; a line of JSON each, written at once.
 
-    python bench/gpu_measure.py --output FILE --rows KEY,KEY [--seconds S] [--toy]
+    PYTHONPATH=$PWD/bench python -m gpu_runs.measure --output FILE --rows KEY,KEY [--seconds S] [--toy]
 
 `--toy` runs everything at toy sizes in Triton's interpreter. Exit status 3: the device no longer answers, and what was
 not measured needs another process.
@@ -20,19 +20,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from gpu_cases import ATOL, FIRST, Row, Sizes, row
-from gpu_compile import tell_compiled
-from gpu_inputs import DEVICE, matrices, normal, operator, require_device
-from gpu_peers import layer_forward, spectra_peers
-from gpu_timing import CUDA, ceilings, clock, synchronize, taken_apart
 from torch import Tensor
 
 import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.environment import MEMORY_BUDGET
 from ess_kernels.operators.structure import StateSpace
+
+from .cases import ATOL, FIRST, Row, Sizes, row
+from .compiling import tell_compiled
+from .inputs import DEVICE, matrices, normal, operator, require_device
+from .peers import layer_forward, spectra_peers
+from .timing import CUDA, ceilings, clock, synchronize, taken_apart
 
 LARGE_BUDGET = "8GiB"
 # of so many heads a row's answers are checked, at two positions
@@ -45,7 +45,7 @@ Figures = dict[str, Any]
 
 
 class Mode:
-    """How much is done: everything, once at the sizes for a rehearsal (gpu_rehearse.py), or at toy sizes."""
+    """How much is done: everything, once at the sizes for a rehearsal (rehearse.py), or at toy sizes."""
 
     def __init__(self, toy: bool, warm: bool = False):
         self.toy, self.once = toy, toy or warm
@@ -357,7 +357,7 @@ def matrix_instruction() -> str:
     """The shape of the float64 matrix instruction that this Triton emits for this card."""
     if not CUDA:
         return "none: interpreted"
-    from gpu_timing import dot_loop_kernel
+    from .timing import dot_loop_kernel
 
     a, b = normal(0, 16, 16, dtype=torch.float64), normal(1, 16, 32, dtype=torch.float64)
     out = torch.empty(1, 16, 32, dtype=torch.float64, device=DEVICE)

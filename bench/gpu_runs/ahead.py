@@ -1,11 +1,11 @@
-"""Several processes that compile kernels, for `gpu.py`: see gpu_compile.py. Standard library only."""
+"""Several processes that compile kernels, for `gpu.py`: see compiling.py. Standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from gpu_jobs import Job, Line
+from .jobs import Job, Line
 
 
 class Compilers:
@@ -28,7 +28,7 @@ class Compilers:
         self.left: list[str] = []
 
     def add(self, kernel: Line) -> None:
-        """A line of `gpu_compile.recording`; one that came before is left out."""
+        """A line of `compiling.recording`; one that came before is left out."""
         if kernel["data"] not in self.known:
             self.known.add(kernel["data"])
             self.waiting.append(kernel)

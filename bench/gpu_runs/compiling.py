@@ -1,6 +1,6 @@
 """Compiling kernels before they are needed: what a launch would compile, and a process that compiles it.
 
-    python bench/gpu_compile.py --output FILE < LINES
+    PYTHONPATH=$PWD/bench python -m gpu_runs.compiling --output FILE < LINES
 
 A kernel's machine code depends on its launch: on the types of the arguments, on which of them are 1 or multiples of
 16, on constants and warps. Guessing all that beside the launches would go wrong unnoticed, so launches tell it
@@ -73,7 +73,7 @@ def tell_compiled(say: Say) -> None:
 
 def pretend(capability: int) -> None:
     """From now on Triton compiles for `sm_<capability>`, and no GPU is asked."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     from gpu_tools.emulator.driver import Machine, install
 
     install(Machine(capability))

@@ -4,8 +4,8 @@
 
 The package need not be installed. Three phases, in processes of their own:
 
-1. Compiling: a rehearsal of all that follows, without any kernel, tells which kernels it needs (gpu_rehearse.py), and
-   as many processes as there are cores compile them meanwhile (gpu_compile.py). A kernel that does not compile stops
+1. Compiling: a rehearsal of all that follows, without any kernel, tells which kernels it needs (rehearse.py), and
+   as many processes as there are cores compile them meanwhile (compiling.py). A kernel that does not compile stops
    nothing else.
 2. Checks, in lanes side by side: groups of one lane launch the same kernels and share a process.
 3. Ceilings and rows, one after the other in one process, alone on the machine.
@@ -35,11 +35,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from gpu_ahead import Compilers
-from gpu_cases import CHECK_LANES, ROWS, TOY_CHECK_LANES, by_family, chosen
-from gpu_jobs import DONE, FAILED, HERE, NOT_REACHED, Job, Lanes, Line, work_on
-from gpu_report import PASSED, markdown, slug
+from .ahead import Compilers
+from .cases import CHECK_LANES, ROWS, TOY_CHECK_LANES, by_family, chosen
+from .jobs import BENCH, DONE, FAILED, NOT_REACHED, Job, Lanes, Line, work_on
+from .report import PASSED, markdown, slug
 
 # of the time, how much is over when a phase ends at the latest
 COMPILED_BY, CHECKED_BY = 0.25, 0.55
@@ -168,22 +167,22 @@ class Run:
         return Lanes(lanes, start, hear, settle, workers, float("inf") if self.toy else PATIENCE)
 
     def compiler(self) -> Job:
-        return Job(self.folder, "gpu_compile.py", listens=True, settings=COMPILED)
+        return Job(self.folder, "compiling", listens=True, settings=COMPILED)
 
     def rehearsal(self, keys: list[str]) -> Job:
         rows = [key for key in keys if key in self.keys]
         groups = [key for key in keys if key not in self.keys]
         card = ["--capability", str(self.capability)] if self.capability else []
         arguments = ["--groups", ",".join(groups), "--rows", ",".join(rows), *self.mode, *card]
-        return Job(self.folder, "gpu_rehearse.py", *arguments, settings=COMPILED)
+        return Job(self.folder, "rehearse", *arguments, settings=COMPILED)
 
     def checks(self, keys: list[str]) -> Job:
-        return Job(self.folder, "gpu_checks.py", "--groups", ",".join(keys), *self.mode)
+        return Job(self.folder, "checks", "--groups", ",".join(keys), *self.mode)
 
     def measurements(self, keys: list[str]) -> Job:
         seconds = self.until(1.0) - LAST - time.monotonic()
         arguments = ["--rows", ",".join(keys), "--seconds", f"{seconds:.0f}", *self.mode]
-        return Job(self.folder, "gpu_measure.py", *arguments)
+        return Job(self.folder, "measure", *arguments)
 
     # --- what they say ------------------------------------------------------------------------------------------------
 
@@ -243,7 +242,7 @@ def lanes_of_checks(toy: bool) -> tuple[tuple[str, ...], ...]:
 
 def commit() -> str:
     """The commit that is checked out, and whether files differ from it."""
-    git = ["git", "-C", str(HERE)]
+    git = ["git", "-C", str(BENCH)]
     try:
         name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
@@ -263,7 +262,7 @@ def driver() -> str:
 
 def estimates() -> Report:
     """What `gpu_model.py` wrote last, if it did."""
-    path = HERE / "results" / "gpu-estimates.json"
+    path = BENCH / "results" / "gpu-estimates.json"
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -279,7 +278,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help=f"words of rows' keys: {', '.join(row.key for row in ROWS)}")
     parser.add_argument("--budget-seconds", type=float, default=540.0)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--output", type=Path, default=BENCH / "results")
     parser.add_argument("--workers", type=int, default=max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--no-checks", action="store_true", help="only measure; the report says so")
     parser.add_argument("--toy", action="store_true", help="toy sizes, also in Triton's interpreter; no time counts")
@@ -307,7 +306,3 @@ def main() -> int:
         run.everything()
         print(markdown(run.report))
     return int(run.failed())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -55,7 +55,7 @@ class Row:
     Attributes:
         key: for `--rows`.
         title: for people.
-        family: which inputs, see `gpu_inputs`.
+        family: which inputs, see `inputs.py`.
         metric: `counts` (one tolerance, `ATOL`), `entropy`, `randomized` or `values`.
         sizes: the goal's.
         warm: shorter ones, for which the same kernels are compiled.
@@ -147,7 +147,7 @@ ROWS = (
     _attention(1, 32768, "counts"),
 )
 
-# groups of gpu_checks.py: those of a lane launch the same kernels, and run one after the other in one process
+# groups of checks.py: those of a lane launch the same kernels, and run one after the other in one process
 CHECK_LANES = (
     ("parts and scans", "boundaries", "poison", "hard recurrences n=64", "typical inputs"),
     ("small states", "hard recurrences n=16", "hard cases gla"),

@@ -1,6 +1,6 @@
 """Correctness on the device, before anything is timed: groups of checks, each against float64 references.
 
-    python bench/gpu_checks.py --output FILE --groups NAME,NAME [--toy]
+    PYTHONPATH=$PWD/bench python -m gpu_runs.checks --output FILE --groups NAME,NAME [--toy]
 
 A line of JSON a check: an error and what is allowed. Inputs are drawn afresh at every run (the seed is in the file) and
 every tensor that is not written is full of NaN.
@@ -18,13 +18,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "triton_kernels"))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "triton_kernels"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import torch
-from gpu_compile import tell_compiled
-from gpu_inputs import DEVICE, attention, gla, mamba, require_device, ssd
-from gpu_measure import DEAD, alive, described
 from torch import Tensor
 
 import ess_kernels as ek
@@ -40,6 +36,10 @@ from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.engine.thin_products import Bands
 from ess_kernels.operators import Operator
 from ess_kernels.operators.packing import pack, unpack
+
+from .compiling import tell_compiled
+from .inputs import DEVICE, attention, gla, mamba, require_device, ssd
+from .measure import DEAD, alive, described
 
 DOUBLE = torch.float64
 # name, error, allowed

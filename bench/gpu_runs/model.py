@@ -3,8 +3,8 @@
     python bench/gpu_model.py [--rows WORDS] [--output FOLDER]
 
 No number here was measured. Instructions come from the machine code of the variants that the launch rules choose
-(`gpu_code.py`), batches and slices from the package's own rules, library products from running its code on tensors
-without data; what they cost is assumed in `gpu_work.py`.
+(`code.py`), batches and slices from the package's own rules, library products from running its code on tensors
+without data; what they cost is assumed in `work.py`.
 
 Of a recurrence's blocks a share is eliminated at two tolerances, on both sides of the one asked for: those whose widths
 are known to be too large, which is computed for one head of the same kind of inputs, and `REDONE` of them, assumed,
@@ -22,13 +22,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import gpu_code as code
-import gpu_inputs
 import inputs
 import torch
-from gpu_cases import ATOL, ROWS, Row, chosen
-from gpu_work import (
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ess_kernels.backends.triton.attention.logits import NO_MASK
+from ess_kernels.backends.triton.attention.products import for_products
+from ess_kernels.backends.triton.attention.softmax import for_whole_tiles
+from ess_kernels.backends.triton.launches import Launch
+from ess_kernels.backends.triton.matrix import elimination as panel_kernels
+from ess_kernels.backends.triton.matrix import engine as matrix
+from ess_kernels.backends.triton.matrix import halves
+from ess_kernels.backends.triton.recurrence import boundary as boundaries
+from ess_kernels.backends.triton.recurrence import engine as recurrence
+from ess_kernels.backends.triton.recurrence import parts, roots, scans
+from ess_kernels.backends.triton.recurrence import small as small_states
+from ess_kernels.engine import tiled
+from ess_kernels.engine.certainty import EPS, SURE
+from ess_kernels.environment import DEFAULT_MEMORY_BUDGET
+from ess_kernels.operators.structure import StateSpace
+
+from . import code
+from . import inputs as gpu_inputs
+from .cases import ATOL, ROWS, Row, chosen
+from .jobs import BENCH
+from .work import (
     ACHIEVED,
     BATCH_OPERATIONS,
     BOOKKEEPING,
@@ -49,23 +67,6 @@ from gpu_work import (
     Work,
     descend,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from ess_kernels.backends.triton.attention.logits import NO_MASK
-from ess_kernels.backends.triton.attention.products import for_products
-from ess_kernels.backends.triton.attention.softmax import for_whole_tiles
-from ess_kernels.backends.triton.launches import Launch
-from ess_kernels.backends.triton.matrix import elimination as panel_kernels
-from ess_kernels.backends.triton.matrix import engine as matrix
-from ess_kernels.backends.triton.matrix import halves
-from ess_kernels.backends.triton.recurrence import boundary as boundaries
-from ess_kernels.backends.triton.recurrence import engine as recurrence
-from ess_kernels.backends.triton.recurrence import parts, roots, scans
-from ess_kernels.backends.triton.recurrence import small as small_states
-from ess_kernels.engine import tiled
-from ess_kernels.engine.certainty import EPS, SURE
-from ess_kernels.environment import DEFAULT_MEMORY_BUDGET
-from ess_kernels.operators.structure import StateSpace
 
 # --- recurrences ------------------------------------------------------------------------------------------------------
 
@@ -416,7 +417,7 @@ def markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="words of rows' keys")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=BENCH / "results")
     arguments = parser.parse_args()
     report: dict[str, Any] = {"estimates": "no measurements", "assumptions": assumptions(), "cards": {}}
     for key in chosen(arguments.rows):
@@ -433,7 +434,3 @@ def main() -> None:
     (arguments.output / "gpu-estimates.json").write_text(json.dumps(report, indent=1) + "\n")
     (arguments.output / "gpu-estimates.md").write_text(markdown(report))
     print(markdown(report))
-
-
-if __name__ == "__main__":
-    main()

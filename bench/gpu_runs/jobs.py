@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-HERE = Path(__file__).resolve().parent
+BENCH = Path(__file__).resolve().parent.parent
 # what can become of a group; who reads the lines of one that is done says whether it has passed
 DONE, FAILED, NOT_REACHED = "done", "failed", "not reached"
 Line = dict[str, Any]
@@ -30,7 +30,7 @@ class Job:
 
     Args:
         folder: for these files.
-        script: in this folder, or a whole path.
+        program: a module of this package, or the path of a script.
         listens: whether it can be told lines.
         settings: environment variables of its own.
     """
@@ -38,21 +38,23 @@ class Job:
     def __init__(
         self,
         folder: Path,
-        script: str | Path,
+        program: str | Path,
         *arguments: str,
         listens: bool = False,
         settings: Mapping[str, str] | None = None,
     ):
-        stem = f"{Path(script).stem}-{time.monotonic_ns()}"
+        stem = f"{Path(program).stem}-{time.monotonic_ns()}"
         self.lines, self.log = folder / f"{stem}.jsonl", folder / f"{stem}.log"
         self.read = 0
         self.heard = time.monotonic()
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "TRITON_CACHE_AUTOTUNING": "1"} | dict(settings or {})
-        # the package need not be installed
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        # ess_kernels need not be installed
+        places = [str(BENCH), str(BENCH.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(places)
         # many processes side by side, and none of them needs the CPU for much
         environment.setdefault("OMP_NUM_THREADS", "2")
-        command = [sys.executable, str(HERE / script), "--output", str(self.lines), *arguments]
+        module = ["-m", f"{__package__}.{program}"] if isinstance(program, str) else [str(program)]
+        command = [sys.executable, *module, "--output", str(self.lines), *arguments]
         stdin = subprocess.PIPE if listens else subprocess.DEVNULL
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

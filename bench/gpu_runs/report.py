@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from gpu_cases import FIRST, ROWS, Row
-from gpu_jobs import FAILED, NOT_REACHED
+from .cases import FIRST, ROWS, Row
+from .jobs import FAILED, NOT_REACHED
 
 Report = dict[str, Any]
 DASH = "—"

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from gpu_cases import Sizes
-from gpu_inputs import DEVICE, normal, uniform
 from torch import Tensor
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
+
+from .cases import Sizes
+from .inputs import DEVICE, normal, uniform
 
 HALF = torch.bfloat16
 

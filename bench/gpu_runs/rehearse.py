@@ -1,6 +1,7 @@
 """A rehearsal of checks and rows: all of their launches in order to learn which kernels they need, and no kernel runs.
 
-    python bench/gpu_rehearse.py --output FILE --groups NAME,NAME --rows KEY,KEY [--toy] [--capability 90]
+    PYTHONPATH=$PWD/bench python -m gpu_runs.rehearse --output FILE --groups NAME,NAME --rows KEY,KEY
+        [--toy] [--capability 90]
 
 Everything but kernels runs as always, on the GPU, rows at the sizes that need the same kernels in less time. In place
 of what a kernel would have written there are random numbers: with these much is doubtful and done again, so that also
@@ -21,19 +22,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import gpu_checks
-import gpu_compile
 import torch
-from gpu_cases import row
-from gpu_inputs import DEVICE, matrices, operator, require_device
-from gpu_measure import DEAD, LARGE_BUDGET, Mode, alive, ask, described, environment, memory_budget
-from gpu_timing import DOT_LOOPS, dot_loop
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ess_kernels as ek
 from ess_kernels.operators import Operator
+
+from . import checks, compiling
+from .cases import row
+from .inputs import DEVICE, matrices, operator, require_device
+from .measure import DEAD, LARGE_BUDGET, Mode, alive, ask, described, environment, memory_budget
+from .timing import DOT_LOOPS, dot_loop
 
 # seconds of one group
 LONGEST = 12.0
@@ -75,12 +75,12 @@ def ones(op: Operator) -> Tensor:
 
 
 def rehearse_checks(group: str) -> None:
-    for _ in gpu_checks.GROUPS[group]():
+    for _ in checks.GROUPS[group]():
         pass
 
 
 def rehearse_row(key: str, mode: Mode) -> None:
-    """The calls of `gpu_measure.measure` that launch kernels of the package."""
+    """The calls of `measure.measure` that launch kernels of the package."""
     if key == "ceilings":
         for tile in DOT_LOOPS:
             dot_loop(*tile, mode.toy)[0]()
@@ -110,9 +110,9 @@ def main() -> None:
     if arguments.capability is None:
         require_device(toy=False)
     else:
-        gpu_compile.pretend(arguments.capability)
-    gpu_checks.TOY = arguments.toy
-    gpu_checks.values_of = ones
+        compiling.pretend(arguments.capability)
+    checks.TOY = arguments.toy
+    checks.values_of = ones
     mode = Mode(arguments.toy, warm=True)
     work = [(name, rehearse_checks, (name,)) for name in filter(None, arguments.groups.split(","))]
     work += [(key, rehearse_row, (key, mode)) for key in filter(None, arguments.rows.split(","))]
@@ -124,7 +124,7 @@ def main() -> None:
 
         # first of all, for the report is called after the card
         say(kind="environment", found=environment())
-        with gpu_compile.recording(say):
+        with compiling.recording(say):
             for key, function, given in work:
                 say(kind="start", key=key)
                 problem = None

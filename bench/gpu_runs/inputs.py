@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 
 import torch
-from gpu_cases import Row, Sizes
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ess_kernels import operators
 from ess_kernels.operators import Operator
+
+from .cases import Row, Sizes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
