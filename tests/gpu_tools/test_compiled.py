@@ -14,7 +14,8 @@ import triton.language as tl
 if torch.cuda.is_available() or triton.knobs.runtime.interpret:
     pytest.skip("needs --ptx-emulator", allow_module_level=True)
 
-from gpu_tools.emulator.driver import Driver, Machine, launching_on
+from ess_kernels.testing.driver import Driver, launching_on
+from gpu_tools.emulator.machine import Machine
 
 
 @triton.jit

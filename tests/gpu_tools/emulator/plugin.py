@@ -10,9 +10,10 @@ import pytest
 import triton
 
 from ess_kernels.backends.triton import compilation
+from ess_kernels.testing.driver import install, launching_on
 
 from ..plugin import FindingsPlugin
-from .driver import Machine, install, launching_on
+from .machine import Machine
 
 
 class EmulatorPlugin(FindingsPlugin):
