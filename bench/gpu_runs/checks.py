@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "triton_kernels"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import torch
 from torch import Tensor
@@ -36,6 +35,7 @@ from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.engine.thin_products import Bands
 from ess_kernels.operators import Operator
 from ess_kernels.operators.packing import pack, unpack
+from ess_kernels.testing.recurrences import HARD
 
 from .compiling import tell_compiled
 from .inputs import DEVICE, attention, gla, mamba, require_device, ssd
@@ -323,9 +323,7 @@ def answers(name: str, op: Operator, entropy: bool = True, relative: bool = True
 
 def hard_recurrences(n: int) -> Callable[[], Iterator[Check]]:
     def checks() -> Iterator[Check]:
-        import chain_operators
-
-        for name, build in list(chain_operators.HARD.items())[: 1 if TOY else None]:
+        for name, build in list(HARD.items())[: 1 if TOY else None]:
             yield from answers(f"{name}, L = {20 if TOY else 256}, n = {n}", build(20 if TOY else 256, n))
 
     return checks

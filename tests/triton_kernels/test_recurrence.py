@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import chain_operators as ops
 import pytest
 import torch
+
+from ess_kernels.testing import recurrences as ops
 
 triton = pytest.importorskip("triton")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chain_operators import DEVICE, control, gates, gla, mamba, normal, ssd
+
+from ess_kernels.testing.recurrences import DEVICE, control, gates, gla, mamba, normal, ssd
 
 triton = pytest.importorskip("triton")
 

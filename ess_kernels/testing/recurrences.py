@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ess_kernels import operators
+from .. import operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
