@@ -261,7 +261,9 @@ def eliminate(M: Tensor, value: Tensor, sign: Tensor, definite: bool) -> Elimina
             diagonal(M, size, reciprocals, value, growth, magnitude, sign, first, definite)
             rows(M, size, scaled, reciprocals, growth, reach, first, definite)
             return
-        middle = first + (last - first + 2 * PANEL - 1) // (2 * PANEL) * PANEL
+        # whole panels, and of an odd number the first half takes one more
+        panels = triton.cdiv(last - first, PANEL)
+        middle = first + triton.cdiv(panels, 2) * PANEL
         descend(first, middle)
         for a in range(middle, last, CHUNK):
             b = min(a + CHUNK, last)

@@ -42,17 +42,27 @@ def _tile(h, SIZE: tl.constexpr, LEAF: tl.constexpr):
 
 @triton.jit
 def _entry(block, side, h, r, c):
-    """Part (0 `R`, 1 `K`, 2 `C`) and entry of the node that a half's block has at `(r, c)`."""
-    kept = block >= 3
-    eliminated = tl.where(side == 0, tl.where(block == 2, 1, 0), tl.where(block == 1, 1, 2))
-    part = tl.where(kept, block - 3, eliminated)
-    # the left half eliminates the later rows: R[h:, h:], R[h:, :h], K[h:, :h]; the right half the earlier columns:
-    # C[:h, :h], K[h:, :h]^T, C[:h, h:]
-    below = tl.where(kept, side, tl.where(side == 0, 1, tl.where(block == 1, 1, 0)))
-    right = tl.where(kept, side, tl.where(side == 0, tl.where(block == 0, 1, 0), tl.where(block == 2, 1, 0)))
-    swap = (side == 1) & (block == 1)
-    i = tl.where(swap, c, r) + below * h
-    j = tl.where(swap, r, c) + right * h
+    """The entry of a node that is `(r, c)` in a block of its half `side`: part (0 `R`, 1 `K`, 2 `C`), row, column."""
+    is_E = block == 0
+    is_V1 = block == 1
+    is_V2 = block == 2
+    is_kept = block >= 3
+    left = side == 0
+    # the left half eliminates the later rows: [E | V1 | V2] is R[h:, h:], R[h:, :h], K[h:, :h]
+    left_part = tl.where(is_V2, 1, 0)
+    left_below = 1
+    left_right = tl.where(is_E, 1, 0)
+    # the right half eliminates the earlier columns: [E | V1 | V2] is C[:h, :h], K[h:, :h]^T, C[:h, h:]
+    right_part = tl.where(is_V1, 1, 2)
+    right_below = tl.where(is_V1, 1, 0)
+    right_right = tl.where(is_V2, 1, 0)
+    # a half keeps its own quarter of R, K and C: the upper left one or the lower right one
+    part = tl.where(is_kept, block - 3, tl.where(left, left_part, right_part))
+    below = tl.where(is_kept, side, tl.where(left, left_below, right_below))
+    right = tl.where(is_kept, side, tl.where(left, left_right, right_right))
+    transposed = (side == 1) & is_V1
+    i = tl.where(transposed, c, r) + below * h
+    j = tl.where(transposed, r, c) + right * h
     return part, i, j
 
 

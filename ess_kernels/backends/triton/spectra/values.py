@@ -66,8 +66,11 @@ def _sliced(A: Tensor, none: Tensor, finish: Callable[[Tensor, Tensor, int], Ten
         raise ValueError(f"A: expected min(m, n) <= {LARGEST}, got shape {tuple(A.shape)}")
     if n == 0:
         return none.new_zeros(batch, none.shape[1])
-    # the bidiagonal form and what is found; a scaled copy, and what a QR takes
-    numbers = 4 * padded_length(n) + (0 if m <= IN_REGISTERS else m * n if m == n else 3 * m * n)
+    # numbers of a matrix: its bidiagonal form and the results
+    numbers = 4 * padded_length(n)
+    if m > IN_REGISTERS:
+        # a scaled copy, and the workspace of a QR decomposition where there is one
+        numbers += m * n if m == n else 3 * m * n
     each = max(1, memory_budget() // (numbers * A.element_size()))
     return torch.cat([none] + [finish(*_bidiagonal(part), n) for part in A.split(each) if len(part)])
 

@@ -144,11 +144,11 @@ def solved16(pointer, CHILD, W, panels: tl.constexpr, m: tl.constexpr):
 
 
 @triton.jit
-def solved32(ONE, ONCE: tl.constexpr, OTHER, TOO: tl.constexpr, CHILD, W, panels: tl.constexpr, m: tl.constexpr):
-    """As `solved16` for two times 16 columns, from `ONE` and from `OTHER`: a thread a column keeps all of a warp busy.
-
-    `ONCE` and `TOO` say whether the one and the other lie transposed.
-    """
+def solved32(
+    ONE, ONE_TRANSPOSED: tl.constexpr, OTHER, OTHER_TRANSPOSED: tl.constexpr, CHILD, W,
+    panels: tl.constexpr, m: tl.constexpr,
+):  # fmt: skip
+    """As `solved16` for two times 16 columns, from `ONE` and from `OTHER`: every thread of a warp then has a column."""
     i, j = indices16()
     factor, apart, room, across = workspace(CHILD, m)
     h: tl.constexpr = m // 2
@@ -158,8 +158,8 @@ def solved32(ONE, ONCE: tl.constexpr, OTHER, TOO: tl.constexpr, CHILD, W, panels
     U = ()
     V = ()
     for p in tl.static_range(panels):
-        tl.store(at, updated16(ONE, ONCE, W, U, p, m))
-        tl.store(at + across, updated16(OTHER, TOO, W, V, p, m))
+        tl.store(at, updated16(ONE, ONE_TRANSPOSED, W, U, p, m))
+        tl.store(at + across, updated16(OTHER, OTHER_TRANSPOSED, W, V, p, m))
         solve16(factor + p * apart, h, columns, h, c >= 0)
         U = U + (tl.load(at),)
         V = V + (tl.load(at + across),)
