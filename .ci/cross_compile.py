@@ -21,7 +21,7 @@ SHARED_OBJECT = 3  # e_type
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-ffp-contract=fast"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{ROOT / 'csrc'}"]
 SELF_TEST = """
-from ess_kernels.backends.native.loading import open_library
+from ess_kernels.backends.native.choice import open_library
 import pathlib, sys
 found = open_library(pathlib.Path(sys.argv[1]))
 sys.exit(found.reason or print("self-test passed:", found.build_info))
@@ -71,13 +71,12 @@ def check_elf(library: Path, machine: int) -> None:
     assert (kind, found) == (SHARED_OBJECT, machine), (
         f"type {kind}, machine {found}; expected {SHARED_OBJECT}, {machine}"
     )
-    declared = {
-        name.encode()
-        for header in (ROOT / "csrc" / "include").glob("ess_*.h")
-        for name in re.findall(r"^ESS_API [\w\s*]*?\b(ess_\w+)\(", header.read_text(), re.MULTILINE)
-    }
-    missing = sorted(name for name in declared if b"\0" + name + b"\0" not in content)
-    assert declared and not missing, f"not in the library: {missing}"
+    headers = "".join(header.read_text() for header in (ROOT / "csrc" / "include").glob("ess_*.h"))
+    kernels = re.findall(r"^ESS_KERNEL\((\w+)\);", headers, re.MULTILINE)
+    declared = set(re.findall(r"^ESS_API [\w\s*]*?\b(ess_\w+)\(", headers, re.MULTILINE))
+    declared |= {f"ess_{kernel}{end}" for kernel in kernels for end in ("", "_workspace")}
+    missing = sorted(name for name in declared if b"\0" + name.encode() + b"\0" not in content)
+    assert kernels and not missing, f"not in the library: {missing}"
     print(f"{library.stem}: a shared object with {len(declared)} functions, {len(content) >> 10} KiB")
 
 

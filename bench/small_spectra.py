@@ -56,9 +56,14 @@ def counter(A: Tensor, tau: Tensor) -> Callable[[], Tensor] | None:
     """Counts without values, where there is a kernel for them."""
     if library().handle is None:
         return None
+    from ess_kernels.backends.native.choice import as_set
     from ess_kernels.backends.native.spectra import counts_above
 
-    return lambda: counts_above(A, None, tau)
+    def counts() -> Tensor:
+        with as_set():
+            return counts_above(A, None, tau)
+
+    return counts
 
 
 def measure(n: int, dtype: torch.dtype, backend: str, threads: int, seconds: float) -> dict[str, Any]:

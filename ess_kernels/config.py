@@ -127,14 +127,14 @@ def _threads(count: int) -> str:
 
 
 def _native() -> str:
-    from ess_kernels.backends.native import call
-    from ess_kernels.backends.native.loading import LIBRARY, library
+    from ess_kernels.backends.native.choice import allowed_threads, library
+    from ess_kernels.backends.native.file import LIBRARY
 
     found = library()
     if found.reason is not None:
         return found.reason
     limited = ", for this process was forked" if processes.forked() else ""
-    text = f"{found.build_info}, {found.level(environment.cpu_level())}, {_threads(call.threads())}{limited}"
+    text = f"{found.build_info}, {found.level(environment.cpu_level())}, {_threads(allowed_threads())}{limited}"
     chosen = environment.native_library()
     return f"{text}, from {chosen}" if chosen not in (None, LIBRARY) else text
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ess_kernels import environment
-from ess_kernels.backends.native.loading import library
+from ess_kernels.backends.native.call import current, is_pinned, pinned
+from ess_kernels.backends.native.choice import library
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -27,13 +28,20 @@ def levels() -> list[str]:
 
 @contextmanager
 def running(*, level: str | None = None, threads: int | None = None) -> Iterator[None]:
-    """Within it, the compiled kernels run at this dispatch level, with this many threads."""
+    """Within it, the compiled kernels run at this dispatch level, with this many threads; pinned ones do so too."""
     with pytest.MonkeyPatch.context() as patch:
         if level is not None:
             patch.setenv(environment.CPU_LEVEL, level)
         if threads is not None:
             patch.setenv(environment.NUM_THREADS, str(threads))
-        yield
+        if not is_pinned():
+            yield
+            return
+        # what is pinned does not look at settings
+        handle, now = current()
+        number = now.level if level is None else environment.LEVELS[level]
+        with pinned(handle, threads or now.threads, number):
+            yield
 
 
 def bits(x: Tensor) -> Tensor:

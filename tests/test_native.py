@@ -14,8 +14,9 @@ from identical import assert_same_bits, levels, running
 
 import ess_kernels
 from ess_kernels import environment
-from ess_kernels.backends.native import NativeBackend, call, file, selftest
-from ess_kernels.backends.native import loading as native
+from ess_kernels.backends.native import NativeBackend, abi, call, choice, file, selftest
+from ess_kernels.backends.native.choice import library, open_library
+from ess_kernels.backends.native.loading import untested_library
 
 
 class Function:
@@ -29,9 +30,10 @@ class Function:
 
 
 class FakeLibrary:
-    """A library with the right names but `missing`; its elimination answers `count`, whatever it is asked."""
+    """A library with the right names but `missing`, and structures of the right sizes; its elimination answers `count`,
+    whatever it is asked."""
 
-    def __init__(self, version=native.ABI_VERSION, count=2, code=0, missing=None):
+    def __init__(self, version=abi.VERSION, count=2, code=0, missing=None):
         def positive_pivots(n, a, lda, work, result):
             result._obj.value = count
             return code
@@ -40,6 +42,7 @@ class FakeLibrary:
         self.ess_build_info = Function(lambda: b"fake")
         self.ess_level_name = Function(lambda level: b"fake")
         self.ess_num_threads = Function(lambda: 1)
+        self.ess_size_of = Function(lambda name: ctypes.sizeof(abi.STRUCTURES[name.decode()]))
         self.ess_error_string = Function(lambda code: b"made-up error")
         self.ess_positive_pivots = Function(positive_pivots)
         self.missing = missing
@@ -56,29 +59,31 @@ class FakeLibrary:
 def fake(monkeypatch, tmp_path):
     """Opens a `FakeLibrary` in place of a file."""
 
-    def open_fake(library):
+    def open_fake(other):
         path = tmp_path / "_native.so"
         path.touch()
-        monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-        return native.open_library(path)
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: other)
+        return open_library(path)
 
     return open_fake
 
 
 @pytest.fixture
 def built():
-    found = native.open_library(environment.native_library() or native.LIBRARY)
+    found = open_library(environment.native_library() or file.LIBRARY)
     if found.handle is None:
         pytest.skip(f"native library: {found.reason}")
     return found
 
 
 def test_library_of_another_abi_is_refused_before_it_is_used(fake):
-    library = FakeLibrary(version=native.ABI_VERSION + 1)
-    library.ess_positive_pivots = Function(lambda *arguments: pytest.fail("called through an unknown signature"))
-    found = fake(library)
+    other = FakeLibrary(version=abi.VERSION + 1)
+    other.ess_size_of = other.ess_positive_pivots = Function(
+        lambda *arguments: pytest.fail("called through an unknown signature")
+    )
+    found = fake(other)
     assert found.handle is None
-    assert found.reason.startswith(f"ABI {native.ABI_VERSION + 1}, expected {native.ABI_VERSION}")
+    assert found.reason.startswith(f"ABI {abi.VERSION + 1}, expected {abi.VERSION}")
 
 
 def test_missing_symbols_are_named(fake):
@@ -89,24 +94,37 @@ def test_missing_symbols_are_named(fake):
     assert "ess_abi_version" in found.reason
 
 
-@pytest.mark.parametrize("library", [FakeLibrary(count=5), FakeLibrary(code=4)], ids=["wrong count", "error code"])
-def test_library_that_computes_wrongly_is_refused(fake, library):
-    found = fake(library)
+def test_library_with_a_structure_of_another_size_is_refused(fake):
+    right = FakeLibrary()
+    wrong = FakeLibrary()
+    wrong.ess_size_of = Function(lambda name: right.ess_size_of(name) + 8 * (name == b"ess_matrix"))
+    wrong.ess_positive_pivots = Function(lambda *arguments: pytest.fail("called with an unknown structure"))
+    found = fake(wrong)
+    size = ctypes.sizeof(abi.Matrix)
+    assert found.handle is None
+    assert found.reason == f"ess_matrix has {size + 8} bytes, expected {size}: install the package again"
+
+
+@pytest.mark.parametrize("wrong", [FakeLibrary(count=5), FakeLibrary(code=4)], ids=["wrong count", "error code"])
+def test_library_that_computes_wrongly_is_refused(fake, wrong, tmp_path):
+    found = fake(wrong)
     assert found.handle is None
     assert found.reason.startswith("self-test failed: ")
+    # to be opened it need not compute anything
+    assert untested_library(tmp_path / "_native.so").handle is wrong
 
 
 def test_file_that_is_no_library(tmp_path):
     path = tmp_path / "_native.so"
     path.write_bytes(b"not a library")
-    found = native.open_library(path)
+    found = open_library(path)
     assert found.handle is None
     assert found.reason.startswith("cannot be loaded: ")
     assert found.threads == 0
 
 
 def test_no_file(tmp_path):
-    assert native.open_library(tmp_path / "_native.so").reason.startswith("not built")
+    assert open_library(tmp_path / "_native.so").reason.startswith("not built")
 
 
 def test_disabled_by_environment(monkeypatch):
@@ -118,8 +136,8 @@ def test_disabled_by_environment(monkeypatch):
     assert "'perhaps'" in NativeBackend().unavailable()
 
     monkeypatch.setenv("ESS_KERNELS_DISABLE_NATIVE", "0")
-    assert native.library() == native.library()
-    assert "ESS_KERNELS_DISABLE_NATIVE" not in (native.library().reason or "")
+    assert library() == library()
+    assert "ESS_KERNELS_DISABLE_NATIVE" not in (library().reason or "")
 
 
 @pytest.fixture
@@ -134,8 +152,8 @@ def forget(monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     for name in ("_opened", "_tried_with_threads", "_not_used"):
-        monkeypatch.setattr(native, name, functools.cache(getattr(native, name).__wrapped__))
-    monkeypatch.setattr(native, "_working", {})
+        monkeypatch.setattr(choice, name, functools.cache(getattr(choice, name).__wrapped__))
+    monkeypatch.setattr(choice, "_working", {})
 
 
 @pytest.mark.parametrize(
@@ -164,16 +182,16 @@ def test_bad_setting_keeps_only_the_library_from_being_used(forget, monkeypatch,
 def test_level_that_the_machine_has_not(forget, monkeypatch, caplog, tmp_path):
     path = tmp_path / "_native.so"
     path.touch()
-    library = FakeLibrary()
-    library.ess_level_name = Function(lambda level: None if level == 3 else b"fake")
-    monkeypatch.setattr(native, "LIBRARY", path)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    slow = FakeLibrary()
+    slow.ess_level_name = Function(lambda level: None if level == 3 else b"fake")
+    monkeypatch.setattr(choice, "LIBRARY", path)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: slow)
     monkeypatch.setattr(selftest, "CHECKS", [])
     monkeypatch.setenv(environment.CPU_LEVEL, "avx512")
-    assert native.library().reason == "this machine has no avx512 (ESS_KERNELS_CPU_LEVEL)"
+    assert library().reason == "this machine has no avx512 (ESS_KERNELS_CPU_LEVEL)"
     assert len(caplog.records) == 1
     monkeypatch.setenv(environment.CPU_LEVEL, "avx2")
-    assert native.library().reason is None
+    assert library().reason is None
 
 
 def test_library_that_misbehaves_is_not_used_and_said_once(forget, monkeypatch, caplog, tmp_path):
@@ -182,18 +200,18 @@ def test_library_that_misbehaves_is_not_used_and_said_once(forget, monkeypatch, 
     monkeypatch.setenv(environment.NATIVE_LIBRARY, str(path))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeLibrary(count=5))
     for _ in range(3):
-        assert "self-test failed" in native.library().reason
-        assert str(path) in native.library().reason
+        assert "self-test failed" in library().reason
+        assert str(path) in library().reason
     assert [(record.name, record.levelno) for record in caplog.records] == [("ess_kernels", logging.WARNING)]
     assert ess_kernels.tolerance_ess(torch.ones(4, 4)).tolist() == [1, 1, 1]
 
 
 def test_library_that_is_not_there(forget, monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "_native.so")
-    assert native.library().reason.startswith("not built")
+    monkeypatch.setattr(choice, "LIBRARY", tmp_path / "_native.so")
+    assert library().reason.startswith("not built")
     assert not caplog.records  # nobody asked for one
     monkeypatch.setenv(environment.NATIVE_LIBRARY, str(tmp_path / "mine.so"))
-    assert "mine.so" in native.library().reason
+    assert "mine.so" in library().reason
     assert len(caplog.records) == 1
 
 
@@ -201,7 +219,7 @@ def test_another_library_by_its_path(forget, built, monkeypatch, tmp_path):
     copy = tmp_path / "copy.so"
     copy.write_bytes(Path(built.handle._name).read_bytes())
     monkeypatch.setenv(environment.NATIVE_LIBRARY, str(copy))
-    found = native.library()
+    found = library()
     assert found.reason is None
     assert found.handle._name == str(copy)
     assert ess_kernels.show_config().native.endswith(f"from {copy}")
@@ -213,7 +231,7 @@ def test_self_test_of_every_level(built, monkeypatch):
 
     def note(handle):
         assert handle is built.handle
-        assert call._pinned.get()[2] == environment.LEVELS["baseline"]
+        assert call.current()[1].level == environment.LEVELS["baseline"]
         return 1.0
 
     monkeypatch.setattr(selftest, "CHECKS", [selftest.Check("noted", note, 1.0 + 1e-12, tolerance=1e-11)])
@@ -245,9 +263,9 @@ def test_threads_setting_wins_over_torch(forget, monkeypatch):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert call.threads() == 3
+        assert choice.allowed_threads() == 3
         monkeypatch.setenv(environment.NUM_THREADS, "5")
-        assert call.threads() == 5
+        assert choice.allowed_threads() == 5
     finally:
         torch.set_num_threads(before)
 
@@ -287,24 +305,26 @@ def test_self_test_uses_threads_only_for_calls_that_will(forget, built, monkeypa
     used = []
 
     def note(handle):
-        used.append(call.threads())
+        used.append(call.current()[1].threads)
         return 1
 
     checks = [selftest.Check("alone", note, 1), selftest.Check("together", note, 1, threads=2)]
     monkeypatch.setattr(selftest, "CHECKS", checks)
     with running(threads=1):
-        assert native.library().reason is None
+        assert library().reason is None
         assert used == [1, 1]
     for _ in range(2):
         with running(threads=3):
-            assert native.library().reason is None
+            assert library().reason is None
             assert used == [1, 1, 2]
-    monkeypatch.setattr(selftest, "CHECKS", [selftest.Check("together", lambda handle: call.threads(), 1, threads=2)])
-    native._tried_with_threads.cache_clear()
+    monkeypatch.setattr(
+        selftest, "CHECKS", [selftest.Check("together", lambda handle: call.current()[1].threads, 1, threads=2)]
+    )
+    choice._tried_with_threads.cache_clear()
     with running(threads=2):
-        assert native.library().reason == "self-test failed: together: 2, expected 1"
+        assert library().reason == "self-test failed: together: 2, expected 1"
     with running(threads=1):
-        assert native.library().reason is None
+        assert library().reason is None
 
 
 def test_library_that_was_cut_off(built, tmp_path):
@@ -315,7 +335,7 @@ def test_library_that_was_cut_off(built, tmp_path):
         (tmp_path / f"{size}.so").write_bytes(data[:size])
     code = f"""
 import pathlib
-from ess_kernels.backends.native.loading import open_library
+from ess_kernels.backends.native.choice import open_library
 for size in {sizes}:
     print(open_library(pathlib.Path({str(tmp_path)!r}, f"{{size}}.so")).reason, flush=True)
 """
@@ -329,15 +349,15 @@ for size in {sizes}:
 def test_library_that_is_put_right(forget, built, monkeypatch, tmp_path):
     path = tmp_path / "mine.so"
     monkeypatch.setenv(environment.NATIVE_LIBRARY, str(path))
-    assert native.library().reason == f"{environment.NATIVE_LIBRARY}={path}: there is no such file"
+    assert library().reason == f"{environment.NATIVE_LIBRARY}={path}: there is no such file"
     data = Path(built.handle._name).read_bytes()
     path.write_bytes(data[:1000])
-    assert "cut off, 1000 of" in native.library().reason
+    assert "cut off, 1000 of" in library().reason
     path.unlink()
     path.write_bytes(data)
-    assert native.library().reason is None
+    assert library().reason is None
     path.unlink()
-    assert native.library().reason is None  # it has been opened
+    assert library().reason is None  # it has been opened
 
 
 def test_library_by_a_relative_path(forget, built, monkeypatch, tmp_path):
@@ -346,10 +366,10 @@ def test_library_by_a_relative_path(forget, built, monkeypatch, tmp_path):
     (folder / "good.so").write_bytes(Path(built.handle._name).read_bytes())
     monkeypatch.chdir(folder)
     monkeypatch.setenv(environment.NATIVE_LIBRARY, "good.so")
-    assert native.library().reason is None
+    assert library().reason is None
     assert ess_kernels.show_config().native.endswith(f"from {folder / 'good.so'}")
     monkeypatch.setenv(environment.NATIVE_LIBRARY, str(folder))
-    assert f"{folder}: cannot be read: " in native.library().reason
+    assert f"{folder}: cannot be read: " in library().reason
 
 
 def test_library_of_a_package_that_is_hidden(monkeypatch, tmp_path):
@@ -358,9 +378,9 @@ def test_library_of_a_package_that_is_hidden(monkeypatch, tmp_path):
         (tmp_path / place / "ess_kernels" / "backends").mkdir(parents=True)
     missing = tmp_path / "checkout" / "ess_kernels" / "backends" / "_native.so"
     monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "site-packages")])
-    assert native.open_library(missing).reason == file.NOT_BUILT
+    assert open_library(missing).reason == file.NOT_BUILT
     (tmp_path / "site-packages" / "ess_kernels" / "backends" / "_native.so").touch()
-    reason = native.open_library(missing).reason
+    reason = open_library(missing).reason
     assert reason.startswith(f"not built in {tmp_path / 'checkout' / 'ess_kernels'}, which Python found first")
     assert f"installed in {tmp_path / 'site-packages' / 'ess_kernels'}" in reason
 
@@ -368,7 +388,7 @@ def test_library_of_a_package_that_is_hidden(monkeypatch, tmp_path):
 def test_library_in_an_archive(tmp_path):
     archive = tmp_path / "package.whl"
     archive.touch()
-    found = native.open_library(archive / "ess_kernels" / "backends" / "_native.so")
+    found = open_library(archive / "ess_kernels" / "backends" / "_native.so")
     assert found.reason == f"not opened, for the package lies in an archive: {archive}"
 
 
@@ -389,7 +409,7 @@ def test_asked_for_by_name_it_raises_with_the_reason(monkeypatch):
 
 
 def test_import_does_not_open_the_library():
-    code = "from ess_kernels.backends.native import loading; print(loading._opened.cache_info().misses)"
+    code = "from ess_kernels.backends.native import choice; print(choice._opened.cache_info().misses)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"
 

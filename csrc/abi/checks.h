@@ -1,30 +1,44 @@
-// What every entry point checks before it reads anything.
+// The entry points: every pointer and size is checked in this room and nowhere else, so kernels trust their jobs. It
+// may include every other room. A family's file has a `check` for the job of each of its kernels; entries.cpp calls
+// them.
 
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "dispatch/levels.h"
 
 namespace ess {
 
-constexpr int32_t MAX_THREADS = 1024;
+// sizes beyond this would overflow where the bytes of a workspace are counted
+constexpr int64_t MANY = int64_t{1} << 40;
 
 inline bool aligned(const void *p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 
-// The run itself: threads and dispatch level, whose kernels go to `kernels`.
-inline int32_t check_run(const ess_run *run, const Kernels *&kernels) {
-    if (run == nullptr) return ESS_ERR_NULL;
-    if (run->threads < 1 || run->threads > MAX_THREADS) return ESS_ERR_SIZE;
-    kernels = kernels_for(run->level);
-    return kernels ? ESS_OK : ESS_ERR_LEVEL;
-}
-
-inline int32_t check_workspace(const ess_run *run, int64_t needed) {
-    if (needed == 0) return ESS_OK;
-    if (run->workspace == nullptr || !aligned(run->workspace) || run->workspace_bytes < needed)
-        return ESS_ERR_WORKSPACE;
+inline int32_t check_pointers(std::initializer_list<const void *> pointers) {
+    for (const void *pointer : pointers) {
+        if (pointer == nullptr) return ESS_ERR_NULL;
+    }
     return ESS_OK;
 }
+
+inline int32_t check_aligned(std::initializer_list<const void *> pointers) {
+    if (int32_t error = check_pointers(pointers)) return error;
+    for (const void *pointer : pointers) {
+        if (!aligned(pointer)) return ESS_ERR_SIZE;
+    }
+    return ESS_OK;
+}
+
+// A recurrence of at most `most_states` states; `gated`: whether its gates are read.
+int32_t check_tokens(const ess_tokens *tokens, int64_t most_states, bool gated);
+
+// Nodes for a kernel that takes `multiple` of them at a time.
+int32_t check_quadrature(const ess_quadrature *quadrature, int64_t multiple);
+
+#define ESS_CHECK(name, function) int32_t check(const ess_##name##_job &job);
+ESS_KERNELS(ESS_CHECK)
+#undef ESS_CHECK
 
 } // namespace ess

@@ -43,6 +43,9 @@ class Arena {
     }
 
     int64_t used() const { return used_; }
+    bool measures_only() const { return memory_ == nullptr; }
+    // what lies behind all that has been dealt out
+    char *rest() const { return memory_ + used_; }
 
   private:
     static constexpr int64_t LINE = 64;

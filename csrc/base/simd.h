@@ -1,3 +1,6 @@
+// Room base/: the only files that know registers (simd.h), memory (arena.h) and threads (threads.h). It includes
+// nothing of another room.
+//
 // The only file that knows what a vector register is. Kernels are written against it.
 //
 // Vec<T> holds `width<T>` numbers of type T (a GCC/Clang vector: + - * / and comparisons work lane by lane), Mask<T>
@@ -23,8 +26,7 @@
 // before a loop with a fixed number of turns whose arrays are to live in registers
 #define ESS_UNROLL _Pragma("GCC unroll 16")
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL {
 namespace {
 
 template <class T> struct VectorOf {
@@ -371,5 +373,4 @@ ESS_INLINE void keep_in_register(V &x) {
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL

@@ -5,8 +5,7 @@
 #include "dense/limits.h"
 #include "dense/products.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::dense {
 namespace {
 
 // Partial LDL^T of the symmetric m x m matrix A (lower triangle, column-major): eliminates the first `pivots` rows.
@@ -71,5 +70,4 @@ void eliminate(double *A, int64_t lda, int64_t m, int64_t pivots, double *L, int
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::dense

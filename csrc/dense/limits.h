@@ -4,8 +4,7 @@
 
 #include "base/simd.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::dense {
 namespace {
 
 // squared lengths below this are zero: a reflector of such a column would be noise
@@ -18,5 +17,4 @@ constexpr double SMALL_PIVOT = 1e-2;
 ESS_INLINE V not_zero(V pivot) { return select(pivot == V{}, all(ZERO_PIVOT), pivot); }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::dense

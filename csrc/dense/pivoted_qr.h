@@ -6,8 +6,7 @@
 #include "dense/limits.h"
 #include "dense/products.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::dense {
 namespace {
 
 // Householder reflector v, zero before row k, on its way through other columns.
@@ -100,5 +99,4 @@ inline void pivoted_qr(int64_t n, int64_t extra, double *A, int64_t lda, int64_t
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::dense

@@ -1,5 +1,7 @@
-// Matrix products of a few dozen to a few hundred rows, where packing and starting threads would cost more than they
-// save.
+// Room dense/: linear algebra of a few dozen to a few hundred rows, where packing and starting threads would cost more
+// than they save. It knows nothing of recurrences or operators, and may include base/ only.
+//
+// Matrix products.
 //
 // Column-major, element (i, j) at p[i + j * ld]; rows padded to a multiple of ROWS. A leading dimension of
 // `padded_stride(rows)` keeps columns out of each other's cache sets.
@@ -8,8 +10,7 @@
 
 #include "base/simd.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::dense {
 namespace {
 
 // rows and columns of every matrix are multiples of this, at every dispatch level
@@ -165,5 +166,4 @@ inline double sum_of_squares(const double *x, int64_t ld, int64_t rows, int64_t 
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::dense

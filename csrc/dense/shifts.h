@@ -5,8 +5,7 @@
 
 #include "dense/products.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::dense {
 namespace {
 
 // A product of numbers between 1 and 2^100 a lane, as many of them as there are; NaN once one of them is not finite.
@@ -72,7 +71,7 @@ constexpr int PANEL = 4;
 constexpr int64_t STATES = 64;
 constexpr int SIDE_BY_SIDE = 2;
 // columns of a register tile
-constexpr int TILE = ESS_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int SHIFT_TILE = ESS_VECTOR_BYTES == 64 ? 4 : 2;
 
 // b~_k = B_k root_k - b~_{k-1} link_k for PANELS panels of B's rows (column-major, `b` the first) and the states begin
 // .. end; `last` holds b~ of the state before `begin` and receives that of the last. Panel p goes to packed + p * size.
@@ -115,7 +114,7 @@ struct Sums {
 };
 
 // One tile: adds the sums over `depth` states of x_i y_j to -base (`first`) or to what an earlier call left, and puts
-// in the unit (`last`). Column tiles of TILE. 2 flops an entry, state and lane.
+// in the unit (`last`). Column tiles of SHIFT_TILE. 2 flops an entry, state and lane.
 template <Part PART, int COLUMNS, int J0>
 ESS_INLINE void accumulate(int64_t depth, const V *x, const V *y, const Sums &sums, bool first, bool last) {
     V sum[COLUMNS][PANEL];
@@ -161,8 +160,8 @@ ESS_INLINE void accumulate(int64_t depth, const V *x, const V *y, const Sums &su
 
 template <Part PART>
 void accumulate_tile(int64_t depth, const V *x, const V *y, const Sums &sums, bool first, bool last) {
-    accumulate<PART, TILE, 0>(depth, x, y, sums, first, last);
-    if constexpr (TILE < PANEL) accumulate<PART, PANEL - TILE, TILE>(depth, x, y, sums, first, last);
+    accumulate<PART, SHIFT_TILE, 0>(depth, x, y, sums, first, last);
+    if constexpr (SHIFT_TILE < PANEL) accumulate<PART, PANEL - SHIFT_TILE, SHIFT_TILE>(depth, x, y, sums, first, last);
 }
 
 // The boundary's products for one vector of shifts. B holds c rows (reversed) and then c columns as rows, `unit`s say
@@ -206,5 +205,4 @@ void shift_products(int64_t n, int64_t c, const double *B, int64_t ldb, const V 
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::dense

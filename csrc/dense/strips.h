@@ -5,10 +5,8 @@
 
 #include "dense/products.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::dense {
 namespace {
-namespace dense {
 
 constexpr int64_t STRIP = 16;
 // columns of a tile of C; half a strip, so that the right operand lies in strips as well
@@ -176,7 +174,5 @@ void multiply_strips(int64_t row, int64_t rows, int64_t columns, Strips A, int64
     }
 }
 
-} // namespace dense
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::dense

@@ -5,8 +5,7 @@
 
 #include "dense/products.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::dense {
 namespace {
 
 // squares of numbers below 1 that may be taken for zero
@@ -261,5 +260,4 @@ inline void turn(int64_t n, const double *S, int64_t lds, const double *factor, 
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::dense

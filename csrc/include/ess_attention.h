@@ -1,4 +1,4 @@
-/* The weights of causal softmax attention as a dense operator for the functions of ess_matrix.h. */
+/* The weights of causal softmax attention as a dense operator for the kernels of ess_matrix.h. */
 #ifndef ESS_ATTENTION_H
 #define ESS_ATTENTION_H
 
@@ -10,31 +10,28 @@ extern "C" {
 
 /* Rows and columns in memory are multiples of this. */
 #define ESS_ATTENTION_TILE 16
+/* Largest size of a query. */
+#define ESS_MAX_QUERY 65536
 
-/*   heads, length, size   at least 1; length at most ESS_MAX_LENGTH, size at most ESS_MAX_QUERY
+/* weights[i, j], j <= i: softmax over j of the capped scores. What is right of the diagonal is undefined.
+ *
+ *   heads, length, size   at least 1; length at most ESS_MAX_LENGTH, size at most ESS_MAX_QUERY
  *   q, k                  [heads, length, size], contiguous, finite
  *   sinks                 [heads], one more score in the denominator, or null
  *   scale                 of the scores
  *   softcap               scores become softcap tanh(score / softcap); 0: they do not
- *   window                row i sees columns i - window + 1 .. i; 0: all before it */
-#define ESS_MAX_QUERY 65536
+ *   window                row i sees columns i - window + 1 .. i; 0: all before it
+ *   weights               [heads, length rounded up to a multiple of ESS_ATTENTION_TILE, row_stride]
+ *   row_stride            at least that rounded length */
 typedef struct {
     int64_t heads, length, size;
     const double *q, *k, *sinks;
     double scale, softcap;
     int64_t window;
-} ess_attention;
-
-/* weights[i, j], j <= i: softmax over j of the capped scores. What is right of the diagonal is undefined.
- *
- *   weights      [heads, length rounded up to a multiple of ESS_ATTENTION_TILE, row_stride]
- *   row_stride   at least that rounded length
- *
- * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
-ESS_API int64_t ess_attention_rows_workspace(const ess_run *run, const ess_attention *attention, double *weights,
-                                             int64_t row_stride);
-ESS_API int32_t ess_attention_rows(const ess_run *run, const ess_attention *attention, double *weights,
-                                   int64_t row_stride);
+    double *weights;
+    int64_t row_stride;
+} ess_attention_rows_job;
+ESS_KERNEL(attention_rows);
 
 #ifdef __cplusplus
 }

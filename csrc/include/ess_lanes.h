@@ -1,27 +1,23 @@
 /* Recurrences with diagonal transitions and at most ESS_LANES_MAX_STATES states: heads side by side in vector lanes.
  *
- * Positions come in blocks of ESS_LANES_BLOCK. All arrays are contiguous, the last axis innermost. The functions return
- *
- *   ESS_ERR_NULL       a pointer is null
- *   ESS_ERR_SIZE       a size is below 1, there are too many states, or a flag of the tokens is none
- *   ESS_ERR_LEVEL, ESS_ERR_WORKSPACE, ESS_ERR_MEMORY as everywhere
- *
- * and the functions ess_X_workspace the bytes that ess_X needs with the same arguments, or one of these codes,
- * negative. */
+ * Positions come in blocks of ESS_LANES_BLOCK. All arrays are contiguous, the last axis innermost. */
 #ifndef ESS_LANES_H
 #define ESS_LANES_H
 
 #include "ess_base.h"
-#include "ess_recurrence.h"
+#include "ess_quadrature.h"
 #include "ess_tokens.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+/* Positions that share one tolerance and one elimination of their outside. */
 #define ESS_LANES_BLOCK 8
-#define ESS_LANES_MAX_STATES 16
+/* Positions that share one tridiagonal matrix of their outside. */
 #define ESS_LANES_ENTROPY_BLOCK 4
+/* The largest state; smaller ones are padded to 8 or to this. */
+#define ESS_LANES_MAX_STATES 16
 
 /* How many singular values of every H_i = T[i:, :i] exceed a tolerance, by inertia.
  *
@@ -36,11 +32,14 @@ extern "C" {
  *   least       [heads][S][length]: the smallest magnitude, in units of tau, of the row of a pivot, where that is
  *               below 1e-2 (otherwise anything above): the sign of a pivot in a row that is negligible as a whole is a
  *               matter of rounding, which no growth shows */
-ESS_API int64_t ess_lanes_counts_workspace(const ess_run *run, const ess_tokens *tokens, int64_t tolerances,
-                                           const double *tau, const uint8_t *wanted, double *value, double *growth,
-                                           double *least);
-ESS_API int32_t ess_lanes_counts(const ess_run *run, const ess_tokens *tokens, int64_t tolerances, const double *tau,
-                                 const uint8_t *wanted, double *value, double *growth, double *least);
+typedef struct {
+    const ess_tokens *tokens;
+    int64_t tolerances;
+    const double *tau;
+    const uint8_t *wanted;
+    double *value, *growth, *least;
+} ess_lanes_counts_job;
+ESS_KERNEL(lanes_counts);
 
 /* Entropy-ESS of every H_i from log-determinants ld_k = log det(I + H_i H_i^T / (t_k scale)) at the nodes of a
  * quadrature, where scale bounds the squared largest singular value in each block of ESS_LANES_ENTROPY_BLOCK positions:
@@ -52,11 +51,14 @@ ESS_API int32_t ess_lanes_counts(const ess_run *run, const ess_tokens *tokens, i
  *   ess           [heads][length]. Here and below all positions of the wanted blocks are written, and no others
  *   bound         [heads][length]: a bound of its relative error, to first order; infinite where nothing is seen
  *   total         [heads][length]: the sum of the singular values */
-ESS_API int64_t ess_lanes_entropy_workspace(const ess_run *run, const ess_tokens *tokens,
-                                            const ess_quadrature *quadrature, const uint8_t *wanted, const double *cap,
-                                            double *ess, double *bound, double *total);
-ESS_API int32_t ess_lanes_entropy(const ess_run *run, const ess_tokens *tokens, const ess_quadrature *quadrature,
-                                  const uint8_t *wanted, const double *cap, double *ess, double *bound, double *total);
+typedef struct {
+    const ess_tokens *tokens;
+    const ess_quadrature *quadrature;
+    const uint8_t *wanted;
+    const double *cap;
+    double *ess, *bound, *total;
+} ess_lanes_entropy_job;
+ESS_KERNEL(lanes_entropy);
 
 #ifdef __cplusplus
 }

@@ -30,24 +30,25 @@ typedef struct {
 
 /* The largest magnitude strictly below the diagonal, unscaled; infinity where something there is not finite.
  *
- *   largest   [heads]
- *
- * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
-ESS_API int64_t ess_matrix_largest_workspace(const ess_run *run, const ess_matrix *matrix, double *largest);
-ESS_API int32_t ess_matrix_largest(const ess_run *run, const ess_matrix *matrix, double *largest);
+ *   largest   [heads] */
+typedef struct {
+    const ess_matrix *matrix;
+    double *largest;
+} ess_matrix_largest_job;
+ESS_KERNEL(matrix_largest);
 
 /* An upper bound of the squared norm of the strictly lower T scale, by Schur's test, and the squared Frobenius norm of
  * every H_i. Both are right to rounding errors of their sums.
  *
  *   steps     so many weights are tried, at least 1: after some of them the bound is near the squared norm of |T|
  *   norm      [heads]
- *   squares   [heads, length]
- *
- * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
-ESS_API int64_t ess_matrix_norm_workspace(const ess_run *run, const ess_matrix *matrix, int64_t steps, double *norm,
-                                          double *squares);
-ESS_API int32_t ess_matrix_norm(const ess_run *run, const ess_matrix *matrix, int64_t steps, double *norm,
-                                double *squares);
+ *   squares   [heads, length] */
+typedef struct {
+    const ess_matrix *matrix;
+    int64_t steps;
+    double *norm, *squares;
+} ess_matrix_norm_job;
+ESS_KERNEL(matrix_norm);
 
 /* How many doubles the products of one head take (0 for short operators), or a negative error code. */
 ESS_API int64_t ess_matrix_products_size(int64_t length);
@@ -55,11 +56,12 @@ ESS_API int64_t ess_matrix_products_size(int64_t length);
 /* The symmetric products of parts of T with themselves that every tolerance and every shift shares, for all heads:
  * about 2/7 length^3 flops a head.
  *
- *   products   [heads, ess_matrix_products_size(length)], aligned to 64 bytes; may be null if that size is 0
- *
- * ESS_ERR_NULL, ESS_ERR_SIZE, ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
-ESS_API int64_t ess_matrix_products_workspace(const ess_run *run, const ess_matrix *matrix, double *products);
-ESS_API int32_t ess_matrix_products(const ess_run *run, const ess_matrix *matrix, double *products);
+ *   products   [heads, ess_matrix_products_size(length)], aligned to 64 bytes; may be null if that size is 0 */
+typedef struct {
+    const ess_matrix *matrix;
+    double *products;
+} ess_matrix_products_job;
+ESS_KERNEL(matrix_products);
 
 /* One elimination an item for all its wanted positions, about length^3 / 4 flops.
  *
@@ -68,6 +70,7 @@ ESS_API int32_t ess_matrix_products(const ess_run *run, const ess_matrix *matrix
  *   head       [items], which operator
  *   shift      [items], positive: the tolerance tau, or the root of the shift t, in units of T scale
  *   definite   0: counts of singular values above tau. Else log det(I + H H^T / t).
+ *   reserved   0
  *   wanted     [items, length], not 0 where a position is asked for; position 0 has no H
  *   value      [items, length], written where wanted, as are the next two: the count, or log-determinant (NaN if T is
  *              not finite)
@@ -75,16 +78,18 @@ ESS_API int32_t ess_matrix_products(const ess_run *run, const ess_matrix *matrix
  *              within which a singular value could have been miscounted; infinite or NaN: no answer. Null if definite
  *   least      the smallest of the eliminated rows' largest entries in units of tau, 1 where none is below 0.01: near
  *              zero, tau is a singular value of an eliminated block, and the sign of a pivot says nothing. Null if
- *              definite
- *
- * ESS_ERR_NULL, ESS_ERR_SIZE (a head or shift out of range, too), ESS_ERR_WORKSPACE, ESS_ERR_LEVEL. */
-ESS_API int64_t ess_matrix_staircase_workspace(const ess_run *run, const ess_matrix *matrix, const double *products,
-                                               int64_t items, const int64_t *head, const double *shift,
-                                               int32_t definite, const uint8_t *wanted, double *value, double *growth,
-                                               double *least);
-ESS_API int32_t ess_matrix_staircase(const ess_run *run, const ess_matrix *matrix, const double *products,
-                                     int64_t items, const int64_t *head, const double *shift, int32_t definite,
-                                     const uint8_t *wanted, double *value, double *growth, double *least);
+ *              definite */
+typedef struct {
+    const ess_matrix *matrix;
+    const double *products;
+    int64_t items;
+    const int64_t *head;
+    const double *shift;
+    int32_t definite, reserved;
+    const uint8_t *wanted;
+    double *value, *growth, *least;
+} ess_matrix_staircase_job;
+ESS_KERNEL(matrix_staircase);
 
 #ifdef __cplusplus
 }

@@ -3,14 +3,15 @@
  * Neither Python's nor torch's headers are needed, so the library depends on no version of either; Python opens it with
  * ctypes (ess_kernels/backends/native/). The rules for everything that is added here:
  *
- *  - Sizes and strides are int64_t and count elements, matrices are row-major unless a function says otherwise, and memory
- *    belongs to the caller: functions allocate nothing that outlives the call, and where they need workspace the caller
- *    passes it. A function ess_X that needs some has a twin ess_X_workspace that says how many bytes.
- *  - A function that can fail returns an error code (ESS_OK is 0) and writes its results through pointers. It checks
- *    pointers and sizes before it reads anything, and writes no result when it fails. No exception leaves the library.
+ *  - A kernel takes two structures: how it runs (ess_run) and what it does (ess_X_job). See ESS_KERNEL in ess_base.h.
+ *  - Fields have fixed sizes. Sizes and strides are int64_t and count elements, and matrices are row-major unless a
+ *    field says otherwise. All memory belongs to the caller, the workspace as well: kernels allocate nothing that
+ *    outlives the call.
+ *  - Pointers and sizes are checked before anything is read. No result is written when a function fails, and no
+ *    exception leaves the library.
  *  - No function keeps state between calls; all may be called from several threads at once.
- *  - Any change to an existing signature or meaning raises ESS_ABI_VERSION; Python refuses a library of another version.
- *    New functions need no new version.
+ *  - Any change to an existing structure, signature or meaning raises ESS_ABI_VERSION; Python refuses a library of
+ *    another version. New functions need no new version.
  */
 #ifndef ESS_NATIVE_H
 #define ESS_NATIVE_H

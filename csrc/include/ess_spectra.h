@@ -22,6 +22,7 @@ typedef struct {
 /* What is asked for.
  *
  *   element_bytes  8: matrices and values are double, computed in double; 4: float
+ *   reserved       0
  *   batch          how many matrices, >= 0
  *   left           A [batch][m][n], min(m, n) <= ESS_MAX_SMALL
  *   right          R [batch][k][n], min(k, n) <= ESS_MAX_SMALL: the matrices are A R^T, formed here. With rows < 0
@@ -38,7 +39,7 @@ typedef struct {
  * Errors of the values, and of the places where counts change, are at most (4 + min(m, k) / 2) eps s_1 for a matrix and
  * (8 + n) eps |A| |R| (Frobenius norms) for a product; eps is 2^-52 or 2^-23. */
 typedef struct {
-    int32_t element_bytes;
+    int32_t element_bytes, reserved;
     int64_t batch;
     ess_matrices left, right;
     void *values;
@@ -47,13 +48,7 @@ typedef struct {
     int64_t *counts;
 } ess_spectra_job;
 
-/* Errors: ESS_ERR_NULL (run, job, or a pointer that the job needs), ESS_ERR_SIZE (a size, element_bytes or threads),
- * ESS_ERR_LEVEL, ESS_ERR_WORKSPACE. Nothing is written then. */
-ESS_API int32_t ess_spectra(const ess_run *run, const ess_spectra_job *job);
-
-/* Bytes of workspace that ess_spectra needs for these sizes and run->threads and run->level, or minus an error code;
- * the workspace of `run` is not looked at. */
-ESS_API int64_t ess_spectra_workspace(const ess_run *run, const ess_spectra_job *job);
+ESS_KERNEL(spectra);
 
 #ifdef __cplusplus
 }

@@ -1,15 +1,19 @@
 /* Diagonal recurrences as their callers store them: what every kernel for state spaces reads.
  *
  * Head h of a recurrence with n states s_t has s_t = a_t * s_{t-1} + w_t u_t (element by element) and the output
- * y_t = r_t . s_t, or r_t . s_{t-1} where reads come before the transition. Numbers are float64 in the caller's memory. */
+ * y_t = r_t . s_t, or r_t . s_{t-1} where reads come before the transition. Numbers are float64 in the caller's
+ * memory. */
 #ifndef ESS_TOKENS_H
 #define ESS_TOKENS_H
 
-#include <stdint.h>
+#include "ess_base.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* Largest state size. */
+#define ESS_MAX_STATES 1024
 
 /* Arrays `[heads]` of pointers hold the address of each head's first number; token t lies `stride` doubles further, t
  * times. Heads may share memory, and strides may be 0.
@@ -24,8 +28,8 @@ extern "C" {
  *   reads_before              not 0: row i reads the state before its own transition
  *   reserved                  0
  *
- * No number may be NaN, none but a logarithmic gate infinite, and no transition larger than 1 in magnitude: kernels check
- * pointers and sizes, not values. */
+ * No number may be NaN, none but a logarithmic gate infinite, and no transition larger than 1 in magnitude: kernels
+ * check pointers and sizes, not values. */
 typedef struct {
     int64_t heads, length, states;
     const double *const *read;
@@ -42,6 +46,31 @@ typedef struct {
     const double *read_unit, *write_unit;
     int32_t gate_shared, gate_is_log, reads_before, reserved;
 } ess_tokens;
+
+/* How large a recurrence's numbers are, and whether its transitions shrink, before anything is made of them. Tokens may
+ * hold anything here, NaN and infinities too; a gate is needed.
+ *
+ *   read_peak, write_peak   [heads]: at least the largest magnitude of reads and writes, scales and units included; NaN
+ *                           where a number is not finite
+ *   fair                    [heads]: 1 where all transitions are numbers of magnitude at most 1 */
+typedef struct {
+    const ess_tokens *tokens;
+    double *read_peak, *write_peak;
+    uint8_t *fair;
+} ess_tokens_survey_job;
+ESS_KERNEL(tokens_survey);
+
+/* By how much H_i may be wrong because the states are rounded, before anything is eliminated: a bound of the 2-norm, to
+ * first order in the unit roundoff.
+ *
+ *   group   positions in a row that share one bound, at least 1; position i belongs to group i / group
+ *   lost    [heads][ceil(length / group)]; infinite where the bound overflows */
+typedef struct {
+    const ess_tokens *tokens;
+    int64_t group;
+    double *lost;
+} ess_tokens_lost_job;
+ESS_KERNEL(tokens_lost);
 
 #ifdef __cplusplus
 }

@@ -10,9 +10,8 @@
 #include "lanes/tiles.h"
 #include "lanes/tokens.h"
 
-namespace ess {
-namespace ESS_LEVEL {
-namespace lanes {
+namespace ess::ESS_LEVEL::lanes {
+using namespace dense;
 namespace {
 
 // strips of TILE rows
@@ -20,16 +19,15 @@ template <int N> constexpr int STRIPS = N / TILE;
 template <int C> constexpr int BLOCK_STRIPS = C / TILE;
 
 template <int N, int C> struct BlockParts {
-    V read[C * N];  // X, row r at C - 1 - r, strips of depth N
-    V write[C * N]; // Z, strips of depth N
-    V inner[C * C]; // Y, element (r, j) at [r * C + j], only r > j
-    V carry[N];     // Phi
+    V X[C * N]; // row r at C - 1 - r, strips of depth N
+    V Z[C * N]; // strips of depth N
+    V Y[C * C]; // element (r, j) at [r * C + j], only r > j
+    V Phi[N];
 };
 
 // X, Y, Z and Phi by halving: pairs, quads, the block of 4 or 8 tokens. About N C^2 flops.
 template <int N, int C>
-static void block_parts(const BlockTokens<N, C> &tokens, const V *transitions, bool reads_before,
-                        BlockParts<N, C> &parts) {
+void block_parts(const BlockTokens<N, C> &tokens, const V *transitions, bool reads_before, BlockParts<N, C> &parts) {
     // reads of the right half and writes of the left half, as seen from between them
     V right[TILE * N], left[TILE * N];
     V pairs[C / 2] = {}, quads[C / 4][4] = {};
@@ -73,12 +71,12 @@ static void block_parts(const BlockTokens<N, C> &tokens, const V *transitions, b
         }
         ESS_UNROLL
         for (int t = 0; t < C; t++) {
-            parts.read[(t / TILE * N + k) * TILE + t % TILE] = x[C - 1 - t];
-            parts.write[(t / TILE * N + k) * TILE + t % TILE] = z[t];
+            parts.X[(t / TILE * N + k) * TILE + t % TILE] = x[C - 1 - t];
+            parts.Z[(t / TILE * N + k) * TILE + t % TILE] = z[t];
         }
-        parts.carry[k] = C == 8 ? quad[0] * quad[C / 4 - 1] : quad[0];
+        parts.Phi[k] = C == 8 ? quad[0] * quad[C / 4 - 1] : quad[0];
     }
-    V *y = parts.inner;
+    V *y = parts.Y;
     for (int p = 0; p < C / 2; p++) y[(2 * p + 1) * C + 2 * p] = pairs[p];
     for (int q = 0; q < C / 4; q++) {
         for (int i = 0; i < 4; i++) y[(4 * q + 2 + i / 2) * C + 4 * q + i % 2] = quads[q][i];
@@ -101,8 +99,7 @@ ESS_INLINE int lower_tile(int I, int J) { return (I * (I + 1) / 2 + J) * TILE * 
 
 // Q_a = Phi Q_e Phi + X^T X, lower tiles: N^2 C flops and N^2 products.
 template <int N, int C>
-static void observe(const BlockTokens<N, C> &tokens, const V *transitions, bool reads_before, const V *after,
-                    V *before) {
+void observe(const BlockTokens<N, C> &tokens, const V *transitions, bool reads_before, const V *after, V *before) {
     V x[C * N], carry[N]; // X^T in strips of depth C
     for (int k = 0; k < N; k++) {
         V product = all(1.0);
@@ -134,7 +131,7 @@ static void observe(const BlockTokens<N, C> &tokens, const V *transitions, bool 
 }
 
 // A Gramian from its lower tiles, in strips of depth N.
-template <int N> static void unpack(const V *lower, V *full) {
+template <int N> void unpack(const V *lower, V *full) {
     for (int I = 0; I < STRIPS<N>; I++) {
         for (int J = 0; J <= I; J++) {
             Tile tile;
@@ -153,7 +150,7 @@ template <int N> static void unpack(const V *lower, V *full) {
 
 // F^T at the right edge of a block, in place, from `carried` = F^T Phi and Z, which is destroyed: Householder on
 // [F^T Phi; Z], 2 N^2 C flops. All in strips of depth N; F^T is upper triangular, and below it nothing is touched.
-template <int N, int C> static void reach(const V *carried, V *Z, V *root) {
+template <int N, int C> void reach(const V *carried, V *Z, V *F) {
     for (int j = 0; j < N; j++) {
         const int row = j / TILE * TILE * N + j % TILE;
         V v[C], s0 = {}, s1 = {};
@@ -170,7 +167,7 @@ template <int N, int C> static void reach(const V *carried, V *Z, V *root) {
         V turned = select(pivot > V{}, -length, length);
         V first = select(done, V{}, pivot - turned);
         V factor = select(done, V{}, 1.0 / select(done, all(1.0), -turned * first));
-        root[row + j * TILE] = select(done, pivot, turned);
+        F[row + j * TILE] = select(done, pivot, turned);
         for (int k = j + 1; k < N; k++) {
             V x = carried[row + k * TILE], z[C], u0 = x * first, u1 = {};
             ESS_UNROLL
@@ -181,7 +178,7 @@ template <int N, int C> static void reach(const V *carried, V *Z, V *root) {
                 u1 += v[t + 1] * z[t + 1];
             }
             V u = (u0 + u1) * factor;
-            root[row + k * TILE] = x - first * u;
+            F[row + k * TILE] = x - first * u;
             ESS_UNROLL
             for (int t = 0; t < C; t++) Z[(t / TILE * N + k) * TILE + t % TILE] = z[t] - v[t] * u;
         }
@@ -209,8 +206,7 @@ template <int N, int C> struct Outside {
 
 // `carried` = F^T Phi. About 4.2 N^3 + 9 N^2 C / 2 + N C^2 flops.
 template <int N, int C>
-static void outside(const BlockParts<N, C> &parts, const V *Q, const V *root, const V *carried, V *seen,
-                    Outside<N, C> &out) {
+void outside(const BlockParts<N, C> &parts, const V *Q, const V *F, const V *carried, V *seen, Outside<N, C> &out) {
     constexpr int S = STRIPS<N>, B = BLOCK_STRIPS<C>;
     // states: G = F^T Phi Q, columns right of the diagonal tile
     for (int I = 0; I < S; I++) {
@@ -234,14 +230,14 @@ static void outside(const BlockParts<N, C> &parts, const V *Q, const V *root, co
         for (int J = 0; J < S; J++) {
             const int k0 = J * TILE;
             Tile tile = {};
-            accumulate(tile, parts.read + (I * N + k0) * TILE, root + (J * N + k0) * TILE, N - k0);
+            accumulate(tile, parts.X + (I * N + k0) * TILE, F + (J * N + k0) * TILE, N - k0);
             store_tile(out.tile(S + I, J), 0, tile);
         }
         // columns
         V *mine = seen + I * TILE * N;
         for (int J = 0; J < S; J++) {
             Tile tile = {};
-            accumulate(tile, parts.write + I * TILE * N, Q + J * TILE * N, N);
+            accumulate(tile, parts.Z + I * TILE * N, Q + J * TILE * N, N);
             store_tile(mine, J * TILE, tile);
         }
         for (int J = 0; J < S; J++) {
@@ -252,7 +248,7 @@ static void outside(const BlockParts<N, C> &parts, const V *Q, const V *root, co
         }
         for (int J = 0; J <= I; J++) {
             Tile tile = {};
-            accumulate(tile, mine, parts.write + J * TILE * N, N);
+            accumulate(tile, mine, parts.Z + J * TILE * N, N);
             store_tile(out.corner + I * TILE * C, J * TILE, tile);
         }
         for (int J = 0; J < B; J++) {
@@ -260,14 +256,14 @@ static void outside(const BlockParts<N, C> &parts, const V *Q, const V *root, co
             for (int r = 0; r < TILE; r++) {
                 for (int j = 0; j < TILE; j++) {
                     const int row = C - 1 - (J * TILE + r), column = I * TILE + j;
-                    target[r * TILE + j] = row > column ? parts.inner[row * C + column] : V{};
+                    target[r * TILE + j] = row > column ? parts.Y[row * C + column] : V{};
                 }
             }
         }
     }
     V largest = {};
     for (int I = 0; I < S + B; I++) {
-        const V *strip = I < S ? carried + I * TILE * N : parts.write + (I - S) * TILE * N;
+        const V *strip = I < S ? carried + I * TILE * N : parts.Z + (I - S) * TILE * N;
         V sum[TILE] = {};
         for (int k = I < S ? I * TILE : 0; k < N; k++) {
             V mass = Q[(k / TILE * N + k) * TILE + k % TILE];
@@ -280,6 +276,4 @@ static void outside(const BlockParts<N, C> &parts, const V *Q, const V *root, co
 }
 
 } // namespace
-} // namespace lanes
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::lanes

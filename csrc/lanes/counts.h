@@ -9,13 +9,12 @@
 #include "lanes/scans.h"
 #include "leaves/counts.h"
 
-namespace ess {
-namespace ESS_LEVEL {
-namespace lanes {
+namespace ess::ESS_LEVEL::lanes {
+using namespace leaves;
 namespace {
 
 // positions of a block
-constexpr int C = static_cast<int>(LANES_BLOCK);
+constexpr int C = static_cast<int>(ESS_LANES_BLOCK);
 constexpr int B = BLOCK_STRIPS<C>;
 
 ESS_INLINE bool any_small(V pivot) { return any(abs(pivot) < all(SMALL_PIVOT)); }
@@ -60,7 +59,7 @@ ESS_INLINE void load_scaled(Tile &tile, const V *source, V scale) {
 }
 
 // Eliminates TILE pivots, those of strip `P`, in the strips that are still needed: left-looking, one pass in registers.
-template <int N> static void eliminate_panel(Elimination<N> &e, const Outside<N, C> &outside, int P, V unit, V square) {
+template <int N> void eliminate_panel(Elimination<N> &e, const Outside<N, C> &outside, int P, V unit, V square) {
     constexpr int S = Elimination<N>::S;
     const int depth = P * TILE;
     left_factor(e, P, depth);
@@ -120,7 +119,7 @@ template <int N> static void eliminate_panel(Elimination<N> &e, const Outside<N,
 }
 
 // The largest magnitude of the row of a pivot of the outside.
-template <int N> static V outside_row(const Elimination<N> &e, int k) {
+template <int N> V outside_row(const Elimination<N> &e, int k) {
     V largest = {};
     for (int i = k; i < Elimination<N>::ROWS; i++) {
         // rows of a strip above the diagonal of its own tile hold nothing
@@ -174,8 +173,7 @@ template <int N> class BlockRows {
 };
 
 // Counts at the C positions of a block for one tolerance per lane: about N^3 / 3 + 4 N^2 C + 6 N C^2 flops.
-template <int N>
-static void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, LeafVerdict *positions) {
+template <int N> void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, LeafVerdict *positions) {
     constexpr int S = STRIPS<N>;
     const V unit = 1.0 / tau, square = unit * unit;
     for (V &g : e.growth) g = V{};
@@ -217,19 +215,19 @@ template <int N> struct CountsScratch {
 };
 
 template <int N>
-static void count_group(const LanesCountsJob &job, const LaneHeads &heads, const AskedBlocks &asked,
-                        CountsScratch<N> &scratch, V *transitions, V *gramians) {
-    const int64_t blocks = job.blocks(), length = job.tokens.length, S = job.tolerances;
+void count_group(const ess_lanes_counts_job &job, const LaneHeads &heads, const AskedBlocks &asked,
+                 CountsScratch<N> &scratch, V *transitions, V *gramians) {
+    const int64_t length = job.tokens->length, blocks = (length + C - 1) / C, S = job.tolerances;
     LanesScratch<N, C> &c = scratch.common;
-    const LaneTokens tokens(job.tokens, heads);
+    const LaneTokens tokens(*job.tokens, heads);
     observe_all<N, C>(tokens, asked.first, blocks, c.tokens, transitions, gramians);
-    for (V &x : c.root) x = V{};
+    for (V &x : c.F) x = V{};
     for (V &x : c.carried) x = V{};
     for (int64_t b = 0; b <= asked.last; b++) {
         const V *a = transitions + b * N * C;
         tokens.read_block<N, C>(b * C, c.tokens);
         block_parts<N, C>(c.tokens, a, tokens.reads_before(), c.parts);
-        carry_root<N>(c.root, c.parts.carry, c.carried);
+        carry_root<N>(c.F, c.parts.Phi, c.carried);
         bool ready = false;
         for (int64_t s = 0; s < S; s++) {
             bool wanted[W] = {}, some = false;
@@ -243,7 +241,7 @@ static void count_group(const LanesCountsJob &job, const LaneHeads &heads, const
             if (!some) continue;
             if (!ready) {
                 unpack<N>(gramians + b * GRAMIAN<N>, c.Q);
-                outside<N, C>(c.parts, c.Q, c.root, c.carried, c.seen, c.outside);
+                outside<N, C>(c.parts, c.Q, c.F, c.carried, c.seen, c.outside);
                 ready = true;
             }
             count_block<N>(c.outside, tau, scratch.elimination, scratch.positions);
@@ -254,17 +252,15 @@ static void count_group(const LanesCountsJob &job, const LaneHeads &heads, const
                 store_positions<C>(first + field, 3, targets[field] + offset, S * length, left, heads, wanted);
             }
         }
-        reach<N, C>(c.carried, c.parts.write, c.root);
+        reach<N, C>(c.carried, c.parts.Z, c.F);
     }
 }
 
-static int64_t counts(const LanesCountsJob &job, int32_t threads, void *workspace) {
+inline int64_t counts(const ess_lanes_counts_job &job, int32_t threads, void *workspace) {
     const int64_t S = job.tolerances;
-    return job.tokens.states <= 8 ? by_groups<8, C, CountsScratch<8>>(job, S, threads, workspace, count_group<8>)
-                                  : by_groups<16, C, CountsScratch<16>>(job, S, threads, workspace, count_group<16>);
+    return job.tokens->states <= 8 ? by_groups<8, C, CountsScratch<8>>(job, S, threads, workspace, count_group<8>)
+                                   : by_groups<16, C, CountsScratch<16>>(job, S, threads, workspace, count_group<16>);
 }
 
 } // namespace
-} // namespace lanes
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::lanes

@@ -10,13 +10,12 @@
 #include "lanes/scans.h"
 #include "leaves/entropy_sums.h"
 
-namespace ess {
-namespace ESS_LEVEL {
-namespace lanes {
+namespace ess::ESS_LEVEL::lanes {
+using namespace leaves;
 namespace {
 
 // tokens of a block; small, since products grow with its square
-constexpr int E = static_cast<int>(LANES_ENTROPY_BLOCK);
+constexpr int E = static_cast<int>(ESS_LANES_ENTROPY_BLOCK);
 static_assert(E == TILE, "the block's rows and its columns are one strip each");
 // the last column is left of no position of the block
 constexpr int COLUMNS = E - 1, TURNED = E + COLUMNS;
@@ -37,7 +36,7 @@ template <int N> struct Reduction {
 };
 
 // y = M v for the strips from `first` on.
-template <int N> static void multiply_symmetric(const V *matrix, const V *v, int first, V *y) {
+template <int N> void multiply_symmetric(const V *matrix, const V *v, int first, V *y) {
     for (int k = first * TILE; k < N; k++) y[k] = V{};
     for (int I = first; I < STRIPS<N>; I++) {
         V sum[TILE] = {};
@@ -60,7 +59,7 @@ template <int N> static void multiply_symmetric(const V *matrix, const V *v, int
 }
 
 // M -= v w^T + w v^T for the strips from `first` on.
-template <int N> static void subtract_twice(V *matrix, const V *v, const V *w, int first) {
+template <int N> void subtract_twice(V *matrix, const V *v, const V *w, int first) {
     for (int I = first; I < STRIPS<N>; I++) {
         V vi[TILE], wi[TILE];
         ESS_UNROLL
@@ -77,7 +76,7 @@ template <int N> static void subtract_twice(V *matrix, const V *v, const V *w, i
 }
 
 // Householder; 4 N^3 / 3 + 4 N^2 (E + 1) flops. Diagonal tiles are kept whole.
-template <int N> static void tridiagonalise(Reduction<N> &r, Tridiagonal<N> &t) {
+template <int N> void tridiagonalise(Reduction<N> &r, Tridiagonal<N> &t) {
     for (int k = 0; k < N; k++) r.v[k] = r.w[k] = V{};
     for (int k = 0; k < N; k++) {
         const int strip = k / TILE, first = (k + 1) / TILE;
@@ -228,7 +227,7 @@ template <int N> ESS_INLINE void inside(const EntropyBlock<N> &block, NodeProduc
 }
 
 // The sums of the E positions of a block.
-template <int N> static void entropy_sums(const EntropyBlock<N> &block, const ess_quadrature &q, EntropySums *sums) {
+template <int N> void entropy_sums(const EntropyBlock<N> &block, const ess_quadrature &q, EntropySums *sums) {
     constexpr int U = NODES_AT_ONCE;
     V inverse[N * U], step[N * U], squares[N];
     const Tridiagonal<N> &T = block.outside;
@@ -279,8 +278,7 @@ template <int N> static void entropy_sums(const EntropyBlock<N> &block, const es
 // Takes a block apart for the nodes, in units of its scale, a bound of the squared largest singular value at all
 // positions: the sum of bounds of its parts.
 template <int N>
-static void prepare(const Outside<N, E> &out, const BlockParts<N, E> &parts, Reduction<N> &reduction,
-                    EntropyBlock<N> &block) {
+void prepare(const Outside<N, E> &out, const BlockParts<N, E> &parts, Reduction<N> &reduction, EntropyBlock<N> &block) {
     constexpr int S = STRIPS<N>;
     Tridiagonal<N> &T = block.outside;
     // first by the trace: the reduction multiplies six entries of T with each other
@@ -297,7 +295,7 @@ static void prepare(const Outside<N, E> &out, const BlockParts<N, E> &parts, Red
     for (int j = 0; j < COLUMNS; j++) {
         for (int r = 0; r < E; r++) {
             const int row = E - 1 - r;
-            V x = row > j ? parts.inner[row * E + j] : V{};
+            V x = row > j ? parts.Y[row * E + j] : V{};
             rest += x * x;
             block.inner[j][r] = x;
         }
@@ -347,29 +345,29 @@ template <int N> struct EntropyScratch {
 };
 
 template <int N>
-static void entropy_group(const LanesEntropyJob &job, const LaneHeads &heads, const AskedBlocks &asked,
-                          EntropyScratch<N> &scratch, V *transitions, V *gramians) {
-    const int64_t blocks = job.blocks(), length = job.tokens.length;
+void entropy_group(const ess_lanes_entropy_job &job, const LaneHeads &heads, const AskedBlocks &asked,
+                   EntropyScratch<N> &scratch, V *transitions, V *gramians) {
+    const int64_t length = job.tokens->length, blocks = (length + E - 1) / E;
     LanesScratch<N, E> &c = scratch.common;
-    const LaneTokens tokens(job.tokens, heads);
+    const LaneTokens tokens(*job.tokens, heads);
     observe_all<N, E>(tokens, asked.first, blocks, c.tokens, transitions, gramians);
-    for (V &x : c.root) x = V{};
+    for (V &x : c.F) x = V{};
     for (V &x : c.carried) x = V{};
     for (int64_t b = 0; b <= asked.last; b++) {
         const V *a = transitions + b * N * E;
         tokens.read_block<N, E>(b * E, c.tokens);
         block_parts<N, E>(c.tokens, a, tokens.reads_before(), c.parts);
-        carry_root<N>(c.root, c.parts.carry, c.carried);
+        carry_root<N>(c.F, c.parts.Phi, c.carried);
         bool wanted[W] = {}, some = false;
         for (int l = 0; l < heads.count; l++) some |= wanted[l] = job.wanted[heads.number[l] * blocks + b] != 0;
         if (some) {
             unpack<N>(gramians + b * GRAMIAN<N>, c.Q);
-            outside<N, E>(c.parts, c.Q, c.root, c.carried, c.seen, c.outside);
+            outside<N, E>(c.parts, c.Q, c.F, c.carried, c.seen, c.outside);
             prepare<N>(c.outside, c.parts, scratch.reduction, scratch.block);
-            entropy_sums<N>(scratch.block, job.quadrature, scratch.sums);
+            entropy_sums<N>(scratch.block, *job.quadrature, scratch.sums);
             for (int s = 0; s < E; s++) {
                 const int64_t position = b * E + s;
-                entropy_of(scratch.sums[s], job.quadrature, all(position < length ? job.cap[position] : 1.0),
+                entropy_of(scratch.sums[s], *job.quadrature, all(position < length ? job.cap[position] : 1.0),
                            scratch.block.rounding, scratch.ess[s], scratch.bound[s]);
                 scratch.total[s] = scratch.sums[s].total * scratch.block.unit;
             }
@@ -378,16 +376,15 @@ static void entropy_group(const LanesEntropyJob &job, const LaneHeads &heads, co
             store_positions<E>(scratch.bound, 1, job.bound + start, length, left, heads, wanted);
             store_positions<E>(scratch.total, 1, job.total + start, length, left, heads, wanted);
         }
-        reach<N, E>(c.carried, c.parts.write, c.root);
+        reach<N, E>(c.carried, c.parts.Z, c.F);
     }
 }
 
-static int64_t entropy(const LanesEntropyJob &job, int32_t threads, void *workspace) {
-    return job.tokens.states <= 8 ? by_groups<8, E, EntropyScratch<8>>(job, 1, threads, workspace, entropy_group<8>)
-                                  : by_groups<16, E, EntropyScratch<16>>(job, 1, threads, workspace, entropy_group<16>);
+inline int64_t entropy(const ess_lanes_entropy_job &job, int32_t threads, void *workspace) {
+    return job.tokens->states <= 8
+               ? by_groups<8, E, EntropyScratch<8>>(job, 1, threads, workspace, entropy_group<8>)
+               : by_groups<16, E, EntropyScratch<16>>(job, 1, threads, workspace, entropy_group<16>);
 }
 
 } // namespace
-} // namespace lanes
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::lanes

@@ -2,24 +2,23 @@
 
 #pragma once
 
+#include "base/team_work.h"
 #include "lanes/blocks.h"
 
-namespace ess {
-namespace ESS_LEVEL {
-namespace lanes {
+namespace ess::ESS_LEVEL::lanes {
 namespace {
 
 template <int N, int C> struct LanesScratch {
     BlockTokens<N, C> tokens;
     BlockParts<N, C> parts;
     Outside<N, C> outside;
-    V Q[N * N], root[N * N], carried[N * N], seen[N * N];
+    V Q[N * N], F[N * N], carried[N * N], seen[N * N];
 };
 
 // The transitions of all blocks, and the Gramian at the right edge of each from `first` on.
 template <int N, int C>
-static void observe_all(const LaneTokens &tokens, int64_t first, int64_t blocks, BlockTokens<N, C> &scratch,
-                        V *transitions, V *gramians) {
+void observe_all(const LaneTokens &tokens, int64_t first, int64_t blocks, BlockTokens<N, C> &scratch, V *transitions,
+                 V *gramians) {
     for (int i = 0; i < GRAMIAN<N>; i++) gramians[(blocks - 1) * GRAMIAN<N> + i] = V{};
     for (int64_t b = blocks - 1; b > first; b--) {
         tokens.read_transitions<N, C>(b * C, transitions + b * N * C);
@@ -31,12 +30,12 @@ static void observe_all(const LaneTokens &tokens, int64_t first, int64_t blocks,
 }
 
 // F^T Phi, upper triangular
-template <int N> static void carry_root(const V *root, const V *carry, V *carried) {
+template <int N> void carry_root(const V *F, const V *Phi, V *carried) {
     for (int I = 0; I < STRIPS<N>; I++) {
         for (int k = I * TILE; k < N; k++) {
             ESS_UNROLL
             for (int i = 0; i < TILE; i++) {
-                carried[(I * N + k) * TILE + i] = root[(I * N + k) * TILE + i] * carry[k];
+                carried[(I * N + k) * TILE + i] = F[(I * N + k) * TILE + i] * Phi[k];
             }
         }
     }
@@ -44,8 +43,8 @@ template <int N> static void carry_root(const V *root, const V *carry, V *carrie
 
 // Writes what is known of the C positions of a block to `target`, `[heads][length]` with `head_stride` between heads.
 template <int C>
-static void store_positions(const V *rows, int row_stride, double *target, int64_t head_stride, int64_t left,
-                            const LaneHeads &heads, const bool *wanted) {
+void store_positions(const V *rows, int row_stride, double *target, int64_t head_stride, int64_t left,
+                     const LaneHeads &heads, const bool *wanted) {
     alignas(64) double numbers[W][C];
     for (int s = 0; s < C; s++) {
         V x = rows[s * row_stride];
@@ -88,27 +87,19 @@ template <int N, int C, class Scratch> struct GroupWorkspace {
 
 // The heads that are asked about at all, W at a time, groups over threads. `rows` rows of `wanted` belong to a head.
 template <int N, int C, class Scratch, class Job>
-static int64_t by_groups(const Job &job, int64_t rows, int32_t threads, void *workspace,
-                         void (*group)(const Job &, const LaneHeads &, const AskedBlocks &, Scratch &, V *, V *)) {
-    const int64_t heads = job.tokens.heads, blocks = job.blocks(), most = (heads + W - 1) / W;
-    if (threads > most) threads = static_cast<int32_t>(most);
-    Arena arena(workspace), measured;
-    int64_t *asked = arena.take<int64_t>(heads);
-    GroupWorkspace<N, C, Scratch>(measured, blocks);
-    const int64_t shared = arena.used(), each = measured.used();
-    if (!workspace) return shared + each * threads;
-
-    int64_t count = 0;
-    for (int64_t h = 0; h < heads; h++) {
+int64_t by_groups(const Job &job, int64_t rows, int32_t threads, void *workspace,
+                  void (*group)(const Job &, const LaneHeads &, const AskedBlocks &, Scratch &, V *, V *)) {
+    const int64_t heads = job.tokens->heads, blocks = (job.tokens->length + C - 1) / C, most = (heads + W - 1) / W;
+    Arena shared(workspace);
+    int64_t *asked = shared.take<int64_t>(heads), count = 0;
+    for (int64_t h = 0; asked && h < heads; h++) {
         AskedBlocks any(blocks);
         any.look(job.wanted + h * rows * blocks, rows, blocks);
         if (!any.none()) asked[count++] = h;
     }
     TaskCounter tasks((count + W - 1) / W);
-    team(threads, [&](int32_t thread) {
+    auto body = [&](GroupWorkspace<N, C, Scratch> &own) {
         FlushDenormals flush;
-        Arena mine(static_cast<char *>(workspace) + shared + thread * each);
-        GroupWorkspace<N, C, Scratch> own(mine, blocks);
         for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
             const int64_t left = count - task * W;
             const LaneHeads lanes = {asked + task * W, left < W ? static_cast<int>(left) : W};
@@ -118,11 +109,10 @@ static int64_t by_groups(const Job &job, int64_t rows, int32_t threads, void *wo
             }
             group(job, lanes, range, *own.scratch, own.transitions, own.gramians);
         }
-    });
-    return shared + each * threads;
+    };
+    if (threads > most) threads = static_cast<int32_t>(most);
+    return run_with<GroupWorkspace<N, C, Scratch>>(shared, threads, body, blocks);
 }
 
 } // namespace
-} // namespace lanes
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::lanes

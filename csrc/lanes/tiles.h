@@ -7,9 +7,7 @@
 
 #include "base/simd.h"
 
-namespace ess {
-namespace ESS_LEVEL {
-namespace lanes {
+namespace ess::ESS_LEVEL::lanes {
 namespace {
 
 constexpr int TILE = 4;
@@ -72,6 +70,4 @@ ESS_INLINE void store_transposed(V *strip, int k, const Tile &tile) {
 }
 
 } // namespace
-} // namespace lanes
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::lanes

@@ -1,13 +1,14 @@
+// Room lanes/: recurrences with small states, heads side by side in vector lanes: what a lane answers depends on no
+// other. It may include leaves/, dense/, base/ and include/.
+//
 // Tokens of W heads side by side: lane l of every vector belongs to the group's l-th head.
 
 #pragma once
 
 #include "base/simd.h"
-#include "jobs/lanes.h"
+#include "include/ess_lanes.h"
 
-namespace ess {
-namespace ESS_LEVEL {
-namespace lanes {
+namespace ess::ESS_LEVEL::lanes {
 namespace {
 
 // The C tokens of one block, coordinate by coordinate: token t's number k at [k * C + t].
@@ -142,6 +143,4 @@ class LaneTokens {
 };
 
 } // namespace
-} // namespace lanes
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::lanes

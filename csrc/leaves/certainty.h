@@ -3,15 +3,12 @@
 #pragma once
 
 #include "base/threads.h"
-#include "jobs/certainty.h"
+#include "include/ess_certainty.h"
 #include "leaves/entropy_sums.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::leaves {
 namespace {
-namespace certainty {
-
-// numbers for which another thread is worth being woken
+// Start one more thread for every so many numbers.
 constexpr int64_t WORTH_A_THREAD = 1 << 15;
 
 // above every count
@@ -20,6 +17,12 @@ constexpr double NO_COUNT = 1e15;
 inline int32_t threads_for(int64_t numbers, int32_t threads) {
     const int64_t worth = numbers / WORTH_A_THREAD + 1;
     return worth < threads ? static_cast<int32_t>(worth) : threads;
+}
+
+// The blur of a position; `row` counts tolerances of heads.
+inline double blur_at(const ess_blur &blur, int64_t row, int64_t length, int64_t position) {
+    if (blur.width == nullptr) return 0;
+    return blur.width[row * ((length + blur.group - 1) / blur.group) + position / blur.group];
 }
 
 // The relative width behind a growth; a growth that is not a number is no answer.
@@ -38,7 +41,7 @@ template <class Job, class Body> void by_rows(const Job &job, int32_t threads, B
 }
 
 // One head at one tolerance; returns how many positions are doubtful.
-inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
+inline int64_t judge_row(const ess_judge_counts_job job, int64_t head, int64_t tolerance) {
     const int64_t row = head * job.tolerances + tolerance, count = job.length - 1;
     const int64_t from = row * job.length + 1, to = (tolerance * job.heads + head) * count;
     const double *value = job.value + from, *growth = job.growth + from, *least = job.least + from;
@@ -47,21 +50,20 @@ inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
     double *__restrict widths = job.width + to;
     uint8_t *__restrict doubtful = job.doubtful + to;
     const bool possible = job.rows[row] != 0;
-    const ess_limits limits = job.limits;
     int64_t number = 0;
     // positions of one group share a blur
     const int64_t group = job.blur.width ? job.blur.group : job.length;
     for (int64_t first = 1, end; first < job.length; first = end) {
         end = min((first / group + 1) * group, job.length);
-        const double blur = job.blur.at(row, job.length, first);
-        const bool blurred = !(blur <= limits.blurred);
+        const double blur = blur_at(job.blur, row, job.length, first);
+        const bool blurred = !(blur <= job.blurred);
         for (int64_t i = first - 1; i < end - 1; i++) { // entry i is position i + 1
             const bool wanted = possible && asked[i] != 0;
-            const double width = width_of(growth[i], limits.unit);
-            double limit = limits.tiny_row * (1.0 + growth[i]);
+            const double width = width_of(growth[i], job.unit);
+            double limit = job.tiny_row * (1.0 + growth[i]);
             // a limit that is NaN stays one: no comparison with it holds
-            limit = limit > limits.small_row ? limits.small_row : limit;
-            const bool doubt = wanted && (blurred || !(least[i] > limit && width <= limits.sure));
+            limit = limit > job.small_row ? job.small_row : limit;
+            const bool doubt = wanted && (blurred || !(least[i] > limit && width <= job.sure));
             // where nothing was eliminated the value is whatever lay there
             const bool counted = value[i] >= 0.0 && value[i] <= NO_COUNT;
             counts[i] = wanted && counted ? static_cast<int64_t>(value[i]) : 0;
@@ -73,14 +75,18 @@ inline int64_t judge_row(const JudgeJob &job, int64_t head, int64_t tolerance) {
     return number;
 }
 
-inline void judge_counts(const JudgeJob &job, int32_t threads) {
+inline int64_t judge_counts(const ess_judge_counts_job &job, int32_t threads, void *workspace) {
+    if (workspace == nullptr) return 0;
     *job.number = 0;
     by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
         __atomic_fetch_add(job.number, judge_row(job, head, tolerance), __ATOMIC_RELAXED);
     });
+    return 0;
 }
 
-inline void group_widths(const WidthsJob &job, int32_t threads) {
+inline int64_t group_widths(const ess_group_widths_job &job, int32_t threads, void *workspace) {
+    if (workspace == nullptr) return 0;
+    const int64_t groups = (job.length + job.group - 1) / job.group;
     by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
         // these begin at position 1
         const int64_t from = (tolerance * job.heads + head) * (job.length - 1);
@@ -101,8 +107,8 @@ inline void group_widths(const WidthsJob &job, int32_t threads) {
             }
             return most;
         };
-        double *chosen = job.chosen + (head * job.tolerances + tolerance) * job.groups(), of_head = -1.0;
-        for (int64_t g = 0; g < job.groups(); g++) {
+        double *chosen = job.chosen + (head * job.tolerances + tolerance) * groups, of_head = -1.0;
+        for (int64_t g = 0; g < groups; g++) {
             const int64_t begin = g == 0 ? 1 : g * job.group, end = min((g + 1) * job.group, job.length);
             bool some = false;
             for (int64_t i = begin; i < end; i++) some |= doubtful[i - 1] != 0;
@@ -113,18 +119,21 @@ inline void group_widths(const WidthsJob &job, int32_t threads) {
             }
         }
     });
+    return 0;
 }
 
-inline void compare_counts(const CompareJob &job, int32_t threads) {
+inline int64_t compare_counts(const ess_compare_counts_job &job, int32_t threads, void *workspace) {
+    if (workspace == nullptr) return 0;
+    const int64_t groups = (job.length + job.group - 1) / job.group;
     *job.number = 0;
     by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
         const int64_t row = head * job.tolerances + tolerance, L = job.length;
         // what is changed begins at position 1
         const int64_t to = (tolerance * job.heads + head) * (L - 1);
         const double *value = job.value + row * 2 * L, *growth = job.growth + row * 2 * L;
-        const double *moves = job.move + row * job.groups();
+        const double *moves = job.move + row * groups;
         int64_t left = 0;
-        for (int64_t g = 0; g < job.groups(); g++) {
+        for (int64_t g = 0; g < groups; g++) {
             const int64_t begin = g == 0 ? 1 : g * job.group, end = min((g + 1) * job.group, L);
             const double move = moves[g];
             const bool tried = move == move;
@@ -134,8 +143,8 @@ inline void compare_counts(const CompareJob &job, int32_t threads) {
                 if (!doubtful) continue;
                 left++;
                 if (!tried || width != width) continue;
-                const double reach =
-                    max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit)) + job.blur.at(row, L, i);
+                const double reach = max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit)) +
+                                     blur_at(job.blur, row, L, i);
                 if (!(reach <= move)) {
                     width = reach;
                 } else if (value[i] == value[L + i]) {
@@ -151,9 +160,11 @@ inline void compare_counts(const CompareJob &job, int32_t threads) {
         }
         __atomic_fetch_add(job.number, left, __ATOMIC_RELAXED);
     });
+    return 0;
 }
 
-inline void judge_entropy(const EntropyJob &job, int32_t threads) {
+inline int64_t judge_entropy(const ess_judge_entropy_job &job, int32_t threads, void *workspace) {
+    if (workspace == nullptr) return 0;
     const int64_t groups = (job.length + job.group - 1) / job.group;
     TaskCounter tasks(job.heads);
     team(threads_for(job.heads * job.length, threads), [&](int32_t) {
@@ -170,7 +181,7 @@ inline void judge_entropy(const EntropyJob &job, int32_t threads) {
                     x[3][l] = rounding[(i + l) / job.group];
                 }
                 V ess, bound;
-                entropy_of({load(x[0]), load(x[1])}, job.quadrature, load(x[2]), load(x[3]), ess, bound);
+                entropy_of({load(x[0]), load(x[1])}, *job.quadrature, load(x[2]), load(x[3]), ess, bound);
                 store(y[0], ess);
                 store(y[1], bound);
                 for (int64_t l = 0; l < count; l++) {
@@ -180,11 +191,8 @@ inline void judge_entropy(const EntropyJob &job, int32_t threads) {
             }
         }
     });
+    return 0;
 }
 
-const CertaintyKernels kernels = {judge_counts, group_widths, compare_counts, judge_entropy};
-
-} // namespace certainty
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::leaves

@@ -1,13 +1,12 @@
-// Counts at the positions of leaves (leaves/leaf.h): positive pivots of factors that are updated from position to position,
-// and made anew where updates would spoil them.
+// Counts at the positions of leaves (leaves/leaf.h): positive pivots of factors that are updated from position to
+// position, and made anew where updates would spoil them.
 
 #pragma once
 
 #include "leaves/leaf.h"
 #include "leaves/update_errors.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::leaves {
 namespace {
 
 // vectors of work that the columns of c positions need, and a leaf of c positions
@@ -22,7 +21,7 @@ struct LeafVerdict {
     V positive, growth, least;
 };
 
-ESS_INLINE LeafVerdict select(Mask<double> lanes, const LeafVerdict &yes, const LeafVerdict &no) {
+ESS_INLINE LeafVerdict select_verdict(Mask<double> lanes, const LeafVerdict &yes, const LeafVerdict &no) {
     return {select(lanes, yes.positive, no.positive), select(lanes, yes.growth, no.growth),
             select(lanes, yes.least, no.least)};
 }
@@ -151,10 +150,10 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         if (any(bad)) {
             // leading minors from the other end may be kinder
             const V other = make_fresh(s, true);
-            own = select(bad & (other < growth), judged(s, rows, other), own);
+            own = select_verdict(bad & (other < growth), judged(s, rows, other), own);
             make_fresh(s, false);
         }
-        verdict = select(spoilt, own, verdict);
+        verdict = select_verdict(spoilt, own, verdict);
         return growth;
     }
 
@@ -273,5 +272,4 @@ inline void leaf_counts(int c, V *R, V *K, V *C, V *work, V growth, V least, con
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::leaves

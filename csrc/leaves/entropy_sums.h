@@ -5,8 +5,7 @@
 #include "base/simd.h"
 #include "include/ess_recurrence.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::leaves {
 namespace {
 
 // squares are never taken to be more exact than this: a logarithm is taken of their error
@@ -32,5 +31,4 @@ ESS_INLINE void entropy_of(const EntropySums &sums, const ess_quadrature &q, V c
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::leaves

@@ -1,8 +1,8 @@
 // The leaf of the staircase where squares must not be taken: positive eigenvalues of every position's own matrix,
 // positions side by side in vector lanes.
 //
-// A node holds [[R, K^T], [K, C]] on its c rows (reversed) and c columns, as in leaves/leaf.h. Position s is the principal
-// submatrix of the rows s..c-1 and the columns 0..s-1: c x c, ordered by token, for every s. It is brought to
+// A node holds [[R, K^T], [K, C]] on its c rows (reversed) and c columns, as in leaves/leaf.h. Position s is the
+// principal submatrix of the rows s..c-1 and the columns 0..s-1: c x c, ordered by token, for every s. It is brought to
 // tridiagonal form by Householder reflections, whose errors are a few 2^-52 of its norm whatever its pivots would have
 // been, and a Sturm sequence counts.
 
@@ -10,8 +10,8 @@
 
 #include "dense/products.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::leaves {
+using namespace dense;
 namespace {
 
 // W positions of one node.
@@ -160,5 +160,4 @@ struct InertiaLeaf {
 };
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::leaves

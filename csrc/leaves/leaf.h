@@ -1,3 +1,6 @@
+// Room leaves/: from the last node of an elimination to counts, log-determinants, entropies, and what can be believed
+// of them. It may include dense/, base/ and include/.
+//
 // The leaf of the staircase: a node of c positions, W of them side by side, from its matrix to all its positions.
 // Counts are in leaves/counts.h, log-determinants in leaves/logdet.h.
 //
@@ -12,13 +15,24 @@
 // Element (i, j) of all W nodes is one vector. R[j c + i], i >= j, rows reversed; K[r c + j]: column j of reversed row
 // r, read for j + r < c - 1 only; C[j c + i], i >= j. All three are overwritten. About 1.2 c^3 flops a node: c^3 / 3
 // for R, c^3 / 6 for K, c^3 / 3 for C, and 4 c^3 / 6 / 2 for the updates.
+//
+// Growth says how far the count of an elimination can be trusted. LDL^T is exact for a matrix whose entry (i, k)
+// differs from the given one by a few roundings of sum_q |l_iq d_q l_kq|, and no such sum exceeds the larger of the
+// diagonal's two, G_i = sum_q |d_q| l_iq^2. Two numbers stand for G, both in units of the shift:
+//
+//   - the sum itself, where hundreds of pivots change an entry (dense/factor.h, lanes/counts.h): it is in a register;
+//   - the largest of its terms, where at most c <= 64 pivots do (this room): a maximum is cheaper in a loop that is
+//     bound by its loads. The sum is at most c times as large, and the roundings of c terms add up to c times one only
+//     if all of them have the same sign.
+//
+// What elimination brings along enters the leaf as its growth before, so a leaf never forgets what a boundary has lost.
 
 #pragma once
 
 #include "dense/factor.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::leaves {
+using namespace dense;
 namespace {
 
 // positions whose updates are chained in one pass
@@ -130,5 +144,4 @@ struct Chain {
 };
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::leaves

@@ -11,17 +11,17 @@
 #include "dense/shifts.h"
 #include "leaves/leaf.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::leaves {
+using namespace dense;
 namespace {
 
 // One tile of PANEL x PANEL: target(i, j) -= sum over q < PANEL of x(i, q) y(j, q). All column-major.
 ESS_INLINE void subtract_tile(const V *x, int64_t ldx, const V *y, int64_t ldy, V *target, int64_t ld) {
     ESS_UNROLL
-    for (int j0 = 0; j0 < PANEL; j0 += TILE) {
-        V sum[TILE][PANEL];
+    for (int j0 = 0; j0 < PANEL; j0 += SHIFT_TILE) {
+        V sum[SHIFT_TILE][PANEL];
         ESS_UNROLL
-        for (int j = 0; j < TILE; j++) {
+        for (int j = 0; j < SHIFT_TILE; j++) {
             ESS_UNROLL
             for (int i = 0; i < PANEL; i++) sum[j][i] = target[i + (j0 + j) * ld];
         }
@@ -34,7 +34,7 @@ ESS_INLINE void subtract_tile(const V *x, int64_t ldx, const V *y, int64_t ldy, 
                 keep_in_register(xs[i]);
             }
             ESS_UNROLL
-            for (int j = 0; j < TILE; j++) {
+            for (int j = 0; j < SHIFT_TILE; j++) {
                 V yj = y[j0 + j + q * ldy];
                 keep_in_register(yj);
                 ESS_UNROLL
@@ -42,7 +42,7 @@ ESS_INLINE void subtract_tile(const V *x, int64_t ldx, const V *y, int64_t ldy, 
             }
         }
         ESS_UNROLL
-        for (int j = 0; j < TILE; j++) {
+        for (int j = 0; j < SHIFT_TILE; j++) {
             ESS_UNROLL
             for (int i = 0; i < PANEL; i++) target[i + (j0 + j) * ld] = sum[j][i];
         }
@@ -192,5 +192,4 @@ inline void leaf_logdet(int c, V *R, V *K, V *C, V *work, V base, V *logdets) {
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::leaves

@@ -14,8 +14,7 @@
 
 #include "base/simd.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::leaves {
 namespace {
 
 // errors of this many roundings are as good as none: widths of 3e-8
@@ -52,5 +51,4 @@ template <int TERMS> class UpdateErrors {
 };
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::leaves

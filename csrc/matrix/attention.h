@@ -5,13 +5,13 @@
 #pragma once
 
 #include "dense/strips.h"
+#include "include/ess_attention.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::matrix {
+using namespace dense;
 namespace {
-namespace dense {
 
-static_assert(ATTENTION_TILE == STRIP, "a strip of keys is as wide as the weights are padded");
+static_assert(ESS_ATTENTION_TILE == STRIP, "a strip of keys is as wide as the weights are padded");
 
 // Some rows of q or k as one strip, times `scale`; rows at and after `rows` are zero.
 inline void pack_tokens(const double *source, int64_t rows, int64_t size, double scale, int64_t strip, Strips target) {
@@ -53,14 +53,15 @@ inline void softmax_row(double *x, int64_t first, int64_t end, double softcap, d
     for (int64_t j = vectors; j < end; j++) x[j] = rest[j - vectors] * inverse;
 }
 
-inline int64_t attention_rows(const AttentionRowsJob &job) {
-    const int64_t rounded = job.rounded(), strips = rounded / STRIP, tokens = job.length * job.size;
-    Arena arena(job.workspace);
+inline int64_t attention_rows(const ess_attention_rows_job &job, int32_t threads, void *workspace) {
+    const int64_t rounded = (job.length + ESS_ATTENTION_TILE - 1) / ESS_ATTENTION_TILE * ESS_ATTENTION_TILE,
+                  strips = rounded / STRIP, tokens = job.length * job.size;
+    Arena arena(workspace);
     double *keys = arena.take<double>(job.heads * rounded * job.size);
-    double *queries = arena.take<double>(job.threads * STRIP * job.size);
-    if (job.workspace == nullptr) return arena.used();
+    double *queries = arena.take<double>(threads * STRIP * job.size);
+    if (workspace == nullptr) return arena.used();
     TaskCounter packs(job.heads * strips);
-    team(job.threads, [&](int32_t) {
+    team(threads, [&](int32_t) {
         for (int64_t t; (t = packs.take()) >= 0;) {
             const int64_t head = t / strips;
             pack_tokens(job.k + head * tokens, job.length, job.size, 1.0, t % strips,
@@ -68,7 +69,7 @@ inline int64_t attention_rows(const AttentionRowsJob &job) {
         }
     });
     TaskCounter bands(job.heads * strips);
-    team(job.threads, [&](int32_t thread) {
+    team(threads, [&](int32_t thread) {
         FlushDenormals flush;
         const Strips Q{queries + thread * STRIP * job.size, STRIP, job.size};
         for (int64_t t; (t = bands.take()) >= 0;) {
@@ -99,10 +100,5 @@ inline int64_t attention_rows(const AttentionRowsJob &job) {
     return arena.used();
 }
 
-} // namespace dense
-
-const AttentionKernels attention_kernels = {dense::attention_rows};
-
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::matrix

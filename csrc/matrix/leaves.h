@@ -6,10 +6,9 @@
 #include "leaves/logdet.h"
 #include "matrix/node.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::matrix {
+using namespace leaves;
 namespace {
-namespace dense {
 
 // numbers in one block of a leaf
 constexpr int64_t LEAF_BLOCK = MATRIX_LEAF * MATRIX_LEAF;
@@ -17,7 +16,7 @@ constexpr int64_t LEAF_BLOCK = MATRIX_LEAF * MATRIX_LEAF;
 class Leaves {
   public:
     Leaves() = default;
-    Leaves(const MatrixStaircaseJob &job, Arena &arena) : job_(&job) {
+    Leaves(const ess_matrix_staircase_job &job, Arena &arena) : job_(&job) {
         nodes_ = arena.take<double>(W * 3 * LEAF_BLOCK);
         stride_ = job.definite ? leaf_stride(MATRIX_LEAF) : MATRIX_LEAF;
         R_ = arena.take<V>(MATRIX_LEAF * stride_);
@@ -102,7 +101,7 @@ class Leaves {
     }
 
     void write(const Lane &lane, int l) const {
-        const int64_t row = lane.item * job_->operand.length, last = job_->operand.length - lane.start;
+        const int64_t row = lane.item * job_->matrix->length, last = job_->matrix->length - lane.start;
         for (int64_t s = 0; s < min(MATRIX_LEAF, last); s++) {
             const int64_t at = row + lane.start + s;
             if (!job_->wanted[at]) continue;
@@ -117,7 +116,7 @@ class Leaves {
         }
     }
 
-    const MatrixStaircaseJob *job_ = nullptr;
+    const ess_matrix_staircase_job *job_ = nullptr;
     double *nodes_ = nullptr;
     int64_t stride_ = MATRIX_LEAF; // between columns of R, K and C
     V *R_ = nullptr, *K_ = nullptr, *C_ = nullptr, *work_ = nullptr;
@@ -126,7 +125,5 @@ class Leaves {
     int count_ = 0;
 };
 
-} // namespace dense
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::matrix

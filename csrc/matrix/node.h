@@ -9,11 +9,11 @@
 
 #include "leaves/leaf.h"
 #include "matrix/panel.h"
+#include "matrix/tree.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::matrix {
+using namespace leaves;
 namespace {
-namespace dense {
 
 struct Node {
     Block R, K, C;       // lower triangle; K(column, reversed row) where column + row < size - 1; lower triangle
@@ -28,9 +28,9 @@ struct Node {
 struct NodeMemory {
     double *R, *K, *C;
 
-    static int64_t size(int64_t m) { return 3 * m * matrix_stride(m); }
+    static int64_t size(int64_t m) { return 3 * m * node_stride(m); }
     static NodeMemory in(double *memory, int64_t m) {
-        const int64_t part = m * matrix_stride(m);
+        const int64_t part = m * node_stride(m);
         return {memory, memory + part, memory + 2 * part};
     }
 };
@@ -85,7 +85,7 @@ inline void fill_strip(const Half &half, int64_t strip) {
 // One group of strips of what the half keeps: R, K and C of the child, less what the pivots take away.
 inline void update_group(const Half &half, int64_t group) {
     const Node &node = half.parent;
-    const int64_t h = half.size, p = half.panel.pivots, ld = matrix_stride(h);
+    const int64_t h = half.size, p = half.panel.pivots, ld = node_stride(h);
     const int64_t per_block = trailing_groups(half) / 3, part = group / per_block;
     const int64_t row = group % per_block * GROUP * STRIP, rows = min(GROUP * STRIP, h - row);
     // positions of the half's own rows and columns among the parent's
@@ -109,7 +109,7 @@ inline void update_group(const Half &half, int64_t group) {
 inline void finish_half(Half &half) {
     const Node &node = half.parent;
     const Panel &panel = half.panel;
-    const int64_t ld = matrix_stride(half.size);
+    const int64_t ld = node_stride(half.size);
     Node &child = half.child;
     child = node;
     child.R = {half.memory.R, ld, 1.0, 0.0};
@@ -149,7 +149,5 @@ template <bool COUNTS> void eliminate_half(Half &half) {
     finish_half(half);
 }
 
-} // namespace dense
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::matrix

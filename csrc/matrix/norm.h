@@ -3,23 +3,24 @@
 
 #pragma once
 
+#include "base/threads.h"
 #include "dense/products.h"
+#include "include/ess_matrix.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::matrix {
+using namespace dense;
 namespace {
-namespace dense {
 
 constexpr int64_t BAND_ROWS = 64;
 
-inline int64_t matrix_largest(const MatrixLargestJob &job) {
-    const MatrixOperand &operand = job.operand;
+inline int64_t largest(const ess_matrix_largest_job &job, int32_t threads, void *workspace) {
+    const ess_matrix &operand = *job.matrix;
     const int64_t bands = (operand.length + BAND_ROWS - 1) / BAND_ROWS;
-    Arena arena(job.workspace);
+    Arena arena(workspace);
     double *most = arena.take<double>(operand.heads * bands);
-    if (job.workspace == nullptr) return arena.used();
+    if (workspace == nullptr) return arena.used();
     TaskCounter counter(operand.heads * bands);
-    team(job.threads, [&](int32_t) {
+    team(threads, [&](int32_t) {
         for (int64_t t; (t = counter.take()) >= 0;) {
             // the longest rows first
             const int64_t head = t / bands, band = bands - 1 - t % bands;
@@ -106,7 +107,7 @@ inline double schur_bound(int64_t length, const double *product, double bound, d
 
 // Sums of squares of H_i = T[i:, :i] at every position of a head, of positive terms only: row by row from the last one,
 // `below` [padded length] holds the sums down the columns, and H_i has those of the columns before i.
-inline void squares_at_positions(const MatrixOperand &operand, int64_t head, double *below, double *squares) {
+inline void squares_at_positions(const ess_matrix &operand, int64_t head, double *below, double *squares) {
     const double scale = operand.scale[head];
     for (int64_t j = 0; j < padded(operand.length); j += W) store(below + j, V{});
     for (int64_t i = operand.length - 1; i >= 0; i--) {
@@ -129,20 +130,20 @@ inline void squares_at_positions(const MatrixOperand &operand, int64_t head, dou
 
 // Schur's test: for any positive weights v of the columns, the squared norm of T is at most the largest ratio of
 // A^T A v to v, A the magnitudes of T. Weights from power iteration bring it near the norm of A.
-inline int64_t matrix_norm(const MatrixNormJob &job) {
-    const MatrixOperand &operand = job.operand;
+inline int64_t norm(const ess_matrix_norm_job &job, int32_t threads, void *workspace) {
+    const ess_matrix &operand = *job.matrix;
     const int64_t L = operand.length, bands = (L + BAND_ROWS - 1) / BAND_ROWS, ld = padded_stride(L);
-    Arena arena(job.workspace);
+    Arena arena(workspace);
     double *parts = arena.take<double>(operand.heads * bands * ld);
     double *vectors = arena.take<double>(operand.heads * ld);
-    if (job.workspace == nullptr) return arena.used();
+    if (workspace == nullptr) return arena.used();
     for (int64_t head = 0; head < operand.heads; head++) {
         for (int64_t j = 0; j < L; j++) vectors[head * ld + j] = 1.0;
         job.norm[head] = HUGE_VAL;
     }
     for (int64_t step = 0; step < job.steps; step++) {
         TaskCounter counter(operand.heads * bands);
-        team(job.threads, [&](int32_t) {
+        team(threads, [&](int32_t) {
             FlushDenormals flush;
             for (int64_t t; (t = counter.take()) >= 0;) {
                 const int64_t head = t / bands, band = bands - 1 - t % bands;
@@ -156,7 +157,7 @@ inline int64_t matrix_norm(const MatrixNormJob &job) {
             }
         });
         TaskCounter heads(operand.heads);
-        team(static_cast<int32_t>(min(operand.heads, static_cast<int64_t>(job.threads))), [&](int32_t) {
+        team(static_cast<int32_t>(min(operand.heads, static_cast<int64_t>(threads))), [&](int32_t) {
             FlushDenormals flush;
             for (int64_t head; (head = heads.take()) >= 0;) {
                 double *sum = parts + (head * bands + bands - 1) * ld;
@@ -171,7 +172,7 @@ inline int64_t matrix_norm(const MatrixNormJob &job) {
         });
     }
     TaskCounter heads(operand.heads);
-    team(static_cast<int32_t>(min(operand.heads, static_cast<int64_t>(job.threads))), [&](int32_t) {
+    team(static_cast<int32_t>(min(operand.heads, static_cast<int64_t>(threads))), [&](int32_t) {
         FlushDenormals flush;
         for (int64_t head; (head = heads.take()) >= 0;) {
             squares_at_positions(operand, head, vectors + head * ld, job.squares + head * L);
@@ -180,7 +181,5 @@ inline int64_t matrix_norm(const MatrixNormJob &job) {
     return arena.used();
 }
 
-} // namespace dense
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::matrix

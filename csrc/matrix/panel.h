@@ -5,10 +5,9 @@
 #include "dense/factor.h"
 #include "dense/strips.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::matrix {
+using namespace dense;
 namespace {
-namespace dense {
 
 // columns that are factorised together; the inner index of one pass of their update
 constexpr int64_t PANEL_BLOCK = 64, PANEL_PASS = 128;
@@ -167,7 +166,5 @@ inline double log_determinant(const double *d, int64_t count) {
     return exponent * 0.69314718055994530942 + log(all(product))[0];
 }
 
-} // namespace dense
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::matrix

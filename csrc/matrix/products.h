@@ -7,11 +7,12 @@
 #pragma once
 
 #include "dense/strips.h"
+#include "include/ess_matrix.h"
+#include "matrix/tree.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::matrix {
+using namespace dense;
 namespace {
-namespace dense {
 
 // One node of an edge and its product.
 struct EdgeProduct {
@@ -24,7 +25,7 @@ struct EdgeProduct {
 };
 
 inline EdgeProduct edge_product(Edge edge, int64_t level, int64_t length, double *products) {
-    const int64_t leaves = matrix_leaves(length), whole = leaves * MATRIX_LEAF;
+    const int64_t leaves = leaves_of(length), whole = leaves * MATRIX_LEAF;
     const int64_t size = MATRIX_LEAF * edge_leaves(edge, leaves, level);
     const int64_t above = level > 0 ? MATRIX_LEAF * edge_leaves(edge, leaves, level - 1) : whole;
     EdgeProduct p{};
@@ -34,9 +35,9 @@ inline EdgeProduct edge_product(Edge edge, int64_t level, int64_t length, double
     p.begin = edge == Edge::First ? size : whole - above;
     p.end = edge == Edge::First ? (level > 0 ? above : length) : whole - size;
     if (products && size) {
-        p.product = products + matrix_product_offset(length, edge, level);
+        p.product = products + product_offset(length, edge, level);
         if (level > 0) {
-            p.above = {products + matrix_product_offset(length, edge, level - 1), matrix_stride(above), 1.0, 0.0};
+            p.above = {products + product_offset(length, edge, level - 1), node_stride(above), 1.0, 0.0};
         }
     }
     return p;
@@ -53,9 +54,9 @@ inline int64_t factor_size(Edge edge, int64_t length) {
 }
 
 // One strip of a product's factor, scaled.
-inline void pack_product(const MatrixOperand &operand, const double *T, double scale, const EdgeProduct &p,
-                         int64_t strip, Strips factor) {
-    const int64_t ld = operand.row_stride, last = matrix_leaves(operand.length) * MATRIX_LEAF - 1 - strip * STRIP;
+inline void pack_product(const ess_matrix &operand, const double *T, double scale, const EdgeProduct &p, int64_t strip,
+                         Strips factor) {
+    const int64_t ld = operand.row_stride, last = leaves_of(operand.length) * MATRIX_LEAF - 1 - strip * STRIP;
     for (int64_t k0 = 0; k0 < p.depth(); k0 += PASS) {
         const int64_t columns = min(PASS, p.depth() - k0);
         double *packed = factor.at(strip * STRIP, k0);
@@ -72,21 +73,21 @@ inline void pack_product(const MatrixOperand &operand, const double *T, double s
 // Some strips of rows of a product, from packed factors.
 inline void multiply_product(const EdgeProduct &p, Strips factor, int64_t strip, int64_t strips) {
     multiply_strips<true>(strip * STRIP, strips * STRIP, (strip + strips) * STRIP, factor, 0, factor, 0, p.above,
-                          p.product, matrix_stride(p.size), {p.size, true});
+                          p.product, node_stride(p.size), {p.size, true});
 }
 
 // All products of all heads: heads side by side where there are as many as threads, else the strips of each.
-inline int64_t matrix_products(const MatrixProductsJob &job) {
-    const MatrixOperand &operand = job.operand;
-    const int64_t size = matrix_products_size(operand.length);
+inline int64_t products(const ess_matrix_products_job &job, int32_t threads, void *workspace) {
+    const ess_matrix &operand = *job.matrix;
+    const int64_t size = products_size(operand.length);
     const int64_t first_size = factor_size(Edge::First, operand.length);
     const int64_t last_size = factor_size(Edge::Last, operand.length);
-    const bool apart = operand.heads >= job.threads;
-    const int64_t buffers = apart ? min(operand.heads, static_cast<int64_t>(job.threads)) : 1;
-    Arena arena(job.workspace);
+    const bool apart = operand.heads >= threads;
+    const int64_t buffers = apart ? min(operand.heads, static_cast<int64_t>(threads)) : 1;
+    Arena arena(workspace);
     // both edges' factors, for each thread or for all together
     double *packed = arena.take<double>(buffers * (first_size + last_size));
-    if (job.workspace == nullptr || size == 0) return arena.used();
+    if (workspace == nullptr || size == 0) return arena.used();
 
     struct Task {
         EdgeProduct product;
@@ -135,7 +136,7 @@ inline int64_t matrix_products(const MatrixProductsJob &job) {
         Task tasks[2];
         for (int64_t level = 0; level_of(head, level, packed, tasks); level++) {
             TaskCounter strips(strips_of(tasks[0]) + strips_of(tasks[1]));
-            team(job.threads, [&](int32_t) {
+            team(threads, [&](int32_t) {
                 FlushDenormals flush;
                 for (int64_t t; (t = strips.take()) >= 0;) {
                     const bool second = t >= strips_of(tasks[0]);
@@ -145,7 +146,7 @@ inline int64_t matrix_products(const MatrixProductsJob &job) {
             // groups of both edges in turn, so that the longest come first
             const int64_t most = max(groups_of(tasks[0]), groups_of(tasks[1]));
             TaskCounter groups(2 * most);
-            team(job.threads, [&](int32_t) {
+            team(threads, [&](int32_t) {
                 FlushDenormals flush;
                 for (int64_t t; (t = groups.take()) >= 0;) {
                     if (t / 2 < groups_of(tasks[t % 2])) multiply(tasks[t % 2], t / 2);
@@ -156,7 +157,5 @@ inline int64_t matrix_products(const MatrixProductsJob &job) {
     return arena.used();
 }
 
-} // namespace dense
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::matrix

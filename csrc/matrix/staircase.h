@@ -9,21 +9,19 @@
 
 #include "matrix/leaves.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::matrix {
 namespace {
-namespace dense {
 
 // A node of an edge: a view of T and of the edge's product.
-inline Node edge_node(const MatrixStaircaseJob &job, int64_t item, Edge edge, int64_t level) {
-    const MatrixOperand &operand = job.operand;
+inline Node edge_node(const ess_matrix_staircase_job &job, int64_t item, Edge edge, int64_t level) {
+    const ess_matrix &operand = *job.matrix;
     const int64_t head = job.head[item], ld = operand.row_stride;
-    const int64_t whole = matrix_leaves(operand.length) * MATRIX_LEAF;
+    const int64_t whole = leaves_of(operand.length) * MATRIX_LEAF;
     const double inverse = 1.0 / job.shift[item], sign = job.definite ? 1.0 : -1.0;
     Node node{};
     node.edge = edge;
     node.level = level;
-    node.size = edge == Edge::None ? whole : MATRIX_LEAF * edge_leaves(edge, matrix_leaves(operand.length), level);
+    node.size = edge == Edge::None ? whole : MATRIX_LEAF * edge_leaves(edge, leaves_of(operand.length), level);
     node.start = edge == Edge::Last ? whole - node.size : 0;
     node.missing = edge == Edge::First ? 0 : whole - operand.length;
     node.R = node.C = {nullptr, 0, 1.0, sign};
@@ -32,8 +30,8 @@ inline Node edge_node(const MatrixStaircaseJob &job, int64_t item, Edge edge, in
     node.least = 1.0;
     if (edge == Edge::None) return node;
     const double *product =
-        job.products + head * matrix_products_size(operand.length) + matrix_product_offset(operand.length, edge, level);
-    const Block block{product, matrix_stride(node.size), inverse * inverse, sign};
+        job.products + head * products_size(operand.length) + product_offset(operand.length, edge, level);
+    const Block block{product, node_stride(node.size), inverse * inverse, sign};
     (edge == Edge::First ? node.C : node.R) = block;
     // the first row or column is the first to be eliminated, if it ever is (growth_of_first): sums of squares do not
     // cancel
@@ -45,9 +43,9 @@ inline Node edge_node(const MatrixStaircaseJob &job, int64_t item, Edge edge, in
     return node;
 }
 
-inline bool is_wanted(const MatrixStaircaseJob &job, int64_t item, int64_t start, int64_t size) {
-    const int64_t end = min(start + size, job.operand.length);
-    const uint8_t *wanted = job.wanted + item * job.operand.length;
+inline bool is_wanted(const ess_matrix_staircase_job &job, int64_t item, int64_t start, int64_t size) {
+    const int64_t end = min(start + size, job.matrix->length);
+    const uint8_t *wanted = job.wanted + item * job.matrix->length;
     for (int64_t i = start; i < end; i++) {
         if (wanted[i]) return true;
     }
@@ -93,7 +91,7 @@ constexpr int MAX_DEPTH = 48;
 class Descent {
   public:
     Descent() = default;
-    Descent(const MatrixStaircaseJob &job, int64_t size, Arena &arena) : job_(&job), leaves_(job, arena) {
+    Descent(const ess_matrix_staircase_job &job, int64_t size, Arena &arena) : job_(&job), leaves_(job, arena) {
         if (size <= MATRIX_LEAF) return;
         panel_ = PanelMemory(size, arena);
         int64_t leaves = size / MATRIX_LEAF;
@@ -127,7 +125,7 @@ class Descent {
         run(half.child, item, depth + 1);
     }
 
-    const MatrixStaircaseJob *job_ = nullptr;
+    const ess_matrix_staircase_job *job_ = nullptr;
     Leaves leaves_;
     PanelMemory panel_;
     double *nodes_[MAX_DEPTH] = {};
@@ -179,12 +177,12 @@ struct Plan {
     int64_t items, tasks, size; // most nodes, and how large the largest one is
     int levels;                 // bisections below the root's halves
 
-    static Plan of(const MatrixStaircaseJob &job) {
-        const int64_t leaves = matrix_leaves(job.operand.length);
+    static Plan of(const ess_matrix_staircase_job &job, int32_t threads) {
+        const int64_t leaves = leaves_of(job.matrix->length);
         if (leaves == 1) return {job.items, job.items, MATRIX_LEAF, 0};
         Plan plan{job.items, 2 * job.items, MATRIX_LEAF * left_leaves(leaves), 0};
         // nodes smaller than this are not worth the threads' meeting
-        while (plan.tasks < job.threads && plan.size > 8 * MATRIX_LEAF) plan = plan.next();
+        while (plan.tasks < threads && plan.size > 8 * MATRIX_LEAF) plan = plan.next();
         return plan;
     }
 
@@ -197,7 +195,8 @@ struct Plan {
 // The nodes of one level, and the next level from them by all threads together.
 class Growth {
   public:
-    Growth(const MatrixStaircaseJob &job, Arena &arena) : job_(job), plan_(Plan::of(job)) {
+    Growth(const ess_matrix_staircase_job &job, int32_t threads, Arena &arena)
+        : job_(job), threads_(threads), plan_(Plan::of(job, threads)) {
         tasks_ = arena.take<Task>(plan_.tasks);
         if (plan_.levels == 0) return;
         next_ = arena.take<Task>(plan_.tasks);
@@ -206,7 +205,7 @@ class Growth {
         panels_ = arena.take<PanelMemory>(plan_.tasks);
         // nodes of all levels are kept, panels are used again
         int64_t panels = 0;
-        const Plan root{job.items, 2 * job.items, MATRIX_LEAF * left_leaves(matrix_leaves(job.operand.length)), 0};
+        const Plan root{job.items, 2 * job.items, MATRIX_LEAF * left_leaves(leaves_of(job.matrix->length)), 0};
         for (Plan level = root; level.levels < plan_.levels; level = level.next()) {
             nodes_[level.levels] = arena.take<double>(level.eliminations() * NodeMemory::size(level.next().size));
             panels = max(panels, lay_out(level, nullptr));
@@ -220,7 +219,7 @@ class Growth {
     const Task &task(int64_t t) const { return tasks_[t]; }
 
     void run() {
-        const bool one = matrix_leaves(job_.operand.length) == 1;
+        const bool one = leaves_of(job_.matrix->length) == 1;
         for (int64_t item = 0; item < job_.items; item++) {
             for (int e = 0; e < (one ? 1 : 2); e++) {
                 const Node node = edge_node(job_, item, one ? Edge::None : e == 0 ? Edge::First : Edge::Last, 0);
@@ -265,8 +264,8 @@ class Growth {
                 task.node.start = eliminated++;
             }
         }
-        if (job_.definite) eliminate_together<false>(halves_, corners_, eliminated, job_.threads);
-        else eliminate_together<true>(halves_, corners_, eliminated, job_.threads);
+        if (job_.definite) eliminate_together<false>(halves_, corners_, eliminated, threads_);
+        else eliminate_together<true>(halves_, corners_, eliminated, threads_);
         for (int64_t t = 0; t < made; t++) {
             if (next_[t].node.size == 0) next_[t].node = halves_[next_[t].node.start].child;
         }
@@ -276,7 +275,8 @@ class Growth {
         count_ = made;
     }
 
-    const MatrixStaircaseJob &job_;
+    const ess_matrix_staircase_job &job_;
+    const int32_t threads_;
     const Plan plan_;
     Plan first_{};
     Task *tasks_ = nullptr, *next_ = nullptr;
@@ -288,19 +288,19 @@ class Growth {
     int64_t count_ = 0;
 };
 
-inline int64_t matrix_staircase(const MatrixStaircaseJob &job) {
-    Arena arena(job.workspace);
-    Growth growth(job, arena);
-    const int32_t threads = static_cast<int32_t>(min(static_cast<int64_t>(job.threads), growth.plan().tasks));
-    Descent *descents = arena.take<Descent>(threads);
-    for (int32_t t = 0; t < threads; t++) {
+inline int64_t staircase(const ess_matrix_staircase_job &job, int32_t threads, void *workspace) {
+    Arena arena(workspace);
+    Growth growth(job, threads, arena);
+    const int32_t descending = static_cast<int32_t>(min(static_cast<int64_t>(threads), growth.plan().tasks));
+    Descent *descents = arena.take<Descent>(descending);
+    for (int32_t t = 0; t < descending; t++) {
         Descent descent(job, growth.plan().size, arena);
-        if (job.workspace) descents[t] = descent;
+        if (workspace) descents[t] = descent;
     }
-    if (job.workspace == nullptr) return arena.used();
+    if (workspace == nullptr) return arena.used();
     growth.run();
     TaskCounter counter(growth.count());
-    team(threads, [&](int32_t thread) {
+    team(descending, [&](int32_t thread) {
         FlushDenormals flush;
         for (int64_t t; (t = counter.take()) >= 0;) descents[thread].run(growth.task(t).node, growth.task(t).item);
         descents[thread].finish();
@@ -308,7 +308,5 @@ inline int64_t matrix_staircase(const MatrixStaircaseJob &job) {
     return arena.used();
 }
 
-} // namespace dense
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::matrix

@@ -15,11 +15,11 @@
 #pragma once
 
 #include "dense/products.h"
-#include "jobs/recurrence.h"
 #include "recurrence/scans.h"
+#include "recurrence/sizes.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
+using namespace dense;
 namespace {
 
 // One block's products, and what it takes to make them. Column-major, m = n + 2c rows.
@@ -39,9 +39,9 @@ struct Boundary {
     }
 
     // Fills A and `magnitude` for a block. Flops: n^3 (S) + 2 n^2 c (Z^T Q) + n^2 c + n c^2 + n^2 c.
-    void assemble(const RecurrenceParts &parts, int64_t number) {
+    void assemble(const ess_recurrence &parts, int64_t number) {
         const double *X = parts.X + number * n * c, *Z = parts.Z + number * n * c;
-        const double *Phi = parts.Phi + number * parts.phi_size();
+        const double *Phi = parts.Phi + number * phi_size(parts);
         const bool dense = parts.dense;
         const int64_t n = this->n, c = this->c; // for the lambdas
         copy_root(parts.F + number * n * n);
@@ -119,5 +119,4 @@ struct Boundary {
 };
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

@@ -1,8 +1,9 @@
 // Counts of singular values above tolerances at every position of a recurrence.
 //
-// Per block and tolerance, in units of the tolerance: [[S - I], [X F, -I], [Z^T Q Phi F, Y, Z^T Q Z - I]] (recurrence/boundary.h,
-// divided by tau once or twice) is eliminated up to the block's own rows and columns: n pivots, of which the positive
-// ones are the singular values of T[e:, :a] above tau. What is left is the leaf (leaves/leaf.h), W of them side by side.
+// Per block and tolerance, in units of the tolerance: [[S - I], [X F, -I], [Z^T Q Phi F, Y, Z^T Q Z - I]]
+// (recurrence/boundary.h, divided by tau once or twice) is eliminated up to the block's own rows and columns: n pivots,
+// of which the positive ones are the singular values of T[e:, :a] above tau. What is left is the leaf (leaves/leaf.h),
+// W of them side by side.
 
 #pragma once
 
@@ -10,8 +11,8 @@
 #include "recurrence/boundary.h"
 #include "recurrence/tasks.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
+using namespace leaves;
 namespace {
 
 // Leaves on their way into lanes.
@@ -78,10 +79,10 @@ struct CountsWork {
     Leaves leaves;
     double *A, *L, *d, *growth;
 
-    CountsWork(Arena &arena, const RecurrenceCountsJob &job)
-        : making(arena, job.parts, job.making), boundary(arena, job.parts.n, job.parts.c), leaves(arena, job.parts.c),
-          A(arena.take<double>(boundary.lda * boundary.m)), L(arena.take<double>(boundary.lda * job.parts.n)),
-          d(arena.take<double>(job.parts.n)), growth(arena.take<double>(boundary.m)) {}
+    CountsWork(Arena &arena, const ess_recurrence &parts, const ess_recurrence_parts_job *making)
+        : making(arena, parts, making), boundary(arena, parts.n, parts.c), leaves(arena, parts.c),
+          A(arena.take<double>(boundary.lda * boundary.m)), L(arena.take<double>(boundary.lda * parts.n)),
+          d(arena.take<double>(parts.n)), growth(arena.take<double>(boundary.m)) {}
 };
 
 // A = boundary in units of tau, with the diagonal of the empty block.
@@ -143,7 +144,7 @@ inline double largest_growth(const double *growth, int64_t m) {
     return largest <= 1e300 ? largest : HUGE_VAL;
 }
 
-inline void finish_leaves(const RecurrenceCountsJob &job, Leaves &leaves) {
+inline void finish_leaves(const ess_recurrence_counts_job &job, Leaves &leaves) {
     if (leaves.filled == 0) return;
     const int64_t c = leaves.c;
     leaves.interleave();
@@ -167,8 +168,8 @@ inline void finish_leaves(const RecurrenceCountsJob &job, Leaves &leaves) {
 }
 
 // All wanted tolerances of one block: its boundary is made once.
-inline void count_block(const RecurrenceCountsJob &job, int64_t number, CountsWork &work) {
-    const RecurrenceParts &parts = job.parts;
+inline void count_block(const ess_recurrence_counts_job &job, int64_t number, CountsWork &work) {
+    const ess_recurrence &parts = *job.parts;
     const int64_t head = number / parts.blocks, block = number % parts.blocks;
     const Boundary &boundary = work.boundary;
     const int64_t n = boundary.n, c = boundary.c, m = boundary.m, lda = boundary.lda;
@@ -193,27 +194,17 @@ inline void count_block(const RecurrenceCountsJob &job, int64_t number, CountsWo
     }
 }
 
-inline int64_t counts_workspace(const RecurrenceCountsJob &job) {
-    Arena arena;
-    RecurrenceTasks(arena, job.parts, job.making, true, job.threads);
-    for (int32_t t = 0; t < job.threads; t++) CountsWork(arena, job);
-    return arena.used();
-}
-
-inline void run_counts(const RecurrenceCountsJob &job) {
-    Arena shared(job.workspace), one;
-    RecurrenceTasks tasks(shared, job.parts, job.making, true, job.threads);
-    CountsWork(one, job);
-    char *memory = static_cast<char *>(job.workspace) + shared.used();
-    team(job.threads, [&](int32_t thread) {
+inline int64_t counts(const ess_recurrence_counts_job &job, int32_t threads, void *workspace) {
+    Arena shared(workspace);
+    const Making making(job);
+    RecurrenceTasks tasks(shared, *job.parts, making.job(), true, threads);
+    auto body = [&](CountsWork &work) {
         FlushDenormals flush;
-        Arena arena(memory + thread * one.used());
-        CountsWork work(arena, job);
         tasks.share(work.making, [&](int64_t number) { count_block(job, number, work); });
         finish_leaves(job, work.leaves);
-    });
+    };
+    return run_with<CountsWork>(shared, threads, body, *job.parts, making.job());
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

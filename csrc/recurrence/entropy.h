@@ -8,8 +8,9 @@
 #include "recurrence/boundary.h"
 #include "recurrence/tasks.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
+using namespace dense;
+using namespace leaves;
 namespace {
 
 // What a thread needs for one block.
@@ -24,9 +25,9 @@ struct EntropyWork {
     V *root, *link, *shift, *logdet, *packed, *lasts;   // shifts
     V *R, *K, *C, *leaf, *logdets, *sums;
 
-    EntropyWork(Arena &arena, const RecurrenceEntropyJob &job)
-        : making(arena, job.parts, job.making), boundary(arena, job.parts.n, job.parts.c), n(job.parts.n),
-          c(job.parts.c), lds(n), ldb(padded_stride(2 * c)), vectors(job.nodes / W) {
+    EntropyWork(Arena &arena, const ess_recurrence &parts, const ess_recurrence_parts_job *making, int64_t nodes)
+        : making(arena, parts, making), boundary(arena, parts.n, parts.c), n(parts.n), c(parts.c), lds(n),
+          ldb(padded_stride(2 * c)), vectors(nodes / W) {
         S = arena.take<double>(n * lds);
         B = arena.take<double>(n * ldb);
         gram = arena.take<double>(2 * c * padded_stride(c));
@@ -101,16 +102,17 @@ inline void fill_results(int64_t c, double value, double *total, double *mixed) 
 // Everything is first divided by a power of two, such that squares are at most about 1, then by sqrt(scale) by way of
 // the shifts. The norm of every H in the block is at most that of the four parts side by side: what leaps over the
 // block (S), leads into it (X F), out of it (Z^T Q Z) and stays in it (Y).
-inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights, int64_t number, EntropyWork &work) {
+inline void block_entropy(const ess_recurrence_entropy_job &job, const double *weights, int64_t number,
+                          EntropyWork &work) {
     const int64_t n = work.n, c = work.c, lda = work.boundary.lda;
-    const int64_t head = number / job.parts.blocks, start = number % job.parts.blocks * c, left = job.length - start;
+    const int64_t head = number / job.parts->blocks, start = number % job.parts->blocks * c, left = job.length - start;
     const int64_t present = left < c ? left : c, place = head * job.length + start;
     double *total = job.total + place, *mixed = job.mixed + place;
     const double *given_scale = job.scale ? job.scale + head : nullptr;
 
-    work.boundary.assemble(job.parts, number);
+    work.boundary.assemble(*job.parts, number);
     job.rounding[number] = job.unit[number] = 0;
-    const double *A = work.boundary.A, *corner = A + (n + c) * (lda + 1), *Y = job.parts.Y + number * c * c;
+    const double *A = work.boundary.A, *corner = A + (n + c) * (lda + 1), *Y = job.parts->Y + number * c * c;
     const double own = sum_of_squares(A + n, lda, c, n) + trace(c, corner, lda) + sum_of_squares(Y, c, c, c);
     double bound = own + trace(n, A, lda);
     if (given_scale && *given_scale > bound) bound = *given_scale;
@@ -149,7 +151,7 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
     for (int64_t i = 0; i < work.boundary.m; i++) magnitude = max(magnitude, work.boundary.magnitude[i]);
     job.rounding[number] = __DBL_EPSILON__ * magnitude * square_unit / scale;
     job.unit[number] = std::sqrt(scale) / unit;
-    for (int64_t v = 0; v < work.vectors; v++) work.shift[v] = load(job.t + v * W) * scale;
+    for (int64_t v = 0; v < work.vectors; v++) work.shift[v] = load(job.quadrature->t + v * W) * scale;
     for (int64_t v = 0; v < work.vectors;) {
         auto factor = v + 2 <= work.vectors ? factor_shifts<2> : factor_shifts<1>;
         factor(n, work.diagonal, work.off, work.shift + v, work.root + v * n, work.link + v * n, work.logdet + v);
@@ -168,7 +170,8 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
         leaf_logdet(static_cast<int>(c), work.R, work.K, work.C, work.leaf, work.logdet[v], work.logdets);
         const double *weight = weights + v * W;
         for (int64_t s = 0; s < c; s++) {
-            for (int64_t q = 0; q < 2; q++) work.sums[q * c + s] += work.logdets[s] * load(weight + q * job.nodes);
+            for (int64_t q = 0; q < 2; q++)
+                work.sums[q * c + s] += work.logdets[s] * load(weight + q * job.quadrature->nodes);
         }
     }
     for (int64_t s = 0; s < present; s++) {
@@ -178,41 +181,30 @@ inline void block_entropy(const RecurrenceEntropyJob &job, const double *weights
 }
 
 // The weights of the two sums, [2][nodes].
-inline double *entropy_weights(const RecurrenceEntropyJob &job, Arena &arena) {
-    double *weights = arena.take<double>(2 * job.nodes);
+inline double *entropy_weights(const ess_quadrature &quadrature, Arena &arena) {
+    double *weights = arena.take<double>(2 * quadrature.nodes);
     if (weights) {
-        for (int64_t k = 0; k < job.nodes; k++) {
-            weights[k] = job.total_weight[k];
-            weights[job.nodes + k] = job.mixed_weight[k];
+        for (int64_t k = 0; k < quadrature.nodes; k++) {
+            weights[k] = quadrature.total_weight[k];
+            weights[quadrature.nodes + k] = quadrature.mixed_weight[k];
         }
     }
     return weights;
 }
 
-inline int64_t entropy_workspace(const RecurrenceEntropyJob &job) {
-    Arena arena;
-    entropy_weights(job, arena);
-    RecurrenceTasks(arena, job.parts, job.making, true, job.threads);
-    for (int32_t t = 0; t < job.threads; t++) EntropyWork(arena, job);
-    return arena.used();
-}
-
-inline void run_entropy(const RecurrenceEntropyJob &job) {
-    Arena shared(job.workspace), one;
-    const double *weights = entropy_weights(job, shared);
-    RecurrenceTasks tasks(shared, job.parts, job.making, true, job.threads);
-    EntropyWork(one, job);
-    char *memory = static_cast<char *>(job.workspace) + shared.used();
-    team(job.threads, [&](int32_t thread) {
+inline int64_t entropy(const ess_recurrence_entropy_job &job, int32_t threads, void *workspace) {
+    Arena shared(workspace);
+    const double *weights = entropy_weights(*job.quadrature, shared);
+    const Making making(job);
+    RecurrenceTasks tasks(shared, *job.parts, making.job(), true, threads);
+    auto body = [&](EntropyWork &work) {
         FlushDenormals flush;
-        Arena arena(memory + thread * one.used());
-        EntropyWork work(arena, job);
         tasks.share(work.making, [&](int64_t number) {
             if (job.wanted[number]) block_entropy(job, weights, number, work);
         });
-    });
+    };
+    return run_with<EntropyWork>(shared, threads, body, *job.parts, making.job(), job.quadrature->nodes);
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

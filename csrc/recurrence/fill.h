@@ -4,30 +4,18 @@
 
 #include "recurrence/tasks.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
 namespace {
 
-inline int64_t parts_workspace(const RecurrencePartsJob &job) {
-    Arena arena;
-    RecurrenceTasks(arena, job.parts, &job, false, job.threads);
-    for (int32_t t = 0; t < job.threads; t++) RecurrenceWork(arena, job.parts, &job);
-    return arena.used();
-}
-
-inline void run_parts(const RecurrencePartsJob &job) {
-    Arena shared(job.workspace), one;
-    RecurrenceTasks tasks(shared, job.parts, &job, false, job.threads);
-    RecurrenceWork(one, job.parts, &job);
-    char *memory = static_cast<char *>(job.workspace) + shared.used();
-    team(job.threads, [&](int32_t thread) {
+inline int64_t parts(const ess_recurrence_parts_job &job, int32_t threads, void *workspace) {
+    Arena shared(workspace);
+    RecurrenceTasks tasks(shared, *job.parts, &job, false, threads);
+    auto body = [&](RecurrenceWork &work) {
         FlushDenormals flush;
-        Arena arena(memory + thread * one.used());
-        RecurrenceWork work(arena, job.parts, &job);
         tasks.share(work, [](int64_t) {});
-    });
+    };
+    return run_with<RecurrenceWork>(shared, threads, body, *job.parts, &job);
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

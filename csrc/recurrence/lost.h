@@ -9,11 +9,12 @@
 
 #pragma once
 
+#include "base/team_work.h"
 #include "dense/products.h"
-#include "jobs/recurrence.h"
+#include "include/ess_tokens.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
+using namespace dense;
 namespace {
 
 // states that one thread looks at together: those of a head are added up in this order, whatever the number of threads
@@ -40,6 +41,8 @@ struct Gathered {
     }
 };
 
+inline int64_t lost_groups(const ess_tokens_lost_job &job) { return (job.tokens->length + job.group - 1) / job.group; }
+
 struct LostWork {
     int64_t n;                   // states at a time, padded
     double *decay, *gate;        // [groups, n]: the product of a group's transitions, and the largest of them
@@ -47,10 +50,10 @@ struct LostWork {
     double *write;               // [n]
     double *scale;               // [tokens of a group]
 
-    LostWork(Arena &arena, const LostJob &job)
-        : n(padded(min(job.tokens.states, LOST_STATES))), decay(arena.take<double>(job.groups() * n)),
-          gate(arena.take<double>(job.groups() * n)), read(arena.take<double>(job.groups() * n)),
-          norm(arena.take<double>(job.groups() * n)), error(arena.take<double>(job.groups() * n)),
+    LostWork(Arena &arena, const ess_tokens_lost_job &job)
+        : n(padded(min(job.tokens->states, LOST_STATES))), decay(arena.take<double>(lost_groups(job) * n)),
+          gate(arena.take<double>(lost_groups(job) * n)), read(arena.take<double>(lost_groups(job) * n)),
+          norm(arena.take<double>(lost_groups(job) * n)), error(arena.take<double>(lost_groups(job) * n)),
           write(arena.take<double>(n)), scale(arena.take<double>(job.group)) {}
 };
 
@@ -153,9 +156,9 @@ ESS_INLINE V group_roundings(V decay, int64_t group) {
 
 // The states from `first` on of one head, forwards for what is written, then backwards for what is read: `sums`
 // [groups].
-inline void lost_of_states(const LostJob &job, int64_t head, int64_t first, LostWork &work, double *sums) {
-    const ess_tokens &tokens = job.tokens;
-    const int64_t states = min(LOST_STATES, tokens.states - first), n = padded(states), groups = job.groups();
+inline void lost_of_states(const ess_tokens_lost_job &job, int64_t head, int64_t first, LostWork &work, double *sums) {
+    const ess_tokens &tokens = *job.tokens;
+    const int64_t states = min(LOST_STATES, tokens.states - first), n = padded(states), groups = lost_groups(job);
     auto end_of = [&](int64_t b) { return min((b + 1) * job.group, tokens.length); };
     Gathered gathered[LOST_STATES / W];
     for (int64_t b = 0; b < groups; b++) {
@@ -196,31 +199,21 @@ inline void lost_of_states(const LostJob &job, int64_t head, int64_t first, Lost
     }
 }
 
-inline int64_t lost_parts(const LostJob &job) { return (job.tokens.states + LOST_STATES - 1) / LOST_STATES; }
-
-inline int64_t lost_workspace(const LostJob &job) {
-    Arena arena;
-    arena.take<double>(job.tokens.heads * lost_parts(job) * job.groups());
-    for (int32_t t = 0; t < job.threads; t++) LostWork(arena, job);
-    return arena.used();
-}
-
-inline void run_lost(const LostJob &job) {
-    const int64_t parts = lost_parts(job), groups = job.groups();
-    Arena shared(job.workspace), one;
-    double *sums = shared.take<double>(job.tokens.heads * parts * groups);
-    LostWork(one, job);
-    char *memory = static_cast<char *>(job.workspace) + shared.used();
-    TaskCounter tasks(job.tokens.heads * parts);
-    team(job.threads, [&](int32_t thread) {
+inline int64_t lost(const ess_tokens_lost_job &job, int32_t threads, void *workspace) {
+    const ess_tokens &tokens = *job.tokens;
+    const int64_t parts = (tokens.states + LOST_STATES - 1) / LOST_STATES, groups = lost_groups(job);
+    Arena shared(workspace);
+    double *sums = shared.take<double>(tokens.heads * parts * groups);
+    TaskCounter tasks(tokens.heads * parts);
+    auto body = [&](LostWork &work) {
         FlushDenormals flush;
-        Arena arena(memory + thread * one.used());
-        LostWork work(arena, job);
         for (int64_t t; (t = tasks.take()) >= 0;) {
             lost_of_states(job, t / parts, t % parts * LOST_STATES, work, sums + t * groups);
         }
-    });
-    for (int64_t head = 0; head < job.tokens.heads; head++) {
+    };
+    const int64_t needed = run_with<LostWork>(shared, threads, body, job);
+    if (workspace == nullptr) return needed;
+    for (int64_t head = 0; head < tokens.heads; head++) {
         for (int64_t b = 0; b < groups; b++) {
             double sum = 0;
             for (int64_t part = 0; part < parts; part++) sum += sums[(head * parts + part) * groups + b];
@@ -228,8 +221,8 @@ inline void run_lost(const LostJob &job) {
             job.lost[head * groups + b] = sum == sum ? sum : HUGE_VAL;
         }
     }
+    return needed;
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

@@ -1,3 +1,7 @@
+// Room recurrence/: recurrences with a finite state, block by block: what a block does (parts), what lies left and
+// right of it (scans), and what is asked of it (counts, unsquared, entropy, roots). It may include leaves/, dense/,
+// base/ and include/.
+//
 // A recurrence cut into blocks of c tokens: what each block [a, e) shows to the outside.
 //
 //   X row r     read_r A_r ... A_a             observability seen from a
@@ -11,10 +15,10 @@
 #pragma once
 
 #include "dense/products.h"
-#include "jobs/recurrence.h"
+#include "recurrence/sizes.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
+using namespace dense;
 namespace {
 
 // One block's tokens, [c][n] each, n padded: read, write, and the transition's factors (diagonal recurrences).
@@ -251,25 +255,25 @@ struct PartsWork {
 };
 
 // X, Y, Z, Phi of one block.
-inline void block_parts(const RecurrencePartsJob &job, int64_t head, int64_t block, PartsWork &work) {
-    const RecurrenceParts &parts = job.parts;
+inline void block_parts(const ess_recurrence_parts_job &job, int64_t head, int64_t block, PartsWork &work) {
+    const ess_recurrence &parts = *job.parts;
+    const ess_tokens &tokens = *job.tokens;
     const int64_t n = parts.n, c = parts.c, number = head * parts.blocks + block;
     double *X = parts.X + number * n * c, *Z = parts.Z + number * n * c, *Y = parts.Y + number * c * c;
-    double *Phi = parts.Phi + number * parts.phi_size();
-    read_tokens(job.tokens, head, block, !parts.dense, work.tokens);
+    double *Phi = parts.Phi + number * phi_size(parts);
+    read_tokens(tokens, head, block, !parts.dense, work.tokens);
     fill(Y, 0, c * c);
     if (parts.dense) {
-        const int64_t states = job.tokens.states, start = block * c, present = job.tokens.length - start;
-        const double norm =
-            dense_parts(work.tokens, job.tokens.reads_before, job.transition[head] + start * job.transition_stride,
-                        job.transition_stride, job.columns, states, present, work.dense, X, Y, Z, Phi);
+        const int64_t states = tokens.states, start = block * c, present = tokens.length - start;
+        const double norm = dense_parts(work.tokens, tokens.reads_before,
+                                        job.transition[head] + start * job.transition_stride, job.transition_stride,
+                                        parts.dense == ESS_COLUMN_MAJOR, states, present, work.dense, X, Y, Z, Phi);
         if (parts.norms) parts.norms[number] = norm;
     } else {
-        local_operator(work.tokens, job.tokens.reads_before, 0, c, Y, work.left, work.right, work.states);
-        diagonal_parts(work.tokens, job.tokens.reads_before, X, Z, Phi);
+        local_operator(work.tokens, tokens.reads_before, 0, c, Y, work.left, work.right, work.states);
+        diagonal_parts(work.tokens, tokens.reads_before, X, Z, Phi);
     }
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

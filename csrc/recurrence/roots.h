@@ -5,11 +5,11 @@
 
 #pragma once
 
+#include "base/team_work.h"
 #include "recurrence/parts.h"
 #include "recurrence/scans.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
 namespace {
 
 // The lower triangular F with F F^T = F F^T + w w^T, by n Givens rotations; w is destroyed. 3 n^2 flops.
@@ -39,9 +39,9 @@ inline void scale_rows(double *F, int64_t n, const double *a) {
 }
 
 // G at the right edge of block b - 1 from the one of block b: G <- tria[Phi^T G, X], [n, n] lower triangular.
-inline void observe_root_step(const RecurrenceParts &parts, double *G, int64_t number, ScanWork &work) {
+inline void observe_root_step(const ess_recurrence &parts, double *G, int64_t number, ScanWork &work) {
     const int64_t n = parts.n, c = parts.c;
-    const double *now = G + number * n * n, *Phi = parts.Phi + number * parts.phi_size();
+    const double *now = G + number * n * n, *Phi = parts.Phi + number * phi_size(parts);
     double *next = G + (number - 1) * n * n;
     int64_t rows = 0;
     if (parts.dense) {
@@ -72,28 +72,29 @@ struct RootsWork {
 
 // One token's effect on roots, for diagonal and dense transitions.
 struct RootSteps {
-    const RecurrencePartsJob &job;
+    const ess_recurrence_parts_job &job;
     int64_t head, block;
     RootsWork &work;
 
-    int64_t n() const { return job.parts.n; }
+    int64_t n() const { return job.parts->n; }
 
     // F <- A_t F, or F <- A_t^T F (`transposed`): for a matrix with a triangle made anew.
     void move(double *F, int64_t t, bool transposed) {
-        const int64_t n = this->n(), start = block * job.parts.c;
-        if (!job.parts.dense) {
+        const int64_t n = this->n(), start = block * job.parts->c;
+        if (!job.parts->dense) {
             scale_rows(F, n, work.tokens.factor + t * n);
             return;
         }
-        if (start + t >= job.tokens.length) return;
-        const int64_t states = job.tokens.states;
+        if (start + t >= job.tokens->length) return;
+        const int64_t states = job.tokens->states;
+        const bool columns = job.parts->dense == ESS_COLUMN_MAJOR;
         const double *A = job.transition[head] + (start + t) * job.transition_stride;
         // column-major A, or A^T, with the identity in padded coordinates
         double *M = work.transition;
         for (int64_t j = 0; j < n; j++) {
             for (int64_t i = 0; i < n; i++) {
                 const bool inside = i < states && j < states;
-                M[i + j * n] = inside ? (transposed == job.columns ? A[i * states + j] : A[j * states + i]) : i == j;
+                M[i + j * n] = inside ? (transposed == columns ? A[i * states + j] : A[j * states + i]) : i == j;
             }
         }
         multiply<Right::Plain, Update::Set>(
@@ -111,9 +112,9 @@ struct RootSteps {
     // O_i from O_{i+1}: row i is c_i A_i, or c_i where reads come before the transition.
     void observe(double *G, int64_t t) {
         const double *read = work.tokens.read + t * n();
-        if (!job.tokens.reads_before) add(G, read);
+        if (!job.tokens->reads_before) add(G, read);
         move(G, t, true);
-        if (job.tokens.reads_before) add(G, read);
+        if (job.tokens->reads_before) add(G, read);
     }
 
     // R_{i+1} from R_i
@@ -124,17 +125,18 @@ struct RootSteps {
 };
 
 // The products of the positions first..last-1 of the job's list, all of one block, in ascending order.
-inline void block_root_products(const RecurrenceRootsJob &job, int64_t first, int64_t last, RootsWork &work) {
-    const RecurrenceParts &parts = job.parts.parts;
+inline void block_root_products(const ess_recurrence_root_products_job &job, int64_t first, int64_t last,
+                                RootsWork &work) {
+    const ess_recurrence &parts = *job.roots.made.parts;
     const int64_t n = parts.n, c = parts.c, head = job.heads[first], block = job.positions[first] / c;
     const int64_t number = head * parts.blocks + block, start = block * c;
     const size_t bytes = static_cast<size_t>(n * n) * sizeof(double);
-    read_tokens(job.parts.tokens, head, block, !parts.dense, work.tokens);
-    RootSteps steps{job.parts, head, block, work};
+    read_tokens(*job.roots.made.tokens, head, block, !parts.dense, work.tokens);
+    RootSteps steps{job.roots.made, head, block, work};
 
     // downwards: what later rows see, kept at every position down to the first that is asked for
     double *G = work.observed + (c - 1) * n * n;
-    memcpy(G, job.observe_roots + number * n * n, bytes);
+    memcpy(G, job.roots.observe_roots + number * n * n, bytes);
     for (int64_t t = c - 1;; t--) {
         steps.observe(G, t);
         if (t == job.positions[first] - start) break;
@@ -157,53 +159,40 @@ inline void block_root_products(const RecurrenceRootsJob &job, int64_t first, in
     }
 }
 
-inline int64_t roots_workspace(const RecurrenceRootsJob &job) {
-    Arena arena;
-    const RecurrenceParts &parts = job.parts.parts;
-    for (int32_t t = 0; t < job.parts.threads; t++) RootsWork(arena, parts.n, parts.c, parts.dense);
-    return arena.used();
-}
-
-inline RootsWork roots_work_of(const RecurrenceRootsJob &job, int32_t thread) {
-    const RecurrenceParts &parts = job.parts.parts;
-    const int64_t each = roots_workspace(job) / job.parts.threads;
-    Arena arena(static_cast<char *>(job.parts.workspace) + thread * each);
-    return RootsWork(arena, parts.n, parts.c, parts.dense);
-}
-
 // G at the right edge of every block of every head.
-inline void run_observe_roots(const RecurrenceRootsJob &job) {
-    const RecurrenceParts &parts = job.parts.parts;
+inline int64_t observe_roots(const ess_recurrence_observe_roots_job &job, int32_t threads, void *workspace) {
+    Arena shared(workspace);
+    const ess_recurrence &parts = *job.made.parts;
     const int64_t size = parts.n * parts.n;
     TaskCounter heads(parts.heads);
-    team(job.parts.threads, [&](int32_t thread) {
+    auto body = [&](RootsWork &work) {
         FlushDenormals flush;
-        RootsWork work = roots_work_of(job, thread);
         for (int64_t h = heads.take(); h >= 0; h = heads.take()) {
             const int64_t first = h * parts.blocks, last = first + parts.blocks - 1;
             memset(job.observe_roots + last * size, 0, static_cast<size_t>(size) * sizeof(double));
             for (int64_t b = last; b > first; b--) observe_root_step(parts, job.observe_roots, b, work.scan);
         }
-    });
+    };
+    return run_with<RootsWork>(shared, threads, body, parts.n, parts.c, parts.dense != 0);
 }
 
-inline void run_root_products(const RecurrenceRootsJob &job) {
-    const RecurrenceParts &parts = job.parts.parts;
+inline int64_t root_products(const ess_recurrence_root_products_job &job, int32_t threads, void *workspace) {
+    Arena shared(workspace);
+    const ess_recurrence &parts = *job.roots.made.parts;
     auto block_of = [&](int64_t q) { return job.heads[q] * parts.blocks + job.positions[q] / parts.c; };
     // a task is a block with some of its positions: it belongs to the first of them
     TaskCounter tasks(job.count);
-    team(job.parts.threads, [&](int32_t thread) {
+    auto body = [&](RootsWork &work) {
         FlushDenormals flush;
-        RootsWork work = roots_work_of(job, thread);
         for (int64_t q = tasks.take(); q >= 0; q = tasks.take()) {
             if (q > 0 && block_of(q) == block_of(q - 1)) continue;
             int64_t last = q + 1;
             while (last < job.count && block_of(last) == block_of(q)) last++;
             block_root_products(job, q, last, work);
         }
-    });
+    };
+    return run_with<RootsWork>(shared, threads, body, parts.n, parts.c, parts.dense != 0);
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

@@ -7,10 +7,10 @@
 
 #include "dense/limits.h"
 #include "dense/products.h"
-#include "jobs/recurrence.h"
+#include "recurrence/sizes.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
+using namespace dense;
 namespace {
 
 // Reflectors of ROWS columns of [F^T; rows], and what they do to the columns behind them, as one block: I - V T V^T
@@ -138,9 +138,9 @@ struct ScanWork {
 };
 
 // F at the left edge of block b + 1 from the one of block b.
-inline void reach_step(const RecurrenceParts &parts, int64_t number, ScanWork &work) {
+inline void reach_step(const ess_recurrence &parts, int64_t number, ScanWork &work) {
     const int64_t n = parts.n, c = parts.c;
-    const double *F = parts.F + number * n * n, *Phi = parts.Phi + number * parts.phi_size();
+    const double *F = parts.F + number * n * n, *Phi = parts.Phi + number * phi_size(parts);
     double *next = parts.F + (number + 1) * n * n;
     int64_t rows = 0;
     if (parts.dense) {
@@ -159,9 +159,9 @@ inline void reach_step(const RecurrenceParts &parts, int64_t number, ScanWork &w
 }
 
 // Q at the right edge of block b - 1 from the one of block b. n^2 c flops, and those of dense products.
-inline void observe_step(const RecurrenceParts &parts, int64_t number, ScanWork &work) {
+inline void observe_step(const ess_recurrence &parts, int64_t number, ScanWork &work) {
     const int64_t n = parts.n, c = parts.c;
-    const double *Q = parts.Q + number * n * n, *Phi = parts.Phi + number * parts.phi_size();
+    const double *Q = parts.Q + number * n * n, *Phi = parts.Phi + number * phi_size(parts);
     const double *X = parts.X + number * n * c;
     double *next = parts.Q + (number - 1) * n * n;
     multiply<Right::Transposed, Update::Set>(n, n, X, n, X, n, next, n, [c](int64_t, int64_t i1, int64_t j0, int64_t) {
@@ -188,7 +188,7 @@ inline void observe_step(const RecurrenceParts &parts, int64_t number, ScanWork 
 }
 
 // `ready()` is called whenever one more block, from the first on, has its F.
-template <class Ready> void reach_scan(const RecurrenceParts &parts, int64_t head, ScanWork &work, Ready ready) {
+template <class Ready> void reach_scan(const ess_recurrence &parts, int64_t head, ScanWork &work, Ready ready) {
     const int64_t n = parts.n, first = head * parts.blocks;
     memset(parts.F + first * n * n, 0, static_cast<size_t>(n * n) * sizeof(double));
     ready();
@@ -198,12 +198,11 @@ template <class Ready> void reach_scan(const RecurrenceParts &parts, int64_t hea
     }
 }
 
-inline void observe_scan(const RecurrenceParts &parts, int64_t head, ScanWork &work) {
+inline void observe_scan(const ess_recurrence &parts, int64_t head, ScanWork &work) {
     const int64_t n = parts.n, first = head * parts.blocks, last = first + parts.blocks - 1;
     memset(parts.Q + last * n * n, 0, static_cast<size_t>(n * n) * sizeof(double));
     for (int64_t b = parts.blocks - 1; b > 0; b--) observe_step(parts, first + b, work);
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

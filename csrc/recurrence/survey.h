@@ -3,10 +3,10 @@
 #pragma once
 
 #include "dense/products.h"
-#include "jobs/recurrence.h"
+#include "include/ess_tokens.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
+using namespace dense;
 namespace {
 
 // What is known of some numbers: the range of those that are numbers, and whether all of them are (`finite`), at least
@@ -112,21 +112,14 @@ inline bool fair_transitions(const ess_tokens &tokens, int64_t head, const Numbe
 // tokens that a thread looks at in one go
 constexpr int64_t SURVEY_CHUNK = 256;
 
-inline int64_t survey_chunks(const SurveyJob &job) { return (job.tokens.length + SURVEY_CHUNK - 1) / SURVEY_CHUNK; }
-
-inline int64_t survey_workspace(const SurveyJob &job) {
-    Arena arena;
-    arena.take<HeadSurvey>(job.tokens.heads * survey_chunks(job));
-    return arena.used();
-}
-
-inline void run_survey(const SurveyJob &job) {
-    const ess_tokens &tokens = job.tokens;
-    const int64_t chunks = survey_chunks(job);
-    Arena arena(job.workspace);
+inline int64_t survey(const ess_tokens_survey_job &job, int32_t threads, void *workspace) {
+    const ess_tokens &tokens = *job.tokens;
+    const int64_t chunks = (tokens.length + SURVEY_CHUNK - 1) / SURVEY_CHUNK;
+    Arena arena(workspace);
     HeadSurvey *found = arena.take<HeadSurvey>(tokens.heads * chunks);
+    if (workspace == nullptr) return arena.used();
     TaskCounter tasks(tokens.heads * chunks);
-    team(job.threads, [&](int32_t) {
+    team(threads, [&](int32_t) {
         for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
             const int64_t begin = task % chunks * SURVEY_CHUNK, left = tokens.length - begin;
             HeadSurvey survey;
@@ -147,8 +140,8 @@ inline void run_survey(const SurveyJob &job) {
         job.write_peak[h] = head.write.largest() * std::fabs(tokens.write_unit[h]) * write_scale;
         job.fair[h] = fair_transitions(tokens, h, head.gate);
     }
+    return arena.used();
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

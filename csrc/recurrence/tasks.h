@@ -12,11 +12,11 @@
 
 #pragma once
 
+#include "base/team_work.h"
 #include "recurrence/parts.h"
 #include "recurrence/scans.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
 namespace {
 
 // What a thread needs to make parts and scans, if they are to be made.
@@ -24,15 +24,27 @@ struct RecurrenceWork {
     PartsWork parts;
     ScanWork scan;
 
-    RecurrenceWork(Arena &arena, const RecurrenceParts &of, const RecurrencePartsJob *making)
+    RecurrenceWork(Arena &arena, const ess_recurrence &of, const ess_recurrence_parts_job *making)
         : parts(arena, making ? of.n : 0, making ? of.c : 0, of.dense),
           scan(arena, making ? of.n : 0, making ? of.c : 0, of.dense) {}
+};
+
+// How the parts are made that a job asks to be filled on the way: from its tokens, if it has any.
+class Making {
+  public:
+    template <class Job>
+    explicit Making(const Job &job) : parts_{job.parts, job.tokens, nullptr, 0}, wanted_(job.tokens != nullptr) {}
+    const ess_recurrence_parts_job *job() const { return wanted_ ? &parts_ : nullptr; }
+
+  private:
+    ess_recurrence_parts_job parts_;
+    bool wanted_;
 };
 
 class RecurrenceTasks {
   public:
     // `making`: null where parts and scans are there; `answers`: whether anything is asked of blocks
-    RecurrenceTasks(Arena &arena, const RecurrenceParts &parts, const RecurrencePartsJob *making, bool answers,
+    RecurrenceTasks(Arena &arena, const ess_recurrence &parts, const ess_recurrence_parts_job *making, bool answers,
                     int32_t threads)
         : parts_(parts), making_(making), answers_(answers), group_(group_size(parts, threads)),
           progress_(arena.take<HeadProgress>(making ? parts.heads : 0)), tasks_(count(parts.heads)) {
@@ -81,15 +93,15 @@ class RecurrenceTasks {
         }
     };
 
-    const RecurrenceParts &parts_;
-    const RecurrencePartsJob *making_;
+    const ess_recurrence &parts_;
+    const ess_recurrence_parts_job *making_;
     const bool answers_;
     const int64_t group_;
     HeadProgress *progress_;
     TaskCounter tasks_;
 
     // So many heads that every thread has a scan, and blocks enough while it waits for none.
-    static int64_t group_size(const RecurrenceParts &parts, int32_t threads) {
+    static int64_t group_size(const ess_recurrence &parts, int32_t threads) {
         const int64_t scans = (threads + 1) / 2, enough = (8 * threads + parts.blocks - 1) / parts.blocks;
         return scans > enough ? scans : enough;
     }
@@ -117,5 +129,4 @@ class RecurrenceTasks {
 };
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

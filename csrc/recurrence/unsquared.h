@@ -17,12 +17,14 @@
 
 #pragma once
 
+#include "base/team_work.h"
 #include "dense/pivoted_qr.h"
 #include "leaves/inertia.h"
 #include "recurrence/counts.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::recurrence {
+using namespace dense;
+using namespace leaves;
 namespace {
 
 // A block's outside, factorised: where it lies in the caller's memory.
@@ -54,10 +56,10 @@ struct UnsquaredWork {
 };
 
 // M, G^T Z and X F of a block, M factorised. About 3.5 n^3 + 4 n^2 c flops (dense transitions 2 n^3 more).
-inline void factor_outside(const RecurrenceParts &parts, const double *observe_roots, int64_t number,
+inline void factor_outside(const ess_recurrence &parts, const double *observe_roots, int64_t number,
                            UnsquaredWork &work, const OutsideFactors &out) {
     const int64_t n = work.n, c = work.c, ldm = work.ldm, ldx = work.ldx;
-    const double *F = parts.F + number * n * n, *Phi = parts.Phi + number * parts.phi_size();
+    const double *F = parts.F + number * n * n, *Phi = parts.Phi + number * phi_size(parts);
     const bool dense = parts.dense;
     transpose(n, n, observe_roots + number * n * n, n, work.G, ldm);
     if (dense) {
@@ -130,7 +132,7 @@ inline void assemble_unsquared(const OutsideFactors &outside, const double *Y, d
 }
 
 // The positions of one block from its eliminated matrix; `growth` and `least` are what the elimination found.
-inline void count_positions(const RecurrenceCountsJob &job, int64_t place, int64_t present, double positive,
+inline void count_positions(const ess_recurrence_counts_job &job, int64_t place, int64_t present, double positive,
                             double growth, double least, UnsquaredWork &work) {
     const int64_t n = work.n, lda = work.lda;
     for (int64_t first = 0; first < present; first += W) {
@@ -146,12 +148,12 @@ inline void count_positions(const RecurrenceCountsJob &job, int64_t place, int64
 }
 
 // All wanted tolerances of one block: its outside is factorised once, and kept for other calls.
-inline void count_unsquared(const RecurrenceUnsquaredJob &unsquared, int64_t number, UnsquaredWork &work) {
-    const RecurrenceCountsJob &job = unsquared.counts;
-    const RecurrenceParts &parts = job.parts;
+inline void count_unsquared(const ess_recurrence_unsquared_counts_job &unsquared, int64_t number, UnsquaredWork &work) {
+    const ess_recurrence_counts_job &job = unsquared.counts;
+    const ess_recurrence &parts = *job.parts;
     const int64_t head = number / parts.blocks, block = number % parts.blocks;
     const int64_t n = work.n, c = work.c, start = block * c, left = job.length - start;
-    const OutsideFactors outside(unsquared.outsides + number * unsquared_outside(n, c), n, c);
+    const OutsideFactors outside(unsquared.outsides + number * outside_size(n, c), n, c);
     for (int64_t s = 0; s < job.tolerances; s++) {
         const int64_t pair = (head * job.tolerances + s) * parts.blocks + block;
         if (!job.wanted[pair]) continue;
@@ -166,24 +168,16 @@ inline void count_unsquared(const RecurrenceUnsquaredJob &unsquared, int64_t num
     }
 }
 
-inline int64_t unsquared_workspace(const RecurrenceUnsquaredJob &job) {
-    Arena arena;
-    for (int32_t t = 0; t < job.counts.threads; t++) UnsquaredWork(arena, job.counts.parts.n, job.counts.parts.c);
-    return arena.used();
-}
-
-inline void run_unsquared(const RecurrenceUnsquaredJob &job) {
-    const RecurrenceParts &parts = job.counts.parts;
-    const int64_t each = unsquared_workspace(job) / job.counts.threads;
-    TaskCounter blocks(parts.count());
-    team(job.counts.threads, [&](int32_t thread) {
+inline int64_t unsquared_counts(const ess_recurrence_unsquared_counts_job &job, int32_t threads, void *workspace) {
+    Arena shared(workspace);
+    const ess_recurrence &parts = *job.counts.parts;
+    TaskCounter blocks(blocks_of(parts));
+    auto body = [&](UnsquaredWork &work) {
         FlushDenormals flush;
-        Arena arena(static_cast<char *>(job.counts.workspace) + thread * each);
-        UnsquaredWork work(arena, parts.n, parts.c);
         for (int64_t b = blocks.take(); b >= 0; b = blocks.take()) count_unsquared(job, b, work);
-    });
+    };
+    return run_with<UnsquaredWork>(shared, threads, body, parts.n, parts.c);
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::recurrence

@@ -6,8 +6,7 @@
 
 #include "spectra/bidiagonal.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::spectra {
 namespace {
 
 constexpr int BAND = 4;
@@ -215,5 +214,4 @@ template <class T, int G> void chase_bulges(int64_t n, const Band<T, G> &band, V
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::spectra

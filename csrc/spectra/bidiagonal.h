@@ -5,8 +5,7 @@
 
 #include "base/simd.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::spectra {
 namespace {
 
 // squares below this count as zero; entries have been scaled to the order of 1
@@ -162,5 +161,4 @@ ESS_ONE_COPY void bidiagonalise(int64_t m, int64_t n, Vec<T> *A, int64_t ld, Vec
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::spectra

@@ -4,8 +4,7 @@
 
 #include "base/simd.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::spectra {
 namespace {
 
 // The same factor of `width<T>` matrices as it lies in memory, and the exact powers of two that bring its entries to at
@@ -181,5 +180,4 @@ ESS_ONE_COPY void multiply_lanes(int64_t rows, int64_t columns, int64_t depth, c
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::spectra

@@ -15,8 +15,7 @@
 
 #include "spectra/bidiagonal.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::spectra {
 namespace {
 
 // What a sweep carries from row to row: the pivot d, sums and partial sums of the traces, the last off-diagonal, and
@@ -270,5 +269,4 @@ void qd_values(int64_t n, Vec<T> *q, Vec<T> *e, Vec<T> *out, Vec<T> *split_total
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::spectra

@@ -1,3 +1,6 @@
+// Room spectra/: singular values of many small matrices, side by side in vector lanes. It may include dense/, base/ and
+// include/.
+//
 // Spectra of many small matrices: `width<T>` of them a vector, BUNDLE vectors a task.
 //
 // Matrices come into lanes scaled and higher than wide; those much higher, and the factors of a product whose rank is
@@ -6,15 +9,15 @@
 
 #pragma once
 
-#include "jobs/spectra.h"
+#include "base/team_work.h"
+#include "include/ess_spectra.h"
 #include "spectra/band.h"
 #include "spectra/bidiagonal.h"
 #include "spectra/lanes.h"
 #include "spectra/qd.h"
 #include "spectra/sturm.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::spectra {
 namespace {
 
 // vectors whose divisions hide each other
@@ -45,11 +48,11 @@ struct SpectraPlan {
     int64_t values;        // columns; those from n on are zero
     bool two_stages;
 
-    SpectraPlan(const SpectraJob &job, int64_t vector_bytes) {
-        product = job.product();
-        rows = job.asked.left.rows;
-        columns = job.columns();
-        shared = job.asked.left.columns;
+    SpectraPlan(const ess_spectra_job &job, int64_t vector_bytes) {
+        product = job.right.rows >= 0;
+        rows = job.left.rows;
+        columns = product ? job.right.rows : job.left.columns;
+        shared = job.left.columns;
         swapped = rows < columns;
         if (swapped) {
             const int64_t r = rows;
@@ -97,10 +100,10 @@ template <class T> struct SpectraSource {
     int exponent[N];
     bool good[N];
 
-    SpectraSource(const SpectraJob &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first)
+    SpectraSource(const ess_spectra_job &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first)
         : plan(plan), work(work) {
-        open(job, plan.product && plan.swapped ? job.asked.right : job.asked.left, first, left);
-        if (plan.product) open(job, plan.swapped ? job.asked.left : job.asked.right, first, right);
+        open(job, plan.product && plan.swapped ? job.right : job.left, first, left);
+        if (plan.product) open(job, plan.swapped ? job.left : job.right, first, right);
         else if (plan.swapped) left.transpose();
         measure(left);
         if (plan.product) measure(right);
@@ -111,9 +114,9 @@ template <class T> struct SpectraSource {
     }
 
     // Lanes beyond the batch repeat its last matrix.
-    void open(const SpectraJob &job, const ess_matrices &x, int64_t first, Operand<T> &operand) {
+    void open(const ess_spectra_job &job, const ess_matrices &x, int64_t first, Operand<T> &operand) {
         for (int l = 0; l < N; l++) {
-            const int64_t b = first + l < job.asked.batch ? first + l : job.asked.batch - 1;
+            const int64_t b = first + l < job.batch ? first + l : job.batch - 1;
             operand.base[l] = static_cast<const T *>(x.data) + b * x.batch_stride;
         }
         operand.rows = x.rows;
@@ -242,11 +245,11 @@ template <class T> T scaled_tolerance(double tau, int exponent) {
 
 // Counts above tolerances of G vectors of matrices, from the squares of their bidiagonals in work.q and work.f.
 template <class T, int G>
-void write_counts(const SpectraJob &job, const SpectraPlan &plan, const SpectraWork<T> &work, int64_t first,
+void write_counts(const ess_spectra_job &job, const SpectraPlan &plan, const SpectraWork<T> &work, int64_t first,
                   const int (&exponent)[G][width<T>], const bool (&good)[G][width<T>]) {
     constexpr int N = width<T>;
     constexpr T most = sizeof(T) == 8 ? static_cast<T>(__DBL_MAX__) : static_cast<T>(__FLT_MAX__);
-    const int64_t M = job.asked.tolerances;
+    const int64_t M = job.tolerances;
     for (int g = 0; g < G; g++) {
         // tolerance -1 stands for the largest number: nothing may be above it
         for (int64_t t = -1; t < M; t += COUNTS) {
@@ -254,8 +257,8 @@ void write_counts(const SpectraJob &job, const SpectraPlan &plan, const SpectraW
             for (int k = 0; k < COUNTS; k++) {
                 for (int l = 0; l < N; l++) {
                     const int64_t b = first + g * N + l;
-                    const bool asked = t + k >= 0 && t + k < M && b < job.asked.batch;
-                    const T x = scaled_tolerance<T>(asked ? job.asked.tau[b * M + t + k] : most, exponent[g][l]);
+                    const bool asked = t + k >= 0 && t + k < M && b < job.batch;
+                    const T x = scaled_tolerance<T>(asked ? job.tau[b * M + t + k] : most, exponent[g][l]);
                     sigma[k][l] = x * x;
                 }
             }
@@ -264,13 +267,13 @@ void write_counts(const SpectraJob &job, const SpectraPlan &plan, const SpectraW
                 count_below<T, COUNTS>(plan.n, work.q + g, work.f + g, G, sigma, below);
             }
             for (int k = 0; k < COUNTS && t + k < M; k++) {
-                for (int l = 0; l < N && first + g * N + l < job.asked.batch; l++) {
+                for (int l = 0; l < N && first + g * N + l < job.batch; l++) {
                     const int64_t b = first + g * N + l, above = plan.n - static_cast<int64_t>(below[k][l]);
-                    int64_t *counts = job.asked.counts + b * M;
+                    int64_t *counts = job.counts + b * M;
                     if (t + k < 0) {
                         for (int64_t i = 0; i < M; i++) counts[i] = good[g][l] && above == 0 ? 0 : -1;
                     } else if (counts[t + k] == 0) {
-                        counts[t + k] = job.asked.tau[b * M + t + k] < 0 ? plan.values : above;
+                        counts[t + k] = job.tau[b * M + t + k] < 0 ? plan.values : above;
                     }
                 }
             }
@@ -280,9 +283,9 @@ void write_counts(const SpectraJob &job, const SpectraPlan &plan, const SpectraW
 
 // G vectors of matrices from `first` on.
 template <class T, int G>
-void spectra_task(const SpectraJob &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first) {
+void spectra_task(const ess_spectra_job &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first) {
     constexpr int N = width<T>;
-    const int64_t n = plan.n, batch = job.asked.batch, tolerances = job.asked.tolerances;
+    const int64_t n = plan.n, batch = job.batch, tolerances = job.tolerances;
     const int64_t padded_m = whole_bands(plan.m), padded_n = whole_bands(n);
     Vec<T> *d = work.d, *e = work.e, *q = work.q, *f = work.f;
     int exponent[G][N];
@@ -309,7 +312,7 @@ void spectra_task(const SpectraJob &job, const SpectraPlan &plan, SpectraWork<T>
             q[i] = d[i] * d[i];
             f[i] = e[i] * e[i];
         }
-        if (job.asked.values != nullptr && n > 0) {
+        if (job.values != nullptr && n > 0) {
             qd_values<T, G>(n, q, f, work.out, work.split_totals, failed);
             bool redo = false;
             for (int64_t i = 0; i < n * G; i++) work.out[i] = sqrt(work.out[i]);
@@ -330,67 +333,36 @@ void spectra_task(const SpectraJob &job, const SpectraPlan &plan, SpectraWork<T>
     for (int g = 0; g < G; g++) {
         for (int l = 0; l < N && first + g * N + l < batch; l++) {
             const int64_t b = first + g * N + l;
-            if (job.asked.values != nullptr) {
+            if (job.values != nullptr) {
                 write_values<T>(plan, reinterpret_cast<const T *>(work.out + g) + l, G * N, exponent[g][l], good[g][l],
-                                static_cast<T *>(job.asked.values) + b * plan.values);
+                                static_cast<T *>(job.values) + b * plan.values);
             }
         }
     }
     if (tolerances > 0) write_counts<T, G>(job, plan, work, first, exponent, good);
 }
 
-template <class T> int64_t spectra_bytes(const SpectraPlan &plan) {
-    Arena arena;
-    SpectraWork<T> work(arena, plan);
-    return arena.used();
-}
-
-// What threads take from each other: a bundle of vectors or, where that would leave threads idle, one vector.
-template <class T> struct SpectraTasks {
-    int64_t size, count;
-    int32_t threads;
-
-    explicit SpectraTasks(const SpectraJob &job) {
-        const int64_t batch = job.asked.batch;
-        size = batch <= width<T> * job.threads ? width<T> : BUNDLE * width<T>;
-        count = (batch + size - 1) / size;
-        threads = count < job.threads ? static_cast<int32_t>(count) : job.threads;
-    }
-};
-
-template <class T> int64_t spectra_workspace_of(const SpectraJob &job) {
-    return SpectraTasks<T>(job).threads * spectra_bytes<T>(SpectraPlan(job, sizeof(V)));
-}
-
-template <class T> void run_spectra(const SpectraJob &job) {
+template <class T> int64_t spectra_of(const ess_spectra_job &job, int32_t threads, void *workspace) {
     const SpectraPlan plan(job, sizeof(V));
-    const SpectraTasks<T> tasks(job);
-    const int64_t bytes = spectra_bytes<T>(plan);
-    TaskCounter counter(tasks.count);
-    team(tasks.threads, [&](int32_t thread) {
-        Arena arena(static_cast<char *>(job.workspace) + thread * bytes);
-        SpectraWork<T> work(arena, plan);
+    // threads take a bundle of vectors from each other or, where that would leave some of them idle, one vector
+    const int64_t size = job.batch <= width<T> * threads ? width<T> : BUNDLE * width<T>;
+    const int64_t count = (job.batch + size - 1) / size;
+    Arena shared(workspace);
+    TaskCounter counter(count);
+    auto body = [&](SpectraWork<T> &work) {
         for (int64_t task; (task = counter.take()) >= 0;) {
-            const int64_t first = task * tasks.size;
-            const int64_t left = tasks.size < job.asked.batch - first ? tasks.size : job.asked.batch - first;
+            const int64_t first = task * size, left = size < job.batch - first ? size : job.batch - first;
             if (left <= width<T>) spectra_task<T, 1>(job, plan, work, first);
             else spectra_task<T, BUNDLE>(job, plan, work, first);
         }
-    });
+    };
+    return run_with<SpectraWork<T>>(shared, count < threads ? static_cast<int32_t>(count) : threads, body, plan);
 }
 
-inline int64_t spectra_workspace(const SpectraJob &job) {
-    return job.asked.element_bytes == 8 ? spectra_workspace_of<double>(job) : spectra_workspace_of<float>(job);
+inline int64_t spectra(const ess_spectra_job &job, int32_t threads, void *workspace) {
+    return job.element_bytes == 8 ? spectra_of<double>(job, threads, workspace)
+                                  : spectra_of<float>(job, threads, workspace);
 }
-
-inline void spectra(const SpectraJob &job) {
-    if (job.asked.batch == 0) return;
-    if (job.asked.element_bytes == 8) run_spectra<double>(job);
-    else run_spectra<float>(job);
-}
-
-const SpectraKernels spectra_kernels = {spectra_workspace, spectra};
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::spectra

@@ -4,8 +4,7 @@
 
 #include "base/simd.h"
 
-namespace ess {
-namespace ESS_LEVEL {
+namespace ess::ESS_LEVEL::spectra {
 namespace {
 
 // below[k] = how many squares of singular values are at most sigma[k] > 0, for K tolerances at once (they hide each
@@ -66,5 +65,4 @@ template <class T> void bisect(int64_t n, const Vec<T> *q, const Vec<T> *e, int6
 }
 
 } // namespace
-} // namespace ESS_LEVEL
-} // namespace ess
+} // namespace ess::ESS_LEVEL::spectra

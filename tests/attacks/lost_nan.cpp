@@ -17,6 +17,9 @@
 #include "recurrence/unsquared.h"
 
 using namespace ess::ESS_LEVEL;
+using namespace ess::ESS_LEVEL::dense;
+using namespace ess::ESS_LEVEL::leaves;
+using namespace ess::ESS_LEVEL::recurrence;
 
 namespace {
 
@@ -66,9 +69,9 @@ struct Node {
 // Which of the leaf's matrices has entry (i, j), and whether position s sees it.
 enum Part { ROWS_PART, MIXED_PART, COLUMNS_PART };
 bool sees(Part part, int i, int j, int s) {
-    if (part == ROWS_PART) return i <= SIZE - 1 - s;                // i >= j, rows reversed
-    if (part == MIXED_PART) return j <= SIZE - 1 - s && i < s;      // column i, row j
-    return i < s;                                                  // i >= j
+    if (part == ROWS_PART) return i <= SIZE - 1 - s;           // i >= j, rows reversed
+    if (part == MIXED_PART) return j <= SIZE - 1 - s && i < s; // column i, row j
+    return i < s;                                              // i >= j
 }
 
 template <class Run> void plant_in_leaf(const char *where, int ld, double pivot, Run run) {
@@ -97,9 +100,7 @@ void count(Node &n, V growth, V least) {
 }
 
 void check_leaves() {
-    plant_in_leaf("leaf_counts", SIZE, -1.0, [](Node &n) {
-        count(n, V{}, all(1.0));
-    });
+    plant_in_leaf("leaf_counts", SIZE, -1.0, [](Node &n) { count(n, V{}, all(1.0)); });
     plant_in_leaf("leaf_logdet", Node::LD, 1.0,
                   [](Node &n) { leaf_logdet(SIZE, n.R, n.K, n.C, n.work, V{}, n.growths); });
     for (bool growth : {true, false}) {
@@ -125,10 +126,10 @@ void check_reductions() {
 
         static double U[rows * pivots], L[rows * pivots], d[pivots];
         for (double &pivot : d) pivot = -1.0;
-        dense::Half half{};
+        matrix::Half half{};
         half.size = 32;
         half.panel = {pivots, rows, {U, rows, pivots}, {L, rows, pivots}, d, growth};
-        dense::finish_half(half);
+        matrix::finish_half(half);
         expect(half.child.growth != half.child.growth, "finish_half", i);
     }
     LaneProduct product;

@@ -123,13 +123,13 @@ def test_the_first_use_of_a_process():
     """The library is tried at its first use, whose default device, autocast or mode are no fault of the library."""
     program = """
         import torch, ess_kernels as ek
-        from ess_kernels.backends.native.loading import library
+        from ess_kernels.backends.native.choice import library
         T = torch.eye(9, dtype=torch.float64).roll(1, 0)
         with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
             print(ek.tolerance_ess(T).tolist(), library().reason)
     """
     run = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
     printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    from ess_kernels.backends.native.loading import library
+    from ess_kernels.backends.native.choice import library
 
     assert printed.strip() == f"{[1] * 8} {library().reason}"

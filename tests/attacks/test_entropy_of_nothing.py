@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ess_kernels as ek
-from ess_kernels.backends.native.loading import library
+from ess_kernels.backends.native.choice import library
 from ess_kernels.reference import reference_entropy_ess, reference_singular_values
 
 needs_native = pytest.mark.skipif(library().handle is None, reason="there is no compiled library")

@@ -1,11 +1,13 @@
 """Scales that the entropy's bounds rest on, and inputs whose values lie where nodes are few."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from cases import powers
 
 import ess_kernels as ek
-from ess_kernels.backends.native.loading import library
+from ess_kernels.backends.native.choice import as_set, library
 from ess_kernels.backends.native.matrix import NativeMatrix
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.tiled import NORM_STEPS, Matrix, schur_bound
@@ -59,7 +61,12 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("kind", [Matrix, pytest.param(NativeMatrix, marks=needs_native)])
+@pytest.fixture(params=[Matrix, pytest.param(NativeMatrix, marks=needs_native)])
+def kind(request):
+    with as_set() if request.param is NativeMatrix else nullcontext():
+        yield request.param
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("L", [4, 40, 100])
 def test_scales_are_upper_bounds(name, L, kind):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ess_kernels as ek
-from ess_kernels.backends.native.loading import library
+from ess_kernels.backends.native.choice import library
 from ess_kernels.engine.lost import GROUP, lost_in_states
 from ess_kernels.engine.scaling import scaled_tokens
 

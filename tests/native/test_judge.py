@@ -1,12 +1,13 @@
 """What the compiled kernels make of eliminations, against the engine's own formulas in PyTorch."""
 
+import ctypes
 import math
 
 import pytest
 import torch
-from identical import assert_same_bits, levels, running
+from identical import assert_same_bits, running
 
-from ess_kernels.backends.native import call
+from ess_kernels.backends.native import abi, call
 from ess_kernels.backends.native.certainty import CompiledCertainty, judge_counts, judge_entropy
 from ess_kernels.backends.native.memory import borrow, give_back
 from ess_kernels.backends.native.nodes import Nodes
@@ -17,14 +18,10 @@ from ess_kernels.engine.lost import GROUP as LOST_GROUP
 from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.engine.staircase import Eliminated
 
+pytestmark = pytest.mark.usefixtures("level")
+
 SPECIAL = [0.0, 1.0, SURE / EPS, math.nextafter(SURE / EPS, math.inf), 1e300, math.inf, math.nan]
 SPECIAL_ROWS = [0.0, TINY_ROW, 2 * TINY_ROW, SMALL_ROW, math.nextafter(SMALL_ROW, 1.0), math.inf, math.nan]
-
-
-@pytest.fixture(params=levels(), autouse=True)
-def level(request):
-    with running(level=request.param):
-        yield request.param
 
 
 def eliminated(*shape: int) -> Eliminated:
@@ -184,40 +181,51 @@ def test_entropy(quadrature, heads, length, group):
     assert bool((found[1] > ENTROPY_BOUND).any())
 
 
-def test_refusals():
-    numbers = torch.zeros(8).double().data_ptr()
-    for sizes in ((0, 1, 2), (1, 0, 2), (1, 1, 0)):
-        with pytest.raises(ValueError, match="ess_judge_counts: size"):
-            call.run("judge_counts", *sizes, *[numbers] * 7, 8, *[numbers] * 4)
-        with pytest.raises(ValueError, match="ess_judge_entropy: size"):
-            call.run("judge_entropy", *sizes, *[numbers] * 7)
-        with pytest.raises(ValueError, match="ess_group_widths: size"):
-            call.run("group_widths", *sizes, 1, 0, 1.0, *[numbers] * 4)
-        with pytest.raises(ValueError, match="ess_compare_counts: size"):
-            call.run("compare_counts", *sizes, 1, 1.0, *[numbers] * 4, 8, *[numbers] * 4)
-    for name, numbered in (
-        ("group_widths", (0, 1.0, *[numbers] * 4)),
-        ("compare_counts", (1.0, *[numbers] * 4, 8, *[numbers] * 4)),
-    ):
-        with pytest.raises(ValueError, match=f"ess_{name}: size"):
-            call.run(name, 1, 1, 2, 0, *numbered)
-    for missing in range(4):
-        with pytest.raises(ValueError, match="ess_group_widths: null"):
-            call.run("group_widths", 1, 1, 2, 8, 0, 1.0, *[None if i == missing else numbers for i in range(4)])
-    for missing in range(10):
-        given = [None if i == missing else numbers for i in range(10)]
-        with pytest.raises(ValueError, match="ess_judge_counts: null"):
-            call.run("judge_counts", 1, 1, 2, *given[:6], numbers, 8, *given[6:])
-    with pytest.raises(ValueError, match="ess_judge_counts: size"):
-        call.run("judge_counts", 1, 1, 2, *[numbers] * 7, 0, *[numbers] * 4)
-    with pytest.raises(ValueError, match="ess_compare_counts: size"):
-        call.run("compare_counts", 1, 1, 2, 8, 1.0, *[numbers] * 4, 0, *[numbers] * 4)
-    for missing in range(7):
-        given = [None if i == missing else numbers for i in range(7)]
-        with pytest.raises(ValueError, match="ess_compare_counts: null"):
-            call.run("compare_counts", 1, 1, 2, 8, 1.0, *given[:3], numbers, 8, *given[3:])
-        with pytest.raises(ValueError, match="ess_judge_entropy: null"):
-            call.run("judge_entropy", 1, 1, 1, *[None if i == missing else numbers for i in range(7)])
+def good_jobs() -> dict[str, abi.Job]:
+    """Jobs that the kernels do, on arrays of zeros and ones."""
+    ones, nodes = torch.ones(8).double(), Nodes(STANDARD)
+    sizes = {"heads": 1, "tolerances": 1, "length": 2, "group": 8}
+    limits = dict.fromkeys(("unit", "sure", "tiny_row", "small_row", "blurred", "hopeless"), 1.0)
+    blur = abi.Blur(ones.data_ptr(), 8)
+    found = {}
+    for kernel in ("judge_counts", "group_widths", "compare_counts", "judge_entropy"):
+        job = abi.JOBS[kernel]()
+        job.alive = ones, nodes
+        for name, kind in job._fields_:
+            if kind is ctypes.c_void_p:
+                setattr(job, name, ones.data_ptr())
+            elif name not in ("typical", "reserved"):
+                setattr(job, name, {**sizes, **limits, "blur": blur, "quadrature": nodes.pointer}[name])
+        found[kernel] = job
+    return found
+
+
+@pytest.mark.parametrize("kernel", good_jobs())
+def test_refusals(kernel):
+    def refused(reason, **fields):
+        job = good_jobs()[kernel]
+        for name, value in fields.items():
+            setattr(job, name, value)
+        with pytest.raises(ValueError, match=f"ess_{kernel}: {reason}"):
+            call.run(job)
+
+    good = good_jobs()[kernel]
+    call.run(good)
+    fields = dict(good._fields_)
+    for name in {"heads", "tolerances", "length", "group"} & fields.keys():
+        refused("size", **{name: 0})
+    if kernel != "judge_entropy":
+        refused("size", length=1)
+    if "reserved" in fields:
+        refused("size", reserved=1)
+    if "blur" in fields:
+        refused("size", blur=abi.Blur(good.blur.width, 0))
+        good.blur = abi.Blur(None, 8)  # there need not be one
+        call.run(good)
+    pointers = [name for name, kind in fields.items() if kind is ctypes.c_void_p or name == "quadrature"]
+    assert len(pointers) == {"judge_counts": 9, "group_widths": 4, "compare_counts": 7, "judge_entropy": 7}[kernel]
+    for name in pointers:
+        refused("null", **{name: None})
 
 
 def test_answers_are_not_in_memory_that_is_kept():

@@ -11,7 +11,7 @@ from identical import assert_same_bits, levels, running
 
 import ess_kernels as ek
 from ess_kernels import operators as ops
-from ess_kernels.backends.native import call, lanes
+from ess_kernels.backends.native import abi, call, lanes, memory
 from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.backends.native.tokens import surveyed
 from ess_kernels.backends.sources import tame
@@ -24,17 +24,11 @@ from ess_kernels.operators import Operator
 pytestmark = pytest.mark.skipif(not levels(), reason="the native library is not here")
 
 
-@pytest.fixture(params=levels())
-def level(request):
-    with running(level=request.param):
-        yield request.param
-
-
 @pytest.fixture(autouse=True)
 def any_family_and_a_dirty_workspace(monkeypatch):
     """All small states go to the kernels that are tested here, of whatever family. The workspace holds NaN."""
     monkeypatch.setattr(lanes, "takes", lambda op: op.diagonal and op.state_size <= lanes.MAX_STATE_SIZE)
-    monkeypatch.setattr(call._kept, "memory", torch.full((1 << 23,), 255, dtype=torch.uint8))
+    monkeypatch.setattr(memory.kept, "workspace", torch.full((1 << 23,), 255, dtype=torch.uint8))
 
 
 def engine(op: Operator) -> lanes.NativeLanes:
@@ -211,7 +205,7 @@ def test_only_what_is_wanted_is_written(level):
     wanted = torch.zeros(5, 2, 4, dtype=torch.bool)
     wanted[1, 0, 2] = wanted[4, 1, 1] = wanted[4, 1, 3] = True
     out = [torch.full((5, 2, 30), 7.5).double() for _ in range(3)]
-    call.run("lanes_counts", found.tokens.pointer, 2, *(x.data_ptr() for x in (tau, wanted, *out)))
+    call.run(abi.LanesCounts(found.tokens.pointer, 2, *(x.data_ptr() for x in (tau, wanted, *out))))
     touched = wanted.repeat_interleave(8, -1)[..., :30]
     everything = found.eliminate(Asked.of(torch.ones_like(touched), found.group), tau)
     for x, complete in zip(out, everything):
@@ -222,41 +216,52 @@ def test_only_what_is_wanted_is_written(level):
 # --- the door ---------------------------------------------------------------------------------------------------------
 
 
-def test_errors():
-    found = engine(mamba(2, 9))
+def test_errors(pinned):
+    found, nodes = engine(mamba(2, 9)), Nodes(STANDARD)
     tau, out = torch.ones(2, 1, 2).double(), torch.ones(2, 1, 9).double()
     wanted = torch.ones(2, 1, 2, dtype=torch.uint8)
 
-    def counts(tokens=None, S=1, tau=tau):
-        addresses = (None if tau is None else tau.data_ptr(), wanted.data_ptr(), *[out.data_ptr()] * 3)
-        call.run("lanes_counts", found.tokens.pointer if tokens is None else tokens, S, *addresses)
+    def counts(**fields):
+        addresses = (x.data_ptr() for x in (tau, wanted, *[out] * 3))
+        return changed(abi.LanesCounts(found.tokens.pointer, 1, *addresses), fields)
 
-    def entropy(quadrature=None, cap=out):
-        nodes = quadrature or Nodes(STANDARD)
-        addresses = (None if x is None else x.data_ptr() for x in (wanted, cap, out, out, out))
-        call.run("lanes_entropy", found.tokens.pointer, nodes.pointer, *addresses)
+    def entropy(**fields):
+        addresses = (x.data_ptr() for x in (wanted, out, out, out, out))
+        return changed(abi.LanesEntropy(found.tokens.pointer, nodes.pointer, *addresses), fields)
 
-    counts()
-    with pytest.raises(ValueError, match="null pointer"):
-        counts(tau=None)
-    with pytest.raises(ValueError, match="size"):
-        counts(S=0)
-    structure = found.tokens._structure
-    for field, value, message in [
-        ("states", 17, "size"),
-        ("length", 0, "size"),
-        ("heads", 0, "size"),
-        ("reserved", 1, "size"),
-        ("gate", None, "null pointer"),
-        ("read_unit", None, "null pointer"),
-    ]:
-        changed = type(structure).from_buffer_copy(structure)
-        setattr(changed, field, value)
-        with pytest.raises(ValueError, match=message):
-            counts(tokens=ctypes.byref(changed))
-    with pytest.raises(ValueError, match="null pointer"):
-        entropy(cap=None)
-    wrong = Nodes(STANDARD)
-    wrong._structure.nodes = 99
-    with pytest.raises(ValueError, match="size"):
-        entropy(wrong)
+    def changed(structure, fields):
+        for name, value in fields.items():
+            setattr(structure, name, value)
+        return structure
+
+    def copy(structure, **fields):
+        return ctypes.pointer(changed(type(structure).from_buffer_copy(structure), fields))
+
+    def refused(job, message):
+        with pytest.raises(ValueError, match=f"ess_{job.kernel}: {message}"):
+            call.run(job)
+
+    for make in (counts, entropy):
+        call.run(make())
+        for name, kind in make()._fields_:
+            if kind is not ctypes.c_int64:
+                refused(make(**{name: None}), "null pointer")
+        structure = found.tokens._structure
+        for field, value, message in [
+            ("states", 17, "size"),
+            ("length", 0, "size"),
+            ("heads", 0, "size"),
+            ("reserved", 1, "size"),
+            *((name, None, "null pointer") for name in ("read", "write", "gate", "read_unit", "write_unit")),
+        ]:
+            refused(make(tokens=copy(structure, **{field: value})), message)
+        # the heads' own addresses
+        for name in ("read", "write", "gate", "rate", "write_scale"):
+            assert getattr(structure, name) is not None
+            addresses = (ctypes.c_void_p * 2)(1 << 20, None)
+            refused(make(tokens=copy(structure, **{name: ctypes.addressof(addresses)})), "null pointer")
+    refused(counts(tolerances=0), "size")
+    for name in ("t", "total_weight", "mixed_weight"):
+        refused(entropy(quadrature=copy(nodes._structure, **{name: None})), "null pointer")
+    for wrong in (99, 0, -1):
+        refused(entropy(quadrature=copy(nodes._structure, nodes=wrong)), "size")

@@ -9,11 +9,11 @@ import logging
 import pytest
 import torch
 from cases import build, names, powers, truth
+from identical import running
 from torch import Tensor
 
 import ess_kernels as ek
-from ess_kernels import environment
-from ess_kernels.backends.native import NativeBackend, call, library, matrix, memory
+from ess_kernels.backends.native import NativeBackend, abi, call, library, memory
 from ess_kernels.backends.native.matrix import NativeMatrix
 from ess_kernels.engine.certainty import HOPELESS, entropy_of_values, near_tie, width_of
 from ess_kernels.engine.cost import Cost
@@ -23,10 +23,8 @@ from ess_kernels.operators.structure import Tiled
 if library().handle is None:
     pytest.skip(f"native library: {library().reason}", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("pinned")
 BUDGET = 1 << 30
-LEVELS = [
-    level for level, number in (("baseline", 1), ("avx2", 2), ("avx512", 3)) if library().handle.ess_level_name(number)
-]
 CASES = [name for name in names() if isinstance(build(name), Tiled) and build(name).length > 1]
 # around whole leaves of 32 positions, odd numbers of leaves, and lengths that end in a leaf of one position
 LENGTHS = [2, 3, 17, 31, 32, 33, 63, 64, 65, 96, 97, 129, 160, 193, 257, 300]
@@ -35,12 +33,6 @@ LENGTHS = [2, 3, 17, 31, 32, 33, 63, 64, 65, 96, 97, 129, 160, 193, 257, 300]
 @pytest.fixture(autouse=True)
 def quiet(caplog):
     caplog.set_level(logging.ERROR, "ess_kernels")
-
-
-@pytest.fixture(params=LEVELS)
-def level(request, monkeypatch):
-    monkeypatch.setenv(environment.CPU_LEVEL, request.param)
-    return request.param
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -179,21 +171,21 @@ def test_forced_ties(L):
         assert bool((((difference > 0).sum(-1) - found.counts).abs() <= near).all())
 
 
-def test_threads_change_nothing(monkeypatch):
+def test_threads_change_nothing():
     for L in (33, 290, 700):
         results = []
         for threads in (1, 2, 3, 7, 40):
-            monkeypatch.setenv(environment.NUM_THREADS, str(threads))
-            engine = engine_of(softmax(L, 1.0, heads=2))
-            tau = torch.tensor([0.3, 1e-2]).double()
-            results.append(
-                [
-                    *staircase(engine, tau, False),
-                    *staircase(engine, tau, True)[:1],
-                    engine.bound_of_squares(),
-                    engine.unit,
-                ]
-            )
+            with running(threads=threads):
+                engine = engine_of(softmax(L, 1.0, heads=2))
+                tau = torch.tensor([0.3, 1e-2]).double()
+                results.append(
+                    [
+                        *staircase(engine, tau, False),
+                        *staircase(engine, tau, True)[:1],
+                        engine.bound_of_squares(),
+                        engine.unit,
+                    ]
+                )
         for other in results[1:]:
             assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
@@ -300,11 +292,11 @@ def test_memory_is_kept_for_the_next_engine():
     op = ek.operators.attention(q, k)
     first = ek.tolerance_ess(op, 1e-2, backend="native")
     gc.collect()
-    free = {name: array.data_ptr() for name, array in memory._kept.free.items()}
+    free = {name: array.data_ptr() for name, array in memory.kept.free.items()}
     assert {"operator", "products"} <= set(free)
     assert torch.equal(ek.tolerance_ess(op, 1e-2, backend="native"), first)
     gc.collect()
-    assert {name: array.data_ptr() for name, array in memory._kept.free.items()} == free
+    assert {name: array.data_ptr() for name, array in memory.kept.free.items()} == free
 
 
 def test_what_is_borrowed_twice_is_two_arrays():
@@ -318,90 +310,107 @@ def test_what_is_borrowed_twice_is_two_arrays():
 # --- what the door refuses --------------------------------------------------------------------------------------------
 
 
+KERNELS = ("matrix_largest", "matrix_norm", "matrix_products", "matrix_staircase")
+
+
+class Jobs:
+    """Jobs that the kernels do: operators of two heads of 70, and all arrays that they read and write."""
+
+    def __init__(self):
+        self.arrays = {
+            "T": softmax(70, 1.0, heads=2),
+            "scale": torch.ones(2).double(),
+            "products": memory.borrow("door", 2 * library().handle.ess_matrix_products_size(70)),
+            "head": torch.tensor([0, 1, 1]),
+            "shift": torch.tensor([0.1, 0.1, 0.2]).double(),
+            "wanted": torch.ones(3, 70, dtype=torch.bool),
+            **{name: torch.zeros(3, 70).double() for name in ("value", "growth", "least")},
+            **{name: torch.zeros(2, 70).double() for name in ("norm", "squares", "largest")},
+        }
+        T, scale = (self.arrays[name].data_ptr() for name in ("T", "scale"))
+        self.operators = abi.Matrix(2, 70, T, 70, 4900, scale)
+
+    def __call__(self, kernel, **fields):
+        """The job of a kernel, with other values of some fields."""
+        job = abi.JOBS[kernel]()
+        given = {"matrix": ctypes.pointer(self.operators), "items": 3, "steps": 3, "definite": 0, "reserved": 0}
+        for name, kind in job._fields_:
+            value = self.arrays[name].data_ptr() if kind is ctypes.c_void_p else given[name]
+            setattr(job, name, fields.get(name, value))
+        assert fields.keys() <= {name for name, _ in job._fields_}
+        return job
+
+    def refused(self, message, kernel, **fields):
+        with pytest.raises(ValueError, match=f"ess_{kernel}: {message}"):
+            call.run(self(kernel, **fields))
+
+
 @pytest.fixture
-def arguments():
-    """Good ones: an operand of two heads of 70, and everything that the functions take after it."""
-    keep = {
-        "T": softmax(70, 1.0, heads=2),
-        "scale": torch.ones(2).double(),
-        "products": memory.borrow("door", 2 * library().handle.ess_matrix_products_size(70)),
-        "head": torch.tensor([0, 1, 1]),
-        "shift": torch.tensor([0.1, 0.1, 0.2]).double(),
-        "wanted": torch.ones(3, 70, dtype=torch.bool),
-        "out": torch.zeros(3, 3, 70).double(),
-    }
-    operand = matrix._Operand(2, 70, keep["T"].data_ptr(), 70, 4900, keep["scale"].data_ptr())
-    outputs = [x.data_ptr() for x in keep["out"]]
-    inputs = [keep[name].data_ptr() for name in ("head", "shift", "wanted")]
-    rest = [keep["products"].data_ptr(), 3, *inputs[:2], 0, inputs[2], *outputs]
-    call.run("matrix_products", ctypes.byref(operand), rest[0])
-    call.run("matrix_staircase", ctypes.byref(operand), *rest)
-    return keep, operand, rest
+def jobs(pinned):
+    made = Jobs()
+    for kernel in KERNELS:
+        call.run(made(kernel))
+    return made
 
 
-@pytest.mark.parametrize("missing", [0, 2, 3, 5, 6, 7, 8])
-def test_null_pointers(arguments, missing):
-    _, operand, rest = arguments
-    rest[missing] = None
-    with pytest.raises(ValueError, match="ess_matrix_staircase: null pointer"):
-        call.run("matrix_staircase", ctypes.byref(operand), *rest)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_null_pointers(jobs, kernel):
+    pointers = [name for name, kind in abi.JOBS[kernel]._fields_ if kind is ctypes.c_void_p or name == "matrix"]
+    assert len(pointers) == {"matrix_largest": 2, "matrix_norm": 3, "matrix_products": 2, "matrix_staircase": 8}[kernel]
+    for name in pointers:
+        jobs.refused("null pointer", kernel, **{name: None})
 
 
-def test_counts_need_growth_and_log_determinants_do_not(arguments):
-    _, operand, rest = arguments
-    rest[4:] = [1, *rest[5:7], None, None]
-    call.run("matrix_staircase", ctypes.byref(operand), *rest)
+def test_counts_need_growth_and_log_determinants_do_not(jobs):
+    call.run(jobs("matrix_staircase", definite=1, growth=None, least=None))
 
 
 @pytest.mark.parametrize(
     "field, value",
     [("heads", 0), ("length", 0), ("length", 2**20 + 1), ("row_stride", 69), ("head_stride", 4899), ("heads", 2**50)],
 )
-def test_operands_out_of_range(arguments, field, value):
-    _, operand, rest = arguments
-    setattr(operand, field, value)
-    for name, more in (("products", rest[:1]), ("staircase", rest), ("largest", rest[6:7]), ("norm", [3, *rest[6:8]])):
-        with pytest.raises(ValueError, match=f"ess_matrix_{name}: size or stride"):
-            call.run(f"matrix_{name}", ctypes.byref(operand), *more)
+def test_operators_out_of_range(jobs, field, value):
+    setattr(jobs.operators, field, value)
+    for kernel in KERNELS:
+        jobs.refused("size or stride", kernel)
 
 
 @pytest.mark.parametrize("field", ["T", "scale"])
-def test_operands_without_memory(arguments, field):
-    _, operand, rest = arguments
-    setattr(operand, field, None)
-    with pytest.raises(ValueError, match="ess_matrix_products: null pointer"):
-        call.run("matrix_products", ctypes.byref(operand), *rest[:1])
+def test_operators_without_memory(jobs, field):
+    setattr(jobs.operators, field, None)
+    for kernel in KERNELS:
+        jobs.refused("null pointer", kernel)
 
 
 @pytest.mark.parametrize("name, value", [("head", 2), ("head", -1), ("shift", 0.0), ("shift", torch.nan)])
-def test_items_out_of_range(arguments, name, value):
-    keep, operand, rest = arguments
-    keep[name][1] = value
-    with pytest.raises(ValueError, match="ess_matrix_staircase: size"):
-        call.run("matrix_staircase", ctypes.byref(operand), *rest)
+def test_items_out_of_range(jobs, name, value):
+    jobs.arrays[name][1] = value
+    jobs.refused("size", "matrix_staircase")
 
 
-def test_other_refusals(arguments):
-    keep, operand, rest = arguments
+def test_other_refusals(jobs):
     handle = library().handle
     assert handle.ess_matrix_products_size(0) == -2 and handle.ess_matrix_products_size(32) == 0
-    with pytest.raises(ValueError, match="size or stride"):  # no items
-        call.run("matrix_staircase", ctypes.byref(operand), rest[0], 0, *rest[2:])
-    with pytest.raises(ValueError, match="size or stride"):  # products that are not aligned
-        call.run("matrix_products", ctypes.byref(operand), rest[0] + 8)
-    with pytest.raises(ValueError, match="ess_matrix_norm: size"):
-        call.run("matrix_norm", ctypes.byref(operand), 0, *rest[6:8])
-    run = call.Run(1, 0, None, 0)
-    assert handle.ess_matrix_products(ctypes.byref(run), ctypes.byref(operand), rest[0]) == 5  # no workspace
+    for items in (0, -1, 2**50):
+        jobs.refused("size or stride", "matrix_staircase", items=items)
+    jobs.refused("size or stride", "matrix_staircase", reserved=1)
+    misaligned = jobs.arrays["products"].data_ptr() + 8
+    for kernel in ("matrix_products", "matrix_staircase"):
+        jobs.refused("size or stride", kernel, products=misaligned)
+    jobs.refused("size", "matrix_norm", steps=0)
+    run = abi.Run(1, 0, None, 0)
+    assert handle.ess_matrix_products(run, jobs("matrix_products")) == abi.WORKSPACE
     run.level = 99
-    assert handle.ess_matrix_products(ctypes.byref(run), ctypes.byref(operand), rest[0]) == 6
-    assert bool(keep["out"].isfinite().all())
+    assert handle.ess_matrix_products(run, jobs("matrix_products")) == 6
+    for name in ("value", "growth", "least"):
+        assert bool(jobs.arrays[name].isfinite().all())
 
 
 def test_attention_refusals():
     x = randn(1, 20, 4)
     weights = torch.empty(32, 32, dtype=torch.float64)
     good = {"heads": 1, "length": 20, "size": 4, "q": x.data_ptr(), "k": x.data_ptr(), "scale": 1.0}
+    good |= {"weights": weights.data_ptr(), "row_stride": 32}
     wrong = [
         ({"heads": 0}, "size"),
         ({"size": 0}, "size"),
@@ -410,13 +419,11 @@ def test_attention_refusals():
         ({"softcap": -1.0}, "size"),
         ({"q": None}, "null"),
         ({"k": None}, "null"),
+        ({"weights": None}, "null"),
         ({"length": 40}, "size"),  # rows of 32 numbers do not hold it
+        ({"row_stride": 31}, "size"),
     ]
-    from ess_kernels.backends.native.attention import _Attention
-
-    call.run("attention_rows", ctypes.byref(_Attention(**good)), weights.data_ptr(), 32)
+    call.run(abi.AttentionRows(**good))
     for change, message in wrong:
         with pytest.raises(ValueError, match=f"ess_attention_rows: {message}"):
-            call.run("attention_rows", ctypes.byref(_Attention(**{**good, **change})), weights.data_ptr(), 32)
-    with pytest.raises(ValueError, match="null"):
-        call.run("attention_rows", ctypes.byref(_Attention(**good)), None, 32)
+            call.run(abi.AttentionRows(**{**good, **change}))

@@ -1,112 +1,32 @@
 """The compiled kernels of recurrences one by one: parts, scans, counts and root products, at every dispatch level."""
 
-import ctypes
 import math
 
 import pytest
 import torch
 from cases import matrix_of, randn
 from identical import assert_same_bits, running
+from native_recurrence import Native, some_tokens
 
 import ess_kernels as ek
-from ess_kernels.backends.native import call, loading
-from ess_kernels.backends.native.nodes import Nodes
-from ess_kernels.backends.native.recurrence import Parts, outside_size
+from ess_kernels.backends.native import abi, call
+from ess_kernels.backends.native.memory import aligned
 from ess_kernels.backends.native.tokens import NativeTokens, surveyed
-from ess_kernels.backends.sources import source_of, source_of_tokens, tame
+from ess_kernels.backends.sources import source_of, tame
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
 from ess_kernels.engine.lost import GROUP as LOST_GROUP
 from ess_kernels.engine.lost import lost_in_states
-from ess_kernels.engine.quadrature import STANDARD
 from ess_kernels.operators.structure import Tokens
 from ess_kernels.testing import assert_close
 
-LEVELS = {1: "baseline", 2: "avx2", 3: "avx512"}
 KINDS = ["diagonal after", "diagonal before", "dense after", "dense before"]
-NULL, SIZE, WORKSPACE, LEVEL = 1, 2, 5, 6
 
 
-@pytest.fixture(params=LEVELS, ids=LEVELS.get)
-def level(request):
-    found = loading.library()
-    if found.handle is None:
-        pytest.skip(f"native library: {found.reason}")
-    if not found.handle.ess_level_name(request.param):
-        pytest.skip("this machine has no such vectors")
-    with call.pinned(found.handle, 2, request.param):
-        yield request.param
-
-
-def some_tokens(kind, length=77, n=13, heads=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape):
-        return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-    if kind.startswith("dense"):
-        A = 0.95 * torch.linalg.qr(randn(heads, length, n, n)).Q.contiguous()
-    else:
-        A = torch.exp(-0.2 * randn(heads, length, n).abs())
-    A[0, length // 2] = 0.0
-    return Tokens(randn(heads, length, n), randn(heads, length, n), A, kind.endswith("before"))
-
-
-class Native:
-    """Tokens, their parts, and the kernels on them; parts that are not filled are left to the first answer."""
-
-    def __init__(self, tokens, c, filled=True):
-        self.tokens, self.c = tokens, c
-        heads, self.length, self.n = tokens.read.shape
-        plain = tokens if tokens.diagonal else Tokens(tokens.read, tokens.write, tokens.write, tokens.reads_before)
-        self.arguments = NativeTokens(source_of_tokens(plain))
-        self.parts = Parts(heads, self.length, self.n, c, tokens.diagonal)
-        self.input = (self.arguments.pointer, None, 0)
-        if not tokens.diagonal:
-            self.addresses = tokens.transition.data_ptr() + 8 * tokens.transition.stride(0) * torch.arange(heads)
-            self.input = (self.arguments.pointer, self.addresses.data_ptr(), tokens.transition.stride(1))
-        self.source = None if filled else self.arguments.pointer
-        if filled:
-            call.run("recurrence_parts", self.parts.pointer, *self.input)
-
-    def array(self, name, *shape):
-        """`[N, B, *shape]`, column-major matrices as they lie in memory."""
-        return self.parts.arrays[name].view(len(self.tokens.read), -1, *shape)
-
-    def counts(self, tau, wanted=None, squared=True):
-        """Counts, growth and least row `[N, M, L]` for tolerances `[M]`, by squares or from the roots themselves."""
-        heads, blocks = len(self.tokens.read), self.parts.structure.blocks
-        tau = tau[None, :, None].expand(heads, -1, blocks).contiguous()
-        wanted = torch.ones(tau.shape, dtype=torch.bool) if wanted is None else wanted
-        out = torch.full((3, heads, tau.shape[1], self.length), torch.nan, dtype=torch.float64)
-        pointers = (x.data_ptr() for x in (tau, wanted, *out))
-        arguments = (self.length, tau.shape[1], *pointers)
-        if squared:
-            call.run("recurrence_counts", self.parts.pointer, self.source, *arguments)
-        else:
-            arrays = (self.observe_roots(), *self.outsides())
-            call.run("recurrence_unsquared_counts", self.parts.pointer, *(x.data_ptr() for x in arrays), *arguments)
-        return out
-
-    def entropy_sums(self):
-        """Sums of log-determinants with the quadrature's weights `[2, N, L]`, errors and units `[2, N, blocks]`."""
-        heads, blocks, nodes = len(self.tokens.read), self.parts.structure.blocks, Nodes(STANDARD)
-        wanted = torch.ones(heads, blocks, dtype=torch.bool)
-        out = torch.full((2, heads, self.length), torch.nan, dtype=torch.float64)
-        of_blocks = torch.full((2, heads, blocks), torch.nan, dtype=torch.float64)
-        pointers = (x.data_ptr() for x in (wanted, *out, *of_blocks))
-        call.run("recurrence_entropy", self.parts.pointer, self.source, self.length, None, nodes.pointer, *pointers)
-        return out, of_blocks
-
-    def outsides(self):
-        m, blocks = self.parts.structure.n, len(self.tokens.read) * self.parts.structure.blocks
-        return call.aligned(blocks, outside_size(m, self.c)), torch.zeros(blocks, dtype=torch.bool)
-
-    def observe_roots(self):
-        m = self.parts.structure.n
-        roots = call.aligned(len(self.tokens.read), self.parts.structure.blocks, m, m)
-        call.run("recurrence_observe_roots", self.parts.pointer, *self.input, roots.data_ptr())
-        return roots
+@pytest.fixture
+def level(level):
+    with running(threads=2):
+        yield level
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,7 +74,7 @@ def test_answers_on_the_way(level, heads, length):
     expected = everything(True)
     assert not bool(expected[0].isnan().any())
     for threads in (1, 2, 3, 5):
-        with call.pinned(loading.library().handle, threads, level):
+        with running(threads=threads):
             for _ in range(3):  # as threads come and go
                 assert_same_bits(everything(False), expected)
 
@@ -243,9 +163,9 @@ def test_root_products(level, kind):
     where = [(0, 1), (0, 15), (0, 16), (0, 40), (0, 41), (1, 7), (1, 76)]
     heads, positions = (torch.tensor(x) for x in zip(*where))
     m = native.parts.structure.n
-    products, roots = call.aligned(len(where), m, m), native.observe_roots()
+    products, roots = aligned(len(where), m, m), native.observe_roots()
     pointers = (x.data_ptr() for x in (heads, positions, products))
-    call.run("recurrence_root_products", native.parts.pointer, *native.input, roots.data_ptr(), len(where), *pointers)
+    call.run(abi.RecurrenceRootProducts(native.rooting(roots), len(where), *pointers))
     for (head, i), product in zip(where, products):
         values, found = torch.linalg.svdvals(T[head, i:, :i])[: native.n], torch.linalg.svdvals(product)
         assert_close("values", found[: len(values)], values, rtol=0, atol=1e-14 * float(values[0]))
@@ -262,75 +182,6 @@ def test_unwanted_blocks_are_left_alone(level):
     asked = wanted.repeat_interleave(16, -1)[..., : native.length].expand(3, -1, -1, -1)
     assert torch.equal(some[asked], everything[asked])
     assert bool(some[~asked].isnan().all())
-
-
-def test_arguments_are_checked(level):
-    native = Native(some_tokens("dense after"), 16)
-    handle, context = call.current()
-    tau = torch.ones(2, 1, native.parts.structure.blocks, dtype=torch.float64)
-    wanted = torch.ones(tau.shape, dtype=torch.bool)
-    out = [torch.full((2, 1, native.length), -7.0, dtype=torch.float64) for _ in range(3)]
-    good = [native.parts.pointer, None, native.length, 1, *(x.data_ptr() for x in (tau, wanted, *out))]
-
-    def code(arguments, run=context, name="counts"):
-        query = getattr(handle, f"ess_recurrence_{name}_workspace")(ctypes.byref(run), *arguments)
-        found = getattr(handle, f"ess_recurrence_{name}")(ctypes.byref(run), *arguments)
-        assert query == -found if found != WORKSPACE else query > 0
-        return found
-
-    def changed(arguments, place, value):
-        return [*arguments[:place], value, *arguments[place + 1 :]]
-
-    def parts(**fields):
-        copy = type(native.parts.structure).from_buffer_copy(native.parts.structure)
-        for name, value in fields.items():
-            setattr(copy, name, value)
-        return ctypes.byref(copy)
-
-    assert code(good) == WORKSPACE  # there is none
-    for place in (0, 4, 5, 6, 7, 8):
-        assert code(changed(good, place, None)) == NULL
-    for place, value in ((2, 0), (2, native.length + 16), (3, 0), (3, -1)):
-        assert code(changed(good, place, value)) == SIZE
-    # parts are made on the way where transitions are diagonal, from as many tokens as are counted
-    assert code(changed(good, 1, native.arguments.pointer)) == SIZE
-    diagonal = Native(some_tokens("diagonal after"), 16)
-    good[:2] = diagonal.parts.pointer, diagonal.arguments.pointer
-    assert code(good) == WORKSPACE
-    assert code(changed(good, 2, native.length - 1)) == SIZE
-    good[:2] = native.parts.pointer, None
-    for wrong in ({"n": 12}, {"n": 0}, {"n": 1 << 20}, {"c": 12}, {"c": 128}, {"heads": 0}, {"blocks": -1}):
-        assert code(changed(good, 0, parts(**wrong))) == SIZE
-    assert code(changed(good, 0, parts(F=None))) == NULL
-    assert code(changed(good, 0, parts(Q=native.parts.arrays["Q"].data_ptr() + 8))) == SIZE
-    assert code(good, call.Run(0, level, None, 0)) == SIZE
-    assert code(good, call.Run(1, 17, None, 0)) == LEVEL
-
-    roots, (room, made) = native.observe_roots(), native.outsides()
-    unsquared = [good[0], *(x.data_ptr() for x in (roots, room, made)), *good[2:]]
-    assert code(unsquared, name="unsquared_counts") == WORKSPACE
-    for place in (0, 1, 2, 3, 6, 7, 8, 9, 10):
-        assert code(changed(unsquared, place, None), name="unsquared_counts") == NULL
-    assert code(changed(unsquared, 1, roots.data_ptr() + 8), name="unsquared_counts") == SIZE
-    assert code(changed(unsquared, 2, room.data_ptr() + 8), name="unsquared_counts") == SIZE
-    assert code(changed(unsquared, 5, 0), name="unsquared_counts") == SIZE
-
-    build = [native.parts.pointer, *native.input]
-    assert code(build, name="parts") == WORKSPACE
-    assert code(changed(build, 1, None), name="parts") == NULL
-    assert code(changed(build, 2, None), name="parts") == NULL
-    assert code(changed(build, 3, -1), name="parts") == SIZE
-    assert code(changed(build, 0, parts(heads=1)), name="parts") == SIZE
-
-    products = call.aligned(2, 16, 16)
-    heads, positions = torch.tensor([0, 1]), torch.tensor([5, 3])
-    ask = [*build, roots.data_ptr(), 2, *(x.data_ptr() for x in (heads, positions, products))]
-    assert code(ask, name="root_products") == WORKSPACE
-    for bad_heads, bad_positions in (([0, 2], [5, 3]), ([1, 0], [5, 3]), ([0, 0], [5, 3]), ([0, 1], [0, 3])):
-        wrong = [torch.tensor(x) for x in (bad_heads, bad_positions)]
-        arguments = [*ask[:6], *(x.data_ptr() for x in wrong), ask[8]]
-        assert code(arguments, name="root_products") == SIZE
-    assert all(bool((x == -7.0).all()) for x in out)  # a call that fails leaves the result alone
 
 
 def odd_sources():

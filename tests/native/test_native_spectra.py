@@ -10,21 +10,19 @@ import ctypes
 import mpmath
 import pytest
 import torch
+from identical import running
 from torch import Tensor
 
 import ess_kernels as ek
-from ess_kernels import environment
-from ess_kernels.backends.native import call, library, spectra
+from ess_kernels.backends.native import abi, library, spectra
 
 if library().handle is None:
     pytest.skip(f"native library: {library().reason}", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("pinned")
 DTYPES = [torch.float32, torch.float64]
 HUGE = {torch.float32: 2.0**126, torch.float64: 2.0**1022}
 TINY = {torch.float32: 2.0**-149, torch.float64: 2.0**-1074}
-LEVELS = [
-    level for level, number in (("baseline", 1), ("avx2", 2), ("avx512", 3)) if library().handle.ess_level_name(number)
-]
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -111,12 +109,6 @@ def assert_counts(found: Tensor, values: Tensor, tau: Tensor, slack: float) -> N
     """Right where no value lies within `slack` of the largest of a tolerance; `tau` `[batch, M]`."""
     least, most = ((values[:, None] > tau[..., None] + sign * slack * values[:, :1, None]).sum(-1) for sign in (1, -1))
     assert ((least <= found) & (found <= most)).all()
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(environment.CPU_LEVEL, request.param)
-    return request.param
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -241,9 +233,7 @@ def test_products_of_factors_that_miss_each_other(m: int, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 2, 7, 16, 20, 50, 100])
-def test_neighbours_and_threads_change_nothing(
-    level: str, n: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_neighbours_and_threads_change_nothing(level: str, n: int, dtype: torch.dtype) -> None:
     types = torch.stack(list(lapack_types(n, dtype).values())).to(dtype)
     A = torch.cat([types, random(20, n, n, dtype=dtype)])
     tau = A.double().flatten(1).norm(dim=1)[:, None] * torch.tensor([0.5, 0.1, 1e-9], dtype=torch.float64)
@@ -254,10 +244,10 @@ def test_neighbours_and_threads_change_nothing(
     for b in (0, 9, 17, 30):
         assert (spectra.singular_values(A[b : b + 1]) == values[b]).all()
     for threads in (2, 3):
-        monkeypatch.setenv(environment.NUM_THREADS, str(threads))
-        assert (spectra.singular_values(A) == values).all()
-        assert (spectra.counts_above(A, None, tau) == counts).all()
-        assert (spectra.singular_values(A[:17]) == values[:17]).all()
+        with running(threads=threads):
+            assert (spectra.singular_values(A) == values).all()
+            assert (spectra.counts_above(A, None, tau) == counts).all()
+            assert (spectra.singular_values(A[:17]) == values[:17]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -377,47 +367,47 @@ def test_error_codes() -> None:
     def address(x: ctypes.Array) -> int:
         return ctypes.addressof(x)
 
-    def job(**changes: object) -> spectra._Job:
-        left = spectra._Matrices(address(data), 2, 2, 4, 2, 1)
-        made = spectra._Job(8, 1, left, spectra._Matrices(rows=-1), address(values), 1, address(tau), address(counts))
+    def job(**changes: object) -> abi.Spectra:
+        left = abi.Matrices(address(data), 2, 2, 4, 2, 1)
+        made = abi.Spectra(8, 0, 1, left, abi.Matrices(rows=-1), address(values), 1, address(tau), address(counts))
         for name, value in changes.items():
             setattr(made, name, value)
         return made
 
-    good = call.Run(1, 0, None, 0)
-    needed = handle.ess_spectra_workspace(ctypes.byref(good), job())
+    good = abi.Run(1, 0, None, 0)
+    needed = handle.ess_spectra_workspace(good, job())
     assert needed > 0
     memory = torch.zeros(needed + 128, dtype=torch.uint8)
     aligned = memory.data_ptr() + -memory.data_ptr() % 64
 
-    def both(run: call.Run | None, asked: spectra._Job | None) -> int:
-        pointer = None if run is None else ctypes.byref(run)
-        code = handle.ess_spectra(pointer, asked)
-        assert handle.ess_spectra_workspace(pointer, asked) == -code
+    def both(run: abi.Run | None, asked: abi.Spectra | None) -> int:
+        code = handle.ess_spectra(run, asked)
+        assert handle.ess_spectra_workspace(run, asked) == -code
         return code
 
-    ready = call.Run(1, 0, aligned, needed)
+    ready = abi.Run(1, 0, aligned, needed)
     assert both(None, job()) == null
     assert both(ready, None) == null
     for name in ("tau", "counts"):
         assert both(ready, job(**{name: None})) == null
-    assert both(ready, job(left=spectra._Matrices(None, 2, 2, 4, 2, 1))) == null
-    assert both(ready, job(right=spectra._Matrices(None, 2, 2, 4, 2, 1))) == null
+    assert both(ready, job(left=abi.Matrices(None, 2, 2, 4, 2, 1))) == null
+    assert both(ready, job(right=abi.Matrices(None, 2, 2, 4, 2, 1))) == null
     for changes in (
         {"element_bytes": 2},
+        {"reserved": 1},
         {"batch": -1},
         {"tolerances": -1},
-        {"left": spectra._Matrices(address(data), -1, 2, 4, 2, 1)},
-        {"left": spectra._Matrices(address(data), 257, 257, 4, 2, 1)},
-        {"right": spectra._Matrices(address(data), 2, 3, 4, 2, 1)},
-        {"right": spectra._Matrices(address(data), 257, 2**50, 4, 2, 1)},
+        {"left": abi.Matrices(address(data), -1, 2, 4, 2, 1)},
+        {"left": abi.Matrices(address(data), 257, 257, 4, 2, 1)},
+        {"right": abi.Matrices(address(data), 2, 3, 4, 2, 1)},
+        {"right": abi.Matrices(address(data), 257, 2**50, 4, 2, 1)},
     ):
         assert both(ready, job(**changes)) == size
-    assert both(call.Run(0, 0, aligned, needed), job()) == size
-    assert both(call.Run(1, 9, aligned, needed), job()) == level
-    for run in (good, call.Run(1, 0, aligned + 8, needed), call.Run(1, 0, aligned, needed - 1)):
-        assert handle.ess_spectra(ctypes.byref(run), job()) == workspace
+    assert both(abi.Run(0, 0, aligned, needed), job()) == size
+    assert both(abi.Run(1, 9, aligned, needed), job()) == level
+    for run in (good, abi.Run(1, 0, aligned + 8, needed), abi.Run(1, 0, aligned, needed - 1)):
+        assert handle.ess_spectra(run, job()) == workspace
     assert list(values) == [-7, -7] and counts[0] == -7
-    assert handle.ess_spectra(ctypes.byref(ready), job()) == 0
+    assert handle.ess_spectra(ready, job()) == 0
     assert list(values) == [2, 1] and counts[0] == 1
-    assert handle.ess_spectra(ctypes.byref(ready), job(batch=0, left=spectra._Matrices(None, 2, 2, 4, 2, 1))) == 0
+    assert handle.ess_spectra(ready, job(batch=0, left=abi.Matrices(None, 2, 2, 4, 2, 1))) == 0

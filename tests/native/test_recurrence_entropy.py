@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from ess_kernels.backends.native import loading
-from ess_kernels.backends.native.call import Run
+from ess_kernels.backends.native import abi
+from ess_kernels.backends.native.choice import library
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, reach_roots
 from ess_kernels.engine.quadrature import FINE, STANDARD
@@ -16,26 +16,9 @@ from ess_kernels.operators.structure import Tokens
 LEVELS = {1: "baseline", 2: "avx2", 3: "avx512"}
 
 
-class Parts(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("heads", "blocks", "n", "c")),
-        ("dense", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("X", "Z", "Y", "Phi", "F", "Q")),
-    )
-
-
-class Nodes(ctypes.Structure):
-    _fields_ = (
-        ("nodes", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("t", "total_weight", "mixed_weight")),
-        *((name, ctypes.c_double) for name in ("total_error", "mixed_error", "total_slope", "mixed_slope")),
-    )
-
-
 @pytest.fixture(scope="module", params=LEVELS, ids=LEVELS.get)
 def level(request):
-    found = loading.open_library(loading.LIBRARY)
+    found = library()
     if found.handle is None:
         pytest.skip(f"native library: {found.reason}")
     if not found.handle.ess_level_name(request.param):
@@ -77,7 +60,7 @@ class Recurrence:
             )
         ]
         heads, count = blocks.X.shape[:2]
-        self.parts = Parts(heads, count, n, c, int(dense), 0, *(x.data_ptr() for x in self.arrays))
+        self.parts = abi.Recurrence(heads, count, n, c, int(dense), 0, *(x.data_ptr() for x in self.arrays))
 
     def dense(self):
         read, write, gate = (getattr(self.tokens, name) for name in ("read", "write", "transition"))
@@ -91,31 +74,33 @@ class Recurrence:
 
     def sums(self, level, quadrature=STANDARD, scale=None, wanted=None, threads=1):
         """`total`, `mixed`, `[2, N, L]`; NaN at positions that the kernel leaves alone."""
-        handle = loading.open_library(loading.LIBRARY).handle
+        handle = library().handle
         table = torch.tensor(quadrature.table, dtype=torch.float64).T
         more = -len(quadrature) % 8
         table = torch.cat([table, torch.tensor([[1.0], [0.0], [0.0]]).double().expand(-1, more)], 1).contiguous()
-        nodes = Nodes(table.shape[1], *(row.data_ptr() for row in table), *quadrature.errors, *quadrature.slopes)
+        nodes = abi.Quadrature(
+            table.shape[1], *(row.data_ptr() for row in table), *quadrature.errors, *quadrature.slopes
+        )
         heads, count = self.parts.heads, self.parts.blocks
         out = torch.full((2, heads, self.length), torch.nan, dtype=torch.float64)
         wanted = torch.ones(heads, count, dtype=torch.uint8) if wanted is None else wanted
         self.rounding, self.units = torch.full((2, heads, count), torch.nan, dtype=torch.float64)
-        arguments = (
-            ctypes.byref(self.parts),
-            None,
-            ctypes.c_int64(self.length),
-            ctypes.c_void_p(None if scale is None else scale.data_ptr()),
-            ctypes.byref(nodes),
-            *(ctypes.c_void_p(x.data_ptr()) for x in (wanted, *out, self.rounding, self.units)),
+        job = abi.RecurrenceEntropy(
+            parts=ctypes.pointer(self.parts),
+            length=self.length,
+            scale=None if scale is None else scale.data_ptr(),
+            quadrature=ctypes.pointer(nodes),
         )
-        run = Run(threads, level, None, 0)
-        handle.ess_recurrence_entropy_workspace.restype = ctypes.c_int64
-        run.workspace_bytes = handle.ess_recurrence_entropy_workspace(ctypes.byref(run), *arguments)
+        outputs = {"total": out[0], "mixed": out[1], "rounding": self.rounding, "unit": self.units}
+        for name, x in {"wanted": wanted, **outputs}.items():
+            setattr(job, name, x.data_ptr())
+        run = abi.Run(threads, level, None, 0)
+        run.workspace_bytes = handle.ess_recurrence_entropy_workspace(run, job)
         assert run.workspace_bytes > 0
         # NaN to start with: nothing may be read before it is written
         work = torch.full((run.workspace_bytes // 8 + 8,), torch.nan, dtype=torch.float64)
         run.workspace = work.data_ptr() + -work.data_ptr() % 64
-        assert handle.ess_recurrence_entropy(ctypes.byref(run), *arguments) == 0
+        assert handle.ess_recurrence_entropy(run, job) == 0
         return out
 
 
@@ -267,28 +252,27 @@ def test_only_wanted_blocks(level):
 
 def test_bad_arguments(level):
     case = recurrence(1, 32, 16, 16)
-    handle = loading.open_library(loading.LIBRARY).handle
     numbers = torch.ones(8, dtype=torch.float64)
     wanted, out = torch.ones(2, dtype=torch.uint8), torch.zeros(32, dtype=torch.float64)
-    run = Run(1, level, None, 0)
-
-    def call(length=32, nodes=8, t=numbers, parts=case.parts, result=out):
-        table = Nodes(nodes, t.data_ptr(), numbers.data_ptr(), numbers.data_ptr())
-        pointers = (wanted, out, out, result, out)
-        return handle.ess_recurrence_entropy(
-            ctypes.byref(run),
-            ctypes.byref(parts),
-            None,
-            ctypes.c_int64(length),
-            None,
-            ctypes.byref(table),
-            *(ctypes.c_void_p(x.data_ptr() if x is not None else None) for x in pointers),
-        )
-
+    run = abi.Run(1, level, None, 0)
+    outputs = dict.fromkeys(("total", "mixed", "rounding", "unit"), out.data_ptr())
     null, size, workspace = 1, 2, 5
-    assert call() == workspace
-    assert call(result=None) == null
-    assert call(length=33) == size
-    assert call(nodes=12) == size
-    assert call(t=numbers * 0) == size
-    assert call(t=numbers * math.nan) == size
+
+    def code(nodes=None, **fields):
+        table = dict.fromkeys(("t", "total_weight", "mixed_weight"), numbers.data_ptr())
+        quadrature = abi.Quadrature(**{"nodes": 8, **table, **(nodes or {})})
+        given = {"parts": ctypes.pointer(case.parts), "quadrature": ctypes.pointer(quadrature), "length": 32}
+        given |= {"wanted": wanted.data_ptr(), **outputs}
+        return library().handle.ess_recurrence_entropy(run, abi.RecurrenceEntropy(**{**given, **fields}))
+
+    assert code() == workspace
+    for name in ("parts", "quadrature", "wanted", *outputs):
+        assert code(**{name: None}) == null
+    for name in ("t", "total_weight", "mixed_weight"):
+        assert code({name: None}) == null
+    assert code(length=33) == size
+    for count in (12, 0, -8, 72):
+        assert code({"nodes": count}) == size
+    for wrong in (numbers * 0, numbers * math.nan):
+        assert code({"t": wrong.data_ptr()}) == size
+    assert bool((out == 0).all())

@@ -10,17 +10,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <thread>
 #include <vector>
 
-#include "../../csrc/include/ess_certainty.h"
-#include "../../csrc/include/ess_lanes.h"
-#include "../../csrc/include/ess_matrix.h"
-#include "../../csrc/include/ess_native.h"
-#include "../../csrc/include/ess_recurrence.h"
-#include "../../csrc/include/ess_spectra.h"
 #include "../../csrc/base/threads.h"
+#include "../../csrc/include/ess_native.h"
 
 namespace {
 
@@ -78,19 +72,24 @@ void fill(Array &array, uint64_t seed) {
     }
 }
 
-// Calls ess_X, given as query(run) and call(run), with the workspace that it asks for; ends the program where it fails.
-template <class Query, class Call> void with_workspace(int32_t threads, int32_t level, Query query, Call call) {
+// Does a job with the workspace that it asks for; ends the program where it fails.
+template <class Job>
+void run_job(int32_t threads, int32_t level, int64_t (*query)(const ess_run *, const Job *),
+             int32_t (*call)(const ess_run *, const Job *), const Job &job) {
     ess_run run = {threads, level, nullptr, 0};
-    run.workspace_bytes = query(&run);
+    run.workspace_bytes = query(&run, &job);
     int32_t code = run.workspace_bytes < 0 ? static_cast<int32_t>(-run.workspace_bytes) : ESS_OK;
     Array workspace(code == ESS_OK ? run.workspace_bytes / 8 + 8 : 1);
     run.workspace = workspace.data();
-    if (code == ESS_OK) code = call(&run);
+    if (code == ESS_OK) code = call(&run, &job);
     if (code != ESS_OK) {
         std::printf("refused: %s\n", ess_error_string(code));
         std::exit(2);
     }
 }
+
+// RUN(X, fields of ess_X_job in their order), where `threads` and `level` say how
+#define RUN(X, ...) run_job(threads, level, ess_##X##_workspace, ess_##X, ess_##X##_job{__VA_ARGS__})
 
 // three heads of a gated recurrence: parts, counts at two tolerances, entropy, roots and their products; counts and
 // entropy once more while parts are made
@@ -119,35 +118,22 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
 
     const int64_t each = heads * blocks;
     Array X(each * n * c), Z(each * n * c), Y(each * c * c), Phi(each * n), F(each * n * n), Q(each * n * n);
-    ess_recurrence parts = {heads, blocks, n, c, 0, 0, X.data(), Z.data(), Y.data(), Phi.data(), F.data(), Q.data(), nullptr};
+    ess_recurrence parts = {heads,    blocks,   n,          c,        0,        0,      X.data(),
+                            Z.data(), Y.data(), Phi.data(), F.data(), Q.data(), nullptr};
     std::vector<double> answer;
     const int64_t group = 8;
     Array lost(heads * ((length + group - 1) / group));
-    with_workspace(
-        threads, level, [&](const ess_run *run) { return ess_tokens_lost_workspace(run, &tokens, group, lost.data()); },
-        [&](const ess_run *run) { return ess_tokens_lost(run, &tokens, group, lost.data()); });
+    RUN(tokens_lost, &tokens, group, lost.data());
     lost.append_to(answer);
     Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
     for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
     std::vector<uint8_t> wanted(static_cast<size_t>(each * tolerances), 1);
+    const ess_recurrence_parts_job making = {&parts, &tokens, nullptr, 0};
     for (bool on_the_way : {false, true}) {
         const ess_tokens *source = on_the_way ? &tokens : nullptr;
-        if (!on_the_way) {
-            with_workspace(
-                threads, level,
-                [&](const ess_run *run) { return ess_recurrence_parts_workspace(run, &parts, &tokens, nullptr, 0); },
-                [&](const ess_run *run) { return ess_recurrence_parts(run, &parts, &tokens, nullptr, 0); });
-        }
-        with_workspace(
-            threads, level,
-            [&](const ess_run *run) {
-                return ess_recurrence_counts_workspace(run, &parts, source, length, tolerances, tau.data(),
-                                                       wanted.data(), counts.data(), growth.data(), least.data());
-            },
-            [&](const ess_run *run) {
-                return ess_recurrence_counts(run, &parts, source, length, tolerances, tau.data(), wanted.data(),
-                                             counts.data(), growth.data(), least.data());
-            });
+        if (!on_the_way) RUN(recurrence_parts, making);
+        RUN(recurrence_counts, &parts, source, length, tolerances, tau.data(), wanted.data(), counts.data(),
+            growth.data(), least.data());
         counts.append_to(answer);
         growth.append_to(answer);
         least.append_to(answer);
@@ -155,17 +141,8 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
         const double nodes[] = {1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1, 10};
         ess_quadrature quadrature = {8, nodes, nodes, nodes, 1e-7, 1e-7, 1e6, 1e7};
         Array total(heads * length), mixed(heads * length), rounding(heads * blocks), unit(heads * blocks);
-        with_workspace(
-            threads, level,
-            [&](const ess_run *run) {
-                return ess_recurrence_entropy_workspace(run, &parts, source, length, nullptr, &quadrature,
-                                                        wanted.data(), total.data(), mixed.data(), rounding.data(),
-                                                        unit.data());
-            },
-            [&](const ess_run *run) {
-                return ess_recurrence_entropy(run, &parts, source, length, nullptr, &quadrature, wanted.data(),
-                                              total.data(), mixed.data(), rounding.data(), unit.data());
-            });
+        RUN(recurrence_entropy, &parts, source, length, nullptr, &quadrature, wanted.data(), total.data(), mixed.data(),
+            rounding.data(), unit.data());
         total.append_to(answer);
         mixed.append_to(answer);
         unit.append_to(answer);
@@ -174,39 +151,15 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
 
     Array roots(each * n * n), products(6 * n * n);
     const int64_t of_heads[] = {0, 0, 1, 1, 2, 2}, positions[] = {1, 70, 20, 149, 16, 17};
-    with_workspace(
-        threads, level,
-        [&](const ess_run *run) {
-            return ess_recurrence_observe_roots_workspace(run, &parts, &tokens, nullptr, 0, roots.data());
-        },
-        [&](const ess_run *run) {
-            return ess_recurrence_observe_roots(run, &parts, &tokens, nullptr, 0, roots.data());
-        });
-    with_workspace(
-        threads, level,
-        [&](const ess_run *run) {
-            return ess_recurrence_root_products_workspace(run, &parts, &tokens, nullptr, 0, roots.data(), 6, of_heads,
-                                                          positions, products.data());
-        },
-        [&](const ess_run *run) {
-            return ess_recurrence_root_products(run, &parts, &tokens, nullptr, 0, roots.data(), 6, of_heads, positions,
-                                                products.data());
-        });
+    const ess_recurrence_observe_roots_job root_job = {making, roots.data()};
+    RUN(recurrence_observe_roots, root_job);
+    RUN(recurrence_root_products, root_job, 6, of_heads, positions, products.data());
     products.append_to(answer);
-    Array outsides(each * ((n + 8) * (n + c) + (c + 8) * n + 8));
+    Array outsides(each * ess_recurrence_outside_size(n, c));
     std::vector<uint8_t> made(static_cast<size_t>(each), 0);
-    with_workspace(
-        threads, level,
-        [&](const ess_run *run) {
-            return ess_recurrence_unsquared_counts_workspace(
-                run, &parts, roots.data(), outsides.data(), made.data(), length, tolerances, tau.data(), wanted.data(),
-                counts.data(), growth.data(), least.data());
-        },
-        [&](const ess_run *run) {
-            return ess_recurrence_unsquared_counts(
-                run, &parts, roots.data(), outsides.data(), made.data(), length, tolerances, tau.data(), wanted.data(),
-                counts.data(), growth.data(), least.data());
-        });
+    const ess_recurrence_counts_job counting = {&parts,        nullptr,       length,        tolerances,  tau.data(),
+                                                wanted.data(), counts.data(), growth.data(), least.data()};
+    RUN(recurrence_unsquared_counts, counting, roots.data(), outsides.data(), made.data());
     counts.append_to(answer);
     growth.append_to(answer);
     least.append_to(answer);
@@ -230,27 +183,11 @@ std::vector<double> spectra(int32_t threads, int32_t level) {
     job.tau = tau.data();
     job.counts = counts.data();
     std::vector<double> answer;
-    with_workspace(
-        threads, level, [&](const ess_run *run) { return ess_spectra_workspace(run, &job); },
-        [&](const ess_run *run) { return ess_spectra(run, &job); });
+    RUN(spectra, job);
     values.append_to(answer);
     for (int64_t count : counts) answer.push_back(static_cast<double>(count));
     return answer;
 }
-
-// A run with the workspace that a query asks for.
-struct Run {
-    std::unique_ptr<Array> memory;
-    ess_run run;
-
-    Run(int32_t threads, int32_t level) : run{threads, level, nullptr, 0} {}
-    const ess_run *with(int64_t bytes) {
-        memory = std::make_unique<Array>((bytes + 7) / 8);
-        run.workspace = memory->data();
-        run.workspace_bytes = bytes;
-        return &run;
-    }
-};
 
 // dense operators: one, with fewer nodes than threads, and several
 std::vector<double> dense(int32_t threads, int32_t level) {
@@ -263,30 +200,20 @@ std::vector<double> dense(int32_t threads, int32_t level) {
         Array value(numbers), growth(numbers), least(numbers), norm(heads), squares(numbers), largest(heads);
         fill(q, 1);
         fill(k, 2);
-        Run work(threads, level);
-        const ess_run *query = &work.run;
-        const ess_attention attention = {heads, L, 4, q.data(), k.data(), nullptr, 1.0, 0.0, 0};
-        ess_attention_rows(work.with(ess_attention_rows_workspace(query, &attention, T.data(), stride)), &attention,
-                           T.data(), stride);
+        RUN(attention_rows, heads, L, 4, q.data(), k.data(), nullptr, 1.0, 0.0, 0, T.data(), stride);
         const std::vector<double> scale(static_cast<size_t>(heads), 1.0), shift(static_cast<size_t>(heads), 0.01);
         const std::vector<uint8_t> wanted(static_cast<size_t>(numbers), 1);
         std::vector<int64_t> head;
         for (int64_t h = 0; h < heads; h++) head.push_back(h);
         const ess_matrix matrix = {heads, L, T.data(), stride, stride * stride, scale.data()};
-        ess_matrix_products(work.with(ess_matrix_products_workspace(query, &matrix, products.data())), &matrix,
-                            products.data());
+        RUN(matrix_products, &matrix, products.data());
         for (int32_t definite : {0, 1}) {
-            const int64_t bytes =
-                ess_matrix_staircase_workspace(query, &matrix, products.data(), items, head.data(), shift.data(), definite,
-                                               wanted.data(), value.data(), growth.data(), least.data());
-            ess_matrix_staircase(work.with(bytes), &matrix, products.data(), items, head.data(), shift.data(), definite,
-                                 wanted.data(), value.data(), growth.data(), least.data());
+            RUN(matrix_staircase, &matrix, products.data(), items, head.data(), shift.data(), definite, 0,
+                wanted.data(), value.data(), growth.data(), least.data());
             value.append_to(answer);
         }
-        ess_matrix_norm(work.with(ess_matrix_norm_workspace(query, &matrix, 3, norm.data(), squares.data())), &matrix, 3,
-                        norm.data(), squares.data());
-        ess_matrix_largest(work.with(ess_matrix_largest_workspace(query, &matrix, largest.data())), &matrix,
-                           largest.data());
+        RUN(matrix_norm, &matrix, 3, norm.data(), squares.data());
+        RUN(matrix_largest, &matrix, largest.data());
         for (const Array *array : {&growth, &least, &norm, &squares, &largest}) array->append_to(answer);
     }
     return answer;
@@ -322,16 +249,7 @@ std::vector<double> lanes(int32_t threads, int32_t level) {
     Array least(value.size());
     for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
     std::vector<uint8_t> wanted(static_cast<size_t>(tau.size()), 1);
-    with_workspace(
-        threads, level,
-        [&](const ess_run *run) {
-            return ess_lanes_counts_workspace(run, &tokens, tolerances, tau.data(), wanted.data(), value.data(),
-                                              growth.data(), least.data());
-        },
-        [&](const ess_run *run) {
-            return ess_lanes_counts(run, &tokens, tolerances, tau.data(), wanted.data(), value.data(), growth.data(),
-                                    least.data());
-        });
+    RUN(lanes_counts, &tokens, tolerances, tau.data(), wanted.data(), value.data(), growth.data(), least.data());
     value.append_to(answer);
     growth.append_to(answer);
     least.append_to(answer);
@@ -341,16 +259,7 @@ std::vector<double> lanes(int32_t threads, int32_t level) {
     Array cap(length), ess(heads * length), bound(heads * length), total(heads * length);
     for (int64_t i = 0; i < length; i++) cap.data()[i] = static_cast<double>(n);
     std::vector<uint8_t> asked(static_cast<size_t>(heads * entropy_blocks), 1);
-    with_workspace(
-        threads, level,
-        [&](const ess_run *run) {
-            return ess_lanes_entropy_workspace(run, &tokens, &quadrature, asked.data(), cap.data(), ess.data(),
-                                               bound.data(), total.data());
-        },
-        [&](const ess_run *run) {
-            return ess_lanes_entropy(run, &tokens, &quadrature, asked.data(), cap.data(), ess.data(),
-                                     bound.data(), total.data());
-        });
+    RUN(lanes_entropy, &tokens, &quadrature, asked.data(), cap.data(), ess.data(), bound.data(), total.data());
     ess.append_to(answer);
     bound.append_to(answer);
     total.append_to(answer);
@@ -371,30 +280,27 @@ std::vector<double> judge(int32_t threads, int32_t level) {
     std::vector<uint8_t> doubtful(counts.size());
     Array width(answers), cap(length), ess(heads * length), bound(heads * length);
     for (int64_t i = 0; i < length; i++) cap.data()[i] = 64;
-    const ess_limits limits = {DBL_EPSILON, 1e-7, 1e-9, 1e-2, 1e-5};
     const int64_t blur_group = 8;
     Array blur(heads * tolerances * ((length + blur_group - 1) / blur_group));
     for (int64_t i = 0; i < blur.size(); i++) blur.data()[i] = std::ldexp(1.0, -static_cast<int>(i % 40));
-    const ess_run run = {threads, level, nullptr, 0};
+    const ess_blur blurred = {blur.data(), blur_group};
     int64_t number = 0;
-    const int32_t counted =
-        ess_judge_counts(&run, heads, tolerances, length, &limits, value.data(), growth.data(), least.data(), rows.data(),
-                         asked.data(), blur.data(), blur_group, counts.data(), width.data(), doubtful.data(), &number);
+    RUN(judge_counts, heads, tolerances, length, DBL_EPSILON, 1e-7, 1e-9, 1e-2, 1e-5, blurred, value.data(),
+        growth.data(), least.data(), rows.data(), asked.data(), counts.data(), width.data(), doubtful.data(), &number);
     const ess_quadrature quadrature = {0, nullptr, nullptr, nullptr, 1e-7, 1e-7, 1e6, 1e7};
-    const int32_t taken = ess_judge_entropy(&run, heads, length, group, &quadrature, growth.data(), value.data(),
-                                            least.data(), cap.data(), ess.data(), bound.data());
-    std::vector<double> answer = {double(counted), double(taken), double(number)};
+    RUN(judge_entropy, heads, length, group, &quadrature, growth.data(), value.data(), least.data(), cap.data(),
+        ess.data(), bound.data());
+    std::vector<double> answer = {double(number)};
     answer.insert(answer.end(), doubtful.begin(), doubtful.end());
     const int64_t groups = (length + group - 1) / group;
     Array move(heads * tolerances * groups), sides(2 * heads * tolerances * length), growths(sides.size());
     for (int64_t i = 0; i < sides.size(); i++) sides.data()[i] = growths.data()[i] = static_cast<double>(i % 3);
     for (int32_t typical : {1, 0}) {
-        answer.push_back(ess_group_widths(&run, heads, tolerances, length, group, typical, 1e-2, asked.data(),
-                                          doubtful.data(), width.data(), move.data()));
+        RUN(group_widths, heads, tolerances, length, group, typical, 0, 1e-2, asked.data(), doubtful.data(),
+            width.data(), move.data());
         move.append_to(answer);
-        answer.push_back(ess_compare_counts(&run, heads, tolerances, length, group, DBL_EPSILON, sides.data(),
-                                            growths.data(), move.data(), blur.data(), blur_group, counts.data(), width.data(), doubtful.data(),
-                                            &number));
+        RUN(compare_counts, heads, tolerances, length, group, DBL_EPSILON, sides.data(), growths.data(), move.data(),
+            blurred, counts.data(), width.data(), doubtful.data(), &number);
         answer.push_back(double(number));
         answer.insert(answer.end(), doubtful.begin(), doubtful.end());
     }
@@ -406,12 +312,8 @@ std::vector<double> judge(int32_t threads, int32_t level) {
 }
 
 const Check checks[] = {
-    {"tasks of a team", tasks},
-    {"positive pivots", positive_pivots},
-    {"a recurrence", recurrence},
-    {"small states in lanes", lanes},
-    {"small matrices", spectra},
-    {"judgements", judge},
+    {"tasks of a team", tasks},       {"positive pivots", positive_pivots}, {"a recurrence", recurrence},
+    {"small states in lanes", lanes}, {"small matrices", spectra},          {"judgements", judge},
     {"dense operators", dense},
 };
 

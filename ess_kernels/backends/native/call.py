@@ -1,152 +1,109 @@
-"""How kernels of the compiled library are called: threads, dispatch level, workspace, and errors as exceptions."""
+"""How kernels of the pinned library are called: threads, dispatch level, workspace, and errors as exceptions."""
 
 from __future__ import annotations
 
 import ctypes
-import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ... import environment, processes
-from .loading import allowed_threads, library
-
-# workspace up to this size is kept for the thread's next call: fresh pages cost more than the arithmetic done on them
-KEPT_WORKSPACE = 2**28
-LINE = 64
-
-# ESS_ERR_WORKSPACE, ESS_ERR_MEMORY
-_WORKSPACE, _MEMORY = 5, 7
+from ... import processes
+from . import abi, memory
+from .abi import Job, Run
 
 
-class Run(ctypes.Structure):
-    """`ess_run` of `csrc/include/ess_native.h`."""
+class Pin(NamedTuple):
+    """The library that calls go to, how many threads its kernels may use, and their dispatch level."""
 
-    _fields_ = (
-        ("threads", ctypes.c_int32),
-        ("level", ctypes.c_int32),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_int64),
-    )
+    handle: ctypes.CDLL
+    threads: int
+    level: int
 
 
-class _Workspace(threading.local):
-    memory: Tensor | None = None
-
-
-_kept = _Workspace()
-# library, threads and level in place of the ones in use, for this thread
-_pinned: ContextVar[tuple[ctypes.CDLL, int, int] | None] = ContextVar("_pinned", default=None)
+# every thread of Python has its own
+_pinned: ContextVar[Pin | None] = ContextVar("_pinned", default=None)
 
 
 @contextmanager
 def pinned(handle: ctypes.CDLL, threads: int, level: int) -> Iterator[None]:
     """Within it, calls of this thread go to that library, with so many threads, at that dispatch level."""
-    token = _pinned.set((handle, threads, level))
+    token = _pinned.set(Pin(handle, threads, level))
     try:
         yield
     finally:
         _pinned.reset(token)
 
 
-def threads() -> int:
-    """How many threads kernels may use now."""
-    pin = _pinned.get()
-    return pin[1] if pin and not processes.forked() else allowed_threads()
-
-
-@contextmanager
-def as_set() -> Iterator[None]:
-    """Within it, settings are as they were at its beginning: they are read once a public call, not at every kernel."""
-    if _pinned.get() is not None:
-        yield
-        return
-    handle = library().handle
-    assert handle is not None, "a backend without its library takes no calls"
-    with pinned(handle, threads(), environment.cpu_level()):
-        yield
+def is_pinned() -> bool:
+    """Whether this thread's calls have a library to go to."""
+    return _pinned.get() is not None
 
 
 def current() -> tuple[ctypes.CDLL, Run]:
-    """The library in use, and how a kernel is to run, without a workspace yet."""
+    """The pinned library, and how a kernel is to run, without a workspace yet; one thread in a forked process.
+
+    Raises:
+        RuntimeError: no library is pinned.
+    """
     pin = _pinned.get()
-    handle = pin[0] if pin else library().handle
-    assert handle is not None, "a backend without its library takes no calls"
-    return handle, Run(threads(), pin[2] if pin else environment.cpu_level(), None, 0)
+    if pin is None:
+        raise RuntimeError("no compiled library is pinned: kernels are called within `pinned` or `choice.as_set`")
+    return pin.handle, Run(1 if processes.forked() else pin.threads, pin.level, None, 0)
 
 
-def workspace(name: str, *arguments: Any) -> int:
-    """How many bytes of workspace `ess_NAME` would need.
+def workspace(job: Job) -> int:
+    """How many bytes of workspace a job would need.
+
+    Raises:
+        ValueError: the library refuses the job.
+    """
+    handle, how = current()
+    return _size(handle, job.kernel, getattr(handle, f"ess_{job.kernel}_workspace")(how, job))
+
+
+def run(job: Job) -> None:
+    """Does a job, with the workspace that it asks for.
+
+    Raises:
+        ValueError: the library refuses the job; the message says which kernel and why.
+        MemoryError: there is not enough memory.
+    """
+    handle, how = current()
+    kernel = getattr(handle, f"ess_{job.kernel}")
+    # what the thread keeps is mostly enough: a kernel that needs more says so before it does anything
+    _lend(how, memory.kept_workspace())
+    code = kernel(how, job)
+    if code == abi.WORKSPACE:
+        room = memory.workspace(workspace(job))
+        _lend(how, room)
+        code = kernel(how, job)
+    if code:
+        raise _error(handle, job.kernel, code)
+
+
+def size(name: str, *arguments: int) -> int:
+    """What `ess_NAME(*arguments)` says how many numbers an array has.
 
     Raises:
         ValueError: the library refuses the arguments.
     """
-    handle, context = current()
-    size = int(getattr(handle, f"ess_{name}_workspace")(ctypes.byref(context), *arguments))
-    if size < 0:
-        _check(handle, name, -size)
-    return size
+    handle, _ = current()
+    return _size(handle, name, getattr(handle, f"ess_{name}")(*arguments))
 
 
-def run(name: str, *arguments: Any) -> None:
-    """Calls `ess_NAME(run, *arguments)`, with the workspace that `ess_NAME_workspace(run, *arguments)` asks for.
-
-    Raises:
-        ValueError: the library refuses the arguments; the message says which function and why.
-        MemoryError: there is not enough memory.
-    """
-    handle, context = current()
-    function = getattr(handle, f"ess_{name}")
-    # what the thread keeps is mostly enough: a function that needs more says so before it does anything
-    if _kept.memory is not None:
-        _lend(context, _kept.memory)
-    code = function(ctypes.byref(context), *arguments)
-    if code == _WORKSPACE:
-        memory = _workspace(workspace(name, *arguments))
-        _lend(context, memory)
-        code = function(ctypes.byref(context), *arguments)
-    if code:
-        _check(handle, name, code)
+def _lend(how: Run, room: Tensor) -> None:
+    how.workspace, how.workspace_bytes = room.data_ptr(), room.numel()
 
 
-def declare(handle: ctypes.CDLL, name: str, *arguments: Any, workspace: bool = True) -> None:
-    """The signatures of `ess_NAME(run, *arguments)` and, if there is one, of the function that says how much workspace
-    it needs."""
-    function = getattr(handle, f"ess_{name}")
-    function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_void_p, *arguments]
-    if workspace:
-        function = getattr(handle, f"ess_{name}_workspace")
-        function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p, *arguments]
+def _size(handle: ctypes.CDLL, name: str, found: int) -> int:
+    if found < 0:
+        raise _error(handle, name, -found)
+    return found
 
 
-def aligned(*shape: int) -> Tensor:
-    """An uninitialised float64 tensor at an address that kernels take for an array of theirs."""
-    count = math.prod(shape)
-    memory = torch.empty(count + LINE // 8, dtype=torch.float64, device="cpu")
-    start = (-memory.data_ptr() % LINE) // 8
-    return memory[start : start + count].view(shape)
-
-
-def _lend(context: Run, memory: Tensor) -> None:
-    first = memory.data_ptr()
-    context.workspace = first + -first % LINE
-    context.workspace_bytes = memory.numel() - LINE
-
-
-def _workspace(size: int) -> Tensor:
-    memory = torch.empty(size + LINE, dtype=torch.uint8, device="cpu")
-    if size <= KEPT_WORKSPACE:
-        _kept.memory = memory
-    return memory
-
-
-def _check(handle: ctypes.CDLL, name: str, code: int) -> None:
-    if code == 0:
-        return
+def _error(handle: ctypes.CDLL, name: str, code: int) -> Exception:
     message = f"ess_{name}: {handle.ess_error_string(code).decode()}"
-    raise MemoryError(message) if code == _MEMORY else ValueError(message)
+    return MemoryError(message) if code == abi.MEMORY else ValueError(message)

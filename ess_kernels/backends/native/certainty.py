@@ -11,17 +11,8 @@ from ...engine.certain import EliminatingEngine
 from ...engine.certainty import BLURRED, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ...engine.lost import GROUP as LOST_GROUP
 from ...engine.staircase import Eliminated
-from . import call
+from . import abi, call
 from .nodes import Nodes
-
-
-class _Limits(ctypes.Structure):
-    """`ess_limits` of `csrc/include/ess_certainty.h`."""
-
-    _fields_ = tuple((name, ctypes.c_double) for name in ("unit", "sure", "tiny_row", "small_row", "blurred"))
-
-
-_LIMITS = _Limits(EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
 
 
 class CompiledCertainty(EliminatingEngine):
@@ -34,7 +25,7 @@ class CompiledCertainty(EliminatingEngine):
         N, M, count = width.shape
         chosen = torch.empty(N, M, -(-self.length // self.group), dtype=torch.float64, device="cpu")
         addresses = [x.data_ptr() for x in (asked, _stored(doubtful), _stored(width), chosen)]
-        call.run("group_widths", N, M, count + 1, self.group, int(typical), HOPELESS, *addresses)
+        call.run(abi.GroupWidths(N, M, count + 1, self.group, int(typical), 0, HOPELESS, *addresses))
         return chosen
 
     def compare(self, answer: Eliminated, move: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts) -> bool:
@@ -44,9 +35,9 @@ class CompiledCertainty(EliminatingEngine):
         inputs = (x.data_ptr() for x in (answer.value, answer.growth, move))
         addresses = (x.data_ptr() for x in changed)
         sizes = (N, M, count + 1, self.group)
-        call.run(
-            "compare_counts", *sizes, EPS, *inputs, *_blurred(blur, self.lost_group), *addresses, ctypes.byref(number)
-        )
+        job = abi.CompareCounts(*sizes, EPS, *inputs, _blurred(blur, self.lost_group), *addresses)
+        job.number = ctypes.addressof(number)
+        call.run(job)
         return number.value > 0
 
 
@@ -57,10 +48,10 @@ def _stored(x: Tensor) -> Tensor:
     return x
 
 
-def _blurred(blur: Tensor | None, group: int) -> tuple[int | None, int]:
-    """A blur as arguments: its address, and how many positions share one of its numbers."""
+def _blurred(blur: Tensor | None, group: int) -> abi.Blur:
+    """A blur as kernels take it; `group` positions share one of its numbers."""
     assert blur is None or blur.is_contiguous()
-    return None if blur is None else blur.data_ptr(), group
+    return abi.Blur(None if blur is None else blur.data_ptr(), group)
 
 
 def judge_counts(
@@ -75,17 +66,10 @@ def judge_counts(
     number = ctypes.c_int64()
     inputs = (answer.value, answer.growth, answer.least, rows, asked)
     given, found_at = ([x.data_ptr() for x in part] for part in (inputs, (counts, width, doubtful)))
-    call.run(
-        "judge_counts",
-        N,
-        M,
-        L,
-        ctypes.byref(_LIMITS),
-        *given,
-        *_blurred(blur, blur_group),
-        *found_at,
-        ctypes.byref(number),
-    )
+    limits = (EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
+    job = abi.JudgeCounts(N, M, L, *limits, _blurred(blur, blur_group), *given, *found_at)
+    job.number = ctypes.addressof(number)
+    call.run(job)
     found = (counts, width, doubtful, torch.zeros_like(doubtful))
     return Counts(*(x.transpose(0, 1) for x in found)), number.value > 0
 
@@ -96,15 +80,5 @@ def judge_entropy(
     """As `Quadrature.estimate_from_sums`, for `[N, L]` and a rounding `[N, groups]` of every group of positions."""
     ess, bound = torch.empty_like(total), torch.empty_like(total)
     addresses = (x.data_ptr() for x in (total, mixed, rounding, cap, ess, bound))
-    call.run("judge_entropy", *total.shape, group, nodes.pointer, *addresses)
+    call.run(abi.JudgeEntropy(*total.shape, group, nodes.pointer, *addresses))
     return ess, bound
-
-
-def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/include/ess_certainty.h`."""
-    address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    call.declare(handle, "judge_counts", *[size] * 3, *[address] * 7, size, *[address] * 4, workspace=False)
-    shape, flag = [size] * 4, ctypes.c_int32
-    call.declare(handle, "group_widths", *shape, flag, number, *[address] * 4, workspace=False)
-    call.declare(handle, "compare_counts", *shape, number, *[address] * 4, size, *[address] * 4, workspace=False)
-    call.declare(handle, "judge_entropy", size, size, size, *[address] * 7, workspace=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -14,8 +12,7 @@ from ...engine.staircase import Eliminated
 from ...operators.selective_scan import SelectiveStateSpace
 from ...operators.structure import StateSpace
 from ..sources import source_of
-from . import call
-from .call import run
+from . import abi, call
 from .nodes import Nodes
 from .recurrence import NativeRecurrence, block_length
 from .summing import SummingEngine
@@ -58,7 +55,7 @@ class NativeLanes(SummingEngine):
         N, S = tau.shape[:2]
         tau = tau.contiguous()
         result = self._room(N, S, self.length)
-        run("lanes_counts", self.tokens.pointer, S, *(x.data_ptr() for x in (tau, asked.groups, *result)))
+        call.run(abi.LanesCounts(self.tokens.pointer, S, *(x.data_ptr() for x in (tau, asked.groups, *result))))
         return result
 
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
@@ -67,7 +64,7 @@ class NativeLanes(SummingEngine):
         nodes = Nodes(quadrature)
         found = Estimate(*(torch.zeros_like(wanted, dtype=torch.float64) for _ in range(3)))
         addresses = (x.data_ptr() for x in (busy, cap, *found))
-        run("lanes_entropy", self.tokens.pointer, nodes.pointer, *addresses)
+        call.run(abi.LanesEntropy(self.tokens.pointer, nodes.pointer, *addresses))
         return found
 
     def known_zero(self) -> Tensor:
@@ -80,10 +77,3 @@ class NativeLanes(SummingEngine):
         found = Survey(tokens, self.found.peaks[:, needed.numpy()])
         c = block_length(self.op.state_size, False)
         return NativeRecurrence(self.op, self.heads[needed], found, c, self.cost).values_at(back, positions)
-
-
-def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/include/ess_lanes.h`."""
-    address, size = ctypes.c_void_p, ctypes.c_int64
-    call.declare(handle, "lanes_counts", address, size, *[address] * 5)
-    call.declare(handle, "lanes_entropy", *[address] * 7)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,36 +15,11 @@ from ...engine.cost import Cost
 from ...engine.scaling import power_of_two
 from ...engine.staircase import Eliminated
 from ...engine.tiled import NORM_STEPS, Matrix
-from . import call, memory
+from . import abi, call, memory
 from .attention import OPERATOR
 from .certainty import CompiledCertainty
 
-_ADDRESS, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 PRODUCTS = "products"
-
-
-class _Operand(ctypes.Structure):
-    """`ess_matrix` of `csrc/include/ess_matrix.h`."""
-
-    _fields_ = (
-        ("heads", _SIZE),
-        ("length", _SIZE),
-        ("T", _ADDRESS),
-        ("row_stride", _SIZE),
-        ("head_stride", _SIZE),
-        ("scale", _ADDRESS),
-    )
-
-
-def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/include/ess_matrix.h`."""
-    operand = ctypes.POINTER(_Operand)
-    call.declare(handle, "matrix_largest", operand, _ADDRESS)
-    call.declare(handle, "matrix_norm", operand, _SIZE, _ADDRESS, _ADDRESS)
-    call.declare(handle, "matrix_products", operand, _ADDRESS)
-    call.declare(handle, "matrix_staircase", operand, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _FLAG, *[_ADDRESS] * 4)
-    handle.ess_matrix_products_size.restype = _SIZE
-    handle.ess_matrix_products_size.argtypes = [_SIZE]
 
 
 class NativeMatrix(CompiledCertainty, Matrix):
@@ -72,30 +46,31 @@ class NativeMatrix(CompiledCertainty, Matrix):
         """What PyTorch's own operations read: scaled, and nothing on or above the diagonal."""
         return self._raw.tril(-1).mul_(self._factor[:, None, None])
 
-    def _operand(self, factor: Tensor) -> Any:
+    def _operand(self, scale: Tensor) -> ctypes._Pointer[abi.Matrix]:
         T = self._raw
-        return ctypes.byref(
-            _Operand(T.shape[0], self.length, T.data_ptr(), T.stride(1), T.stride(0), factor.data_ptr())
+        return ctypes.pointer(
+            abi.Matrix(T.shape[0], self.length, T.data_ptr(), T.stride(1), T.stride(0), scale.data_ptr())
         )
 
     def _largest(self) -> Tensor:
         magnitude = self._raw.new_zeros(len(self._raw))
         if len(self._raw) and self.length:
-            call.run("matrix_largest", self._operand(magnitude), magnitude.data_ptr())
+            call.run(abi.MatrixLargest(self._operand(magnitude), magnitude.data_ptr()))
         return magnitude
 
     @cached_property
     def _sizes(self) -> tuple[Tensor, Tensor]:
         norm, squares = torch.zeros_like(self.unit), self.unit.new_zeros(len(self.unit), self.length)
-        call.run("matrix_norm", self._operand(self._factor), NORM_STEPS, norm.data_ptr(), squares.data_ptr())
+        operand = self._operand(self._factor)
+        call.run(abi.MatrixNorm(operand, NORM_STEPS, norm.data_ptr(), squares.data_ptr()))
         return norm, squares
 
     @cached_property
     def _products(self) -> Tensor:
         """What all tolerances and shifts share, float64, flat."""
-        handle, _ = call.current()
-        products = memory.borrow(PRODUCTS, len(self.unit) * handle.ess_matrix_products_size(self.length))
-        call.run("matrix_products", self._operand(self._factor), products.data_ptr())
+        size = call.size("matrix_products_size", self.length)
+        products = memory.borrow(PRODUCTS, len(self.unit) * size)
+        call.run(abi.MatrixProducts(self._operand(self._factor), products.data_ptr()))
         return products
 
     def staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
@@ -126,25 +101,31 @@ class NativeMatrix(CompiledCertainty, Matrix):
         return items
 
     def _workspace(self, items: int) -> int:
+        # measuring reads heads and shifts, and no other numbers
         one = torch.ones(items, dtype=torch.float64, device="cpu")
-        head, anything = torch.zeros_like(one, dtype=torch.int64), one.data_ptr()
-        arguments = self._products.data_ptr(), items, head.data_ptr(), anything, 0, *[anything] * 4
-        return call.workspace("matrix_staircase", self._operand(self._factor), *arguments)
+        head = torch.zeros_like(one, dtype=torch.int64)
+        return call.workspace(self._job(head, one, False, one, Eliminated(one, one, one)))
 
     def _eliminate_items(
         self, heads: Tensor, shifts: Tensor, definite: bool, wanted: Tensor, answer: Eliminated
     ) -> None:
         wanted, heads, shifts = wanted.contiguous(), heads.contiguous(), shifts.contiguous()
-        call.run(
-            "matrix_staircase",
-            self._operand(self._factor),
-            self._products.data_ptr(),
-            len(heads),
-            heads.data_ptr(),
-            shifts.data_ptr(),
-            int(definite),
-            wanted.data_ptr(),
-            *(x.data_ptr() for x in answer),
+        call.run(self._job(heads, shifts, definite, wanted, answer))
+
+    def _job(
+        self, heads: Tensor, shifts: Tensor, definite: bool, wanted: Tensor, answer: Eliminated
+    ) -> abi.MatrixStaircase:
+        return abi.MatrixStaircase(
+            matrix=self._operand(self._factor),
+            products=self._products.data_ptr(),
+            items=len(heads),
+            head=heads.data_ptr(),
+            shift=shifts.data_ptr(),
+            definite=int(definite),
+            wanted=wanted.data_ptr(),
+            value=answer.value.data_ptr(),
+            growth=answer.growth.data_ptr(),
+            least=answer.least.data_ptr(),
         )
 
 

@@ -1,43 +1,83 @@
-"""Large arrays that one call after the other needs: kept, since fresh pages cost more than the arithmetic on them."""
+"""Memory of kernels: large arrays and workspace that one call after the other needs are kept, a thread for itself.
+
+Fresh pages cost more than the arithmetic that is done on them.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 
 import torch
 from torch import Tensor
 
 from ...environment import memory_budget
-from .call import KEPT_WORKSPACE, LINE
+from .abi import LINE
 
-_BYTES = 8
+# what is kept of one kind, at most: bytes
+MOST_KEPT = 2**28
 
 
 class _Kept(threading.local):
+    """What this thread keeps: arrays by name, those that are lent out, and the workspace."""
+
     def __init__(self) -> None:
         self.free: dict[str, Tensor] = {}
         self.lent: dict[str, Tensor] = {}
+        self.workspace = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
-_kept = _Kept()
+kept = _Kept()
+
+
+def _with_line(count: int, dtype: torch.dtype) -> Tensor:
+    """Room for `count` numbers from the next cache line on."""
+    return torch.empty(count + LINE // dtype.itemsize, dtype=dtype, device="cpu")
+
+
+def _from_line(memory: Tensor, count: int) -> Tensor:
+    """`count` numbers of `memory` from the next cache line on."""
+    first = -memory.data_ptr() % LINE // memory.itemsize
+    return memory[first : first + count]
+
+
+def aligned(*shape: int) -> Tensor:
+    """An uninitialised float64 tensor at an address that kernels take for an array of theirs."""
+    count = math.prod(shape)
+    return _from_line(_with_line(count, torch.float64), count).view(shape)
 
 
 def borrow(name: str, count: int) -> Tensor:
     """`count` float64 numbers, undefined, aligned to a cache line; one array of a name is remembered a thread."""
-    memory = _kept.free.pop(name, None)
-    size = 0 if memory is None else len(memory)
-    # what a larger budget has left behind is not kept
-    wasteful = size > 4 * count and size * _BYTES > memory_budget()
-    if memory is None or size < count + LINE // _BYTES or wasteful:
-        memory = torch.empty(count + LINE // _BYTES, dtype=torch.float64, device="cpu")
-    first = -memory.data_ptr() % LINE // _BYTES
-    if len(memory) * _BYTES <= KEPT_WORKSPACE:
-        _kept.lent[name] = memory
-    return memory[first : first + count]
+    memory = kept.free.pop(name, None)
+    if memory is not None:
+        size = memory.numel() * memory.itemsize
+        # drop an array that is four times too large and above today's budget: a larger budget has left it behind
+        wasteful = size > 4 * memory.itemsize * count and size > memory_budget()
+        if wasteful or memory.numel() < count + LINE // memory.itemsize:
+            memory = None
+    if memory is None:
+        memory = _with_line(count, torch.float64)
+    if memory.numel() * memory.itemsize <= MOST_KEPT:
+        kept.lent[name] = memory
+    return _from_line(memory, count)
 
 
 def give_back(name: str, array: Tensor) -> None:
     """To the next call: nothing may use `array`, which begins where a borrowed one did, any more. Ignores others."""
-    memory = _kept.lent.get(name)
+    memory = kept.lent.get(name)
     if memory is not None and memory.untyped_storage().data_ptr() == array.untyped_storage().data_ptr():
-        _kept.free[name] = _kept.lent.pop(name)
+        kept.free[name] = kept.lent.pop(name)
+
+
+def kept_workspace() -> Tensor:
+    """The workspace that the thread has kept, aligned bytes: none to begin with."""
+    return _from_line(kept.workspace, max(0, kept.workspace.numel() - LINE))
+
+
+def workspace(size: int) -> Tensor:
+    """`size` bytes of workspace, aligned; kept for the thread's next call where that is no waste."""
+    memory = _with_line(size, torch.uint8)
+    if size <= MOST_KEPT:
+        kept.workspace = memory
+    return _from_line(memory, size)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,9 +19,10 @@ from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of_tokens
-from . import call, memory, spectra
-from .call import aligned, run
+from . import abi, call, memory, spectra
+from .call import run
 from .certainty import judge_entropy
+from .memory import aligned
 from .nodes import Nodes
 from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
@@ -54,8 +53,8 @@ def padded(n: int) -> int:
 
 
 def outside_size(n: int, c: int) -> int:
-    """Numbers a block that `ess_recurrence_unsquared_counts` keeps."""
-    return (n + ROWS) * (n + c) + (c + ROWS) * n + ROWS
+    """Numbers a block that `ess_recurrence_unsquared_counts` keeps; n is padded."""
+    return call.size("recurrence_outside_size", n, c)
 
 
 def bytes_per_head(length: int, n: int, diagonal: bool, entropy: bool) -> int:
@@ -65,16 +64,6 @@ def bytes_per_head(length: int, n: int, diagonal: bool, entropy: bool) -> int:
     if not entropy:
         per_block += m * m + outside_size(m, c)  # for tolerances far down
     return 8 * (-(-length // c) * per_block + (0 if diagonal else length * n * n) + 64 * length)
-
-
-class _Structure(ctypes.Structure):
-    """`ess_recurrence` of `csrc/include/ess_recurrence.h`."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("heads", "blocks", "n", "c")),
-        *((name, ctypes.c_int32) for name in ("dense", "reserved")),
-        *((name, ctypes.c_void_p) for name in ("X", "Z", "Y", "Phi", "F", "Q", "norms")),
-    )
 
 
 class Parts:
@@ -92,8 +81,8 @@ class Parts:
         for name, size in self._sizes.items():
             addresses[name] = address
             address += 8 * size
-        self.structure = _Structure(heads, blocks, m, c, not diagonal, 0, **addresses)
-        self.pointer = ctypes.byref(self.structure)
+        self.structure = abi.Recurrence(heads, blocks, m, c, not diagonal, 0, **addresses)
+        self.pointer = ctypes.pointer(self.structure)
 
     def __del__(self) -> None:
         memory.give_back(PARTS, self._memory)
@@ -125,7 +114,7 @@ class NativeRecurrence(SummingEngine):
         if found is not None:
             self.unit = found.take_units()
             self.tokens = found.tokens
-            self._input: tuple[Any, int | None, int] = (self.tokens.pointer, None, 0)
+            self._transition: tuple[int | None, int] = (None, 0)
             self._layout = 0
             self.unstable, self.sound = ~self.good, True
         else:
@@ -143,13 +132,19 @@ class NativeRecurrence(SummingEngine):
     def parts(self) -> Parts:
         """Block parts and boundaries."""
         if not self._filled:
-            run("recurrence_parts", self._blocks.pointer, *self._input)
+            run(self._making)
             self._filled = True
         return self._blocks
 
-    def _answer(self, name: str, *arguments: Any) -> None:
-        """Runs a kernel that makes the parts on its way, if nothing has yet: blocks are answered during the scans."""
-        run(name, self._blocks.pointer, None if self._filled else self.tokens.pointer, *arguments)
+    @property
+    def _making(self) -> abi.RecurrenceParts:
+        """The job that fills the parts."""
+        return abi.RecurrenceParts(self._blocks.pointer, self.tokens.pointer, *self._transition)
+
+    def _answer(self, job: abi.RecurrenceCounts | abi.RecurrenceEntropy) -> None:
+        """Does a job that fills the parts on its way, if nothing has yet: blocks are answered during the scans."""
+        job.parts, job.tokens = self._blocks.pointer, None if self._filled else self.tokens.pointer
+        run(job)
         self._filled = True
 
     def _run_dense(self) -> None:
@@ -161,7 +156,7 @@ class NativeRecurrence(SummingEngine):
         self.tokens = NativeTokens(source)
         found = Survey(self.tokens, torch.where(self.good, peaks, 0.0).numpy())
         self.unit, self._found = found.take_units(), found
-        self._input = (self.tokens.pointer, matrices.address, matrices.stride)
+        self._transition = matrices.address, matrices.stride
         self._matrices, self._layout = matrices, matrices.layout
         size = {name: largest(x) for name, x in self.parts.arrays.items() if name not in ("Q", "norms")}
         # of Q the tiles above the diagonal are undefined
@@ -207,18 +202,25 @@ class NativeRecurrence(SummingEngine):
         return EPS * (writes.square() @ mass[..., None]).amax((2, 3))[:, None] / tau.square()
 
     def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
-        return self._counts(partial(self._answer, "recurrence_counts"), asked, tau)
+        job, result = self._counting(asked, tau)
+        self._answer(job)
+        return result
 
     def eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
+        job, result = self._counting(asked, tau)
+        job.parts = self.parts.pointer
         arrays = [x.data_ptr() for x in (self._observe_roots, *self._outsides)]
-        return self._counts(partial(run, "recurrence_unsquared_counts", self.parts.pointer, *arrays), asked, tau)
+        run(abi.RecurrenceUnsquaredCounts(job, *arrays))
+        return result
 
-    def _counts(self, kernel: Callable[..., None], asked: Asked, tau: Tensor) -> Eliminated:
+    def _counting(self, asked: Asked, tau: Tensor) -> tuple[abi.RecurrenceCounts, Eliminated]:
+        """A job that counts, but for its parts, and where it writes."""
         (N, S), L = tau.shape[:2], self.length
         tau = tau.contiguous()
         result = self._room(N, S, L)
-        kernel(L, S, *[x.data_ptr() for x in (tau, asked.groups, *result)])
-        return result
+        job = abi.RecurrenceCounts(None, None, L, S, *[x.data_ptr() for x in (tau, asked.groups, *result)])
+        job.alive = tau, asked.groups
+        return job, result
 
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         busy = self._busy(wanted)
@@ -228,7 +230,7 @@ class NativeRecurrence(SummingEngine):
         own = None if scale is None else scale.contiguous()
         addresses = [x.data_ptr() for x in (busy, total, mixed, rounding, unit)]
         given = None if own is None else own.data_ptr()
-        self._answer("recurrence_entropy", self.length, given, nodes.pointer, *addresses)
+        self._answer(abi.RecurrenceEntropy(None, None, self.length, given, nodes.pointer, *addresses))
         ess, bound = judge_entropy(nodes, total, mixed, cap, rounding, self.group)
         return Estimate(ess, bound, total * self._spread(unit))
 
@@ -264,9 +266,8 @@ class NativeRecurrence(SummingEngine):
 
     def _root_products(self, heads: Tensor, positions: Tensor, products: Tensor) -> None:
         """Fills `[Q, n, n]`, column-major, with matrices that have `H_i`'s singular values; heads, positions sorted."""
-        arguments = (self.parts.pointer, *self._input, self._observe_roots.data_ptr())
         addresses = (x.data_ptr() for x in (heads, positions, products))
-        run("recurrence_root_products", *arguments, len(heads), *addresses)
+        run(abi.RecurrenceRootProducts(self._rooting(self._observe_roots), len(heads), *addresses))
 
     @cached_property
     def _outsides(self) -> tuple[Tensor, Tensor]:
@@ -279,19 +280,10 @@ class NativeRecurrence(SummingEngine):
     def _observe_roots(self) -> Tensor:
         """Roots of the observability Gramians at all right edges."""
         roots = aligned(len(self.heads), self.parts.structure.blocks, self.parts.structure.n, self.parts.structure.n)
-        run("recurrence_observe_roots", self.parts.pointer, *self._input, roots.data_ptr())
+        run(self._rooting(roots))
         return roots
 
-
-def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/include/ess_recurrence.h`."""
-    address, size = ctypes.c_void_p, ctypes.c_int64
-    source = (address, address, address, size)
-    call.declare(handle, "tokens_survey", *[address] * 4)
-    call.declare(handle, "tokens_lost", address, size, address)
-    call.declare(handle, "recurrence_parts", *source)
-    call.declare(handle, "recurrence_observe_roots", *source, address)
-    call.declare(handle, "recurrence_root_products", *source, address, size, *[address] * 3)
-    call.declare(handle, "recurrence_entropy", address, address, size, *[address] * 7)
-    call.declare(handle, "recurrence_counts", address, address, size, size, *[address] * 5)
-    call.declare(handle, "recurrence_unsquared_counts", *[address] * 4, size, size, *[address] * 5)
+    def _rooting(self, roots: Tensor) -> abi.RecurrenceObserveRoots:
+        """The job that takes the roots of the Gramians of the parts, which are filled."""
+        assert self.parts.pointer
+        return abi.RecurrenceObserveRoots(self._making, roots.data_ptr())

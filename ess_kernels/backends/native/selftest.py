@@ -23,6 +23,7 @@ from ... import environment, operators
 from ...operators import Operator
 from ..base import Task
 from .call import pinned
+from .engines import PinnedBackend
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,7 @@ def _answers(
     task: Task, make: Callable[[int], Operator], heads: int, tau: float = TAU
 ) -> Callable[[ctypes.CDLL], Tensor | None]:
     def compute(handle: ctypes.CDLL) -> Tensor | None:
-        from . import NativeBackend
-
-        backend, op, positions = NativeBackend(), make(heads), torch.arange(1, LENGTH)
+        backend, op, positions = PinnedBackend(), make(heads), torch.arange(1, LENGTH)
         if backend.refuses(task, op):
             return None
         if task == "entropy_ess":
@@ -157,13 +156,11 @@ def _answers(
 
 def _small_spectra(handle: ctypes.CDLL) -> Tensor | None:
     """Diagonal matrices between two reflections."""
-    from . import NativeBackend
-
     values = torch.tensor(SMALL_VALUES, dtype=torch.float64).expand(9, -1)
     n = values.shape[1]
     reflection = torch.eye(n, dtype=torch.float64) - 2 / n
     A = reflection @ torch.diag_embed(values) @ reflection.flip(0)
-    backend = NativeBackend()
+    backend = PinnedBackend()
     return None if backend.refuses("small_spectra", A) else backend.small_spectra(A, None)
 
 

@@ -2,50 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from . import call
+from . import abi, call
 
 LARGEST = 256
-
-_SIZE = ctypes.c_int64
-_ADDRESS = ctypes.c_void_p
-
-
-class _Matrices(ctypes.Structure):
-    """`ess_matrices` of `csrc/include/ess_spectra.h`."""
-
-    _fields_ = (
-        ("data", _ADDRESS),
-        ("rows", _SIZE),
-        ("columns", _SIZE),
-        ("batch_stride", _SIZE),
-        ("row_stride", _SIZE),
-        ("column_stride", _SIZE),
-    )
-
-
-class _Job(ctypes.Structure):
-    """`ess_spectra_job`."""
-
-    _fields_ = (
-        ("element_bytes", ctypes.c_int32),
-        ("batch", _SIZE),
-        ("left", _Matrices),
-        ("right", _Matrices),
-        ("values", _ADDRESS),
-        ("tolerances", _SIZE),
-        ("tau", _ADDRESS),
-        ("counts", _ADDRESS),
-    )
-
-
-def declare(handle: ctypes.CDLL) -> None:
-    """The signatures of `csrc/include/ess_spectra.h`."""
-    call.declare(handle, "spectra", ctypes.POINTER(_Job))
 
 
 def singular_values(A: Tensor, right: Tensor | None = None) -> Tensor:
@@ -84,8 +46,8 @@ def _how_many(A: Tensor, right: Tensor | None) -> int:
     return min(A.shape[1], A.shape[2] if right is None else right.shape[1])
 
 
-def _matrices(x: Tensor) -> _Matrices:
-    return _Matrices(x.data_ptr(), x.shape[1], x.shape[2], *x.stride())
+def _matrices(x: Tensor) -> abi.Matrices:
+    return abi.Matrices(x.data_ptr(), x.shape[1], x.shape[2], *x.stride())
 
 
 def _run(
@@ -95,9 +57,10 @@ def _run(
     tau: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> None:
-    job = _Job(A.element_size(), A.shape[0], _matrices(A), _Matrices(rows=-1) if right is None else _matrices(right))
+    second = abi.Matrices(rows=-1) if right is None else _matrices(right)
+    job = abi.Spectra(element_bytes=A.element_size(), batch=A.shape[0], left=_matrices(A), right=second)
     if values is not None:
         job.values = values.data_ptr()
     if tau is not None and counts is not None:
         job.tolerances, job.tau, job.counts = tau.shape[1], tau.data_ptr(), counts.data_ptr()
-    call.run("spectra", ctypes.byref(job))
+    call.run(job)

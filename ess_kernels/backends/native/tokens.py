@@ -11,37 +11,10 @@ from torch import Tensor
 
 from ...operators.structure import StateSpace
 from ..sources import Source, representable, source_of
+from . import abi
 from .call import run
 
-_ADDRESS = ctypes.c_void_p
-_SIZE = ctypes.c_int64
-_FLAG = ctypes.c_int32
 _BYTES = 8
-
-
-class _Structure(ctypes.Structure):
-    _fields_ = (
-        ("heads", _SIZE),
-        ("length", _SIZE),
-        ("states", _SIZE),
-        ("read", _ADDRESS),
-        ("read_stride", _SIZE),
-        ("write", _ADDRESS),
-        ("write_stride", _SIZE),
-        ("gate", _ADDRESS),
-        ("gate_stride", _SIZE),
-        ("rate", _ADDRESS),
-        ("read_scale", _ADDRESS),
-        ("read_scale_stride", _SIZE),
-        ("write_scale", _ADDRESS),
-        ("write_scale_stride", _SIZE),
-        ("read_unit", _ADDRESS),
-        ("write_unit", _ADDRESS),
-        ("gate_shared", _FLAG),
-        ("gate_is_log", _FLAG),
-        ("reads_before", _FLAG),
-        ("reserved", _FLAG),
-    )
 
 
 class NativeTokens:
@@ -52,7 +25,7 @@ class NativeTokens:
 
     Attributes:
         heads, length, states: sizes of the recurrence.
-        pointer: what ctypes passes.
+        pointer: what jobs of kernels take.
     """
 
     def __init__(self, source: Source):
@@ -67,7 +40,7 @@ class NativeTokens:
             tensors["read_scale"] = source.read_scale[..., None]
         if source.write_scale is not None:
             tensors["write_scale"] = source.write_scale[..., None]
-        structure = _Structure(heads=self.heads, length=self.length, states=self.states)
+        structure = abi.Tokens(heads=self.heads, length=self.length, states=self.states)
         places, self._alive = [], []
         for name, x in tensors.items():
             place, x = self._place(x)
@@ -86,7 +59,7 @@ class NativeTokens:
         structure.gate_shared, structure.gate_is_log = source.gate.shape[3] == 1, source.log
         structure.reads_before = source.reads_before
         self._structure, self._scales = structure, np.array([[source.scale], [1.0]])
-        self.pointer = ctypes.byref(structure)
+        self.pointer = ctypes.pointer(structure)
         self.set_units(np.ones((2, self.heads)))
 
     def set_units(self, units: np.ndarray) -> None:
@@ -102,14 +75,14 @@ class NativeTokens:
         """
         peaks, fair = np.empty((2, self.heads)), np.empty(self.heads, dtype=bool)
         address = peaks.ctypes.data
-        run("tokens_survey", self.pointer, address, address + _BYTES * self.heads, fair.ctypes.data)
+        run(abi.TokensSurvey(self.pointer, address, address + _BYTES * self.heads, fair.ctypes.data))
         with np.errstate(all="ignore"):
             return fair & representable(peaks[0], peaks[1], self.states), peaks
 
     def lost(self, group: int) -> Tensor:
         """How wrong `H_i` may be by rounding in the states, `[N, ceil(L / group)]`: `engine.lost.lost_in_states`."""
         lost = torch.empty(self.heads, -(-self.length // group), dtype=torch.float64, device="cpu")
-        run("tokens_lost", self.pointer, group, lost.data_ptr())
+        run(abi.TokensLost(self.pointer, group, lost.data_ptr()))
         return lost
 
     def _place(self, x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:

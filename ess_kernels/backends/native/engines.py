@@ -1,0 +1,81 @@
+"""Which compiled engine takes which operator, on whatever library is pinned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ...engine.cost import Cost
+from ...engine.engine import Engine
+from ...engine.tiled import Matrix
+from ...operators.attention import Attention
+from ...operators.structure import Operator, StateSpace, Tiled
+from ..base import NO_BACKWARD, Task, wants_gradient
+from ..engine_backend import EngineBackend
+from . import attention, lanes, recurrence, spectra
+from .matrix import NativeMatrix
+from .tokens import surveyed
+
+
+class PinnedBackend(EngineBackend):
+    """The same slices of heads, certainty and bad data as in PyTorch, with engines that call compiled kernels.
+
+    Its tasks are called where a library is pinned (`call.pinned`).
+    """
+
+    name = "native"
+    takes_bad_matrices = True
+    slow_recurrences = False
+
+    def refuses(self, task: Task, subject: Operator | Tensor) -> str | None:
+        if subject.device.type != "cpu":
+            return f"it takes CPU tensors, these are on {subject.device}"
+        if wants_gradient(task, subject):
+            return NO_BACKWARD
+        return None
+
+    def about(self) -> str:
+        return "compiled kernels for CPU tensors; `auto` takes it for them"
+
+    def _recurrences(
+        self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
+    ) -> Iterator[tuple[Tensor, Engine]]:
+        mine, rest, found = heads, heads[:0], None
+        if op.state_size > recurrence.MAX_STATE_SIZE:
+            mine, rest = rest, mine
+        elif op.diagonal:
+            fair, found = surveyed(op, heads)
+            if fair is not None:
+                mine, rest = heads[fair], heads[~fair]
+        if len(mine):
+            engine: lanes.NativeLanes | recurrence.NativeRecurrence
+            if found is not None and lanes.takes(op):
+                engine = lanes.NativeLanes(op, mine, found, cost)
+            else:
+                c = recurrence.block_length(op.state_size, entropy)
+                engine = recurrence.NativeRecurrence(op, mine, found, c, cost)
+            yield mine, engine
+            if not engine.sound and bool(engine.unstable.any()):
+                rest = torch.cat([rest, mine[engine.unstable]])
+        if len(rest):
+            # bad data, and transitions that grow
+            yield from super()._recurrences(op, rest, entropy, budget, cost)
+
+    def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
+        return recurrence.bytes_per_head(op.length, op.state_size, op.diagonal, entropy)
+
+    def rows(self, op: Tiled, heads: Tensor) -> Tensor:
+        if not isinstance(op, Attention) or not attention.takes(op):
+            return super().rows(op, heads)
+        return attention.weights(op, heads)
+
+    def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:
+        return NativeMatrix(T, good, budget, cost)
+
+    def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
+        most = spectra.LARGEST
+        if min(A.shape[1:]) > most or (right is not None and min(right.shape[1:]) > most):
+            return super().small_spectra(A, right)
+        return spectra.singular_values(A, right)
