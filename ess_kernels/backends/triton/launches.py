@@ -1,4 +1,4 @@
-"""What a kernel is launched with: one rule a kernel, read by the launch, by `variants()` and by the cost model."""
+"""What a kernel is launched with: one rule for each kernel, used by launches, by `variants()` and by the cost model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import NamedTuple
 class Launch(NamedTuple):
     """Warps of a program, and stages of its loops over loads.
 
-    One stage: Triton then loads where the source says so. With more it copies what a later pass loads to shared memory
-    beforehand, and does not ask whether an earlier pass has yet to write it: most of these kernels read again what they
-    have written. Two and three stages also cost registers and shared memory, and spill.
+    With one stage Triton loads where the source says so. With more, it copies to shared memory beforehand what a later
+    pass of a loop will load, and does not check whether an earlier pass has yet to store there. Most of these kernels
+    read again what they have stored, so that their numbers would be wrong. More stages also cost registers and shared
+    memory, so that kernels spill.
     """
 
     num_warps: int

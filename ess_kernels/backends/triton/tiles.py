@@ -1,12 +1,13 @@
-"""What the kernels share: a 16 x 16 matrix factorised inside one tile, and what is watched while pivots are eliminated.
+"""What the kernels share: factorising a 16 x 16 tile, and two numbers that show whether an elimination lost accuracy.
 
-Every elimination is an unpivoted `L D L^T` in panels of 16. A pivot that is exactly zero is replaced by a tiny number:
-where anything depends on it the growth becomes huge or NaN, where nothing does the least row is zero, so it is
-noticed either way. `tl.max` and `tl.maximum` drop NaN, so everything that is watched goes through `larger`, `smaller`,
-`largest` and `least_row`, which do not.
+Every elimination is an unpivoted `L D L^T` in panels of 16. The kernels watch its growth (the sum of absolute updates
+of a diagonal entry) and its least row (the smallest of the rows' largest magnitudes). A pivot that is exactly zero is
+replaced by a tiny number, and noticed in any case: if an entry depends on it the growth becomes huge or NaN, and if
+none does the least row is zero. `tl.max` and `tl.maximum` ignore NaN. Growth and least row therefore go through
+`larger`, `smaller`, `largest` and `least_row`, which do not.
 
-What lies right of a tile is found by substitution (`solve16`), never by a product with `L^-1`: the inverse can be huge
-where neither `L` nor `L^-1 V` is, such a product then loses digits, and no growth shows that.
+The columns right of a tile are solved for by substitution (`solve16`), never by a product with `L^-1`. The inverse can
+be huge where neither `L` nor `L^-1 V` is; such a product would lose digits, and the growth would not show that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def indices16():
 
 @triton.jit
 def reciprocal(d):
-    """`1 / d`, huge for a zero."""
+    """`1 / d`; a huge number if `d` is zero."""
     return 1.0 / tl.where(d == 0.0, TINY, d)
 
 
@@ -43,8 +44,8 @@ def diagonal16(A):
 def ldl16(A):
     """`A = L D L^T` for a symmetric 16 x 16 tile: above the diagonal `D L^T`, on it `D`, below it nothing of use.
 
-    The loop is static, so that a comparison with `k` costs nothing along the axis that lies in registers; the pivot's
-    column is its row, by symmetry, so that nothing is exchanged but one reduction a pivot.
+    The loop is unrolled, so that comparing an index with `k` costs nothing along the axis that lies in registers. By
+    symmetry the pivot's column equals its row, so that one reduction for each pivot is all that lanes exchange.
     """
     ii, _ = indices16()
     i = tl.arange(0, 16)
@@ -65,9 +66,10 @@ def factor16(B, inverse):
 
 @triton.jit
 def solve16(FACTOR, ld, V, step, live):
-    """`V <- L^-1 V` in memory, by substitution, a thread a column: its 16 numbers are registers of its own.
+    """`V <- L^-1 V` in memory, by substitution. Each column belongs to one thread, which keeps it in registers.
 
-    Every lane sees what was written before, and what is written here is seen by every lane afterwards.
+    There is a barrier at the beginning and one at the end: the caller may have stored `FACTOR` and `V` just before, and
+    may load `V` just after.
 
     Args:
         FACTOR: a pointer to what `factor16` returns, rows `ld` apart.
@@ -75,7 +77,7 @@ def solve16(FACTOR, ld, V, step, live):
         live: bool `[w]`, the columns that exist.
     """
     for first in range(0, 16, 8):
-        # the rows above were written by this very loop
+        # rows that the caller stored, or that the first half of this loop stored, may come from other lanes
         tl.debug_barrier()
         v = ()
         for i in tl.static_range(8):
@@ -94,7 +96,7 @@ def solve16(FACTOR, ld, V, step, live):
             for i in tl.static_range(k + 1, 8):
                 rest = rest + (v[i] - tl.load(row + i) * scaled,)  # type: ignore[assignment]
             v = rest
-        # lanes that hold the same column have all loaded it
+        # where several lanes hold the same column, all of them must have loaded it before one of them stores
         tl.debug_barrier()
         for i in tl.static_range(8):
             tl.store(V + (first + i) * step, v[i], mask=live)
@@ -123,26 +125,29 @@ def magnitude16(B):
 
 @triton.jit
 def larger(a, b):
-    """The larger of two, NaN where one of them is."""
+    """The larger of two numbers; NaN if one of them is NaN."""
     return tl.where((a > b) | (a != a), a, b)
 
 
 @triton.jit
 def smaller(a, b):
-    """The smaller of two, NaN where one of them is."""
+    """The smaller of two numbers; NaN if one of them is NaN."""
     return tl.where((a < b) | (a != a), a, b)
 
 
 @triton.jit
 def largest(x, axis: tl.constexpr = 0):
-    """The largest magnitude along an axis, NaN where one is: as integers their bits have the same order, NaN last."""
+    """The largest magnitude along an axis; NaN if one is NaN.
+
+    Magnitudes are compared by their bits, as integers: the order is the same, and NaN comes last.
+    """
     bits = tl.abs(x).to(tl.int64, bitcast=True)
     return tl.max(bits, axis).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def least_row(magnitudes):
-    """The smallest of `[m]` magnitudes; zero, which is never believed, where one of them is NaN."""
+    """The smallest of `[m]` magnitudes; zero if one of them is NaN. A least row of zero is never trusted."""
     return tl.min(tl.where(magnitudes == magnitudes, magnitudes, 0.0), 0)
 
 
@@ -153,5 +158,5 @@ def product(a, b):
 
 @triton.jit
 def log_of_pivots16(d):
-    """`sum log |d|` of 16 definite pivots by one logarithm: they lie between 1 and 1e15, their product below 1e240."""
+    """`sum log |d|` of 16 definite pivots by one logarithm: each is from 1 to 1e15, their product below 1e240."""
     return tl.log(tl.reduce(tl.abs(d), 0, product))

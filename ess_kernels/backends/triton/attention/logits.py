@@ -1,4 +1,4 @@
-"""Attention logits in registers: any tile of them rebuilt from queries and keys, with everything that changes them."""
+"""Attention logits in registers: any tile of them rebuilt from queries and keys, with scale, cap, window and mask."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def scaled_dot_products(
 ):
     """`scale A[a] . B[b]` for vectors of `size` numbers, `[len(a), len(b)]`, a chunk of them at a time.
 
-    The vectors of B, or else those of A, are scaled before they are multiplied, as the operator does.
+    The queries are scaled before the product, as the operator does: the vectors of B if SCALE_B, else those of A.
     """
     c = tl.arange(0, CHUNK)
     result = tl.zeros([a.shape[0], b.shape[0]], TYPE)
@@ -100,7 +100,7 @@ def logits(
         s = scaled_dot_products(Q, outer, q_step, K, inner, k_step, scale, length, size, False, TYPE, CHUNK)
         row, column = outer[:, None], inner[None, :]
     if CAPPED:
-        # tanh by exp(-2 |x|), in (0, 1]: its absolute error is an ulp, and an absolute error is what a logit may have
+        # tanh from exp(-2 |x|), in (0, 1]: near 0 only its absolute error is an ulp, which is all that a logit needs
         c = cap.to(TYPE)
         x = s / c
         decay = tl.exp(-2.0 * tl.abs(x))
@@ -109,8 +109,8 @@ def logits(
     seen = (column <= row) & (column > row - window) & (row < length) & (column < length)
     if MASKED != 0:
         bias = tl.zeros([outer.shape[0], inner.shape[0]], tl.float64)
-        # always true, but that is not known: what comes out of a branch has no known origin. Triton would trace a
-        # float64 operand of a product back to a load of narrower numbers, and choose a layout that it does not have
+        # the condition is always true, but the compiler does not know that. Without a branch, Triton would trace a
+        # float64 operand of a product back to this load of narrower numbers, for which it then has no layout
         if length > 0:
             mask = tl.load(MASK + row * mask_row + column * mask_column, mask=seen, other=0)
             bias = tl.where(mask != 0, 0.0, float("-inf")).to(tl.float64) if MASKED == 1 else upcast(mask, tl.float64)
@@ -119,9 +119,9 @@ def logits(
 
 
 class Prepared:
-    """An operator's tensors in the form that the kernels take; what they cannot read as it lies is copied.
+    """An operator's tensors in the form that the kernels take; tensors that they cannot read in place are copied.
 
-    Every function here takes one in place of the operator, which saves doing this again at each call.
+    Functions of this room take an instance in place of an operator, which saves preparing it at each call.
     """
 
     def __init__(self, op: Attention):
@@ -135,7 +135,7 @@ class Prepared:
         mask, masked = q, NO_MASK
         if op.attn_mask is not None:
             mask = op.attn_mask.detach()
-            # an axis that is shared is not walked along
+            # along an axis of size one, all heads or rows share the mask
             steps = tuple(0 if size == 1 else step for size, step in zip(mask.shape, mask.stride(), strict=True))
             masked = KEEP if mask.dtype == torch.bool else ADDITIVE
             mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
@@ -151,13 +151,20 @@ class Prepared:
 
 
 def _readable(x: Tensor) -> Tensor:
-    """Contiguous along its last axis and no narrower than float32: Triton cannot multiply what it widens to float64."""
+    """Contiguous along its last axis, and at least float32: Triton cannot multiply 16-bit loads that became float64."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class Rule(NamedTuple):
-    """Tokens kept and tokens passed over by one program, numbers of a query looked at together, and the launch."""
+    """How one program of a kernel works.
+
+    Attributes:
+        outer: tokens that it keeps.
+        inner: tokens that it takes at a time, running over them.
+        chunk: numbers of a query and of a key that it multiplies at a time.
+        launch: warps and stages.
+    """
 
     outer: int
     inner: int
@@ -166,7 +173,7 @@ class Rule(NamedTuple):
 
 
 def mask_kinds() -> list[tuple[str, dict[str, str], dict[str, Any]]]:
-    """The lightest and the heaviest that inputs ask of a kernel: for names, types of arguments, and constants."""
+    """Kinds of inputs from the lightest for a kernel to the heaviest: suffix of names, argument types, constants."""
     kinds = []
     for masked, queries, mask in ((NO_MASK, "fp64", "fp64"), (KEEP, "fp64", "u8"), (ADDITIVE, "fp32", "bf16")):
         types = {"Q": f"*{queries}", "K": f"*{queries}", "MASK": f"*{mask}", "HEADS": "*i64", "POSITIONS": "*i64"}

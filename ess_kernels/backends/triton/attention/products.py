@@ -1,7 +1,7 @@
 """Thin products with attention's `H_i`: tiles of `T` are rebuilt, multiplied at once, and forgotten.
 
 Rows and columns play symmetric parts: a product with `H` keeps a block of rows and runs over columns, one with `H^T`
-keeps a block of columns and runs over rows, so that every output has one program and no two ever add to it.
+keeps a block of columns and runs over rows. So every output is summed by one program, and no two programs add to it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def product_kernel(
 ):
     """Grid: heads x positions x blocks of tokens. Y = H_i X, or H_i^T X if TRANSPOSED; X, Y `[N, P, L, R]`.
 
-    Of X only the tokens on the right side of the position are read; Y is zero on its other side.
+    Of X only tokens before the position are read (from it on, if TRANSPOSED); at these tokens Y is zero.
     """
     blocks = tl.cdiv(length, OUTER)
     program = tl.program_id(0).to(tl.int64)
@@ -109,7 +109,7 @@ def product_kernel(
 
 
 def for_products(width: int, masked: int) -> Rule:
-    """For products with `width` columns; where registers would spill, twice as many warps hold a tile."""
+    """For products with `width` columns. Where registers would spill, a tile is spread over twice as many warps."""
     return Rule(64, 32, 16, Launch(4 if width <= 64 and masked == NO_MASK else 8))
 
 

@@ -1,8 +1,9 @@
-"""Causal softmax attention: what makes tiles of `T` out of logits, and `T` itself written out.
+"""Causal softmax attention: the row sums that turn logits into entries of `T`, and `T` itself written out.
 
 One pass over the logits leaves two numbers a row, the largest logit and the reciprocal of the row's sum. With them any
 tile is `T = exp(logit - top) * weight` on its own, in float64 from operands upcast when they are loaded. (One number,
-the logarithm of the sum, would lose what a mask of huge finite numbers leaves of a row.)
+`top` plus the logarithm of the sum, would not do: where a mask adds a huge finite number to a whole row, the logarithm
+would be rounded away.)
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def row_sums_kernel(
             False, CAPPED, MASKED, tl.float64, CHUNK,
         )  # fmt: skip
         larger = tl.maximum(top, tl.max(z, 1))
-        # a row that has seen nothing yet: 0 in place of -inf keeps exp(-inf - 0) = 0 free of NaN
+        # of a row that has seen nothing yet the largest logit is -inf: -inf - -inf would be NaN, exp(-inf - 0) is 0
         safe = tl.where(larger == float("-inf"), 0.0, larger)
         total = total * tl.exp(top - safe) + tl.sum(tl.exp(z - safe[:, None]), 1)
         top = larger
@@ -162,7 +163,7 @@ class RowSums(NamedTuple):
 
 
 def for_whole_tiles(masked: int) -> Rule:
-    """For row sums and for tiles that are written. Where registers would spill, tiles are narrower."""
+    """The rule for row sums and for tiles that are written out. With a mask, wider tiles would spill registers."""
     return Rule(64, 64, 16, Launch(4)) if masked == NO_MASK else Rule(64, 32, 16, Launch(8))
 
 

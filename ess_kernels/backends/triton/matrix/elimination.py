@@ -1,10 +1,10 @@
 """Unpivoted elimination of a batch of `[E | V]`: diagonal blocks and block rows in kernels, the rest by products.
 
 A panel is 64 pivots. `diagonal` factorises its diagonal block `L D L^T` in tiles of 16; `rows` solves with it for the
-rest of the panel's rows, tile by tile, scales them, and keeps account of what they do to later pivots. Panels are
-gathered by halves: the first half of the pivots is eliminated, its effect on the second half is one product, then the
-second half is eliminated. So nearly all work is in a few large products, and these touch an entry only `log2(h / 64)`
-times, not `h / 64` times.
+rest of the panel's rows, tile by tile, scales them, and adds up how much they update later pivots. Pivots are taken by
+halves, recursively: the first half is eliminated, its effect on the second half is one product, then the second half is
+eliminated. So nearly all work is in a few large products, and these touch an entry only `log2(h / 64)` times, not
+`h / 64` times.
 """
 
 # tuples that grow have no type that mypy knows
@@ -41,7 +41,7 @@ PANEL = 64
 # columns of a block row that a program holds
 ROWS_WIDTH = 32
 DIAGONAL_LAUNCH, ROWS_LAUNCH = Launch(1), Launch(4)
-# later rows are updated so many at a time, each from its own columns on: what lies below them nobody reads
+# later rows are updated so many at a time, from the column of the first of them on: entries below it are never read
 CHUNK = 256
 
 
@@ -73,7 +73,7 @@ def diagonal_kernel(
         d = diagonal16(B)
         r = reciprocal(d)
         magnitude = magnitude16(B)
-        # between a load and a store of one place: they need not have one layout
+        # the load above and the store below may give one number to different lanes
         tl.debug_barrier()
         tl.store(E + (p + ii) * width + p + jj, factor16(B, r))
         tl.store(R + p + i, r)
@@ -83,7 +83,7 @@ def diagonal_kernel(
         else:
             value += tl.sum(tl.where(d > 0.0, 1.0, 0.0), 0)
             tl.store(G, grown + updates16(B, r))
-        # the rest of the block's rows p .. p + 15, in place: the rows above take their part, then all is solved
+        # the rest of the block's rows p .. p + 15, in place: rows above are subtracted, then the factor is solved with
         for j in range(p + 16, NB, 16):
             x = tl.load(E + (p + ii) * width + j + jj)
             for q in range(0, p, 16):
@@ -98,7 +98,7 @@ def diagonal_kernel(
             for j in range(p + 16, NB, 16):
                 magnitude = larger(magnitude, largest(tl.load(E + (p + ii) * width + j + jj), 1))
             tl.store(MAGNITUDE + t * h + first + p + i, magnitude)
-        # what this pass has written the next one reads with other lanes
+        # other lanes read in the next pass what this one has stored
         tl.debug_barrier()
     tl.store(VALUE + t, value)
 
@@ -123,7 +123,7 @@ def rows_kernel(
             u = tl.load(E + (16 * q + i)[:, None] * width + (first + 16 * p + i)[None, :])
             u *= tl.load(R + 16 * q + i)[:, None]
             x -= tl.dot(tl.trans(u), X[q], out_dtype=tl.float64)
-        # between loads and stores of one place: they need not have one layout
+        # the loads above and the stores below may give one number to different lanes
         tl.debug_barrier()
         tl.store(E + (16 * p + i)[:, None] * width + j[None, :], x, mask=live)
         row = E + 16 * p * width
@@ -238,7 +238,7 @@ def eliminate(M: Tensor, value: Tensor, sign: Tensor, definite: bool) -> Elimina
     Args:
         M: float64 `[B, h, h + w]` contiguous, `[E | V]`, `h` a multiple of 16; of `E` the upper triangle is read, by
             tiles of 16. Overwritten.
-        value: `[B]`, to which the pivots' worth is added.
+        value: `[B]`, to which the number of positive pivots is added, or the sum of `log |d|`.
         sign: `[B]`, see `diagonal`.
         definite: log-determinants or counts.
 

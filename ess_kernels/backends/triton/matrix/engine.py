@@ -1,10 +1,10 @@
 """Any lower triangular `T` on the GPU: the staircase of `engine.tiled`, all heads, shifts and nodes of a level at once.
 
-Nearly all work is in matrix products, and these skip what nobody needs:
+Nearly all work is in matrix products. Two things make them smaller:
 
 - Along the two edges of the tree one of `R` and `C` stays empty, so that the first and last node of every level follow
   from `T` and one Gram matrix each, shared by all shifts; only their inner halves are eliminated.
-- Of `R`, `C` and `K` the lower triangle is enough. Products that are large leave most of the upper one out.
+- Of `R`, `C` and `K` the lower triangle is enough. Large products leave out most of the upper one.
 
 With perfect triangles a shift takes `0.127 L^3` multiplications, the Gram matrices once `0.143 L^3`.
 """
@@ -28,13 +28,13 @@ LEAF = 64
 # bytes per h^2 that one elimination of a level needs: [E | V] and its scaled rows, what is kept, the products, and
 # what the next level starts with
 ELIMINATION_BYTES = 8 * 15
-# a product is cut while its parts have at least this many entries, all items together, and rows: enough for a GPU
+# a product is cut as long as its parts have this many entries, of all items together, and rows: enough for a GPU
 PART_ENTRIES, PART_ROWS = 2**20, 128
 
 
 @dataclass
 class Family:
-    """Nodes of one level that no edge holds, before their last update: `[R, K, C] = kept - update`.
+    """Nodes of one level that are not at an edge, before their last update: `[R, K, C] = kept - update`.
 
     Attributes:
         kept, update: float64 `[B, 3, m, m]`, of which the lower triangles count.
@@ -165,7 +165,7 @@ class _Descent:
             *parts, last = self._parts(places + (self._edges(level, h) if edges else []), h)
             for part in parts:
                 self._descend(level + 1, self._halve(level, family, part, h), edges=False)
-            # the last part takes the edges along
+            # the edges go down with the last part, in this loop
             family = self._halve(level, family, last, h) if len(last) else None
             level += 1
         m = max(16, 1 << (self._size(level) - 1).bit_length())
@@ -240,7 +240,7 @@ class _Descent:
         M, kept = self.inverse.new_empty(len(where), h, 3 * h), self.inverse.new_empty(len(where), 3, h, h)
         (side,) = self._send(where.side)
         value, growth, least = self._fill(level, family, where, side, M, kept)
-        # later rows have positive, earlier columns negative pivots, where these are known
+        # the sign that all pivots have in a definite elimination: of later rows positive, of earlier columns negative
         out = eliminate(M, value, (1 - 2 * side).to(torch.float64), self.definite)
         first, second = slice(0, h), slice(h, 2 * h)
         update = torch.empty_like(kept)

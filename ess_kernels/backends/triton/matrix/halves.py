@@ -26,7 +26,7 @@ LAUNCH = Launch(4)
 
 @triton.jit
 def _tile(h, SIZE: tl.constexpr, LEAF: tl.constexpr):
-    """Which item, block and tile a program has; blocks 0 to 2 are `[E | V1 | V2]`, 3 to 5 `R`, `K`, `C` as kept."""
+    """A program's item, block and the rows and columns of its tile; blocks are `E V1 V2`, then `R K C` as kept."""
     program = tl.program_id(0).to(tl.int64)
     across = tl.cdiv(h, SIZE)
     tile = (program % (across * across)).to(tl.int32)
@@ -78,7 +78,7 @@ def _store(M, NEXT, item, block, h, r, c, x, LEAF: tl.constexpr):
 
 @triton.jit
 def _empty(part, DEFINITE: tl.constexpr):
-    """What is on the diagonal of a part where there is no token, or nothing has been eliminated."""
+    """The diagonal of a part where there is no token: 1 or -1 in `R`, 0 in `K`, -1 in `C`. Tokens add to it."""
     pivots = tl.where(part == 2, -1.0, 0.0) + tl.where(part == 0, 1.0 if DEFINITE else -1.0, 0.0)
     return pivots.to(tl.float64)
 

@@ -17,11 +17,11 @@ def arguments_of(source: Source, read_unit: Tensor, write_unit: Tensor) -> tuple
     read, write, gate = (_full(x) for x in (source.read, source.write, source.gate))
 
     def one_batch(x: Tensor) -> tuple[int, ...]:
-        # an axis of size one, where the batch is larger, is shared by the whole batch
+        # where the batch is larger than this axis of size one, all of the batch shares it
         return (0 if x.shape[0] == 1 else x.stride(0), *x.stride()[1:])
 
     if gate.shape[3] == 1:
-        # all coordinates read the one number, whatever its stride
+        # all coordinates of a token read the same number, whatever the stride of the axis
         gate = gate.as_strided(gate.shape, (*gate.stride()[:3], 0))
     optional = (source.rate, source.read_scale, source.write_scale)
     groups = (max(1, source.H // x.shape[2]) for x in (read, write))
@@ -45,7 +45,7 @@ def arguments_of(source: Source, read_unit: Tensor, write_unit: Tensor) -> tuple
 
 
 def _full(x: Tensor) -> Tensor:
-    """A tensor as kernels can read it: 16 strides must fit 32 bits."""
+    """A tensor whose strides kernels can multiply by 16 in 32 bits: itself, or a contiguous copy."""
     return x if max(x.stride(), default=0) < 2**27 else x.contiguous()
 
 

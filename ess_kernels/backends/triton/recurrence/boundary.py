@@ -2,8 +2,8 @@
 
 `N = I -+ S / tau^2` (counts, log-determinants) is factorised unpivoted in panels of 16, left-looking, next to its right
 hand sides `[F^T X^T / tau, F^T Phi^T Q Z^T / tau^2]`; then come the products that make `R`, `K` and `C`. The factored
-rows lie in scratch of the program's own, which a GPU keeps in its caches: programs are as many as run at once, and each
-takes one pair of a block and a shift after the other.
+rows lie in scratch memory of each program, which a GPU keeps in its caches. Therefore only as many programs are
+launched as run at once, and each takes one pair of a block and a shift after the other.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def boundary_kernel(
                 value += tl.sum((d < 0.0).to(tl.float64), 0)
             update = tl.zeros([W], tl.float64)
             magnitude, inside = magnitude16(B), growth16(B, di) + 0.0 * tl.sum(d, 0)
-            # what was watched is now a few numbers, and their tiles need not outlive this place
+            # the barrier makes the compiler finish these few numbers here: it must not keep their tiles in registers
             tl.debug_barrier()
             tl.store(U + p * ld + p + ii * ld + jj, factor16(B, di))
             for j in range((p + 16) // W * W, n, W):
@@ -131,7 +131,7 @@ def boundary_kernel(
                     C += tl.dot(ue, ve, out_dtype=tl.float64)
                 unity = tl.where((r + i)[:, None] == (j + w)[None, :], 1.0, 0.0)
                 at = r * c + j + i[:, None] * c + w[None, :]
-                # one after the other: with all addresses and loads at once there are not enough registers
+                # barriers keep the parts apart: registers are too few for all their addresses and loads at once
                 tl.store(out + at, sign * unity + R)
                 tl.debug_barrier()
                 tl.store(out + c * c + at, inverse_tau * tl.load(Y + item * c * c + at) - sign * K)
@@ -141,7 +141,7 @@ def boundary_kernel(
         if not DEFINITE:
             tl.store(GROWTH + pair, tl.load(BROUGHT + pair) + growth)
             tl.store(LEAST + pair, least)
-        # the scratch is used again
+        # the next pair overwrites the scratch
         tl.debug_barrier()
         pair += tl.num_programs(0)
 
@@ -169,9 +169,10 @@ class Outside(NamedTuple):
 
 
 def launch(n: int) -> tuple[int, Launch]:
-    """Width of a tile, and warps: from 128 on fewer, wider programs, for all factored rows must fit the caches.
+    """Width of a tile, and warps.
 
-    With 32 states a wider tile does not fit the registers of sm_80.
+    From n = 128 on programs have more warps, so that fewer run at once: the factored rows of all of them must fit the
+    caches. With 32 states a wider tile does not fit the registers of sm_80.
     """
     return (64, Launch(4)) if n >= 128 else (32 if n == 64 else 16, Launch(1))
 
@@ -193,7 +194,7 @@ def eliminate(
         which: int64 `[J]`, the block of each pair.
         tau: float64 `[J]`, tolerances (counts) or square roots of shifts (`definite`).
         growth: float64 `[J]`, the growth that the data come with; the result holds what the elimination adds.
-        place, limit: passed on.
+        place, limit: handed on to the roots.
 
     Twin: `eliminate_in_torch`.
     """
@@ -215,6 +216,7 @@ def eliminate(
 def eliminate_in_torch(
     outside: Outside, which: Tensor, tau: Tensor, growth: Tensor, place: Tensor, limit: Tensor, definite: bool
 ) -> Roots:
+    """The twin of `eliminate`."""
     sign = 1.0 if definite else -1.0
     S, AE, G, Y = (x[which] for x in outside)
     c, n = Y.shape[1], S.shape[1]

@@ -34,13 +34,15 @@ from .boundary import Outside, eliminate
 from .roots import EPS, pivoted_roots, shifted_roots
 from .roots import shift as root_shift
 
-# bytes of boundaries (without the eliminations' scratch) and of staircase nodes in work at once; fewer blocks than some
-# would leave a GPU idle
+# bytes of boundaries in work at once, without the eliminations' scratch
 BLOCK_WORKSPACE = 1 << 29
+# but at least so many blocks: fewer would leave a GPU idle
 FEWEST_BLOCKS = 512
+# bytes of staircase nodes in work at once
 NODE_WORKSPACE = 1 << 30
-# bytes of tokens in work at once where it is found out what rounding took from them, and tokens in the smallest groups
+# bytes of tokens from which, at a time, is found what rounding errors took from states
 LOST_WORKSPACE = 1 << 28
+# tokens of the smallest groups in that search
 LEAST_LOST_GROUP = 8
 
 
@@ -72,9 +74,14 @@ Shifts = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class _Work:
-    """One pass over blocks: bool `[N, S, blocks]`, which pairs are to be done; the rest as in `_staircase`.
+    """One pass over blocks.
 
-    For log-determinants also `[N, blocks]`: every block's scale, and the error of squared singular values in its units.
+    Attributes:
+        busy: bool `[N, S, blocks]`, which pairs of a shift and a block are to be done.
+        answer: `[N S, L]`, filled in.
+        shifts, definite, scale: as in `_pass`.
+        own: `[N, blocks]`, for log-determinants: every block's scale.
+        rounding: `[N, blocks]`, for log-determinants: the error of squared singular values in units of that scale.
     """
 
     busy: Tensor
@@ -90,7 +97,7 @@ class _Work:
         return self.answer.value.view(-1), self.answer.growth.view(-1), self.answer.least.view(-1)
 
     def note(self, head: Tensor, number: Tensor, own: Tensor, magnitude: Tensor) -> None:
-        """Scales `own` of some blocks `[J]`, and what their squares are wrong by, `magnitude` in units of eps."""
+        """Notes the scales `own` of some blocks `[J]` and the errors of their squared values, `magnitude` times eps."""
         self.own[head, number] = own
         self.rounding[head, number] = torch.where(own > 0, EPS * magnitude / own, 0.0)
 
@@ -162,7 +169,7 @@ class TritonRecurrence(EliminatingEngine):
         return torch.einsum("bij,bij->bj", Phi, self.Q @ Phi)
 
     def _lost(self, group: int) -> Tensor:
-        """From the tokens in PyTorch, some heads at a time; in few groups, for each is a few launches of the scan."""
+        """Found from the tokens in PyTorch, some heads at a time; in few groups, as each costs a few launches."""
         if not self.op.diagonal:
             return self._lost_in_dense_states().expand(-1, -(-self.length // group))
         size = max(group, LEAST_LOST_GROUP)
@@ -193,9 +200,9 @@ class TritonRecurrence(EliminatingEngine):
         )
 
     def _foreseen_width(self, tau: Tensor) -> Tensor:
-        """What the cheap root is known to cost."""
+        """What the shifted root adds to a width, which is known before any elimination."""
         if self.small:
-            # its shift of 16 ulp is no more than the rounding errors of the rest
+            # its shift of 16 ulp is no larger than the other rounding errors
             return torch.zeros_like(tau)
         reached = (self.P.diagonal(dim1=1, dim2=2) * self.mass).sum(1).view(len(self.heads), 1, -1)
         return EPS * _root_error(reached, self.P.shape[1]) * _inverse_square(tau)
@@ -274,7 +281,7 @@ class TritonRecurrence(EliminatingEngine):
         step, each = blocks_at_once(n, c), pairs_at_once(c)
         everything = len(heads) == len(self.P)
         for first, head, number in zip(range(0, len(heads), step), heads.split(step), numbers.split(step), strict=True):
-            # a range is read in place, anything else is gathered
+            # where all blocks are done, ranges of them are read in place; otherwise blocks are gathered
             item = slice(first, first + len(head)) if everything else head * self.number + number
             outside, shift, growth = self._outside(work, item, head, number)
             which, s = work.busy[head, :, number].nonzero(as_tuple=True)

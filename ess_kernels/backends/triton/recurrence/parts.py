@@ -1,9 +1,10 @@
 """The block builder: from a recurrence's own tensors to what each block of `c` tokens shows, never `T`.
 
-Inside 16 rows, decays are running products of gates over dyadic segments, one 16 x 16 product a level. Between such
-sub-blocks the writes of earlier rows, carried to the end of the previous sub-block, lie in the output itself, one
-product away. All factors are products of gates: nothing is divided, nothing overflows that the recurrence does not
-overflow itself, a gate of exactly zero stays an exact zero, and the relative error is a few ulp times `c`.
+Inside 16 rows, decays are running products of gates over dyadic segments, with one 16 x 16 product for each level.
+Between such sub-blocks, one product with the writes of earlier rows is enough: carried to the end of the previous
+sub-block, these are kept in the output `Z`. All factors are products of gates: nothing is divided, a number overflows
+only where the recurrence itself overflows, a gate of exactly zero stays an exact zero, and the relative error is a few
+ulp times `c`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def parts_kernel(
     n: tl.constexpr, SHARED: tl.constexpr, RATED: tl.constexpr, LOG: tl.constexpr, BEFORE: tl.constexpr,
     QSCALED: tl.constexpr, KSCALED: tl.constexpr, N: tl.constexpr, c: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """A program a block: `X`, `Z` `[items, c, N]`, `PHI` `[items, N]`, `Y` `[items, c, c]` (zero before)."""
+    """One program for each block: `X`, `Z` `[items, c, N]`, `PHI` `[items, N]`, `Y` `[items, c, c]` (zero before)."""
     item = tl.program_id(0).to(tl.int64)
     row = item // blocks
     first = item % blocks * c
@@ -51,7 +52,7 @@ def parts_kernel(
     left = (length - first).to(tl.int32)
     for part in range(0, N, W):
         exists = part + w < n
-        # strides times what is passed over may need 64 bits; inside a tile and in what is written 32 do
+        # offsets of `part` and `passed` in the inputs may need 64 bits; inside a tile and in the outputs 32 are enough
         n0 = first * 0 + part
         rate = tl.full([W], 1.0, tl.float64)
         if RATED:
@@ -74,7 +75,7 @@ def parts_kernel(
             q = q * upto
             tl.store(X + passed * N + part + tile, q * carried[None, :])
             own = y + tl.load(Y + passed * c + passed + square)
-            # between a load and a store of one place: they need not have one layout
+            # the load above and the store below may give one number to different lanes
             tl.debug_barrier()
             tl.store(Y + passed * c + passed + square, own)
             for j0 in range(0, passed, 16):

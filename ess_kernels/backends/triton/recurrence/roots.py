@@ -23,7 +23,7 @@ EPS = torch.finfo(torch.float64).eps
 
 
 def shift(n: int) -> float:
-    """What is added to each diagonal entry, in units of it."""
+    """What is added to each diagonal entry, in units of that entry."""
     return max(16, n) * EPS / 2
 
 
@@ -57,7 +57,7 @@ def root16(B):
 
 @triton.jit
 def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.constexpr):
-    """A program an item: `F^T` `[n, n]` upper triangular, rows in panels of 16, left-looking."""
+    """One program for each item: `F^T` `[n, n]` upper triangular, rows in panels of 16, left-looking."""
     item = tl.program_id(0).to(tl.int64)
     P += item * n * n
     F += item * n * n
@@ -76,7 +76,7 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
             a -= tl.dot(tl.trans(u), u, out_dtype=tl.float64)
         factor = cholesky16(a)
         inverse, root = inverse_roots16(factor), root16(factor)
-        # where a pivot was skipped the reciprocal is zero: nothing is subtracted
+        # the reciprocal of a skipped pivot is zero, so that its row is subtracted from none
         tl.store(F + p * n + p + square, factor16(factor, inverse * inverse))
         for j in range(0, n, W):
             right = j + w >= p + 16
@@ -91,10 +91,10 @@ def root_kernel(P, MASS, F, SIZE, shift: tl.constexpr, n: tl.constexpr, W: tl.co
                 solve16(F + p * n + p, n, F + p * n + j + w, n, right)
                 t = tl.load(F + p * n + j + tile, mask=right[None, :], other=0.0) * inverse[:, None]
                 rows += tl.sum(t * t * tl.load(MASS + j + w)[None, :], 1)
-                # between a load and a store of one place: they need not have one layout
+                # the load above and the store below may give one number to different lanes
                 tl.debug_barrier()
             tl.store(F + p * n + j + tile, t, mask=(right | (j + w < p))[None, :])
-        # all have read the factor
+        # every lane has read the factor, which the root overwrites
         tl.debug_barrier()
         tl.store(F + p * n + p + square, root)
         size = larger(size, rows + tl.sum(root * root * tl.load(MASS + p + i)[None, :], 1))
@@ -138,7 +138,7 @@ def _size(F: Tensor, mass: Tensor) -> Tensor:
 
 @triton.jit
 def pivoted_root_kernel(P, MASS, F, SIZE, n: tl.constexpr, N: tl.constexpr):
-    """A program an item: rows of `F^T` in the order of the pivots."""
+    """One program for each item: rows of `F^T` in the order of the pivots."""
     item = tl.program_id(0).to(tl.int64)
     P += item * n * n
     F += item * n * n
@@ -151,7 +151,7 @@ def pivoted_root_kernel(P, MASS, F, SIZE, n: tl.constexpr, N: tl.constexpr):
     size = tl.sum(original, 0) * 0.0
     step = 0
     while step < n:
-        # the largest of what remains of each diagonal entry, in units of the entry itself; used ones are negative
+        # the pivot is the diagonal entry of which the largest part is left; entries that were pivots are negative
         weight = tl.where(inside, rest * relative, -1.0)
         pivot = tl.argmax(weight, 0)
         best = tl.max(weight, 0)
@@ -178,7 +178,7 @@ def pivoted_root_kernel(P, MASS, F, SIZE, n: tl.constexpr, N: tl.constexpr):
 
 
 def launch_pivoted(n: int) -> tuple[int, Launch]:
-    """Lanes of a row, and warps: at least two of its numbers each."""
+    """Padded length of a row, and warps: from 64 on each thread holds two numbers of a row."""
     lanes = triton.next_power_of_2(n)
     return lanes, Launch(max(1, lanes // 64))
 

@@ -1,4 +1,4 @@
-"""Gramians at the edges of all blocks: what earlier writes put into the state, what later reads see of it.
+"""Gramians at the edges of all blocks: `P` of what earlier writes put into the state, `Q` of what later reads see.
 
 `P_e = Phi P_a Phi + Z^T Z` forward and `Q_a = Phi Q_e Phi + X^T X` backward, for diagonal `Phi`. Serial over a head's
 blocks, parallel over heads, directions and tiles of the matrix, which stay in registers.
@@ -20,7 +20,7 @@ from ..launches import Launch
 
 @triton.jit
 def scan_kernel(X, Z, PHI, P, Q, blocks, n: tl.constexpr, c: tl.constexpr, W: tl.constexpr):
-    """A program a (head, tile, direction); `P`, `Q` `[items, n, n]` are stored before each block is passed."""
+    """One program for each (head, tile, direction); `P`, `Q` `[items, n, n]` are stored before each block is passed."""
     first = tl.program_id(0).to(tl.int64) * blocks
     tiles: tl.constexpr = n // W
     i = (tl.program_id(1) // tiles) * W + tl.arange(0, W)

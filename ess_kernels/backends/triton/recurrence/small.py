@@ -1,8 +1,8 @@
 """Small states (`n <= 16`) in blocks of 16 tokens: everything between the caller's tensors and the staircase's roots.
 
 Mamba has hundreds of thousands of such blocks, each too small for a batched product to pay. One warp takes a block from
-its tokens to `R`, `K`, `C` for every tolerance or shift without leaving its registers; only the Gramians at the edges
-come from a scan that ran before, which forms the same tokens again rather than read what would have to be stored.
+its tokens to `R`, `K`, `C` for every tolerance or shift without leaving its registers. Only the Gramians at the edges
+come from memory: a scan runs first. It loads the tokens too, for storing them in float64 would cost more.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from .arguments import KINDS, arguments_of
 from .roots import EPS, cholesky16, root16, shift
 from .tokens import at_block, inner16, load16, widened
 
-# a program is one block
+# one warp works on a block, or on a head in the scans
 LAUNCH = Launch(1)
-# a Python number among the arguments would be rounded to float32
+# constants, because a Python number among the other arguments would be rounded to float32
 ROOT = {"root_shift": shift(16), "root_factor": shift(16) / EPS / 2}
 
 
@@ -62,7 +62,7 @@ def scan16_kernel(
     n: tl.constexpr, SHARED: tl.constexpr, RATED: tl.constexpr, LOG: tl.constexpr, BEFORE: tl.constexpr,
     QSCALED: tl.constexpr, KSCALED: tl.constexpr, FORWARD: tl.constexpr,
 ):  # fmt: skip
-    """A program a head: `P` at the left (`FORWARD`) or `Q` at the right edge of every block, `[items, 16, 16]`."""
+    """One program a head: `P` at the left (`FORWARD`) or `Q` at the right edge of its blocks, `[items, 16, 16]`."""
     row = tl.program_id(0).to(tl.int64)
     unit = tl.load((KUNIT if FORWARD else QUNIT) + row)
     Q, K, G, RATE, QS, KS = at_block(
@@ -112,7 +112,7 @@ def block16_kernel(
     QSCALED: tl.constexpr, KSCALED: tl.constexpr, DEFINITE: tl.constexpr,
     root_shift: tl.constexpr, root_factor: tl.constexpr,
 ):  # fmt: skip
-    """A program a block `ITEM[program]`: its shift `m` goes to node `SLOT[program, m]`, or nowhere if that is -1.
+    """One program a block, `ITEM[program]`. Its shift `m` goes to node `SLOT[program, m]`, or nowhere if that is -1.
 
     `TAU` `[programs, shifts]` holds tolerances, or (`DEFINITE`) the nodes of a quadrature in units of the block's own
     scale. `COARSE` `[programs]`: what the root's shift adds to a squared singular value, at most, in units of eps;
@@ -129,7 +129,7 @@ def block16_kernel(
     w = tl.arange(0, 16)
     ii, jj = indices16()
     square = ii * 16 + jj
-    # of two tiles, one after the other
+    # the 32 columns of two tiles that lie one after the other
     columns = tl.arange(0, 32) // 16 * 256 + tl.arange(0, 32) % 16
     one = tl.where(ii == jj, 1.0, 0.0)
     rate = tl.full([16], 1.0, tl.float64)
@@ -144,7 +144,7 @@ def block16_kernel(
     Y = inner16(q, k, a, after, last, 16, BEFORE)
     X, Z, phi = _carried(q, k, a, after, last, BEFORE)
 
-    # nothing of what follows before the tokens are through: it would take registers that are not there
+    # the barrier keeps later loads from being moved up among the tokens: there are not enough registers for both
     tl.debug_barrier()
     P = tl.load(REACH + item * 256 + square)
     reached = diagonal16(P)
@@ -184,7 +184,7 @@ def block16_kernel(
             else:
                 tl.store(VALUE + slot, tl.sum((d < 0.0).to(tl.float64), 0))
                 magnitude, inside = magnitude16(B), growth16(B, di) + 0.0 * tl.sum(d, 0)
-                # what was watched is now a few numbers, and their tiles need not outlive this place
+                # the barrier makes the compiler finish these numbers here: it must not keep their tiles in registers
                 tl.debug_barrier()
             # the factor lies where R will be, the right hand sides where K and C will be
             node = RKC + slot * 768 + square

@@ -11,7 +11,7 @@ def at_block(
     Q, K, G, RATE, QS, KS, HEADS, row, first, H, q_repeat, k_repeat,
     q_b, q_t, q_h, k_b, k_t, k_h, g_b, g_t, g_h, rate_h, qs_b, qs_t, qs_h, ks_b, ks_t, ks_h,
 ):  # fmt: skip
-    """Pointers at token `first` of head `row`: 64-bit offsets are scalars, inside a tile 32 bits do."""
+    """Pointers to token `first` of head `row`: scalar offsets of 64 bits. Inside a tile 32 bits are enough."""
     head = tl.load(HEADS + row)
     b, h = head // H, head % H
     Q += b * q_b + (h // q_repeat) * q_h + first * q_t
@@ -27,8 +27,8 @@ def at_block(
 def widened(X, mask, other: tl.constexpr, rest):
     """A load as float64; `other` where the mask is off."""
     if X.dtype.scalar.element_ty.primitive_bitwidth < 32:
-        # Triton traces a float64 operand of a product back to the load that it came from, and has no layout for one of
-        # fewer than 32 bits. What comes out of a branch has no known origin; nothing is lost where no token is left
+        # Triton traces a float64 operand of a product back to the load that it came from, and has no layout for loads
+        # of fewer than 32 bits. It cannot trace through a branch. This one skips loads only where no token is left
         x = tl.full(mask.shape, other, tl.float64)
         if rest > 0:
             x = tl.load(X, mask=mask, other=other).to(tl.float64)
@@ -55,7 +55,7 @@ def _gates(G, rate, stride_t, stride_n, alive, exists, rest, W: tl.constexpr, SH
     neutral: tl.constexpr = 0.0 if LOG else 1.0
     if SHARED:
         g = widened(G + r * stride_t, alive, neutral, rest)[:, None]
-        # also where coordinates share it: scans of a single column fail to compile in Triton 3.6
+        # also where all rates are 1, to make a tile of the column: scans of one column do not compile in Triton 3.6
         g = g * rate[None, :]
     else:
         mask = alive[:, None] & exists[None, :]
@@ -88,8 +88,8 @@ def load16(
 ):  # fmt: skip
     """Reads, writes and transitions `[16, W]` of 16 tokens of which `rest` exist.
 
-    Also the transitions of the next rows and, if `BEFORE`, of the rows before (one at the ends): shifted copies, for
-    registers cannot be shifted.
+    Also the transitions of the next rows and, if `BEFORE`, of the rows before (one at the ends). These are loaded again
+    from shifted addresses: rows in registers cannot be shifted.
     """
     r = tl.arange(0, 16)
     q = _rows(Q, QS, q_t, q_n, qs_t, rest, exists, W, QSCALED)

@@ -13,7 +13,7 @@ from ....engine.quadrature import FINE, LEAST_ROUNDING, STANDARD, Estimate, Quad
 from ..compilation import Variant
 from ..launches import Launch
 
-# positions a program
+# positions of a program
 WIDTH = 256
 LAUNCH = Launch(4)
 LEAST = tl.constexpr(LEAST_ROUNDING)
@@ -25,7 +25,7 @@ def weights_kernel(
     total_error: tl.constexpr, mixed_error: tl.constexpr, total_slope: tl.constexpr, mixed_slope: tl.constexpr,
     K: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """A program `W` positions of a head: the shifts are added up in their order, whatever the launch."""
+    """One program for `W` positions of a head. Shifts are added up in their order, whatever the launch."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * W + tl.arange(0, W)
     live = at < length
@@ -72,7 +72,10 @@ def estimate(quadrature: Quadrature, logdets: Tensor, cap: Tensor, rounding: Ten
 
 
 def _constants(quadrature: Quadrature) -> dict[str, float]:
-    """A Python number among the arguments would be rounded to float32; there are two quadratures."""
+    """Constants of the kernel: a Python number among its other arguments would be rounded to float32.
+
+    The kernel is compiled once for each of the two quadratures.
+    """
     names = ("total_error", "mixed_error", "total_slope", "mixed_slope")
     return dict(zip(names, (*quadrature.errors, *quadrature.slopes), strict=True)) | {"K": len(quadrature)}
 

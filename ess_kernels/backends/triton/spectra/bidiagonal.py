@@ -54,7 +54,7 @@ class Tile(NamedTuple):
         }
 
 
-# few lanes a matrix while it fits: fewer shuffles, and scalars are shared by more matrices
+# as few lanes a matrix as can hold it: fewer shuffles, and one instruction on scalars serves more matrices
 TILES = {
     torch.float32: (Tile(8, 8, 2, 2, 1), Tile(16, 8, 2, 2, 1), Tile(32, 2, 4, 4, 1), Tile(64, 1, 4, 8, 1)),
     torch.float64: (Tile(8, 8, 2, 2, 1), Tile(16, 4, 2, 4, 1), Tile(32, 1, 4, 8, 1), Tile(64, 1, 4, 8, 2)),
@@ -106,10 +106,14 @@ def _over_columns(x):
 
 @triton.jit
 def reflector(norm2, first, DOUBLE: tl.constexpr):
-    """For a vector of that squared norm and first element: what it becomes, and 1/h of `I - v v^T / h`.
+    """The reflector `I - v v^T / h` that turns a vector into a multiple of the first unit vector.
 
-    `v` is the vector with the result taken off its first element. A vector whose square vanishes is left alone: it is
-    far below rounding.
+    Args:
+        norm2, first: the vector's squared norm and first element.
+
+    Returns:
+        The first element of the result, and 1/h. `v` is the vector, less this result in its first element. A vector
+        whose square underflows is left as it is: it is far below rounding errors.
     """
     NOTHING: tl.constexpr = 2.0**-1000 if DOUBLE else 2.0**-120
     some = norm2 > NOTHING
@@ -121,7 +125,10 @@ def reflector(norm2, first, DOUBLE: tl.constexpr):
 
 @triton.jit
 def squared(b, DOUBLE: tl.constexpr):
-    """Squares of the bidiagonal matrix, kept away from zero by less than rounding errors, so that nothing decouples."""
+    """Squares of entries of a bidiagonal matrix, and of zeros a number far below rounding errors.
+
+    With a zero beside the diagonal the matrix would fall into two, each with singular values of its own.
+    """
     LEAST: tl.constexpr = 2.0**-120 if DOUBLE else 2.0**-54
     return tl.maximum(b * b, LEAST)
 
@@ -149,7 +156,7 @@ def bidiagonalise(
     i, j = (i1 * W + w) * I0 + i0, j1 * J0 + j0
     matrix = tl.program_id(0).to(tl.int64) * G + g
     inside = matrix < batch
-    # loaded flat: of one axis there is one layout, the last axes in lanes, which all that follows inherits
+    # loaded along one axis, for which Triton has only one layout: the last axes in lanes. All that follows inherits it
     flat = tl.arange(0, J1 * I1 * W * G * I0 * J0)
     each = tl.program_id(0).to(tl.int64) * G + flat // (J0 * I0) % G
     flat_row = first + flat // (J0 * I0 * G) % (W * I1) * I0 + flat // J0 % I0
@@ -165,10 +172,10 @@ def bidiagonalise(
         a = a * lift * inverse
     target = squares + matrix * length + 2 * first
     n = columns - first
-    # column k, zero above it
+    # column k, with zeros above row k
     c = tl.sum(tl.sum(tl.where(j == 0, a, 0.0), 0, keep_dims=True), 5, keep_dims=True)
     for block in tl.static_range(J1):
-        # -0 is what addition leaves out: a constant 0 would stay in the code
+        # x + -0 is x, so that the compiler drops the addition; adding +0 would stay in the code
         live = (j1 >= block) & (i1 >= block * J0 // (W * I0))
         near = (j1 == block) | (j1 == block + 1)
         around = (i1 >= block * J0 // (W * I0)) & (i1 <= (block * J0 + J0 - 1) // (W * I0))
@@ -177,7 +184,7 @@ def bidiagonalise(
             product = _over_rows(tl.where(live, a * c, -0.0))
             row = _over_rows(tl.where(live & around, tl.where(i == k, a, 0.0), -0.0))
             if W > 1:
-                # both in one exchange between the warps
+                # one exchange between the warps for both sums
                 product, row = tl.split(tl.sum(tl.join(product, row), 2, keep_dims=True))
             here, after = j == k, j == k + 1
             norm2 = _over_columns(tl.where(j1 == block, tl.where(here, product, 0.0), -0.0))
@@ -226,7 +233,7 @@ def variants() -> Iterator[Variant]:
             ("batch", "rows", "columns", "stride_batch", "stride_row", "stride_column", "first", "length"), "i32"
         )
         for tile in TILES[dtype]:
-            # what is left of a large matrix is as large as fits and is not scaled again
+            # the rest of a large matrix, after its leading steps, has the largest size that fits and was scaled before
             for scale in (True, False) if tile.size == IN_REGISTERS else (True,):
                 name = f"bidiagonal_{element}_{tile.size}" + ("" if scale else "_rest")
                 yield Variant(

@@ -27,7 +27,7 @@ LAUNCH = Launch(8)
 ROW_LANES, COLUMN_LANES = 2, 16
 # elements of a strip in a lane's registers
 ELEMENTS = 16
-# rows of the scratch vectors: two of the update to come, two for the column (of even and of odd steps)
+# vectors of scratch: two for the update that the next pass applies, two for the column (of even and of odd steps)
 VECTORS = 4
 
 
@@ -52,7 +52,7 @@ def leading_steps(
     w = tl.arange(0, W)[None, None, :, None, None]
     strip = (tl.arange(0, I1)[None, :, None, None, None] * W + w) * I0 + tl.arange(0, I0)[None, None, None, :, None]
     STRIP: tl.constexpr = I1 * W * I0
-    # loaded flat: of one axis there is one layout, the last axes in lanes, which all that follows inherits
+    # loaded along one axis, for which Triton has only one layout: the last axes in lanes. All that follows inherits it
     flat = tl.arange(0, J1 * STRIP * J0)
     flat_row, flat_column = flat // J0 % STRIP, flat // (J0 * STRIP) * J0 + flat % J0
     matrix = tl.program_id(0).to(tl.int64)
@@ -75,7 +75,7 @@ def leading_steps(
             tile = (begin + flat_row < n) & (flat_column >= k) & (flat_column < n)
             a = tl.reshape(tl.load(place, mask=tile, other=0.0), [J1, I1, W, I0, J0])
             a -= tl.load(v_of + i, mask=rows, other=0.0) * y + tl.load(x_of + i, mask=rows, other=0.0) * u
-            # between a load and a store of one place: they need not have one layout
+            # the load above and the store below may give one element to different lanes
             tl.debug_barrier()
             tl.store(place, tl.reshape(a, [J1 * STRIP * J0]), mask=tile)
             product += tl.sum(a * tl.load(c_of + i, mask=rows & (i >= k), other=0.0), 1, keep_dims=True)

@@ -6,9 +6,10 @@ p_{k-2}`, change sign once for every eigenvalue above x; a rounding error in a s
 in that step only, so counts are right for values changed by a few ulp. Without a division a step takes a multiplication
 and a multiply-add, and two integer instructions to count; the minors are rescaled by powers of two every few steps.
 
-Lanes are values: each has a bracket, halved until it holds one value, then cut by secants through the last minor, which
-is the characteristic polynomial. Halving is of floating-point numbers, not of intervals, so small values are found as
-fast as large ones; what is below rounding errors of the largest value is left there.
+Each lane looks for values of its own. A value has a bracket, which is halved until it holds no other value, then cut by
+secants through the last minor, which is the characteristic polynomial. Halving leaves half of the floating-point
+numbers in a bracket, not half of its length, so that small values are found as fast as large ones; a value below the
+rounding errors of the largest one is not looked for any closer.
 
 Instructions, counted in the machine code for sm_90: a step takes 7 in float64 (two of them float64 ones, which take two
 issue slots) and 9 in float32 (rescaled every second step), one of them a load that the values of a lane share; the rest
@@ -32,9 +33,9 @@ from .bidiagonal import power_of_two
 
 LANES = 32
 LAUNCH = Launch(1)
-# values a lane: independent chains of dependent operations, and fewer loads a value
+# values of a lane: several chains of operations that do not wait for each other, and fewer loads for each value
 VALUES = {torch.float32: 4, torch.float64: 2}
-# the smallest x that is told from zero
+# a smaller x cannot be told from zero
 LEAST = {torch.float32: 2.0**-27, torch.float64: 2.0**-60}
 UNROLLED = tl.constexpr(8)
 
@@ -143,14 +144,14 @@ def values_by_bisection(squares, unit, values, batch, n, length, groups, V: tl.c
     above_low = n + tl.zeros([V, L], tl.int32)
     above_high = above_low * 0
     power_low, power_high = above_high, above_high
-    # first of all, which values are as good as zero
+    # the first sweep tells which values are zero to within the tolerance
     middle = low + tolerance
     secant, start = middle, high
     alone, slow, open = above_high > 0, above_high > 0, wanted
     while tl.max(tl.max(open.to(tl.int32), 0), 0) > 0:
         width = high - low
         start = tl.where(alone, start, width)
-        # beyond the secant's point, towards the farther end: the bracket then closes from both sides
+        # a little beyond the secant's point, towards the farther end: so both ends of the bracket move
         step = tl.maximum(4.0 * width * (width / start), 0.45 * tolerance)
         centre = low + 0.5 * width
         side = tl.where(secant < centre, 1.0, -1.0).to(width.dtype)
@@ -205,7 +206,7 @@ def values_of_squares(squares: Tensor, unit: Tensor, n: int) -> Tensor:
         values_by_bisection[(triton.cdiv(batch * groups, LANES),)](
             squares, unit, values, batch, n, length, groups, V=each, L=LANES, **LAUNCH.options()
         )
-    # every value was found by itself: neighbours that are equal to a few ulp may be out of order
+    # values were found independently of each other: neighbours that are equal to a few ulp may be out of order
     return values.cummin(1).values
 
 
@@ -213,7 +214,7 @@ def counts_of_squares(squares: Tensor, unit: Tensor, n: int, tau: Tensor) -> Ten
     """How many singular values exceed each `tau [M]`: int64 `[batch, M]`; `squares`, `unit`, `n` as above."""
     batch, length = squares.shape
     counts = torch.empty(batch, len(tau), dtype=torch.int64, device=squares.device)
-    # below the least that entries were kept from zero by nothing can be told; nothing is as large as 1024 units
+    # smaller tolerances than LEAST are lost in what `squared` adds to zeros; no value is as large as 1024 units
     x = (tau.to(squares) / unit[:, None]).nan_to_num(1024.0).clamp(LEAST[squares.dtype], 1024.0)
     with on(squares.device):
         counts_of_bidiagonal[(triton.cdiv(counts.numel(), LANES),)](

@@ -59,7 +59,10 @@ def counts_above(A: Tensor, tau: Tensor, right: Tensor | None = None) -> Tensor:
 
 
 def _sliced(A: Tensor, none: Tensor, finish: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
-    """`finish` of the bidiagonal forms of as many matrices at a time as fit the budget; of no matrix it is `none`."""
+    """Applies `finish` to the bidiagonal forms of as many matrices at a time as fit the budget.
+
+    `none` is the answer for a batch of no matrices.
+    """
     A = A if A.shape[1] >= A.shape[2] else A.mT
     batch, m, n = A.shape
     if n > LARGEST:
@@ -96,7 +99,7 @@ def _scaled(A: Tensor) -> tuple[Tensor, Tensor]:
     """A contiguous copy of every matrix, divided by the power of two below its largest entry, and those powers."""
     largest = torch.linalg.vector_norm(A, torch.inf, dim=(1, 2))
     exponent = torch.frexp(largest).exponent - 1
-    # two factors: the power itself may be out of range where the product is not
+    # two factors, because the power of two or its reciprocal alone may be out of range
     half = exponent // 2
     one, other = (exp2(x.to(torch.int64)).to(A.dtype) for x in (half, exponent - half))
     A = (A * (1 / one)[:, None, None]).mul_((1 / other)[:, None, None]).contiguous()

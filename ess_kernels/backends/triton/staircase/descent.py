@@ -16,7 +16,7 @@ from ..runtime import on
 from . import leaf, splits
 
 SIZES = (8, 16, 32, 64)
-# the smallest nodes are done with a thread each, larger ones with a program each
+# nodes of this size and smaller have a thread each, larger ones a program each
 LEAF = 8
 
 
@@ -57,7 +57,7 @@ def descend(roots: Roots, value: Tensor, growth: Tensor, least: Tensor, definite
     """Writes value, growth and least row of every existing position of the roots.
 
     Growth is that of the engine or a little more, since it is added up over smaller panels; it is infinite where a
-    position rests on something that is not a number. Nothing is read back: the host never waits.
+    position depends on a NaN. The host reads nothing back, so that it never waits for the device.
 
     Args:
         roots: the nodes.
@@ -78,7 +78,7 @@ def descend(roots: Roots, value: Tensor, growth: Tensor, least: Tensor, definite
     for tensor in (roots.rkc, value) if definite else (roots.rkc, roots.growth, roots.least, value, growth, least):
         if tensor.dtype != torch.float64 or not tensor.is_contiguous():
             raise ValueError("nodes and answers are contiguous float64 tensors")
-    # while a level is done, there are nodes of half and of a quarter of the size beside the roots
+    # besides the roots, nodes of two smaller sizes are in memory while a level is done
     most = len(roots) if m == LEAF else max(1, budget // (18 * m * m))
     with on(roots.rkc.device):
         for first in range(0, len(roots), max(1, most)):

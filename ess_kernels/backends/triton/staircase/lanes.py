@@ -1,4 +1,4 @@
-"""Small matrices with a thread each: factors, solutions and what is watched on the way.
+"""Small matrices with a thread each: factors, solutions, growth and row magnitudes.
 
 Every entry of a matrix is a tensor `[B]` over B matrices, so that a thread holds its own and nothing is exchanged,
 masked or idle. Matrices are tuples of such entries, row by row, unrolled by loops over constants. Memory is taken two
@@ -75,7 +75,7 @@ def scaled(u, inverse, n: tl.constexpr):
 
 @triton.jit
 def watched(growth, magnitude, u, s, n: tl.constexpr, DEFINITE: tl.constexpr):
-    """Takes note of a column `u = L^-1 v`, `s = D^-1 u` of n entries: its diagonal entry's updates, the rows' sizes."""
+    """Growth and row magnitudes after one more column `u = L^-1 v` of n entries, with `s = D^-1 u`."""
     if DEFINITE:
         return growth, magnitude
     else:
@@ -117,7 +117,7 @@ def factored(E, worth, h: tl.constexpr, DEFINITE: tl.constexpr):
 
 @triton.jit
 def nothing(like, DEFINITE: tl.constexpr):
-    """The worth of no pivots at all."""
+    """`worth` before the first pivot: 1 for a product, 0 for a number."""
     if DEFINITE:
         return tl.full(like.shape, 1.0, tl.float64)
     else:
@@ -126,7 +126,7 @@ def nothing(like, DEFINITE: tl.constexpr):
 
 @triton.jit
 def counted(worth, d, DEFINITE: tl.constexpr):
-    """One more pivot: the number of positive ones (int32) or the product of all."""
+    """`worth` after one more pivot: the product of all magnitudes if `DEFINITE`, else the number of positive ones."""
     if DEFINITE:
         return worth * tl.abs(d)
     else:

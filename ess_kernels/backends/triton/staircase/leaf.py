@@ -1,9 +1,9 @@
 """The last levels of the staircase with a thread a node: from 16 positions to 8, and from 8 to single ones.
 
 A half of a node is what it is in `splits`; a node's matrices lie one after the other in memory, so that a thread reads
-whole sectors, two numbers at a time. From 16 to 8 a half is more than the registers of a thread hold: `R`, `C`, two
-halves of `K`, and what is counted and watched, are each done from a factor of their own. Of a node of 8 only that is
-written which is read again.
+whole sectors, two numbers at a time. From 16 to 8 a half is more than the registers of a thread hold. Therefore threads
+of their own factorise `E` again for `R`, for `C`, for each half of `K`, and for value, growth and least row. Of a node
+of 8 only the entries that are read again are written.
 """
 
 # tuples that grow have no type that mypy knows
@@ -36,7 +36,7 @@ from .lanes import (
 )
 from .splits import CHILD_STATE, STATE, State, half
 
-# nodes a program: one a thread
+# nodes of a program: one for each thread
 NODES = 32
 LAUNCH = Launch(1)
 NODE_STATE = ("NODE_VALUE", "NODE_GROWTH", "NODE_LEAST")
@@ -94,7 +94,7 @@ def descend_in_registers(
         value += valued(counted(worth, R[0], DEFINITE), DEFINITE)
         tl.store(VALUE + at, value, mask=there)
         if not DEFINITE:
-            # all that a position rests on has been multiplied into its last pivot
+            # a NaN in anything that the position depends on has also reached its last pivot, which is checked here
             known = (R[0] == R[0]) & (growth == growth)
             tl.store(GROWTH + at, tl.where(known, growth, INFINITY), mask=there)
             tl.store(LEAST + at, smaller(least, tl.abs(R[0])), mask=there)
@@ -141,7 +141,7 @@ def split16_symmetric_kernel(RKC, CHILD, J, PART: tl.constexpr, B: tl.constexpr)
     side = tl.program_id(1)
     E, V1, V2, kept = half(side, 16)
     node = RKC + tl.minimum(t, J - 1) * 768
-    # nothing is counted here, so that definite or not makes no difference
+    # only the factor is used here, which is the same for counts and log-determinants
     L, inverse, _, _, _ = factored(loaded(node + E, 8, 8, 16), tl.zeros([B], tl.float64), 8, True)
     U = ()
     if PART == 0:
@@ -161,7 +161,7 @@ def split16_symmetric_kernel(RKC, CHILD, J, PART: tl.constexpr, B: tl.constexpr)
 
 @triton.jit(do_not_specialize=["J"])
 def split16_kernel(RKC, CHILD, J, B: tl.constexpr):
-    """`K` of the halves of nodes of 16, four columns a program."""
+    """`K` of the halves of nodes of 16; each program does four columns."""
     t = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     side = tl.program_id(1)
     column = tl.program_id(2) * 4
@@ -183,7 +183,7 @@ def split16_kernel(RKC, CHILD, J, B: tl.constexpr):
 def watch16_kernel(
     RKC, VALUE, GROWTH, LEAST, CHILD_VALUE, CHILD_GROWTH, CHILD_LEAST, J, DEFINITE: tl.constexpr, B: tl.constexpr
 ):
-    """What the pivots are worth that halves of nodes of 16 eliminate; for counts also growth and least row."""
+    """The value of the pivots that halves of nodes of 16 eliminate; for counts also growth and least row."""
     t = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     side = tl.program_id(1)
     there = t < J

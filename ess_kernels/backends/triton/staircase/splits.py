@@ -44,7 +44,7 @@ State = tuple[Tensor, Tensor, Tensor]
 # the arguments for them: read or written one number at a time, so that their alignment makes no difference
 STATE = ("VALUE", "GROWTH", "LEAST")
 CHILD_STATE = ("CHILD_VALUE", "CHILD_GROWTH", "CHILD_LEAST")
-# 16 pivots one after the other are fastest where nobody waits for anybody
+# 16 pivots depend on each other, one after the other: with one warp a program no warp waits for another
 LAUNCHES = {32: Launch(1), 64: Launch(1)}
 
 
@@ -85,7 +85,7 @@ def workspace(CHILD, m: tl.constexpr):
 def reciprocals16(CHILD, panels: tl.constexpr, m: tl.constexpr):
     """The reciprocals of the first `panels` panels' pivots, which lie on the diagonals of the factors.
 
-    They are loaded wherever they are needed: kept, they would take registers that nodes of 64 do not have.
+    They are loaded wherever they are needed: with nodes of 64 there are not enough registers to keep them.
     """
     factor, apart, _, _ = workspace(CHILD, m)
     i = tl.arange(0, 16)
@@ -105,7 +105,7 @@ def below16(CHILD, p: tl.constexpr, m: tl.constexpr):
 
 @triton.jit
 def updated16(pointer, TRANSPOSED: tl.constexpr, W, U, p: tl.constexpr, m: tl.constexpr):
-    """The tile in panel `p` of 16 columns of which the first tile begins at `pointer`, after what earlier panels do.
+    """The tile in panel `p` of 16 columns of which the first tile begins at `pointer`, updated by the earlier panels.
 
     Args:
         W: the factor's tiles beside the diagonal, as `scaled16` gives them for the columns of `E`, one column after the
@@ -138,7 +138,7 @@ def solved16(pointer, CHILD, W, panels: tl.constexpr, m: tl.constexpr):
         tl.store(at, updated16(pointer, False, W, U, p, m))
         solve16(factor + p * apart, h, room + c, h, c >= 0)
         U = U + (tl.load(at),)
-        # the room is used again
+        # the next panel overwrites the room
         tl.debug_barrier()
     return U
 
@@ -163,7 +163,7 @@ def solved32(
         solve16(factor + p * apart, h, columns, h, c >= 0)
         U = U + (tl.load(at),)
         V = V + (tl.load(at + across),)
-        # the room is used again
+        # the next panel overwrites the room
         tl.debug_barrier()
     return U, V
 
@@ -179,7 +179,7 @@ def scaled16(U, reciprocals, panels: tl.constexpr):
 
 @triton.jit
 def nothing16(panels: tl.constexpr):
-    """The sizes of rows of which nothing has been seen."""
+    """The largest magnitudes of rows before any of their columns has been looked at: zeros."""
     magnitude = ()
     for _ in tl.static_range(panels):
         magnitude = magnitude + (tl.zeros([16], tl.float64),)
@@ -188,9 +188,9 @@ def nothing16(panels: tl.constexpr):
 
 @triton.jit
 def watched16(growth, magnitude, U, reciprocals, panels: tl.constexpr, DEFINITE: tl.constexpr):
-    """Takes note of the tiles of 16 columns: the updates of their diagonal entries, the sizes of the rows.
+    """Growth and largest magnitudes of rows after 16 more columns, whose tiles are `U`.
 
-    The updates are computed from `U` alone: nodes of 64 have no registers for the scaled tiles beside it.
+    The updates are computed from `U` alone: with nodes of 64 there are not enough registers for the scaled tiles too.
     """
     if DEFINITE:
         return growth, magnitude
@@ -225,7 +225,7 @@ def store_tile(KEPT, CHILD, part: tl.constexpr, u, w, b: tl.constexpr, c: tl.con
 
 @triton.jit
 def parked(CHILD, k: tl.constexpr):
-    """Where in a child of 32 the tile `k` of `V1` waits while `V2` is solved for: the rest of `K`'s and `C`'s place."""
+    """Where in a child of 32 tile `k` of `V1` is kept while `V2` is solved for: the free halves of `K` and `C`."""
     i, j = indices16()
     return CHILD + (1 + k // 2) * 1024 + (1 - k // 2) * 512 + k % 2 * 16 + i * 32 + j
 
@@ -234,7 +234,7 @@ def parked(CHILD, k: tl.constexpr):
 def split_kernel(
     RKC, VALUE, GROWTH, LEAST, CHILD, CHILD_VALUE, CHILD_GROWTH, CHILD_LEAST, m: tl.constexpr, DEFINITE: tl.constexpr
 ):
-    """A program is half a node; its columns are taken 16 at a time, those of `E` first."""
+    """One program for each half of a node; it takes 16 columns at a time, those of `E` first."""
     node = tl.program_id(0).to(tl.int64)
     side = tl.program_id(1)
     h: tl.constexpr = m // 2
@@ -272,18 +272,18 @@ def split_kernel(
             inside = larger(inside, largest(updates16(A, r)) if m == 64 else growth16(A, r))
     tl.store(CHILD_VALUE + child, value)
     if T == 2 and not DEFINITE:
-        # there are not enough registers to keep the rows' sizes
+        # there are not enough registers to keep the rows' magnitudes
         tl.debug_barrier()
         for p in tl.static_range(T):
             tl.store(below16(CHILD, p, m), magnitude[p])
         magnitude = nothing16(T)
-    # a bound: the columns with the largest updates from earlier panels and from their own may not be the same
+    # an upper bound: the largest updates by earlier panels and by the own panel may be in different columns
     growth += inside
 
     if T == 1:
         U1, U2 = solved32(RKC + V1, True, RKC + V2, False, CHILD, W, T, m)
         reciprocals = reciprocals16(CHILD, T, m)
-        # `R` goes where they were
+        # `R` overwrites the factor with the reciprocals
         tl.debug_barrier()
     else:
         one, other = solved32(RKC + V1, True, RKC + V1 + 16 * m, True, CHILD, W, T, m)
@@ -326,7 +326,7 @@ def split_kernel(
             u = U1
         else:
             u = (tl.load(parked(CHILD, 2 * b)), tl.load(parked(CHILD, 2 * b + 1)))
-            # another tile goes there now
+            # tiles that are stored later overwrite these places
             tl.debug_barrier()
         for c in tl.static_range(b + 1):
             store_tile(RKC + kept, CHILD, 1, u, scaled16(U2[c * T : c * T + T], reciprocals, T), b, c, m)
