@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import rand, randn
 
 import ess_kernels as ek
 from ess_kernels import backends, operators
 from ess_kernels.backends.native import NativeBackend
 from ess_kernels.backends.triton import TritonBackend, runtime
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import rand, randn
 
 TASKS = ("tolerance_ess", "entropy_ess", "singular_values", "small_spectra")
 

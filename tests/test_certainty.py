@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from cases import build, corner, names, orthogonal, powers, randn, truth
 
 import ess_kernels as ek
 from ess_kernels.engine import certainty
@@ -12,6 +11,7 @@ from ess_kernels.engine.engine import Engine
 from ess_kernels.engine.state_space import lost_in
 from ess_kernels.engine.tiled import Matrix
 from ess_kernels.environment import MEMORY_BUDGET
+from ess_kernels.testing.cases import build, corner, names, orthogonal, powers, randn, truth
 
 EPS = torch.finfo(torch.float64).eps
 CASES = ["gla: decay", "gla: skewed basis", "recurrence: dense", "ssd: groups", "attention: plain", "dense: noise"]

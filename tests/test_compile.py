@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from cases import build, rand, randn
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import logsigmoid
@@ -17,6 +16,7 @@ from ess_kernels import _ops, operators
 from ess_kernels.backends import TorchBackend
 from ess_kernels.backends.native import NativeBackend
 from ess_kernels.operators import packing
+from ess_kernels.testing.cases import build, rand, randn
 
 LENGTH = 20
 

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from cases import build, names, orthogonal, powers, randn, spectra, truth
 
 import ess_kernels as ek
 from ess_kernels.backends.native import NativeBackend
 from ess_kernels.backends.reference import ReferenceBackend
 from ess_kernels.engine.certainty import entropy_of_values
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import build, names, orthogonal, powers, randn, spectra, truth
 
 EPS = torch.finfo(torch.float64).eps
 LONG_ENOUGH = [name for name in names() if build(name).length > 1]

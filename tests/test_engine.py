@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from cases import matrix_of, orthogonal, powers, rand, randn
 
 from ess_kernels.engine import blocks as blocks_module
 from ess_kernels.engine import quadrature
@@ -17,6 +16,7 @@ from ess_kernels.engine.scaling import power_of_two
 from ess_kernels.engine.staircase import Answer, Nodes, descend
 from ess_kernels.operators.structure import Tokens
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import matrix_of, orthogonal, powers, rand, randn
 
 # --- its parts --------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from cases import corner, orthogonal, powers, rand, randn
 from torch.autograd import gradcheck
 from torch.nn.functional import logsigmoid
 
@@ -10,6 +9,7 @@ import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.reference import reference_entropy_ess
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import corner, orthogonal, powers, rand, randn
 
 # The scale of the quadrature is a constant for the gradient, and not for finite differences: what differs is the
 # derivative of the quadrature's error.

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from cases import build, randn
 from torch.nn.functional import logsigmoid
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ess_kernels as ek
 from ess_kernels.environment import MEMORY_BUDGET
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import build, randn
 
 SOME = [
     "gla: decay",

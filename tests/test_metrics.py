@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import build, corner, names, orthogonal, powers, rand, randn
 from torch.nn.functional import logsigmoid
 
 import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import build, corner, names, orthogonal, powers, rand, randn
 
 BACKENDS = ["torch", "reference"]
 

@@ -4,12 +4,12 @@ import inspect
 
 import pytest
 import torch
-from cases import build, randn, spectra
 from torch.nn.functional import logsigmoid
 
 from ess_kernels import ess_minimal, operators
 from ess_kernels.reference import reference_entropy_ess, reference_tolerance_ess
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import build, randn, spectra
 
 TOLERANCES = [1.0, 1e-1, 1e-3, 1e-4]
 

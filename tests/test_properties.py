@@ -3,7 +3,6 @@
 import os
 
 import torch
-from cases import documents, orthogonal, powers, randn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.operators import Operator
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import documents, orthogonal, powers, randn
 
 settings.register_profile(
     "ess_kernels",

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from cases import build, corner, low_rank, names, orthogonal, powers, randn, truth
 from torch import Tensor
 
 from ess_kernels import operators as ops
@@ -15,6 +14,7 @@ from ess_kernels.engine.thin_products import Bands, Blockwise, Stored, thin_prod
 from ess_kernels.operators import Operator
 from ess_kernels.operators.structure import StateSpace
 from ess_kernels.randomized import RandomizedESS, randomized_ess
+from ess_kernels.testing.cases import build, corner, low_rank, names, orthogonal, powers, randn, truth
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

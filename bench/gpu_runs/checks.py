@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import torch
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.engine.thin_products import Bands
 from ess_kernels.operators import Operator
 from ess_kernels.operators.packing import pack, unpack
+from ess_kernels.testing import cases
 from ess_kernels.testing.recurrences import HARD
 
 from .compiling import tell_compiled
@@ -335,8 +335,6 @@ def hard_cases(*prefixes: str) -> Callable[[], Iterator[Check]]:
     without = ("tin", "hug", "beyond", "far", "gla: length")
 
     def checks() -> Iterator[Check]:
-        import cases
-
         names = [name for name in cases.names(*prefixes) if not any(word in name for word in without)]
         for name in names[: 1 if TOY else None]:
             packed = pack(cases.build(name))

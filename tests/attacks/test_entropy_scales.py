@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from cases import powers
 
 import ess_kernels as ek
 from ess_kernels.backends.native.choice import as_set, library
@@ -12,6 +11,7 @@ from ess_kernels.backends.native.matrix import NativeMatrix
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.tiled import NORM_STEPS, Matrix, schur_bound
 from ess_kernels.reference import reference_entropy_ess
+from ess_kernels.testing.cases import powers
 
 needs_native = pytest.mark.skipif(library().handle is None, reason="there is no compiled library")
 BACKENDS = ["torch", pytest.param("native", marks=needs_native)]

@@ -18,13 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import cases
 import torch
 from torch import Tensor
 
 import ess_kernels as ek
 from ess_kernels import environment
 from ess_kernels.operators import Operator
+from ess_kernels.testing import cases
 
 TOLERANCES = {"atol": [1e-1, 1e-3, 1e-6, 0.0], "rtol": [1e-2, 1e-5, 1e-8]}
 

@@ -6,7 +6,6 @@ import ctypes
 
 import pytest
 import torch
-from cases import build, names, powers, rand, randn, spectra, truth
 from identical import assert_same_bits, levels, running
 
 import ess_kernels as ek
@@ -20,6 +19,7 @@ from ess_kernels.engine.certainty import ENTROPY_BOUND, SURE, count_values, entr
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.operators import Operator
+from ess_kernels.testing.cases import build, names, powers, rand, randn, spectra, truth
 
 pytestmark = pytest.mark.skipif(not levels(), reason="the native library is not here")
 

@@ -8,7 +8,6 @@ import logging
 
 import pytest
 import torch
-from cases import build, names, powers, truth
 from identical import running
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from ess_kernels.engine.certainty import HOPELESS, entropy_of_values, near_tie, 
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.tiled import Matrix
 from ess_kernels.operators.structure import Tiled
+from ess_kernels.testing.cases import build, names, powers, truth
 
 if library().handle is None:
     pytest.skip(f"native library: {library().reason}", allow_module_level=True)

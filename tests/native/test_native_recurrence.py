@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from cases import matrix_of, randn
 from identical import assert_same_bits, running
 from native_recurrence import Native, some_tokens
 
@@ -19,6 +18,7 @@ from ess_kernels.engine.lost import GROUP as LOST_GROUP
 from ess_kernels.engine.lost import lost_in_states
 from ess_kernels.operators.structure import Tokens
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import matrix_of, randn
 
 KINDS = ["diagonal after", "diagonal before", "dense after", "dense before"]
 

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from cases import rand, randn
 from identical import assert_same_bits, assert_same_for_any_threads, levels, running
 from torch.nn.functional import logsigmoid
 
@@ -17,6 +16,7 @@ from ess_kernels.backends.native import NativeBackend
 from ess_kernels.backends.native.recurrence import NativeRecurrence
 from ess_kernels.engine import certainty
 from ess_kernels.engine.state_space import lost_in
+from ess_kernels.testing.cases import rand, randn
 
 pytestmark = pytest.mark.skipif(
     NativeBackend().unavailable() is not None, reason=f"native library: {NativeBackend().unavailable()}"

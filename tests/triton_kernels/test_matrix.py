@@ -7,7 +7,6 @@ import logging
 
 import pytest
 import torch
-from cases import build, corner, names, powers, randn, truth
 
 from ess_kernels.backends.triton.matrix import elimination, halves
 from ess_kernels.backends.triton.matrix import engine as matrix
@@ -18,6 +17,7 @@ from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.elimination import eliminate
 from ess_kernels.engine.tiled import Matrix
 from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import build, corner, names, powers, randn, truth
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BUDGET = 1 << 30

@@ -4,6 +4,9 @@ Small on purpose (lengths around 40 to 100), always the same random numbers. `tr
 the definition gives.
 """
 
+# a lambda that binds the variable of a loop has no type that mypy knows
+# mypy: disable-error-code="misc"
+
 from __future__ import annotations
 
 import zlib
@@ -16,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from ess_kernels import operators as ops
-from ess_kernels.operators import Operator
-from ess_kernels.operators.structure import Tokens
+from .. import operators as ops
+from ..operators import Operator
+from ..operators.structure import Tokens
 
 INF = float("inf")
 BUILDERS: dict[str, Callable[[], Operator]] = {}
