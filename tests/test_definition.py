@@ -14,7 +14,7 @@ from ess_kernels.testing import assert_close
 from ess_kernels.testing.cases import build, names, orthogonal, powers, randn, spectra, truth
 
 EPS = torch.finfo(torch.float64).eps
-LONG_ENOUGH = [name for name in names() if build(name).length > 1]
+LONG_ENOUGH = names(longer_than=1)
 # what stands for all cases where a test is slower or only about bookkeeping
 SOME = [
     "gla: decay",
@@ -245,7 +245,7 @@ def eliminated_values(op, seed, how_many):
     return torch.stack(found) if found else torch.ones(0).double()
 
 
-@pytest.mark.parametrize("name", [name for name in LONG_ENOUGH if build(name).length > 16])
+@pytest.mark.parametrize("name", names(longer_than=16))
 @pytest.mark.parametrize("kind", ["own", "eliminated"])
 def test_forced_ties(name, kind, backend):
     op, known = build(name), truth(name)

@@ -1,7 +1,8 @@
 """Operators that are hard for some part of the engine, of every family, by name: `build(name)` makes one.
 
 Small on purpose (lengths around 40 to 100), always the same random numbers. `truth(name)` has the singular values that
-the definition gives.
+the definition gives. `CASES` says beside the names what lists of parameters ask, such as lengths, so that collecting
+tests builds nothing. `test_cases.py` compares that with the operators.
 """
 
 # a lambda that binds the variable of a loop has no type that mypy knows
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,25 +25,57 @@ from ..operators import Operator
 from ..operators.structure import Tokens
 
 INF = float("inf")
-BUILDERS: dict[str, Callable[[], Operator]] = {}
+
+
+Kind = Literal["diagonal", "full", "tiled"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """How an operator is built, and what can be said about it without building it.
+
+    Attributes:
+        builder: makes the operator; called with the random numbers of its name.
+        length: `op.length`.
+        state_size: `op.state_size`.
+        kind: a `StateSpace` with transitions that are diagonal or full matrices, or `Tiled`.
+        growing: whether a diagonal transition of some head has an entry beyond 1.
+    """
+
+    builder: Callable[[], Operator]
+    length: int
+    state_size: int | None
+    kind: Kind
+    growing: bool
+
+
+CASES: dict[str, Case] = {}
 
 
 def build(name: str) -> Operator:
     """The operator of that name; its random numbers depend on nothing but the name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(name.encode()))
-        return BUILDERS[name]()
+        return CASES[name].builder()
 
 
-def names(*prefixes: str) -> list[str]:
-    """The cases whose names start with one of these, or all of them."""
-    return [name for name in BUILDERS if not prefixes or name.startswith(prefixes)]
+def names(*prefixes: str, kind: Kind | None = None, longer_than: int = 0) -> list[str]:
+    """The cases that start with one of these prefixes (any, if none is given), of this kind and longer than that."""
+    return [
+        name
+        for name, about in CASES.items()
+        if (not prefixes or name.startswith(prefixes)) and kind in (None, about.kind) and about.length > longer_than
+    ]
 
 
-def case(name: str) -> Callable[[Callable[[], Operator]], Callable[[], Operator]]:
+def case(name: str, length: int, state_size: int | None = None, kind: Kind | None = None, growing: bool = False):
+    """Adds what it decorates to `CASES`. A finite state has diagonal transitions unless another kind is named."""
+
     def register(builder: Callable[[], Operator]) -> Callable[[], Operator]:
-        assert name not in BUILDERS, name
-        BUILDERS[name] = builder
+        assert name not in CASES, name
+        CASES[name] = Case(
+            builder, length, state_size, kind or ("tiled" if state_size is None else "diagonal"), growing
+        )
         return builder
 
     return register
@@ -205,75 +238,73 @@ for _name, _change in {
     "columns rise": lambda q, k, g: (q, k * powers(-30, 0, 67)[None, :, None, None], g),
     "rows beyond squares": lambda q, k, g: (q * powers(0, -220, 67)[None, :, None, None], k, g),
 }.items():
-    BUILDERS[f"gla: {_name}"] = gla(_change)
+    case(f"gla: {_name}", 67, 12, growing=_name == "some growth")(gla(_change))
 
-for _sizes in [(1, 4), (2, 4), (3, 4), (5, 1), (40, 1), (50, 3), (64, 8), (47, 25), (96, 33), (101, 50), (33, 40)]:
-    BUILDERS[f"gla: length {_sizes[0]}, state {_sizes[1]}"] = gla(
-        lambda q, k, g: (q, k, g), length=_sizes[0], n=_sizes[1]
-    )
+for _L, _n in [(1, 4), (2, 4), (3, 4), (5, 1), (40, 1), (50, 3), (64, 8), (47, 25), (96, 33), (101, 50), (33, 40)]:
+    case(f"gla: length {_L}, state {_n}", _L, _n)(gla(lambda q, k, g: (q, k, g), length=_L, n=_n))
 
 
-@case("linear_attention: plain")
+@case("linear_attention: plain", 70, 7)
 def _() -> Operator:
     return ops.linear_attention(*qkg(70, 7)[:2])
 
 
-@case("linear_attention: normalised")
+@case("linear_attention: normalised", 70, 9)
 def _() -> Operator:
     q, k, _ = qkg(70, 9)
     return ops.linear_attention(q.exp(), k.exp(), normalize=True)
 
 
-@case("simple_gla: gates of every head")
+@case("simple_gla: gates of every head", 70, 10)
 def _() -> Operator:
     q, k, g = qkg(70, 10)
     return ops.simple_gla(q, k, g=g[..., 0].masked_fill(torch.rand(g.shape[:3]) < 0.03, -INF))
 
 
-@case("simple_gla: constant gates")
+@case("simple_gla: constant gates", 55, 10)
 def _() -> Operator:
     q, k, _ = qkg(55, 10)
     return ops.simple_gla(q, k, g_gamma=torch.tensor([-0.01, -2.0]).double())
 
 
-@case("retention: plain")
+@case("retention: plain", 70, 10)
 def _() -> Operator:
     return ops.retention(*qkg(70, 10, heads=4)[:2])
 
 
-@case("wla: plain")
+@case("wla: plain", 70, 10)
 def _() -> Operator:
     q, k, _ = qkg(70, 10)
     return ops.wla(q, k, -powers(-4, 1, 20).view(2, 10))
 
 
-@case("gla_s6: plain")
+@case("gla_s6: plain", 70, 10)
 def _() -> Operator:
     q, k, _ = qkg(70, 10)
     return ops.gla_s6(q, k, softplus(randn(1, 70, 2)), 30.0)
 
 
-@case("ssd: groups")
+@case("ssd: groups", 45, 9)
 def _() -> Operator:
     B, C = randn(2, 45, 1, 9), randn(2, 45, 1, 9)
     return ops.ssd(randn(2, 45, 2), -rand(2), B, C, dt_bias=randn(2), dt_softplus=True, dt_limit=(0.01, 3.0))
 
 
-@case("ssd: steps of zero")
+@case("ssd: steps of zero", 70, 17)
 def _() -> Operator:
     dt = rand(1, 70, 2)
     dt[:, 10:30], dt[:, 50] = 0.0, 200.0
     return ops.ssd(dt, -torch.tensor([0.05, 4.0]).double(), randn(1, 70, 2, 17), randn(1, 70, 2, 17))
 
 
-@case("selective_scan: groups")
+@case("selective_scan: groups", 45, 5)
 def _() -> Operator:
     A = -torch.arange(1.0, 6.0).double().expand(4, 5)
     B, C = randn(1, 2, 5, 45), randn(1, 2, 5, 45)
     return ops.selective_scan(randn(1, 4, 45), A, B, C, delta_bias=randn(4), delta_softplus=True)
 
 
-@case("selective_scan: constant")
+@case("selective_scan: constant", 60, 4)
 def _() -> Operator:
     return ops.selective_scan(0.1 * rand(1, 3, 60), -5 * rand(3, 4), randn(3, 4), randn(3, 4))
 
@@ -281,32 +312,32 @@ def _() -> Operator:
 # --- control recurrences ----------------------------------------------------------------------------------------------
 
 
-@case("recurrence: diagonal")
+@case("recurrence: diagonal", 61, 7)
 def _() -> Operator:
     A = 2 * rand(2, 61, 7) - 1
     A[:, ::9, :4] = 0.0
     return ops.recurrence(A, randn(2, 61, 7), randn(2, 61, 7), diagonal=True)
 
 
-@case("recurrence: dense")
+@case("recurrence: dense", 53, 6, kind="full")
 def _() -> Operator:
     return ops.recurrence(randn(2, 53, 6, 6) / 3, randn(2, 53, 6), randn(2, 53, 6), diagonal=False)
 
 
-@case("recurrence: rotations")
+@case("recurrence: rotations", 50, 10, kind="full")
 def _() -> Operator:
     A = torch.linalg.qr(randn(1, 50, 10, 10)).Q
     return ops.recurrence(A, randn(1, 50, 10), randn(1, 50, 10), diagonal=False)
 
 
-@case("recurrence: delta rule")
+@case("recurrence: delta rule", 57, 8, kind="full")
 def _() -> Operator:
     k = torch.nn.functional.normalize(randn(2, 57, 8), dim=-1)
     A = torch.eye(8, dtype=torch.float64) - 1.9 * k[..., None] * k[..., None, :]
     return ops.recurrence(A, k, randn(2, 57, 8), diagonal=False)
 
 
-@case("recurrence: singular transitions")
+@case("recurrence: singular transitions", 60, 6, kind="full")
 def _() -> Operator:
     A = randn(1, 60, 6, 6) / 3
     A[:, 7] = 0.0
@@ -314,26 +345,26 @@ def _() -> Operator:
     return ops.recurrence(A, randn(1, 60, 6), randn(1, 60, 6), diagonal=False)
 
 
-@case("recurrence: unstable")
+@case("recurrence: unstable", 60, 3, growing=True)
 def _() -> Operator:
     return ops.recurrence(
         1.4 * torch.ones(1, 60, 3).double() + 0.1 * rand(1, 60, 3), randn(1, 60, 3), randn(1, 60, 3), diagonal=True
     )
 
 
-@case("recurrence: time-invariant")
+@case("recurrence: time-invariant", 60, 9, kind="full")
 def _() -> Operator:
     A = randn(2, 9, 9)
     A = A * (0.95 / torch.linalg.eigvals(A).abs().amax(-1))[:, None, None]
     return ops.recurrence(A, randn(2, 9), randn(2, 9), diagonal=False, length=60)
 
 
-@case("recurrence: time-invariant and diagonal")
+@case("recurrence: time-invariant and diagonal", 60, 8)
 def _() -> Operator:
     return ops.recurrence(powers(-0.01, -2, 8), torch.ones(8).double(), randn(8), diagonal=True, length=60)
 
 
-@case("recurrence: nilpotent")
+@case("recurrence: nilpotent", 41, 7, kind="full")
 def _() -> Operator:
     A = torch.diag(torch.ones(6, dtype=torch.float64), -1)
     return ops.recurrence(A, randn(7), randn(7), diagonal=False, length=41)
@@ -342,50 +373,50 @@ def _() -> Operator:
 # --- convolutions -----------------------------------------------------------------------------------------------------
 
 
-@case("convolution: noise")
+@case("convolution: noise", 60)
 def _() -> Operator:
     return ops.convolution(randn(2, 60))
 
 
-@case("convolution: three exponentials")
+@case("convolution: three exponentials", 60)
 def _() -> Operator:
     t = torch.arange(60.0).double()
     return ops.convolution((randn(2, 3, 1) * torch.tensor([0.99, 0.7, -0.4]).double()[:, None] ** t).sum(1))
 
 
-@case("convolution: falling")
+@case("convolution: falling", 60)
 def _() -> Operator:
     return ops.convolution(randn(2, 60) * torch.exp(-0.4 * torch.arange(60.0).double()))
 
 
-@case("gated_convolution: plain")
+@case("gated_convolution: plain", 47)
 def _() -> Operator:
     return ops.gated_convolution(randn(2, 2, 47), randn(2, 47) / 5, randn(2, 2, 47))
 
 
-@case("gated_convolution: closed gates")
+@case("gated_convolution: closed gates", 63)
 def _() -> Operator:
     x0, x1 = randn(1, 2, 63), randn(1, 2, 63)
     x0[..., 20:40], x1[..., ::2] = 0.0, 0.0
     return ops.gated_convolution(x0, randn(2, 63), x1)
 
 
-@case("short_convolution: four taps")
+@case("short_convolution: four taps", 41, 3, kind="full")
 def _() -> Operator:
     return ops.short_convolution(randn(3, 4), 41)
 
 
-@case("short_convolution: many taps")
+@case("short_convolution: many taps", 61, 19, kind="full")
 def _() -> Operator:
     return ops.short_convolution(randn(2, 20), 61)
 
 
-@case("short_convolution: more taps than tokens")
+@case("short_convolution: more taps than tokens", 9, 11, kind="full")
 def _() -> Operator:
     return ops.short_convolution(randn(2, 12), 9)
 
 
-@case("short_convolution: one tap")
+@case("short_convolution: one tap", 21, 0, kind="tiled")
 def _() -> Operator:
     return ops.short_convolution(randn(2, 1), 21)
 
@@ -412,25 +443,30 @@ def _masked_rows(length: int) -> Tensor:
     return keep
 
 
-BUILDERS |= {
-    "attention: plain": lambda: attention(71),
-    "attention: flat": lambda: attention(sharpness=0.05),
-    "attention: sharp": lambda: attention(sharpness=12.0),
-    "attention: window": lambda: attention(67, window_size=9),
-    "attention: window of one": lambda: attention(20, window_size=1),
-    "attention: softcap": lambda: attention(50, sharpness=8.0, softcap=3.0),
-    "attention: sinks": lambda: attention(sinks=torch.tensor([-1.0, 4.0])),
-    "attention: grouped queries": lambda: attention(50, heads=4),
-    "attention: mask": lambda: attention(attn_mask=_masked_rows(60)),
-    "attention: additive mask": lambda: attention(
-        attn_mask=torch.where(torch.rand(1, 2, 60, 60) < 0.2, -INF, randn(1, 2, 60, 60))
+for _name, (_length, _builder) in {
+    "attention: plain": (71, lambda: attention(71)),
+    "attention: flat": (60, lambda: attention(sharpness=0.05)),
+    "attention: sharp": (60, lambda: attention(sharpness=12.0)),
+    "attention: window": (67, lambda: attention(67, window_size=9)),
+    "attention: window of one": (20, lambda: attention(20, window_size=1)),
+    "attention: softcap": (50, lambda: attention(50, sharpness=8.0, softcap=3.0)),
+    "attention: sinks": (60, lambda: attention(sinks=torch.tensor([-1.0, 4.0]))),
+    "attention: grouped queries": (50, lambda: attention(50, heads=4)),
+    "attention: mask": (60, lambda: attention(attn_mask=_masked_rows(60))),
+    "attention: additive mask": (
+        60,
+        lambda: attention(attn_mask=torch.where(torch.rand(1, 2, 60, 60) < 0.2, -INF, randn(1, 2, 60, 60))),
     ),
-    "attention: packed documents": lambda: attention(61, attn_mask=documents(61, 7, 30, 31)),
-    "attention: identical keys": lambda: ops.attention(randn(1, 2, 45, 4), randn(1, 2, 1, 4).expand(1, 2, 45, 4)),
-    "attention: two keys": lambda: ops.attention(randn(1, 1, 45, 4), randn(1, 1, 2, 4)[:, :, torch.arange(45) % 2]),
-}
+    "attention: packed documents": (61, lambda: attention(61, attn_mask=documents(61, 7, 30, 31))),
+    "attention: identical keys": (45, lambda: ops.attention(randn(1, 2, 45, 4), randn(1, 2, 1, 4).expand(1, 2, 45, 4))),
+    "attention: two keys": (
+        45,
+        lambda: ops.attention(randn(1, 1, 45, 4), randn(1, 1, 2, 4)[:, :, torch.arange(45) % 2]),
+    ),
+}.items():
+    case(_name, _length)(_builder)
 for _length in (1, 2, 3):
-    BUILDERS[f"attention: length {_length}"] = lambda length=_length: attention(length)
+    case(f"attention: length {_length}", _length)(lambda length=_length: attention(length))
 
 
 # --- dense ------------------------------------------------------------------------------------------------------------
@@ -458,40 +494,47 @@ def _spots(length: int) -> Tensor:
     return T
 
 
-BUILDERS |= {
-    "dense: noise": lambda: ops.dense(randn(2, 61, 61)),
-    "dense: positive": lambda: ops.dense(rand(61, 61)),
-    "dense: zero": lambda: ops.dense(torch.zeros(40, 40)),
-    "dense: zero above, anything on and above the diagonal": lambda: ops.dense(randn(40, 40).triu()),
-    "dense: ones": lambda: ops.dense(torch.ones(45, 45)),
-    "dense: shift": lambda: ops.dense(torch.diag(torch.ones(40), -1)),
-    "dense: two spots": lambda: ops.dense(_spots(41)),
-    "dense: orthogonal corner": lambda: ops.dense(corner(torch.ones(24).double())),
-    "dense: clusters": lambda: ops.dense(corner(torch.tensor([3.0, 0.02, 1e-5]).double().repeat_interleave(8))),
-    "dense: graded corner": lambda: ops.dense(corner(powers(0, -9, 30))),
-    "dense: one large and many tiny": lambda: ops.dense(
-        corner(torch.cat([torch.ones(1), torch.full((39,), 4e-4)]).double())
+for _name, (_length, _builder) in {
+    "dense: noise": (61, lambda: ops.dense(randn(2, 61, 61))),
+    "dense: positive": (61, lambda: ops.dense(rand(61, 61))),
+    "dense: zero": (40, lambda: ops.dense(torch.zeros(40, 40))),
+    "dense: zero above, anything on and above the diagonal": (40, lambda: ops.dense(randn(40, 40).triu())),
+    "dense: ones": (45, lambda: ops.dense(torch.ones(45, 45))),
+    "dense: shift": (41, lambda: ops.dense(torch.diag(torch.ones(40), -1))),
+    "dense: two spots": (41, lambda: ops.dense(_spots(41))),
+    "dense: orthogonal corner": (48, lambda: ops.dense(corner(torch.ones(24).double()))),
+    "dense: clusters": (48, lambda: ops.dense(corner(torch.tensor([3.0, 0.02, 1e-5]).double().repeat_interleave(8)))),
+    "dense: graded corner": (60, lambda: ops.dense(corner(powers(0, -9, 30)))),
+    "dense: one large and many tiny": (
+        80,
+        lambda: ops.dense(corner(torch.cat([torch.ones(1), torch.full((39,), 4e-4)]).double())),
     ),
-    "dense: one large and many tinier": lambda: ops.dense(
-        corner(torch.cat([torch.ones(1), torch.full((39,), 1e-6)]).double())
+    "dense: one large and many tinier": (
+        80,
+        lambda: ops.dense(corner(torch.cat([torch.ones(1), torch.full((39,), 1e-6)]).double())),
     ),
-    "dense: rank 16": lambda: ops.dense(low_rank(80, 16, 0.0)),
-    "dense: rank 16 plus noise": lambda: ops.dense(low_rank(80, 16, 1e-6)),
-    "dense: tiny": lambda: ops.dense(1e-120 * randn(50, 50)),
-    "dense: tiniest": lambda: ops.dense(1e-290 * randn(50, 50)),
-    "dense: huge": lambda: ops.dense(1e80 * randn(50, 50)),
-    "dense: hugest": lambda: ops.dense(1e300 * randn(50, 50)),
-    "dense: rows fall": lambda: ops.dense(randn(60, 60) * powers(0, -8, 60)[:, None]),
-    "dense: rows fall far": lambda: ops.dense(randn(2, 60, 60) * powers(0, -60, 60)[:, None]),
-    "dense: rows rise and columns fall": lambda: ops.dense(
-        randn(60, 60) * powers(-9, 0, 60)[:, None] * powers(0, -9, 60)
+    "dense: rank 16": (80, lambda: ops.dense(low_rank(80, 16, 0.0))),
+    "dense: rank 16 plus noise": (80, lambda: ops.dense(low_rank(80, 16, 1e-6))),
+    "dense: tiny": (50, lambda: ops.dense(1e-120 * randn(50, 50))),
+    "dense: tiniest": (50, lambda: ops.dense(1e-290 * randn(50, 50))),
+    "dense: huge": (50, lambda: ops.dense(1e80 * randn(50, 50))),
+    "dense: hugest": (50, lambda: ops.dense(1e300 * randn(50, 50))),
+    "dense: rows fall": (60, lambda: ops.dense(randn(60, 60) * powers(0, -8, 60)[:, None])),
+    "dense: rows fall far": (60, lambda: ops.dense(randn(2, 60, 60) * powers(0, -60, 60)[:, None])),
+    "dense: rows rise and columns fall": (
+        60,
+        lambda: ops.dense(randn(60, 60) * powers(-9, 0, 60)[:, None] * powers(0, -9, 60)),
     ),
-    "dense: rows fall beyond squares": lambda: ops.dense(randn(60, 60) * powers(0, -250, 60)[:, None]),
-    "dense: packed documents": lambda: ops.dense(randn(61, 61) * documents(61, 7, 30, 31)),
-    "dense: faint second document": lambda: ops.dense(
-        randn(60, 60) * documents(60, 30) * torch.cat([torch.ones(30), torch.full((30,), 1e-17)]).double()
+    "dense: rows fall beyond squares": (60, lambda: ops.dense(randn(60, 60) * powers(0, -250, 60)[:, None])),
+    "dense: packed documents": (61, lambda: ops.dense(randn(61, 61) * documents(61, 7, 30, 31))),
+    "dense: faint second document": (
+        60,
+        lambda: ops.dense(
+            randn(60, 60) * documents(60, 30) * torch.cat([torch.ones(30), torch.full((30,), 1e-17)]).double()
+        ),
     ),
-    "dense: float32": lambda: ops.dense(torch.randn(2, 40, 40)),
-}
+    "dense: float32": (40, lambda: ops.dense(torch.randn(2, 40, 40))),
+}.items():
+    case(_name, _length)(_builder)
 for _length in (1, 2, 3, 5):
-    BUILDERS[f"dense: length {_length}"] = lambda length=_length: ops.dense(randn(2, length, length))
+    case(f"dense: length {_length}", _length)(lambda length=_length: ops.dense(randn(2, length, length)))

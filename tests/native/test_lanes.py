@@ -13,13 +13,12 @@ from ess_kernels import operators as ops
 from ess_kernels.backends.native import abi, call, lanes, memory
 from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.backends.native.tokens import surveyed
-from ess_kernels.backends.sources import tame
 from ess_kernels.engine.asked import Asked
 from ess_kernels.engine.certainty import ENTROPY_BOUND, SURE, count_values, entropy_of_values, near_tie, width_of
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.operators import Operator
-from ess_kernels.testing.cases import build, names, powers, rand, randn, spectra, truth
+from ess_kernels.testing.cases import CASES, build, names, powers, rand, randn, spectra, truth
 
 pytestmark = pytest.mark.skipif(not levels(), reason="the native library is not here")
 
@@ -37,13 +36,8 @@ def engine(op: Operator) -> lanes.NativeLanes:
     return lanes.NativeLanes(op, op.all_heads(), found, Cost())
 
 
-def small(name: str) -> bool:
-    op = build(name)
-    return getattr(op, "diagonal", False) and op.state_size <= lanes.MAX_STATE_SIZE
-
-
-SMALL = [name for name in names() if small(name)]
-TAME = [name for name in SMALL if build(name).length > 1 and bool(tame(build(name), build(name).all_heads())[0].all())]
+SMALL = [name for name in names(kind="diagonal") if CASES[name].state_size <= lanes.MAX_STATE_SIZE]
+TAME = [name for name in SMALL if CASES[name].length > 1 and not CASES[name].growing]
 
 
 def mamba(channels: int, length: int, n: int = 5, batch: int = 1, **kwargs) -> Operator:

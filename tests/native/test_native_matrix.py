@@ -17,7 +17,6 @@ from ess_kernels.backends.native.matrix import NativeMatrix
 from ess_kernels.engine.certainty import HOPELESS, entropy_of_values, near_tie, width_of
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.tiled import Matrix
-from ess_kernels.operators.structure import Tiled
 from ess_kernels.testing.cases import build, names, powers, truth
 
 if library().handle is None:
@@ -25,7 +24,7 @@ if library().handle is None:
 
 pytestmark = pytest.mark.usefixtures("pinned")
 BUDGET = 1 << 30
-CASES = [name for name in names() if isinstance(build(name), Tiled) and build(name).length > 1]
+CASES = names(kind="tiled", longer_than=1)
 # around whole leaves of 32 positions, odd numbers of leaves, and lengths that end in a leaf of one position
 LENGTHS = [2, 3, 17, 31, 32, 33, 63, 64, 65, 96, 97, 129, 160, 193, 257, 300]
 

@@ -384,7 +384,7 @@ def test_hard_cases(name, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in names() if name not in HARD and build(name).length > 1])
+@pytest.mark.parametrize("name", [name for name in names(longer_than=1) if name not in HARD])
 def test_all_cases(name, quick):
     check_case(name)
 
