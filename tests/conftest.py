@@ -1,12 +1,21 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter: it must be told so before triton is imported.
+"""How the tests run: in how many processes, on a GPU or in Triton's interpreter, and under which tools of `gpu_tools`.
 
-Also the options of the tools in `gpu_tools`.
+Where there is no GPU, Triton's kernels run in its interpreter: it must be told so before triton is imported.
 """
 
 import os
+from pathlib import Path
 
 import pytest
-import torch
+
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # a process that pytest-xdist has started
+if WORKER:  # one thread each, which torch must find when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+# Beyond that many processes, what each of them imports and collects outweighs the tests that it takes.
+MOST_PROCESSES = 8
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +48,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="with --ptx-emulator: run the programs of a launch from the last to the first",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Spreads the default tests, all of them, over the processors if pytest-xdist is installed.
+
+    Whatever is asked of pytest in particular, some files, marks or words, a debugger or output as it comes, runs in one
+    process as it always did, and `-n` decides for itself: `-n 0` is one process.
+    """
+    option = config.option
+    everything = [config.invocation_params.dir / name for name in config.args] == [Path(__file__).parent]
+    particular = option.keyword or option.usepdb or option.capture == "no" or option.collectonly
+    default = option.markexpr in config.getini("addopts")
+    if everything and default and not particular and not WORKER and getattr(option, "numprocesses", 0) is None:
+        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if processes > 1:
+            option.numprocesses, option.dist = min(processes, MOST_PROCESSES), "worksteal"
 
 
 def pytest_configure(config: pytest.Config) -> None:

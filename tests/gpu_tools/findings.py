@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ class Findings:
     def faults(self) -> list[Finding]:
         """All that are more than a remark, in a fixed order."""
         return sorted((x for x in self.counts if x.kind not in self.remarks), key=str)
+
+    def plain(self) -> dict[str, Any]:
+        """All of it in dictionaries, lists, strings and numbers: what another process can be sent."""
+        counts = [[list(astuple(finding)), count] for finding, count in self.counts.items()]
+        return {"counts": counts, "launches": dict(self.launches)}
+
+    def add_plain(self, plain: dict[str, Any]) -> None:
+        """Adds what `plain` of another process has returned."""
+        self.counts.update({Finding(*fields): count for fields, count in plain["counts"]})
+        self.launches.update(plain["launches"])
 
     def lines(self) -> list[str]:
         """A report: what was launched, the faults, the remarks, and how many there are of each."""

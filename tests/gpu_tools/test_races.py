@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import triton.language as tl
 if not triton.knobs.runtime.interpret:
     pytest.skip("kernels are not interpreted here", allow_module_level=True)
 
+from gpu_tools.findings import Findings
 from gpu_tools.plugin import failing_on_faults
 from gpu_tools.races.interpreter import BUILDER, InterpreterBuilder, watching
 from gpu_tools.races.poison import POISON64, poisoned_memory
@@ -191,6 +193,17 @@ def test_a_fault_fails_its_test_once() -> None:
             same_position[(PROGRAMS,)](A, B)
             reversed_copy[(PROGRAMS,)](A, B, False)
     assert watch.findings.lines()[-1] == "1 faults, 1 remarks"
+
+
+def test_findings_of_several_processes_are_one_report() -> None:
+    found, alone, both = [], Findings({"same"}), Findings({"same"})
+    for kernel, constants in ((reversed_copy, (False,)), (same_position, ())):
+        found.append(found_in(kernel, *constants).findings)
+        both.add_plain(json.loads(json.dumps(found[-1].plain())))
+        alone.counts.update(found[-1].counts)
+        alone.launches.update(found[-1].launches)
+    assert both.lines() == alone.lines()
+    assert len(both.faults()) == 1 and both.launches.total() == 2
 
 
 def test_nothing_stays_behind() -> None:

@@ -29,6 +29,15 @@ class EmulatorPlugin(FindingsPlugin):
     def looking(self, item: pytest.Item) -> AbstractContextManager[Any]:
         return launching_on(self.machine)
 
+    def plain(self) -> dict[str, Any]:
+        return {**super().plain(), "warps": self.machine.warps, "executed": self.machine.executed}
+
+    def add_plain(self, plain: dict[str, Any]) -> None:
+        super().add_plain(plain)
+        self.machine.executed += plain["executed"]
+        for kernel, warps in plain["warps"].items():
+            self.machine.warps[kernel] = max(self.machine.warps.get(kernel, 0), warps)
+
     def report(self) -> list[str]:
         several = {variant.kernel.fn.__name__ for variant in compilation.variants() if variant.launch.num_warps > 1}
         missing = sorted(name for name in several if self.machine.warps.get(name, 0) < 2)
