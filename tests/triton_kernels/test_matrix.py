@@ -7,11 +7,11 @@ import logging
 
 import pytest
 import torch
+from twins import descend_twin
 
 from ess_kernels.backends.triton.matrix import elimination, halves
 from ess_kernels.backends.triton.matrix import engine as matrix
 from ess_kernels.backends.triton.matrix.engine import TritonMatrix, lower_product
-from ess_kernels.engine import staircase
 from ess_kernels.engine.certainty import entropy_of_values, near_tie, width_of
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.elimination import eliminate
@@ -27,16 +27,6 @@ NAN = float("nan")
 @pytest.fixture(autouse=True)
 def quiet(caplog):
     caplog.set_level(logging.ERROR, "ess_kernels")
-
-
-def descend_twin(roots, value, growth, least, definite, budget):
-    """`staircase.descend` by the engine."""
-    answer = staircase.Answer.of(torch.ones(1, len(value), dtype=torch.bool))
-    answer.value, answer.growth, answer.least = value[None], growth[None], least[None]
-    item, stop = torch.zeros_like(roots.place), roots.place + roots.limit
-    state = roots.value, roots.growth, roots.least
-    nodes = staircase.Nodes(*roots.rkc.unbind(1), *state, item, roots.place, stop)
-    staircase.descend(nodes, answer, definite, budget)
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_gramians(n, c):
         close(found, expected)
 
 
-def gramian(n: int, rank: int, items: int = 8) -> torch.Tensor:
+def gramian(n: int, rank: int, items: int = 3) -> torch.Tensor:
     A = normal(3, items, n, rank) * torch.logspace(0, -3, n, dtype=torch.float64, device=DEVICE)[:, None]
     A[:, 2] = 0.0
     return A @ A.mT
@@ -140,12 +140,12 @@ def outside(items: int, n: int, c: int) -> boundary.Outside:
 @pytest.mark.parametrize("n, c", [(16, 16), (32, 32), (64, 32), pytest.param(128, 64, marks=pytest.mark.slow)])
 def test_boundary_against_the_twin(n, c, definite):
     pieces = outside(2, n, c)
-    which = torch.tensor([1, 0, 1, 0, 1], device=DEVICE)
-    tau = torch.tensor([0.3, 1.0, 1.7, 0.02, 0.5], dtype=torch.float64, device=DEVICE)
-    growth = torch.arange(5.0, dtype=torch.float64, device=DEVICE)
+    which = torch.tensor([1, 0, 1], device=DEVICE)
+    tau = torch.tensor([0.3, 1.7, 0.02], dtype=torch.float64, device=DEVICE)
+    growth = torch.arange(3.0, dtype=torch.float64, device=DEVICE)
     arguments = (pieces, which, tau, growth, which, which, definite)
     found, expected = boundary.eliminate(*arguments), boundary.eliminate_in_torch(*arguments)
-    for m in range(5):
+    for m in range(3):
         close(found.rkc[m], expected.rkc[m], 1e-8)
     close(found.value, expected.value, 1e-12)
     if not definite:
