@@ -3,6 +3,7 @@
 `python -m ess_kernels.testing fuzz --minutes N` runs the fuzzer (`ess_kernels.testing.fuzz`).
 """
 
-from .operator_case import OperatorTestCase, assert_close
+from .closeness import assert_close
+from .operator_case import OperatorTestCase
 
 __all__ = ["OperatorTestCase", "assert_close"]

@@ -1,4 +1,4 @@
-"""What the test of an operator family needs: a case to inherit, and a comparison that shows the worst entry.
+"""The test case that every operator family inherits.
 
 A new family writes two methods and inherits the rest:
 
@@ -31,30 +31,7 @@ from ..environment import MEMORY_BUDGET
 from ..metrics import entropy_ess, singular_values, tolerance_ess
 from ..operators.structure import Operator, StateSpace, Tiled
 from ..reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
-
-
-def assert_close(name: str, actual: Tensor, expected: Tensor, rtol: float = 1e-10, atol: float = 1e-12) -> None:
-    """`AssertionError` that shows the worst entry unless `|actual - expected| <= atol + rtol |expected|`.
-
-    NaN equals NaN. Shapes must be equal; dtypes may differ, the comparison is in float64.
-    """
-    if actual.shape != expected.shape:
-        raise AssertionError(f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}")
-    if not actual.numel():
-        return
-    a, b = actual.detach().double().cpu(), expected.detach().double().cpu()
-    same = (a == b) | (a.isnan() & b.isnan())
-    error = torch.where(same, 0, (a - b).abs())
-    excess = torch.where(same, 0, error / (atol + rtol * b.abs())).nan_to_num(nan=math.inf, posinf=math.inf)
-    bad = excess > 1
-    if not bool(bad.any()):
-        return
-    worst = int(excess.argmax())
-    index = [int(i) for i in torch.unravel_index(torch.tensor(worst, device="cpu"), excess.shape)]
-    raise AssertionError(
-        f"{name}: {int(bad.sum())} of {bad.numel()} entries differ; worst at {index}: {a.flatten()[worst]:.17g}, "
-        f"expected {b.flatten()[worst]:.17g}, off by {error.flatten()[worst]:.3g} (rtol={rtol:g}, atol={atol:g})"
-    )
+from .closeness import assert_close
 
 
 class OperatorTestCase(ABC):
