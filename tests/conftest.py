@@ -67,6 +67,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
             option.numprocesses, option.dist = min(processes, MOST_PROCESSES), "worksteal"
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # every family inherits it and it takes seconds; in ess_kernels.testing there is no pytest to say so
+    if getattr(item, "originalname", "") == "test_interpreted_kernels_agree_with_the_definition":
+        item.add_marker(pytest.mark.thorough)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("ptx_emulator", False):
         os.environ["TRITON_INTERPRET"] = "0"

@@ -26,12 +26,19 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from .. import backends
+from ..backends.triton.runtime import interpreting
 from ..environment import MEMORY_BUDGET
-from ..metrics import entropy_ess, singular_values, tolerance_ess
+from ..metrics import Certificate, entropy_ess, singular_values, tolerance_ess
+from ..operators import packing
 from ..operators.structure import Operator, StateSpace, Tiled
 from ..reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 from .closeness import assert_close
+
+# of counts on every backend; random inputs of the order of one have singular values on both sides of each
+TOLERANCES = [0.5, 0.05, 1e-6]
 
 
 class OperatorTestCase(ABC):
@@ -47,6 +54,11 @@ class OperatorTestCase(ABC):
         lengths: lengths of the sequences to try.
         rtol: of the comparison with `dense`.
         decays: the inputs from which transitions are made, such that three times their negatives make them grow.
+
+    The diagonal of `T` is the mixer's own, and no metric reads it. A family that reads before its transition has none:
+    `dense` leaves zeros there. Where upstream adds a term of the present token apart from the state, such as RWKV-6's
+    bonus `u`, the constructor takes no argument for it: it is in no `H_i`, and a value that changes no answer must not
+    look as if it did. The constructor's docstring says so, and a comparison with upstream is made below the diagonal.
     """
 
     constructor: ClassVar[Callable[..., Operator]]
@@ -232,6 +244,84 @@ class OperatorTestCase(ABC):
         values = reference_singular_values(op)
         found = singular_values(op, list(range(1, op.length)), values.shape[-1], backend)
         assert_close(f"{what}: values", found, values, atol=1e-12 * float(values.nan_to_num(0.0).amax()))
+
+    def test_every_backend_agrees_with_the_definition(self) -> None:
+        """Every backend that is usable here; Triton's interpreter has a test of its own, for it takes seconds."""
+        op = self.make_operator(self._short_inputs())
+        for backend in self._backends(op):
+            if not (backend == "triton" and interpreting()):
+                self._compare_with_the_definition(op, backend)
+
+    def test_interpreted_kernels_agree_with_the_definition(self) -> None:
+        """One head in Triton's interpreter, if `TRITON_INTERPRET=1` was set before triton was imported."""
+        op = self.make_operator(self._first_head(self._short_inputs()))
+        if interpreting() and "triton" in self._backends(op):
+            self._compare_with_the_definition(op, "triton")
+
+    def _compare_with_the_definition(self, op: Operator, backend: str) -> None:
+        """Counts wherever the certificate calls them resolved, and entropies."""
+        wanted = torch.stack([reference_tolerance_ess(op, atol) for atol in TOLERANCES])
+        counts, certificate = tolerance_ess(op, TOLERANCES, backend=backend, certificate=True)
+        assert isinstance(certificate, Certificate)
+        resolved = ~certificate.unresolved
+        assert bool(resolved.any()), f"backend {backend}: every count is unresolved"
+        assert_close(f"backend {backend}: resolved counts", counts[resolved], wanted[resolved], 0, 0)
+        entropy = entropy_ess(op, backend=backend)
+        assert_close(f"backend {backend}: entropy", entropy, reference_entropy_ess(op), rtol=1e-4)
+
+    def _backends(self, op: Operator) -> list[str]:
+        """The backends that are usable here and take this operator."""
+
+        def takes_it(name: str) -> bool:
+            try:
+                backends.choose(name, "tolerance_ess", op)
+            except RuntimeError:
+                return False
+            return True
+
+        return [status.name for status in backends.describe() if status.usable and takes_it(status.name)]
+
+    def test_an_operator_survives_packing(self) -> None:
+        op = self.make_operator({name: x.requires_grad_() for name, x in self.inputs(9).items()})
+        parts = packing.pack(op)
+        if parts is None:
+            ours = type(op).__module__.startswith("ess_kernels.")
+            assert not ours, f"{type(op).__name__}: name the class in FAMILIES of ess_kernels/operators/packing.py"
+            return
+        again = packing.unpack(*parts)
+        assert type(again) is type(op) and not again.requires_grad
+        for attribute in ("length", "batch_shape", "state_size", *op.NUMBERS):
+            assert getattr(again, attribute) == getattr(op, attribute), attribute
+        assert torch.equal(again.dense(), op.dense())
+
+    def test_one_compiled_graph_gives_the_same_numbers(self) -> None:
+        """The constructor and every metric under `torch.compile(fullgraph=True)`, once for two sets of inputs."""
+        from torch._dynamo.testing import CompileCounterWithBackend  # takes seconds to import
+
+        examples = [self.inputs(max(self.lengths)) for _ in range(2)]
+        examples[1] = {name: 0.5 * x for name, x in examples[1].items()}
+        if packing.pack(self.make_operator(examples[0])) is None:
+            return  # other classes end the graph, and say so
+        names = list(examples[0])
+
+        def everything(*tensors: Tensor) -> list[Any]:
+            op = self.make_operator(dict(zip(names, tensors)))
+            last = op.length - 1
+            return [
+                tolerance_ess(op, 0.3),
+                tolerance_ess(op, [0.3, 0.0], rtol=[0.0, 0.1], positions=range(1, last, 3), certificate=True),
+                entropy_ess(op, [last, 1, last]),
+                singular_values(op, (last, 1)),
+            ]
+
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(everything, fullgraph=True, backend=counter)
+        for example in examples:
+            found, wanted = tree_leaves(compiled(*example.values())), tree_leaves(everything(*example.values()))
+            assert [x.dtype for x in found] == [x.dtype for x in wanted]
+            assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+        assert counter.frame_count == 1
 
     def test_empty_batch(self) -> None:
         def empty(name: str, x: Tensor) -> Tensor:
