@@ -86,21 +86,15 @@ def test_layouts_of_matrices(level, n):
     A = 0.9 * torch.linalg.qr(torch.randn(2, 70, n, n, dtype=torch.float64)).Q.contiguous()
     B, C = torch.randn(2, 2, 70, n, dtype=torch.float64)
     spread = torch.zeros(2, 70, n, 2 * n, dtype=torch.float64)[..., ::2]
-    expected = ek.tolerance_ess(ek.operators.recurrence(A, B, C, diagonal=False), 1e-3, backend="reference")
+    known = ek.operators.recurrence(A, B, C, diagonal=False)
+    expected = {tau: ek.tolerance_ess(known, tau, backend="reference") for tau in (1e-3, 1e-7)}
+    values = ek.singular_values(known, [9, 40], backend="reference")
     for same in (A, A.mT.contiguous().mT, spread.copy_(A), A.flip(0).flip(0)):
         op = ek.operators.recurrence(same, B, C, diagonal=False)
-        for tau in (1e-3, 1e-7):  # by elimination, and by roots
-            assert torch.equal(
-                ek.tolerance_ess(op, tau, backend="native"), ek.tolerance_ess(op, tau, backend="reference")
-            )
-        assert torch.equal(ek.tolerance_ess(op, 1e-3, backend="native"), expected)
-        assert_close(
-            "values",
-            ek.singular_values(op, [9, 40], backend="native"),
-            ek.singular_values(op, [9, 40], backend="reference"),
-            rtol=1e-9,
-            atol=1e-13,
-        )
+        assert torch.equal(op.dense(), known.dense())
+        for tau, counts in expected.items():  # by elimination, and by roots
+            assert torch.equal(ek.tolerance_ess(op, tau, backend="native"), counts)
+        assert_close("values", ek.singular_values(op, [9, 40], backend="native"), values, rtol=1e-9, atol=1e-13)
     one = A[:, 3].mT.contiguous().mT
     op = ek.operators.recurrence(one, B[:, 0], C[:, 0], diagonal=False, length=50)
     assert torch.equal(ek.tolerance_ess(op, 1e-2, backend="native"), ek.tolerance_ess(op, 1e-2, backend="reference"))
