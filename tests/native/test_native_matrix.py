@@ -8,6 +8,7 @@ import logging
 
 import pytest
 import torch
+from every_position import singular_values
 from identical import running
 from torch import Tensor
 
@@ -73,9 +74,8 @@ def spectra(engine: Matrix) -> Tensor:
     """Scaled singular values `[N, L-1, S]` of every `H_i`."""
     T, L = engine.T, engine.length
     values = torch.zeros(len(T), L - 1, L // 2, dtype=torch.float64)
-    for i in range(1, L):
-        s = torch.linalg.svdvals(T[:, i:, :i])
-        values[:, i - 1, : s.shape[-1]] = s
+    for i, s in enumerate(singular_values(T)[1:]):
+        values[:, i, : s.shape[-1]] = s
     return values
 
 
