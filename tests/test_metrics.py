@@ -1,4 +1,4 @@
-"""The public calls: arguments, shapes, conventions, bad data, and what they promise about the caller's tensors."""
+"""The public calls: arguments, shapes, conventions, and what they promise about the caller's tensors."""
 
 import math
 
