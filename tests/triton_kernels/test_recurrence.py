@@ -50,11 +50,11 @@ def check_entropy(op, tolerance=1e-4):
 SMALL = {
     "gla": lambda: ops.gla(B=1, T=37, H=2, K=5),
     "gla-bfloat16": lambda: ops.gla(B=1, T=30, H=1, K=16, dtype=torch.bfloat16),
-    "ssd": lambda: ops.ssd(B=1, T=33, H=2, G=1, n=8),
+    "ssd": lambda: ops.ssd(B=1, T=20, H=2, G=1, n=8),
     "mamba": lambda: ops.mamba(B=1, D=2, L=37),
     "mamba-constant": lambda: ops.mamba(B=1, D=2, L=20, constant=True),
     "control": lambda: ops.control(L=35),
-    "ssd-20": lambda: ops.ssd(B=1, T=36, H=2, G=2, n=20),
+    "ssd-20": lambda: ops.ssd(B=1, T=36, H=1, G=1, n=20),
     "dense-transitions": lambda: ops.dense_transitions(),
 }
 
