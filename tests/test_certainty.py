@@ -261,3 +261,17 @@ def test_a_rotation_of_ties_is_never_silent():
     assert bool((counts[below & sure, 0] == 24).all()) and bool((counts[above & sure, 0] == 0).all())
     assert bool((counts[sure, 0] % 24 == 0).all())
     assert not bool(sure[steps == 0].any())
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "native"])
+def test_nothing_exceeds_the_largest_value(backend):
+    """A relative tolerance of 1 has a certain answer at every position, whichever others are asked for beside it."""
+    status = next(b for b in ek.show_config().backends if b.name == backend)
+    if not status.usable:
+        pytest.skip(status.reason)
+    torch.manual_seed(3)
+    T = torch.randn(256, 256, dtype=torch.float64)
+    positions = [*range(97, 128), 200]
+    counts, certificate = ek.tolerance_ess(T, rtol=[1.0, 1e-10], positions=positions, certificate=True, backend=backend)
+    assert not certificate.unresolved[0].any()
+    assert not counts[0].any()

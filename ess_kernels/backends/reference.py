@@ -29,9 +29,8 @@ class ReferenceBackend(Backend):
         bad = values[..., 0].isnan()
         lost = lost_in(op, op.all_heads())[:, positions][:, None]
         found = count_relative(values, atol[:, None], rtol[:, None], lost, op.rank_cap(positions))
-        # nothing exceeds the largest value, however wrong that is
-        unresolved = found.unresolved & (rtol < 1)[:, None] | bad
-        return Counts(found.counts.masked_fill(bad, -1), found.width, torch.zeros_like(found.redone), unresolved)
+        counts, redone = found.counts.masked_fill(bad, -1), torch.zeros_like(found.redone)
+        return Counts(counts, found.width, redone, found.unresolved | bad)
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
         values = self._values(op, positions)

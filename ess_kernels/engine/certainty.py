@@ -169,7 +169,9 @@ def count_relative(values: Tensor, atol: Tensor, rtol: Tensor, lost: Tensor, cap
     """
     threshold = torch.maximum(atol, rtol * values[..., 0])
     # a relative tolerance is as wrong as the largest value that it is a part of
-    return count_values(values.expand(*threshold.shape, -1), threshold, lost * (1 + rtol), cap)
+    found = count_values(values.expand(*threshold.shape, -1), threshold, lost * (1 + rtol), cap)
+    # nothing exceeds the largest value, however wrong that is
+    return found._replace(unresolved=found.unresolved & ((rtol < 1) | values[..., 0].isnan()))
 
 
 def moved_entropy(ess: Tensor, total: Tensor, cap: Tensor, lost: Tensor) -> Tensor:

@@ -70,8 +70,6 @@ class Engine(ABC):
 
         counts = self._with_own_losses(count, lambda found: found.unresolved)
         counts.redone.fill_(False)
-        # nothing exceeds the largest value, however wrong that is
-        counts.unresolved.logical_and_((rtol < 1)[:, None] | values[..., 0].isnan())
         return counts
 
     def entropy(self, positions: Tensor) -> Entropies:
