@@ -4,7 +4,7 @@
 // The only file that knows what a vector register is. Kernels are written against it.
 //
 // Vec<T> holds `width<T>` numbers of type T (a GCC/Clang vector: + - * / and comparisons work lane by lane), Mask<T>
-// the result of a comparison. The level_*.cpp file that includes this sets ESS_LEVEL, the namespace, and
+// the result of a comparison. The file of dispatch/ that includes this sets ESS_LEVEL, the namespace, and
 // ESS_VECTOR_BYTES: 64 (AVX-512), 32 (AVX2) or 16 (any machine). Products and sums are meant to be fused
 // (`-ffp-contract=fast`).
 
