@@ -230,3 +230,19 @@ def test_a_longer_dense_operator():
     torch.manual_seed(7)
     compare(operators.dense, randn(120, 120))
     compare(operators.dense, orthogonal(120) @ (powers(0, -4, 120)[:, None] * orthogonal(120)))
+
+
+@pytest.mark.parametrize("between", [1, 3])
+def test_states_that_cancel_have_the_same_value(between):
+    """Reads and writes of which hardly anything is left in `H_i`: its squares are lost in those of the Gramians."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 40, 1, 12, dtype=torch.float64)
+    g = torch.full_like(q, -torch.inf)
+    g[:, 1::2] = 0.0  # each odd token reads the one before it, and nothing else
+    for small in (3e-4, 1e-6, 0.0):
+        along, write = (q[:, 1::2] * k[:, 0::2]).sum(-1, keepdim=True), k[:, 0::2]
+        q[:, 1::2] -= (along - small) * write / write.square().sum(-1, keepdim=True)
+        positions = list(range(1, 40, between))
+        expected = ek.entropy_ess(ek.operators.gla(q, k, g, scale=1.0), positions, backend="reference")
+        op = ek.operators.gla(q.clone().requires_grad_(), k, g, scale=1.0)
+        assert_close("entropy", ek.entropy_ess(op, positions).detach(), expected, rtol=1e-4, atol=0)

@@ -32,11 +32,13 @@ def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
     if not bool(op.finite(head)):
         return torch.full_like(cap, torch.nan)
     if isinstance(op, StateSpace):
-        logdets = _recurrence_logdets(op.tokens(head), positions)
+        logdets, rounding = _recurrence_logdets(op.tokens(head), positions)
     else:
         assert isinstance(op, Tiled)
         logdets = _matrix_logdets(op.rows(head, 0, op.length).tril(-1))[:, positions]
-    found = STANDARD.estimate(logdets, cap, torch.zeros_like(cap))
+        # the scale is that of all of T, and so are rounding errors
+        rounding = torch.full_like(cap, EPS)
+    found = STANDARD.estimate(logdets, cap, rounding)
     ess, doubtful = found.ess, ~(found.bound <= ENTROPY_BOUND)
     if not bool(doubtful.any()):
         return ess
@@ -56,8 +58,9 @@ def _exact(H: Tensor) -> Tensor:
     return entropy_of_values(s[s > EPS * len(s) * s[0]])
 
 
-def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
-    """`[16, P]` from the two Gramians at each position: `log det(I + P_i Q_i / t)`."""
+def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """`[16, P]` from the two Gramians at each position, `log det(I + P_i Q_i / t)`; and how wrong squared singular
+    values are by rounding in `P_i Q_i`, in units of the scale, `[P]`."""
     # powers of two change no ESS, and keep squares within range
     read, write = (power_of_two(x, largest(x.detach()))[0][0] for x in (tokens.read, tokens.write))
     transition = tokens.transition[0]
@@ -73,21 +76,30 @@ def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> Tensor:
     Q, late = _accumulate(read, reversed(range(length)), backward, moves_first=tokens.reads_before)
     Q.reverse()
     logdets: dict[int, Tensor] = {}
+    rounding = torch.zeros_like(positions, dtype=torch.float64)
     full = []
-    for i in positions.tolist():
+
+    def take_one(place: int, factor: Tensor, gramian: Tensor) -> None:
+        """A position from the factor on one side of it and the Gramian on the other."""
+        product = (factor.mT @ gramian @ factor)[None]
+        logdets[place] = _logdets(product)[:, 0]
+        rounding[place] = _rounding(product, _norm(factor).square() * _norm(gramian))[0]
+
+    for place, i in enumerate(positions.tolist()):
         # near the ends, with fewer tokens than states, a Gramian is singular and its zero eigenvalues rounding noise
         if i < len(early) and i <= length - i:
-            logdets[i] = _logdets((early[i].mT @ Q[i] @ early[i])[None])[:, 0]
+            take_one(place, early[i], Q[i])
         elif length - i < len(late):
-            logdets[i] = _logdets((late[length - i].mT @ P[i] @ late[length - i])[None])[:, 0]
+            take_one(place, late[length - i], P[i])
         else:
-            full.append(i)
+            full.append((place, i))
     for first in range(0, len(full), POSITIONS):
-        some = full[first : first + POSITIONS]
-        pair = (torch.stack([x[i] for i in some]) for x in (P, Q))
-        columns = checkpoint(lambda p, q: _logdets(p @ q), *pair, use_reentrant=False)
-        logdets.update(zip(some, columns.unbind(-1), strict=True))
-    return torch.stack([logdets[i] for i in positions.tolist()], -1)
+        places, some = zip(*full[first : first + POSITIONS], strict=True)
+        before, after = (torch.stack([x[i] for i in some]) for x in (P, Q))
+        columns = checkpoint(lambda p, q: _logdets(p @ q), before, after, use_reentrant=False)
+        logdets.update(zip(places, columns.unbind(-1), strict=True))
+        rounding[list(places)] = _rounding(before @ after, _norm(before) * _norm(after))
+    return torch.stack([logdets[place] for place in range(len(positions))], -1), rounding
 
 
 def _accumulate(
@@ -113,10 +125,27 @@ def _accumulate(
     return gramians, factors
 
 
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(x.detach())
+
+
+def _scale(product: Tensor) -> Tensor:
+    """`sqrt(sum sigma^4)` `[P]` of `product` `[P, m, m]`: a bound of the largest `sigma^2`, and near it."""
+    product = product.detach()
+    return (product @ product).diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt()
+
+
+def _rounding(product: Tensor, size: Tensor) -> Tensor:
+    """How wrong the eigenvalues of a product are, in units of its scale, if its factors' norms multiply to `size`.
+
+    States may cancel, and then the product is much smaller than its factors.
+    """
+    return torch.where(size > 0, EPS * size / _scale(product), 0.0)
+
+
 def _logdets(product: Tensor) -> Tensor:
     """`log det(I + product / (t_k scale))` `[16, P]` of `product` `[P, m, m]` with eigenvalues `sigma^2`."""
-    # sqrt(sum sigma^4) bounds the largest sigma^2, and is near it
-    scale = (product @ product).diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt().detach()
+    scale = _scale(product)
     t = STANDARD.nodes(product.device)[:, None] * torch.where(scale > 0, scale, 1.0)
     one = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
     return torch.linalg.slogdet(one + product / t[..., None, None]).logabsdet
