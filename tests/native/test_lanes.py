@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not levels(), reason="the native library is not 
 def any_family_and_a_dirty_workspace(monkeypatch):
     """All small states go to the kernels that are tested here, of whatever family. The workspace holds NaN."""
     monkeypatch.setattr(lanes, "takes", lambda op: op.diagonal and op.state_size <= lanes.MAX_STATE_SIZE)
-    monkeypatch.setattr(memory.kept, "workspace", torch.full((1 << 23,), 255, dtype=torch.uint8))
+    monkeypatch.setattr(memory.kept, "workspace", memory.aligned(1 << 20).view(torch.uint8).fill_(255))
 
 
 def engine(op: Operator) -> lanes.NativeLanes:

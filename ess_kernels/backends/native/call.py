@@ -74,7 +74,7 @@ def run(job: Job) -> None:
     handle, how = current()
     kernel = getattr(handle, f"ess_{job.kernel}")
     # what the thread keeps is mostly enough: a kernel that needs more says so before it does anything
-    _lend(how, memory.kept_workspace())
+    _lend(how, memory.kept.workspace)
     code = kernel(how, job)
     if code == abi.WORKSPACE:
         room = memory.workspace(workspace(job))

@@ -19,7 +19,7 @@ MOST_KEPT = 2**28
 
 
 class _Kept(threading.local):
-    """What this thread keeps: arrays by name, those that are lent out, and the workspace."""
+    """What this thread keeps: arrays by name, those that are lent out, and the workspace, aligned bytes."""
 
     def __init__(self) -> None:
         self.free: dict[str, Tensor] = {}
@@ -70,14 +70,9 @@ def give_back(name: str, array: Tensor) -> None:
         kept.free[name] = kept.lent.pop(name)
 
 
-def kept_workspace() -> Tensor:
-    """The workspace that the thread has kept, aligned bytes: none to begin with."""
-    return _from_line(kept.workspace, max(0, kept.workspace.numel() - LINE))
-
-
 def workspace(size: int) -> Tensor:
     """`size` bytes of workspace, aligned; kept for the thread's next call where that is no waste."""
-    memory = _with_line(size, torch.uint8)
+    memory = _from_line(_with_line(size, torch.uint8), size)
     if size <= MOST_KEPT:
         kept.workspace = memory
-    return _from_line(memory, size)
+    return memory
