@@ -154,6 +154,8 @@ class TestGLAS6(OperatorTestCase):
 
 
 class TestGLAS6ByChannel(TestGLAS6):
+    other_sizes = ("dt",)
+
     def make_inputs(self, length):
         return {**qk(length), "dt": torch.rand(2, length, 4, 3).double()}
 
@@ -223,6 +225,8 @@ class TestSelectiveScan(OperatorTestCase):
 
 class TestSelectiveScanConstant(OperatorTestCase):
     """`B` and `C` the same at every step, steps as they are."""
+
+    other_sizes = ("delta",)
 
     constructor = staticmethod(operators.selective_scan)
     decays = ("A",)

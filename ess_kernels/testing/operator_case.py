@@ -54,6 +54,7 @@ class OperatorTestCase(ABC):
         lengths: lengths of the sequences to try.
         rtol: of the comparison with `dense`.
         decays: the inputs from which transitions are made, such that three times their negatives make them grow.
+        other_sizes: the inputs that may have other sizes too, for which `dense` is not written.
 
     The diagonal of `T` is the mixer's own, and no metric reads it. A family that reads before its transition has none:
     `dense` leaves zeros there. Where upstream adds a term of the present token apart from the state, such as RWKV-6's
@@ -69,6 +70,7 @@ class OperatorTestCase(ABC):
     lengths: ClassVar[tuple[int, ...]] = (1, 2, 3, 9)
     rtol: ClassVar[float] = 1e-10
     decays: ClassVar[tuple[str, ...]] = ()
+    other_sizes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def make_inputs(self, length: int) -> dict[str, Tensor]:
@@ -341,6 +343,31 @@ class OperatorTestCase(ABC):
             return self.make_operator(dict(zip(inputs, tensors))).dense()
 
         assert torch.autograd.gradcheck(T, tuple(inputs.values()))
+
+    def test_a_gradient_is_asked_for_through_each_input(self) -> None:
+        inputs = self.inputs(3)
+        for name, x in inputs.items():
+            op = self.make_operator({**inputs, name: x.clone().requires_grad_()})
+            assert op.requires_grad, f"{name} alone requires grad, and the operator does not"
+
+    def test_sizes_that_do_not_fit_are_refused(self) -> None:
+        """Each input with an axis less, an axis more, and each axis one longer: an error that names an argument, or an
+        operator that is right for these inputs too."""
+        inputs = self.inputs(5)
+        for name, x in inputs.items():
+            longer = [torch.cat([x, x.narrow(axis, 0, 1)], axis) for axis in range(x.dim()) if x.shape[axis]]
+            for changed in (x[..., 0], x[..., None], *longer):
+                given = {**inputs, name: changed}
+                try:
+                    op = self.make_operator(given)
+                except (ValueError, TypeError) as error:
+                    named = any(str(error).startswith(argument) for argument in inputs)
+                    assert named, f"{name} {list(changed.shape)}: no argument is named by {error}"
+                    continue
+                if name in self.other_sizes:
+                    continue
+                label = f"T for {name} {list(changed.shape)}"
+                assert_close(label, op.dense(), self.dense(**given), rtol=self.rtol, atol=self.rtol)
 
     def test_wrong_dtypes_are_refused_by_name(self) -> None:
         inputs = self.inputs(3)
