@@ -184,21 +184,22 @@ def _small_spectra(
     chosen = backends.choose(backend, "small_spectra", A)
     batch = A.shape[:-2]
     matrices, other = _one_batch(A), None if right is None else _one_batch(right)
-    good = None
+    finite = None
     if not chosen.takes_bad_matrices:
-        matrices, good = _without_bad(matrices)
+        matrices, finite = _without_bad(matrices)
         if other is not None:
-            other, finite = _without_bad(other)
-            good = good & finite
+            other, other_finite = _without_bad(other)
+            finite = finite & other_finite
     values = chosen.small_spectra(matrices, other)
-    if good is not None:
-        values = values.masked_fill(~good[:, None], torch.nan)
+    if finite is not None:
+        values = values.masked_fill(~finite[:, None], torch.nan)
     counts = torch.empty(0, dtype=torch.int64, device=A.device)
     if atol is not None:
-        finite = values.isfinite().all(-1)
-        good = finite if good is None else good & finite
+        counted = values.isfinite().all(-1)
+        if finite is not None:
+            counted &= finite
         absolute = torch.tensor(atol, dtype=torch.float64, device=A.device).to(values.dtype)
-        counts = (values > absolute[:, None, None]).sum(-1).masked_fill(~good, -1).reshape(len(atol), *batch)
+        counts = (values > absolute[:, None, None]).sum(-1).masked_fill(~counted, -1).reshape(len(atol), *batch)
     ess = entropy_of_values(values).reshape(batch) if entropy else values.new_empty(0)
     return values.reshape(*batch, values.shape[-1]).contiguous(), ess, counts
 
@@ -210,8 +211,8 @@ def _one_batch(x: Tensor) -> Tensor:
 
 def _without_bad(x: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices `[N, m, n]`, zero where one is not finite, and bool `[N]` whether it is."""
-    good = x.isfinite().flatten(1).all(1)
-    return torch.where(good[:, None, None], x, 0.0), good
+    finite = x.isfinite().flatten(1).all(1)
+    return torch.where(finite[:, None, None], x, 0.0), finite
 
 
 @torch.library.custom_op("ess_kernels::small_spectra", mutates_args=(), tags=TAGS)

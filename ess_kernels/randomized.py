@@ -129,15 +129,15 @@ def answer(
     test, probes = draw(op.length, rank, seed, op.device)
     heads_at_once, positions_at_once, rest = _slices(op, len(positions), rank)
     for heads in progress(op.all_heads().split(heads_at_once), "heads"):
-        good = heads[op.finite(heads)]
-        if not len(good):
+        finite = heads[op.finite(heads)]
+        if not len(finite):
             continue
-        source = products(op, good, rest)
-        lost = lost_in(op, good)
+        source = products(op, finite, rest)
+        lost = lost_in(op, finite)
         for part in torch.arange(len(positions), device=op.device).split(positions_at_once):
-            seen = sketch(source, positions[part], len(good), test, probes, power_iterations, _svdvals)
+            seen = sketch(source, positions[part], len(finite), test, probes, power_iterations, _svdvals)
             seen = seen.widened(lost[:, positions[part]])
-            index = (good[:, None, None], torch.arange(len(atol), device=op.device)[:, None], part)
+            index = (finite[:, None, None], torch.arange(len(atol), device=op.device)[:, None], part)
             count[index], certified[index] = certify(seen, cap[part], atol, rtol)
             error[index] = seen.error[:, None].expand(-1, len(atol), -1)
     return RandomizedESS(count, certified, error)

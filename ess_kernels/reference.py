@@ -20,7 +20,7 @@ from .operators.structure import Operator
 
 
 def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list[Tensor], Tensor]:
-    """The operator, `s [N, S]` at each position, and which heads are good (a bad one counts as zero here).
+    """The operator, `s [N, S]` at each position, and which heads are finite (a bad one counts as zero here).
 
     `S` is `min(i, L-i)`, or the state size where that is smaller.
     """
@@ -29,19 +29,19 @@ def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list
     wanted = check_positions(positions, op.length).tolist()
     heads = op.all_heads()
     T = op.dense_heads(heads).tril(-1)
-    good = op.finite(heads) & T.isfinite().flatten(1).all(1)
+    finite = op.finite(heads) & T.isfinite().flatten(1).all(1)
     # an SVD of a NaN is an error
-    T = torch.where(good[:, None, None], T, 0)
+    T = torch.where(finite[:, None, None], T, 0)
     # what is beyond the state size is made of rounding errors in T, however large; of no state a zero stays
     most = None if op.state_size is None else max(1, op.state_size)
-    return op, [torch.linalg.svdvals(T[:, i:, :i])[:, :most] for i in wanted], good
+    return op, [torch.linalg.svdvals(T[:, i:, :i])[:, :most] for i in wanted], finite
 
 
-def _assemble(op: Operator, columns: Iterable[Tensor], good: Tensor, bad_value: float, dtype: torch.dtype) -> Tensor:
+def _assemble(op: Operator, columns: Iterable[Tensor], finite: Tensor, bad_value: float, dtype: torch.dtype) -> Tensor:
     """`[N]` for each position to `[*batch, P]`, with all positions of a bad head marked."""
     columns = list(columns)
-    values = torch.stack(columns, -1) if columns else good.new_zeros(len(good), 0, dtype=dtype)
-    return torch.where(good[:, None], values, bad_value).to(dtype).reshape(*op.batch_shape, len(columns))
+    values = torch.stack(columns, -1) if columns else finite.new_zeros(len(finite), 0, dtype=dtype)
+    return torch.where(finite[:, None], values, bad_value).to(dtype).reshape(*op.batch_shape, len(columns))
 
 
 def reference_singular_values(op_or_T: Operator | Tensor, positions: Any = None) -> Tensor:
@@ -58,11 +58,11 @@ def reference_singular_values(op_or_T: Operator | Tensor, positions: Any = None)
     Raises:
         TypeError, ValueError: a wrong position, or neither an operator nor a square floating-point tensor.
     """
-    op, spectra, good = _spectra(op_or_T, positions)
+    op, spectra, finite = _spectra(op_or_T, positions)
     width = max((min(i, op.length - i) for i in check_positions(positions, op.length).tolist()), default=0)
     padded = [torch.nn.functional.pad(s, (0, width - s.shape[-1])) for s in spectra]
-    values = torch.stack(padded, 1) if padded else torch.zeros(len(good), 0, 0, dtype=torch.float64, device=op.device)
-    values = torch.where(good[:, None, None], values, torch.nan)
+    values = torch.stack(padded, 1) if padded else torch.zeros(len(finite), 0, 0, dtype=torch.float64, device=op.device)
+    values = torch.where(finite[:, None, None], values, torch.nan)
     return values.reshape(*op.batch_shape, len(spectra), width)
 
 
@@ -84,14 +84,14 @@ def reference_tolerance_ess(
         TypeError, ValueError: a wrong tolerance or position, or neither an operator nor a square floating-point tensor.
     """
     absolute, relative, listed = check_tolerances(atol, rtol)
-    op, spectra, good = _spectra(op_or_T, positions)
+    op, spectra, finite = _spectra(op_or_T, positions)
     counts = [
-        _assemble(op, [_count(s, *pair) for s in spectra], good, -1, torch.int64)
+        _assemble(op, [_count(s, *pair) for s in spectra], finite, -1, torch.int64)
         for pair in zip(absolute.tolist(), relative.tolist())
     ]
     if not listed:
         return counts[0]
-    return torch.stack(counts) if counts else good.new_zeros(0, *op.batch_shape, len(spectra), dtype=torch.int64)
+    return torch.stack(counts) if counts else finite.new_zeros(0, *op.batch_shape, len(spectra), dtype=torch.int64)
 
 
 def _count(s: Tensor, atol: float, rtol: float) -> Tensor:
@@ -112,8 +112,8 @@ def reference_entropy_ess(op_or_T: Operator | Tensor, positions: Any = None) -> 
     Raises:
         TypeError, ValueError: a wrong position, or neither an operator nor a square floating-point tensor.
     """
-    op, spectra, good = _spectra(op_or_T, positions)
-    return _assemble(op, [_perplexity(s) for s in spectra], good, torch.nan, torch.float64)
+    op, spectra, finite = _spectra(op_or_T, positions)
+    return _assemble(op, [_perplexity(s) for s in spectra], finite, torch.nan, torch.float64)
 
 
 def _perplexity(s: Tensor) -> Tensor:

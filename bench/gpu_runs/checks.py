@@ -122,11 +122,11 @@ def boundaries() -> Iterator[Check]:
             arguments = (pieces, which, tau, growth, which, which, definite)
             found, expected = boundary.eliminate(*arguments), boundary.eliminate_in_torch(*arguments)
             # a tolerance near a value of a leading part magnifies rounding errors: they are judged by the growth
-            sound = torch.ones_like(tau, dtype=torch.bool) if definite else expected.growth - growth < 1e5
+            compared = torch.ones_like(tau, dtype=torch.bool) if definite else expected.growth - growth < 1e5
             name = f"boundary, n = {n}, {'log-determinants' if definite else 'counts'}"
-            yield f"{name}: R, K, C", error(found.rkc[sound], expected.rkc[sound]), 1e-7
-            yield f"{name}: value", error(found.value[sound], expected.value[sound]), 1e-10
-            yield f"{name}: most pairs compared", float((~sound).double().mean()), 0.5
+            yield f"{name}: R, K, C", error(found.rkc[compared], expected.rkc[compared]), 1e-7
+            yield f"{name}: value", error(found.value[compared], expected.value[compared]), 1e-10
+            yield f"{name}: most pairs compared", float((~compared).double().mean()), 0.5
 
 
 def nodes(J: int, m: int, definite: bool) -> Roots:
@@ -157,10 +157,10 @@ def staircases() -> Iterator[Check]:
             if definite:
                 yield name, error(value, answer.value), 1e-9
             else:
-                sound = (answer.growth < 1e6) & (answer.least > 1e-4)
-                yield f"{name}: wrong", float((value != answer.value)[sound].sum()), 0.0
-                yield f"{name}: most positions compared", float((~sound).double().mean()), 0.5
-                low = (found[1].view(J, m) < answer.growth * (1 - 1e-6))[sound]
+                compared = (answer.growth < 1e6) & (answer.least > 1e-4)
+                yield f"{name}: wrong", float((value != answer.value)[compared].sum()), 0.0
+                yield f"{name}: most positions compared", float((~compared).double().mean()), 0.5
+                low = (found[1].view(J, m) < answer.growth * (1 - 1e-6))[compared]
                 yield f"{name}: growth is a bound", float(low.sum()), 0.0
 
 
@@ -185,10 +185,10 @@ def small_states() -> Iterator[Check]:
         tau = 0.1 * pieces.S.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-6).sqrt()[:, None]
         out = small.eliminate(source, units, units, P, Q, item, tau, torch.ones_like(tau, dtype=torch.bool), False)
         expected = boundary.eliminate_in_torch(pieces, item, tau[:, 0], 0 * tau[:, 0], item, item, False)
-        sound = expected.growth < 1e5
-        yield f"small elimination, {name}: R, K, C", error(out.rkc[sound], expected.rkc[sound]), 1e-7
-        yield f"small elimination, {name}: wrong", float((out.value != expected.value)[sound].sum()), 0.0
-        yield f"small elimination, {name}: most compared", float((~sound).double().mean()), 0.5
+        compared = expected.growth < 1e5
+        yield f"small elimination, {name}: R, K, C", error(out.rkc[compared], expected.rkc[compared]), 1e-7
+        yield f"small elimination, {name}: wrong", float((out.value != expected.value)[compared].sum()), 0.0
+        yield f"small elimination, {name}: most compared", float((~compared).double().mean()), 0.5
 
 
 def dense_kernels() -> Iterator[Check]:

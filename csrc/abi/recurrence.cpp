@@ -62,7 +62,7 @@ int32_t check_source(const ess_recurrence *parts, const ess_tokens *tokens, int6
 
 int32_t check(const ess_tokens_survey_job &job) {
     const int32_t error = check_tokens(job.tokens, ESS_MAX_STATES, true);
-    return error ? error : check_pointers({job.read_peak, job.write_peak, job.fair});
+    return error ? error : check_pointers({job.read_peak, job.write_peak, job.supported});
 }
 
 int32_t check(const ess_tokens_lost_job &job) {

@@ -52,11 +52,11 @@ typedef struct {
  *
  *   read_peak, write_peak   [heads]: at least the largest magnitude of reads and writes, scales and units included; NaN
  *                           where a number is not finite
- *   fair                    [heads]: 1 where all transitions are numbers of magnitude at most 1 */
+ *   supported               [heads]: 1 where all transitions are numbers of magnitude at most 1 */
 typedef struct {
     const ess_tokens *tokens;
     double *read_peak, *write_peak;
-    uint8_t *fair;
+    uint8_t *supported;
 } ess_tokens_survey_job;
 ESS_KERNEL(tokens_survey);
 

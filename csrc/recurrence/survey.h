@@ -1,4 +1,4 @@
-// One look at a recurrence's numbers before any kernel squares them: how large they are, and whether they are fair.
+// One look at a recurrence's numbers before any kernel squares them: how large they are, and which heads are supported.
 
 #pragma once
 
@@ -89,13 +89,13 @@ struct HeadSurvey {
 };
 
 // Whether no transition grows; every rate times every gate, if there are rates.
-inline bool fair_transitions(const ess_tokens &tokens, int64_t head, const NumberRange &gate) {
+inline bool supported_transitions(const ess_tokens &tokens, int64_t head, const NumberRange &gate) {
     if (!gate.ordered) return false;
     double low = gate.low, high = gate.high;
     if (tokens.rate) {
         NumberRange rate;
         rate.look(tokens.rate[head], 1, 0, tokens.states);
-        // -inf is a fair gate, but no fair step or rate
+        // the logarithm of a gate may be -inf, a step or a rate may not
         if (!gate.finite || !rate.finite) return false;
         const double corners[] = {low * rate.low, low * rate.high, high * rate.low, high * rate.high};
         low = HUGE_VAL;
@@ -138,7 +138,7 @@ inline int64_t survey(const ess_tokens_survey_job &job, int32_t threads, void *w
         const double write_scale = tokens.write_scale ? head.write_scale.largest() : 1.0;
         job.read_peak[h] = head.read.largest() * std::fabs(tokens.read_unit[h]) * read_scale;
         job.write_peak[h] = head.write.largest() * std::fabs(tokens.write_unit[h]) * write_scale;
-        job.fair[h] = fair_transitions(tokens, h, head.gate);
+        job.supported[h] = supported_transitions(tokens, h, head.gate);
     }
     return arena.used();
 }

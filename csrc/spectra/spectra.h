@@ -98,7 +98,7 @@ template <class T> struct SpectraSource {
     Operand<T> left, right;
     Vec<T> unit = all(T(1)); // multiplied onto products, so that squares of small ones do not vanish
     int exponent[N];
-    bool good[N];
+    bool finite[N];
 
     SpectraSource(const ess_spectra_job &job, const SpectraPlan &plan, SpectraWork<T> &work, int64_t first)
         : plan(plan), work(work) {
@@ -109,7 +109,7 @@ template <class T> struct SpectraSource {
         if (plan.product) measure(right);
         for (int l = 0; l < N; l++) {
             exponent[l] = left.exponent[l] + (plan.product ? right.exponent[l] : 0);
-            good[l] = left.finite[l] && (!plan.product || right.finite[l]);
+            finite[l] = left.finite[l] && (!plan.product || right.finite[l]);
         }
     }
 
@@ -219,7 +219,7 @@ template <class T> struct SpectraSource {
 
 // Writes values [S] of one matrix, descending, times 2^exponent; NaN throughout if the largest overflows.
 template <class T>
-void write_values(const SpectraPlan &plan, const T *lane, int64_t step, int exponent, bool good, T *out) {
+void write_values(const SpectraPlan &plan, const T *lane, int64_t step, int exponent, bool finite, T *out) {
     T first, second;
     powers_of_two(exponent, first, second);
     for (int64_t k = 0; k < plan.n; k++) {
@@ -232,7 +232,7 @@ void write_values(const SpectraPlan &plan, const T *lane, int64_t step, int expo
     for (int64_t k = 0; k < plan.n; k++) out[k] = out[k] * first * second;
     for (int64_t k = plan.n; k < plan.values; k++) out[k] = 0;
     constexpr T most = sizeof(T) == 8 ? static_cast<T>(__DBL_MAX__) : static_cast<T>(__FLT_MAX__);
-    if (good && (plan.n == 0 || out[0] <= most)) return;
+    if (finite && (plan.n == 0 || out[0] <= most)) return;
     for (int64_t k = 0; k < plan.values; k++) out[k] = static_cast<T>(__builtin_nan(""));
 }
 
@@ -246,7 +246,7 @@ template <class T> T scaled_tolerance(double tau, int exponent) {
 // Counts above tolerances of G vectors of matrices, from the squares of their bidiagonals in work.q and work.f.
 template <class T, int G>
 void write_counts(const ess_spectra_job &job, const SpectraPlan &plan, const SpectraWork<T> &work, int64_t first,
-                  const int (&exponent)[G][width<T>], const bool (&good)[G][width<T>]) {
+                  const int (&exponent)[G][width<T>], const bool (&finite)[G][width<T>]) {
     constexpr int N = width<T>;
     constexpr T most = sizeof(T) == 8 ? static_cast<T>(__DBL_MAX__) : static_cast<T>(__FLT_MAX__);
     const int64_t M = job.tolerances;
@@ -271,7 +271,7 @@ void write_counts(const ess_spectra_job &job, const SpectraPlan &plan, const Spe
                     const int64_t b = first + g * N + l, above = plan.n - static_cast<int64_t>(below[k][l]);
                     int64_t *counts = job.counts + b * M;
                     if (t + k < 0) {
-                        for (int64_t i = 0; i < M; i++) counts[i] = good[g][l] && above == 0 ? 0 : -1;
+                        for (int64_t i = 0; i < M; i++) counts[i] = finite[g][l] && above == 0 ? 0 : -1;
                     } else if (counts[t + k] == 0) {
                         counts[t + k] = job.tau[b * M + t + k] < 0 ? plan.values : above;
                     }
@@ -289,13 +289,13 @@ void spectra_task(const ess_spectra_job &job, const SpectraPlan &plan, SpectraWo
     const int64_t padded_m = whole_bands(plan.m), padded_n = whole_bands(n);
     Vec<T> *d = work.d, *e = work.e, *q = work.q, *f = work.f;
     int exponent[G][N];
-    bool good[G][N];
+    bool finite[G][N];
     const Band<T, G> band{work.band};
     if (plan.two_stages) band.clear(padded_n);
     for (int g = 0; g < G; g++) {
         SpectraSource<T> source(job, plan, work, first + g * N);
         source.load();
-        for (int l = 0; l < N; l++) exponent[g][l] = source.exponent[l], good[g][l] = source.good[l];
+        for (int l = 0; l < N; l++) exponent[g][l] = source.exponent[l], finite[g][l] = source.finite[l];
         const FlushDenormals flush;
         if (plan.two_stages) reduce_to_band(padded_m, padded_n, work.matrix, work.distance, band, g, work.scratch);
         else if (n > 0) bidiagonalise<T>(plan.m, n, work.matrix, work.distance, d + g, e + g, G, work.scratch);
@@ -334,12 +334,12 @@ void spectra_task(const ess_spectra_job &job, const SpectraPlan &plan, SpectraWo
         for (int l = 0; l < N && first + g * N + l < batch; l++) {
             const int64_t b = first + g * N + l;
             if (job.values != nullptr) {
-                write_values<T>(plan, reinterpret_cast<const T *>(work.out + g) + l, G * N, exponent[g][l], good[g][l],
-                                static_cast<T *>(job.values) + b * plan.values);
+                write_values<T>(plan, reinterpret_cast<const T *>(work.out + g) + l, G * N, exponent[g][l],
+                                finite[g][l], static_cast<T *>(job.values) + b * plan.values);
             }
         }
     }
-    if (tolerances > 0) write_counts<T, G>(job, plan, work, first, exponent, good);
+    if (tolerances > 0) write_counts<T, G>(job, plan, work, first, exponent, finite);
 }
 
 template <class T> int64_t spectra_of(const ess_spectra_job &job, int32_t threads, void *workspace) {

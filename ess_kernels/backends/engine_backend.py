@@ -43,8 +43,8 @@ class EngineBackend(Backend):
                 part = _counts(engine, positions, atol, rtol)
                 if _forgets_states(op, engine):
                     torch.minimum(part.counts, op.rank_cap(positions), out=part.counts)
-                if not engine.sound and not bool(engine.good.all()):
-                    bad = ~engine.good
+                if not engine.all_finite and not bool(engine.finite.all()):
+                    bad = ~engine.finite
                     part.counts[bad], part.unresolved[bad] = -1, True
                 # the engine's workspace goes before the generator builds the next engine: the budget holds one of them
                 del engine
@@ -63,8 +63,8 @@ class EngineBackend(Backend):
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=True):
                 part = engine.entropy(positions)
-                if not engine.sound and not bool(engine.good.all()):
-                    part = part.mark_bad(~engine.good[:, None])
+                if not engine.all_finite and not bool(engine.finite.all()):
+                    part = part.mark_bad(~engine.finite[:, None])
                 del engine  # as above
                 if result is None and len(heads) == op.num_heads:
                     result = part
@@ -83,7 +83,7 @@ class EngineBackend(Backend):
                 if _forgets_states(op, engine):
                     beyond = torch.arange(k, device=op.device) >= op.rank_cap(positions)[:, None]
                     values = values.masked_fill(beyond, 0.0)
-                result[heads] = values.masked_fill(~engine.good[:, None, None], torch.nan)
+                result[heads] = values.masked_fill(~engine.finite[:, None, None], torch.nan)
                 del engine  # as above
         return result
 
@@ -109,7 +109,7 @@ class EngineBackend(Backend):
             space = cast(StateSpace, op)
             if space.diagonal and len(positions) <= FEW and (self.slow_recurrences or need > budget):
                 few = FewPositions(space.tokens(heads), cost)
-                if few.safe:
+                if few.supported:
                     yield heads, few
                     continue
             yield from self._recurrences(space, heads, entropy, budget, cost)
@@ -120,13 +120,13 @@ class EngineBackend(Backend):
         """As `_engines`, for some heads of a recurrence."""
         engine = Recurrence(op.tokens(heads), block_length(op.state_size, entropy), cost)
         yield heads, engine
-        if bool(engine.unstable.any()):
+        if bool(engine.growing.any()):
             # transitions that grow: squares of the recurrence overflow, T itself may not
-            wild = heads[engine.unstable]
-            good = torch.ones_like(wild, dtype=torch.bool)
-            matrix = self._matrix(op.dense_heads(wild), good, budget, cost)
-            matrix.lost_group, matrix.lost = 1, lost_in(op, wild) / matrix.unit[:, None]
-            yield wild, matrix
+            growing = heads[engine.growing]
+            finite = torch.ones_like(growing, dtype=torch.bool)
+            matrix = self._matrix(op.dense_heads(growing), finite, budget, cost)
+            matrix.lost_group, matrix.lost = 1, lost_in(op, growing) / matrix.unit[:, None]
+            yield growing, matrix
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
         """The workspace of one head in `_recurrences`."""
@@ -136,9 +136,9 @@ class EngineBackend(Backend):
         """`T` `[N, L, L]` of some heads, float64."""
         return op.rows(heads, 0, op.length)
 
-    def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:
-        """The engine of `T` `[N, L, L]`, float64, which it may overwrite; `good` `[N]`: whose input was finite."""
-        return Matrix(T, good, budget, cost)
+    def _matrix(self, T: Tensor, finite: Tensor, budget: int, cost: Cost) -> Matrix:
+        """The engine of `T` `[N, L, L]`, float64, which it may overwrite; `finite` `[N]`: whose input was finite."""
+        return Matrix(T, finite, budget, cost)
 
     def _matrix_bytes(self, length: int) -> int:
         """The workspace of one head in `_matrix`."""

@@ -119,11 +119,12 @@ def _by_token(x: Tensor, length: int) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def supported_heads(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which heads the kernels can take as they are, bool `[N]`, and the largest magnitude of reads and writes `[N]`.
 
-    Finite, with transitions that do not grow: then no number that is squared can overflow. The tensors are looked at as
-    they came, in their own precision. Heads of dense transitions are judged later: all may try.
+    A supported head is finite and its transitions do not grow, so that no number that is squared can overflow. The
+    tensors are looked at as they came, in their own precision. Heads of dense transitions are all supported here: their
+    engines find those that are growing once the products of the transitions are known.
     """
     if not op.diagonal:
         one = torch.ones(len(heads), dtype=torch.float64, device=heads.device)
@@ -138,12 +139,12 @@ def tame(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rates = source.rate.double()
         corners = [g * r[head] for g in (gate, lowest) for r in (rates.amax(1), rates.amin(1))]
         gate = torch.stack(corners).amax(0)
-    fair = gate <= 0 if source.log else _by_head(source, source.gate.abs(), torch.amax) <= 1
-    # a step, a rate or a gate that is not finite ends in a comparison that fails, or in a write that is not finite;
-    # -inf is a fair gate, but no fair step or rate
+    supported = gate <= 0 if source.log else _by_head(source, source.gate.abs(), torch.amax) <= 1
+    # A step, a rate or a gate that is not finite makes a comparison fail, or a write infinite. The logarithm of a gate
+    # may be -inf, a step or a rate may not.
     if source.rate is not None:
-        fair &= torch.stack(corners).isfinite().all(0)
-    return fair & representable(read, write, op.state_size), read, write
+        supported &= torch.stack(corners).isfinite().all(0)
+    return supported & representable(read, write, op.state_size), read, write
 
 
 def representable(read: Any, write: Any, states: int) -> Any:

@@ -24,9 +24,9 @@ class FewPositions(Engine):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size = self.n
         self.cost = cost
-        self.tokens, self.unit, self.good = scaled_tokens(tokens)
+        self.tokens, self.unit, self.finite = scaled_tokens(tokens)
         # nothing overflows on the way
-        self.safe = bool((largest(self.tokens.transition) <= 1).all() and (self.unit <= LARGE_UNIT).all())
+        self.supported = bool((largest(self.tokens.transition) <= 1).all() and (self.unit <= LARGE_UNIT).all())
 
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:
         tau = atol / self.unit[:, None]

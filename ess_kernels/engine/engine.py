@@ -28,8 +28,8 @@ class Engine(ABC):
 
     Attributes:
         unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
-        good: bool `[N]`; a head that is not has no answer at any position.
-        sound: whether every head is known to be good, and to need no other engine: then nobody looks.
+        finite: bool `[N]`; a head that is not finite has no answer at any position.
+        all_finite: whether every head is known to be finite and none is growing: then nobody looks at either mask.
         lost_group: this many positions in a row share what is known of rounding in the states.
         cost: told about exact singular values.
     """
@@ -37,8 +37,8 @@ class Engine(ABC):
     length: int
     state_size: int | None
     unit: Tensor
-    good: Tensor
-    sound: bool = False
+    finite: Tensor
+    all_finite: bool = False
     cost: Cost
     lost_group: int = LOST_GROUP
 

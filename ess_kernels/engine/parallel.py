@@ -107,5 +107,5 @@ def product_values(
     if right is None:
         return values(A)
     product = transposed_product(A, right)
-    good = product.isfinite().flatten(1).all(1)
-    return values(torch.where(good[:, None, None], product, 0.0)).masked_fill(~good[:, None], bad)
+    finite = product.isfinite().flatten(1).all(1)
+    return values(torch.where(finite[:, None, None], product, 0.0)).masked_fill(~finite[:, None], bad)

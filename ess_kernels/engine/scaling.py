@@ -37,12 +37,12 @@ def scaled_tokens(tokens: Tokens) -> tuple[Tokens, Tensor, Tensor]:
     Heads that are not finite become zero operators.
     """
     magnitudes = torch.stack([largest(x) for x in (tokens.read, tokens.write, tokens.transition)])
-    good = magnitudes.isfinite().all(0)
-    if not bool(good.all()):
-        tokens, magnitudes = keep_heads(tokens, good), torch.where(good, magnitudes, 0.0)
+    finite = magnitudes.isfinite().all(0)
+    if not bool(finite.all()):
+        tokens, magnitudes = keep_heads(tokens, finite), torch.where(finite, magnitudes, 0.0)
     read, read_unit = power_of_two(tokens.read, magnitudes[0])
     write, write_unit = power_of_two(tokens.write, magnitudes[1])
-    return Tokens(read, write, tokens.transition, tokens.reads_before), read_unit * write_unit, good
+    return Tokens(read, write, tokens.transition, tokens.reads_before), read_unit * write_unit, finite
 
 
 def keep_heads(tokens: Tokens, keep: Tensor) -> Tokens:

@@ -81,9 +81,9 @@ def sketch(
     def apply(X: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
         """The product `[N * P, L, r]` scaled by powers of two, and the units: NaN for what overflowed, then zero."""
         Y = products(positions, X.expand(*shape, *X.shape[-2:]), transposed).flatten(0, 1)
-        good = Y.isfinite().flatten(1).all(1)
-        Y, unit = power_of_two(torch.where(good[:, None, None], Y, 0.0))
-        return Y, torch.where(good, unit, torch.nan)
+        finite = Y.isfinite().flatten(1).all(1)
+        Y, unit = power_of_two(torch.where(finite[:, None, None], Y, 0.0))
+        return Y, torch.where(finite, unit, torch.nan)
 
     def unflattened(X: Tensor) -> Tensor:
         return X.unflatten(0, shape)
@@ -138,10 +138,10 @@ def orthonormal(Y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if Y.device.type == "cpu":
         return householder(Y)
-    Q, R, good = cholesky_qr(Y)
-    if not bool(good.all()):
-        bad = ~good
-        Q[bad], R[bad] = householder(Y[bad])
+    Q, R, done = cholesky_qr(Y)
+    if not bool(done.all()):
+        rest = ~done
+        Q[rest], R[rest] = householder(Y[rest])
     return Q, R
 
 
@@ -167,12 +167,12 @@ def cholesky_qr(Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # a column that is exactly zero stays so: it has a one in the factor
         dead = diagonal == 0
         defect = (gram + torch.diag_embed(dead.to(Y.dtype)) - eye).abs().amax((-2, -1))
-        good = defect <= 4 * EPS * math.sqrt(L * r)
-        if bool(good.all()):
+        done = defect <= 4 * EPS * math.sqrt(L * r)
+        if bool(done.all()):
             break
         shift = 11 * EPS * (L * r + r * (r + 1)) * torch.linalg.matrix_norm(gram)
         shift = torch.where(defect < 0.5, 0.0, shift)[:, None].expand_as(diagonal)
         factor, _ = torch.linalg.cholesky_ex(gram + torch.diag_embed(torch.where(dead, 1.0, shift)))
         Y = torch.linalg.solve_triangular(factor.mT, Y, upper=True, left=False)
         R = factor.mT @ R
-    return Y, R * ~dead[..., None], good
+    return Y, R * ~dead[..., None], done

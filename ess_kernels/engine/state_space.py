@@ -68,7 +68,7 @@ def outside_of_blocks(
 class Recurrence(UnsquaredEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
 
-    `read` and `write` are scaled by powers of two, so that neither overflows when squared. Heads that are `unstable`
+    `read` and `write` are scaled by powers of two, so that neither overflows when squared. Heads that are `growing`
     `[N]`, because their transitions grow, are left to another engine; zero operators stand in for them here.
     """
 
@@ -76,12 +76,12 @@ class Recurrence(UnsquaredEngine):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size, self.group, self.cost = self.n, c, cost
         self.lost_group = few_groups(self.length)
-        tokens, self.unit, self.good = scaled_tokens(tokens)
-        stable = self._run(tokens)
-        if not bool(stable.all()):
-            tokens = keep_heads(tokens, stable)
+        tokens, self.unit, self.finite = scaled_tokens(tokens)
+        supported = self._run(tokens)
+        if not bool(supported.all()):
+            tokens = keep_heads(tokens, supported)
             self._run(tokens)
-        self.unstable = self.good & ~stable
+        self.growing = self.finite & ~supported
         self._observe_roots: Tensor | None = None
 
     def _run(self, tokens: Tokens) -> Tensor:
@@ -228,4 +228,4 @@ def lost_in(op: Operator, heads: Tensor) -> Tensor:
     if tokens.diagonal:
         return lost_in_states(tokens, 1) * unit[:, None]
     engine = Recurrence(tokens, block_length(op.state_size, False), Cost())
-    return engine._lost(1).masked_fill(engine.unstable[:, None], torch.inf) * (unit * engine.unit)[:, None]
+    return engine._lost(1).masked_fill(engine.growing[:, None], torch.inf) * (unit * engine.unit)[:, None]

@@ -44,7 +44,7 @@ def thin_products(op: Operator, heads: Tensor, budget: int) -> ThinProducts:
     assert isinstance(op, StateSpace)
     blocks = Blockwise(op, heads)
     # transitions that grow: their products overflow, T itself may not
-    return blocks if blocks.safe else Bands(op, heads, budget)
+    return blocks if blocks.all_finite else Bands(op, heads, budget)
 
 
 def bytes_per_head(op: Operator) -> int:
@@ -121,7 +121,7 @@ class Blockwise(ThinProducts):
         self.length = op.length
         self.parts = block_parts(cut(op.tokens(heads), BLOCK))
         parts = self.parts
-        self.safe = all(bool(x.isfinite().all()) for x in (parts.X, parts.Y, parts.Z, parts.Phi))
+        self.all_finite = all(bool(x.isfinite().all()) for x in (parts.X, parts.Y, parts.Z, parts.Phi))
 
     def __call__(self, positions: Tensor, X: Tensor, transposed: bool) -> Tensor:
         L, (P, r) = self.length, (X.shape[1], X.shape[3])

@@ -71,13 +71,13 @@ class Matrix(UnsquaredEngine):
 
     state_size = None
 
-    def __init__(self, T: Tensor, good: Tensor, budget: int, cost: Cost):
+    def __init__(self, T: Tensor, finite: Tensor, budget: int, cost: Cost):
         T = T.tril(-1)
         magnitude = largest(T)
-        self.good = good & magnitude.isfinite()
-        if not bool(self.good.all()):
-            T[~self.good] = 0.0
-        self.T, self.unit = power_of_two(T, torch.where(self.good, magnitude, 0.0))
+        self.finite = finite & magnitude.isfinite()
+        if not bool(self.finite.all()):
+            T[~self.finite] = 0.0
+        self.T, self.unit = power_of_two(T, torch.where(self.finite, magnitude, 0.0))
         self.length = self.group = T.shape[-1]
         self.budget, self.cost = budget, cost
         self._grams: dict[bool, Tensor] = {}

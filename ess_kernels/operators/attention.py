@@ -107,23 +107,23 @@ class Attention(Tiled):
         """Looks at the raw tensors, for a mask or a window would hide a bad key, and softmax an overflowing score."""
         batch, head = self.unravel(heads)
         q, k = self.q[batch, head], self.k[batch, self.kv_head(head)]
-        good = all_finite(q) & all_finite(k)
+        finite = all_finite(q) & all_finite(k)
         if self.attn_mask is not None and self.attn_mask.is_floating_point():
             mask = self._mask(heads, slice(None), slice(None))
-            good = good & (mask.isfinite() | (mask == -torch.inf)).flatten(1).all(1)
+            finite = finite & (mask.isfinite() | (mask == -torch.inf)).flatten(1).all(1)
         if self.sinks is not None:
-            good = good & self.sinks[head].isfinite()
+            finite = finite & self.sinks[head].isfinite()
         bound = largest(q) * abs(self.scale) * largest(k) * self.q.shape[-1]
-        if bool((good & ~bound.isfinite()).any()):
-            good = good & self._scores_finite(heads)
-        return good
+        if bool((finite & ~bound.isfinite()).any()):
+            finite = finite & self._scores_finite(heads)
+        return finite
 
     def _scores_finite(self, heads: Tensor) -> Tensor:
-        good = torch.ones(len(heads), dtype=torch.bool, device=heads.device)
+        finite = torch.ones(len(heads), dtype=torch.bool, device=heads.device)
         for start in range(0, self.length, BAND):
             scores = self._scores(heads, start, min(start + BAND, self.length), 0)
-            good &= all_finite(scores.tril(start))
-        return good
+            finite &= all_finite(scores.tril(start))
+        return finite
 
 
 def attention(

@@ -48,14 +48,14 @@ class Convolution(Tiled):
     @torch.no_grad()
     def finite(self, heads: Tensor) -> Tensor:
         kernel = self._kernel(heads)
-        good = all_finite(kernel)
+        finite = all_finite(kernel)
         if self.x0 is None or self.x1 is None:
-            return good
+            return finite
         x0, x1 = self.take(self.x0, heads), self.take(self.x1, heads)
-        good = good & all_finite(x0) & all_finite(x1)
-        if bool((good & ~(largest(x0) * largest(kernel) * largest(x1)).isfinite()).any()):
-            good = good & strictly_lower_finite(self, heads)
-        return good
+        finite = finite & all_finite(x0) & all_finite(x1)
+        if bool((finite & ~(largest(x0) * largest(kernel) * largest(x1)).isfinite()).any()):
+            finite = finite & strictly_lower_finite(self, heads)
+        return finite
 
 
 class ShortConvolution(StateSpace):

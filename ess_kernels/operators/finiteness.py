@@ -30,8 +30,8 @@ def largest(x: Tensor) -> Tensor:
 @torch.no_grad()
 def strictly_lower_finite(op: Tiled, heads: Tensor) -> Tensor:
     """bool `[N]`: whether `T` is finite below its diagonal, looked at one band of rows at a time."""
-    good = torch.ones(len(heads), dtype=torch.bool, device=heads.device)
+    finite = torch.ones(len(heads), dtype=torch.bool, device=heads.device)
     for start in range(0, op.length, BAND):
         rows = op.rows(heads, start, min(start + BAND, op.length))
-        good &= all_finite(rows.tril(start - 1))
-    return good
+        finite &= all_finite(rows.tril(start - 1))
+    return finite

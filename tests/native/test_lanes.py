@@ -31,8 +31,8 @@ def any_family_and_a_dirty_workspace(monkeypatch):
 
 
 def engine(op: Operator) -> lanes.NativeLanes:
-    fair, found = surveyed(op, op.all_heads())
-    assert fair is None
+    supported, found = surveyed(op, op.all_heads())
+    assert supported is None
     return lanes.NativeLanes(op, op.all_heads(), found, Cost())
 
 

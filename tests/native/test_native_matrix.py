@@ -225,7 +225,7 @@ def test_the_operator_is_read_below_the_diagonal_only():
     spoiled[:, torch.ones(L, L, dtype=torch.bool).triu()] = torch.nan
     tau = torch.tensor([1e-2]).double()
     clean, dirty = engine_of(T), engine_of(spoiled)
-    assert torch.equal(clean.unit, dirty.unit) and bool(dirty.good.all())
+    assert torch.equal(clean.unit, dirty.unit) and bool(dirty.finite.all())
     assert torch.equal(clean.T, dirty.T) and torch.equal(clean.bound_of_squares(), dirty.bound_of_squares())
     for definite in (False, True):
         for x, y in zip(staircase(clean, tau, definite), staircase(dirty, tau, definite), strict=True):
@@ -238,7 +238,7 @@ def test_bad_heads_have_no_answer_and_do_not_touch_others(bad):
     clean = engine_of(T)
     T[1, 50, 49] = bad
     engine = engine_of(T)
-    assert engine.good.tolist() == [True, False, True]
+    assert engine.finite.tolist() == [True, False, True]
     positions, tau = torch.arange(1, 80), torch.tensor([0.1, 1e-3]).double()
     for x, y in zip(clean.counts(positions, tau), engine.counts(positions, tau), strict=True):
         assert torch.equal(x[[0, 2]], y[[0, 2]])

@@ -12,7 +12,7 @@ import ess_kernels as ek
 from ess_kernels.backends.native import abi, call
 from ess_kernels.backends.native.memory import aligned
 from ess_kernels.backends.native.tokens import NativeTokens, surveyed
-from ess_kernels.backends.sources import source_of, tame
+from ess_kernels.backends.sources import source_of, supported_heads
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
 from ess_kernels.engine.lost import GROUP as LOST_GROUP
@@ -180,14 +180,14 @@ def test_unwanted_blocks_are_left_alone(level):
 
 
 def odd_sources():
-    """Sources of several heads, some of them not fair, by name."""
+    """Sources of several heads, some of them not supported, by name."""
     inf, nan = float("inf"), float("nan")
 
     def randn(*shape):
         return torch.randn(*shape, dtype=torch.float64)
 
     q, k, g = randn(1, 300, 6, 11), randn(1, 300, 6, 11), -randn(1, 300, 6, 11).abs()
-    yield "fair", ek.operators.gla(q, k, g)
+    yield "supported", ek.operators.gla(q, k, g)
     bad = q.clone()
     bad[0, 299, 1, 10], bad[0, 0, 2, 0], bad[0, 257, 3, 3] = inf, nan, -inf
     yield "reads that are no numbers", ek.operators.gla(bad, k, g)
@@ -243,9 +243,9 @@ def test_lost_in_states(level, name, op):
 def test_survey(level, name, op):
     """What the kernel says of the numbers is what plain operations find."""
     heads = op.all_heads()
-    fair, read, write = tame(op, heads)
+    supported, read, write = supported_heads(op, heads)
     found, (mine_read, mine_write) = map(torch.from_numpy, NativeTokens(source_of(op, heads)).survey())
-    assert torch.equal(found, fair)
+    assert torch.equal(found, supported)
     for mine, theirs in ((mine_read, read), (mine_write, write)):
         finite = theirs.isfinite()
         assert torch.equal(mine.isfinite(), finite)

@@ -298,13 +298,13 @@ def test_bad_matrices_stay_alone(level: str, m: int, dtype: torch.dtype) -> None
     tau = torch.tensor([0.5], dtype=torch.float64)
     counts = spectra.counts_above(A, None, tau)
     A[2, 4, 1], A[5, 0, 5], A[6] = torch.nan, -torch.inf, HUGE[dtype] * 1.9
-    good = torch.tensor([b not in (2, 5, 6) for b in range(9)])
+    finite = torch.tensor([b not in (2, 5, 6) for b in range(9)])
     values = spectra.singular_values(A)
-    assert values[~good].isnan().all()
-    assert (values[good] == expected[good]).all()
+    assert values[~finite].isnan().all()
+    assert (values[finite] == expected[finite]).all()
     found = spectra.counts_above(A, None, tau)
-    assert (found[~good] == -1).all()
-    assert (found[good] == counts[good]).all()
+    assert (found[~finite] == -1).all()
+    assert (found[finite] == counts[finite]).all()
     right = random(9, 7, 6, dtype=dtype)
     right[7] = torch.nan
     assert spectra.singular_values(A, right)[[2, 5, 6, 7]].isnan().all()

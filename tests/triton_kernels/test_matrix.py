@@ -414,7 +414,7 @@ def test_heads_do_not_touch_each_other(quick):
     positions = torch.arange(1, 140, device=DEVICE)
     tau = torch.tensor([0.1, 1e-3], dtype=torch.float64, device=DEVICE)
     whole, rest = engine_of(T), engine_of(spoiled)
-    assert rest.good.tolist() == [True, False, True]
+    assert rest.finite.tolist() == [True, False, True]
     for x, y in zip(whole.counts(positions, tau), rest.counts(positions, tau)):
         assert torch.equal(x[[0, 2]], y[[0, 2]])
     for x, y in zip(whole.entropy(positions), rest.entropy(positions)):

@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton")
 
 import ess_kernels as ek  # noqa: E402
 from ess_kernels import reference  # noqa: E402
-from ess_kernels.backends.sources import tame  # noqa: E402
+from ess_kernels.backends.sources import supported_heads  # noqa: E402
 from ess_kernels.backends.triton.recurrence import boundary  # noqa: E402
 from ess_kernels.backends.triton.recurrence import engine as recurrence  # noqa: E402
 from ess_kernels.backends.triton.recurrence.weights import estimate  # noqa: E402
@@ -134,19 +134,19 @@ def test_transitions_that_grow_go_to_the_other_engine():
     g = op.g.clone()
     g[0, :, 1] = 0.5
     grown = ek.operators.gla(op.q, op.k, g)
-    fair, _, _ = tame(grown, grown.all_heads())
-    assert fair.tolist() == [True, False]
+    supported, _, _ = supported_heads(grown, grown.all_heads())
+    assert supported.tolist() == [True, False]
     check_counts(grown, [1e-2])
 
 
-def test_bad_steps_and_rates_are_not_tame():
+def test_bad_steps_and_rates_are_not_supported():
     op = ops.mamba(B=1, D=4, L=20)
     A, delta = op.A.clone(), op.delta.clone()
     A[1, 0] = -torch.inf
     delta[0, 2, 5] = torch.inf
     bad = ek.operators.selective_scan(delta, A, op.B[:, 0], op.C[:, 0])
-    fair, _, _ = tame(bad, bad.all_heads())
-    assert fair.tolist() == [True, False, False, True]
+    supported, _, _ = supported_heads(bad, bad.all_heads())
+    assert supported.tolist() == [True, False, False, True]
     assert (ek.tolerance_ess(bad, 1e-2, positions=[3, 9], backend="triton")[0, :, 0] == -1).tolist() == [
         False, True, True, False,
     ]  # fmt: skip

@@ -104,7 +104,7 @@ class Job(ctypes.Structure):
 
 class TokensSurvey(Job):
     kernel = "tokens_survey"
-    _fields_ = [_TOKENS, *_all(_ADDRESS, "read_peak write_peak fair")]
+    _fields_ = [_TOKENS, *_all(_ADDRESS, "read_peak write_peak supported")]
 
 
 class TokensLost(Job):

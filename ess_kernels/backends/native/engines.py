@@ -46,9 +46,9 @@ class PinnedBackend(EngineBackend):
         if op.state_size > recurrence.MAX_STATE_SIZE:
             mine, rest = rest, mine
         elif op.diagonal:
-            fair, found = surveyed(op, heads)
-            if fair is not None:
-                mine, rest = heads[fair], heads[~fair]
+            supported, found = surveyed(op, heads)
+            if supported is not None:
+                mine, rest = heads[supported], heads[~supported]
         if len(mine):
             engine: lanes.NativeLanes | recurrence.NativeRecurrence
             if found is not None and lanes.takes(op):
@@ -57,10 +57,10 @@ class PinnedBackend(EngineBackend):
                 c = recurrence.block_length(op.state_size, entropy)
                 engine = recurrence.NativeRecurrence(op, mine, found, c, cost)
             yield mine, engine
-            if not engine.sound and bool(engine.unstable.any()):
-                rest = torch.cat([rest, mine[engine.unstable]])
+            if not engine.all_finite and bool(engine.growing.any()):
+                rest = torch.cat([rest, mine[engine.growing]])
         if len(rest):
-            # bad data, and transitions that grow
+            # heads that are not supported: bad data, and transitions that grow
             yield from super()._recurrences(op, rest, entropy, budget, cost)
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
@@ -71,8 +71,8 @@ class PinnedBackend(EngineBackend):
             return super().rows(op, heads)
         return attention.weights(op, heads)
 
-    def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:
-        return NativeMatrix(T, good, budget, cost)
+    def _matrix(self, T: Tensor, finite: Tensor, budget: int, cost: Cost) -> Matrix:
+        return NativeMatrix(T, finite, budget, cost)
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         most = spectra.LARGEST

@@ -37,15 +37,15 @@ class NativeLanes(SummingEngine):
     """`N` heads of a recurrence with diagonal transitions and a small state."""
 
     group = BLOCK
-    sound = True
+    all_finite = True
 
     def __init__(self, op: StateSpace, heads: Tensor, found: Survey, cost: Cost):
         """`found`: the heads' tokens and their largest magnitudes."""
         self.op, self.heads, self.found, self.cost = op, heads, found, cost
         self.length, self.state_size = op.length, op.state_size
         self.unit = found.take_units()
-        self.good = torch.ones_like(heads, dtype=torch.bool)
-        self.unstable = ~self.good
+        self.finite = torch.ones_like(heads, dtype=torch.bool)
+        self.growing = ~self.finite
         self.tokens = found.tokens
 
     def _lost(self, group: int) -> Tensor:

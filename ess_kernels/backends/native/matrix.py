@@ -25,15 +25,15 @@ PRODUCTS = "products"
 class NativeMatrix(CompiledCertainty, Matrix):
     """`engine.tiled.Matrix` with compiled eliminations; everything that decides what is certain is the same."""
 
-    def __init__(self, T: Tensor, good: Tensor, budget: int, cost: Cost):
+    def __init__(self, T: Tensor, finite: Tensor, budget: int, cost: Cost):
         self.length = self.group = T.shape[-1]
         self.budget, self.cost = budget, cost
         self._raw = T if T.stride(-1) == 1 and T.stride(-2) >= T.shape[-1] else T.contiguous()
         magnitude = self._largest()
-        self.good = good & magnitude.isfinite()
-        if not bool(self.good.all()):
-            self._raw[~self.good] = 0.0
-        magnitude = torch.where(self.good, magnitude, 0.0)
+        self.finite = finite & magnitude.isfinite()
+        if not bool(self.finite.all()):
+            self._raw[~self.finite] = 0.0
+        magnitude = torch.where(self.finite, magnitude, 0.0)
         self._factor, self.unit = power_of_two(torch.ones_like(magnitude), magnitude)
 
     def __del__(self) -> None:

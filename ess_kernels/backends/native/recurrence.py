@@ -97,7 +97,7 @@ class Parts:
 class NativeRecurrence(SummingEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
 
-    Heads that are `unstable` `[N]` (only dense transitions can be) are left to another engine.
+    Heads that are `growing` `[N]` (only dense transitions can be) are left to another engine.
     """
 
     state_size: int
@@ -108,7 +108,7 @@ class NativeRecurrence(SummingEngine):
         self.op, self.heads, self.cost = op, heads, cost
         self.length, self.state_size = op.length, op.state_size
         self.group = c
-        self.good = torch.ones_like(heads, dtype=torch.bool)
+        self.finite = torch.ones_like(heads, dtype=torch.bool)
         self._found = found
         self._filled = False
         if found is not None:
@@ -116,7 +116,7 @@ class NativeRecurrence(SummingEngine):
             self.tokens = found.tokens
             self._transition: tuple[int | None, int] = (None, 0)
             self._layout = 0
-            self.unstable, self.sound = ~self.good, True
+            self.growing, self.all_finite = ~self.finite, True
         else:
             self._run_dense()
 
@@ -150,11 +150,11 @@ class NativeRecurrence(SummingEngine):
     def _run_dense(self) -> None:
         matrices = Transitions(self.op, self.heads)
         peaks = torch.stack([largest(matrices.read), largest(matrices.write)])
-        self.good = peaks.isfinite().all(0)
+        self.finite = peaks.isfinite().all(0)
         # no gate is read where transitions are matrices
         source = source_of_tokens(Tokens(matrices.read, matrices.write, matrices.write, self.op.reads_before))
         self.tokens = NativeTokens(source)
-        found = Survey(self.tokens, torch.where(self.good, peaks, 0.0).numpy())
+        found = Survey(self.tokens, torch.where(self.finite, peaks, 0.0).numpy())
         self.unit, self._found = found.take_units(), found
         self._transition = matrices.address, matrices.stride
         self._matrices, self._layout = matrices, matrices.layout
@@ -163,15 +163,15 @@ class NativeRecurrence(SummingEngine):
         n = self.parts.structure.n
         size["Q"] = self.parts.arrays["Q"].view(-1, n, n).diagonal(dim1=1, dim2=2).reshape(len(self.heads), -1).amax(1)
         entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
-        fair = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
-        wild = (self.good & ~fair).nonzero()[:, 0]
-        if len(wild):
+        supported = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
+        growing = (self.finite & ~supported).nonzero()[:, 0]
+        if len(growing):
             # transitions that are no numbers are in the products of their blocks
-            self.good[wild] = self.op.finite(self.heads[wild])
-        self.unstable = self.good & ~fair
-        if not bool(fair.all()):
+            self.finite[growing] = self.op.finite(self.heads[growing])
+        self.growing = self.finite & ~supported
+        if not bool(supported.all()):
             for x in self.parts.arrays.values():
-                x[~fair] = 0.0
+                x[~supported] = 0.0
 
     def _lost(self, group: int) -> Tensor:
         if self.op.diagonal:

@@ -21,7 +21,7 @@ class NativeTokens:
     """A source as an argument of kernels; holds whatever memory it points to.
 
     Float64 tensors whose coordinates lie next to each other are read in place, others are copied once, as far as the
-    heads of the source read them. Kernels want finite numbers and transitions that do not grow (`sources.tame`).
+    heads of the source read them. Kernels take heads that are supported (`sources.supported_heads`).
 
     Attributes:
         heads, length, states: sizes of the recurrence.
@@ -71,13 +71,13 @@ class NativeTokens:
     def survey(self) -> tuple[np.ndarray, np.ndarray]:
         """Which heads kernels can take, bool `[N]`, and the largest magnitudes of reads and writes, float64 `[2, N]`.
 
-        As `sources.tame` finds them, in one look at every number.
+        As `sources.supported_heads` finds them, in one look at every number.
         """
-        peaks, fair = np.empty((2, self.heads)), np.empty(self.heads, dtype=bool)
+        peaks, supported = np.empty((2, self.heads)), np.empty(self.heads, dtype=bool)
         address = peaks.ctypes.data
-        run(abi.TokensSurvey(self.pointer, address, address + _BYTES * self.heads, fair.ctypes.data))
+        run(abi.TokensSurvey(self.pointer, address, address + _BYTES * self.heads, supported.ctypes.data))
         with np.errstate(all="ignore"):
-            return fair & representable(peaks[0], peaks[1], self.states), peaks
+            return supported & representable(peaks[0], peaks[1], self.states), peaks
 
     def lost(self, group: int) -> Tensor:
         """How wrong `H_i` may be by rounding in the states, `[N, ceil(L / group)]`: `engine.lost.lost_in_states`."""
@@ -131,11 +131,11 @@ def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey | Non
     No mask where it is all of them, no tokens where it is none.
     """
     tokens = NativeTokens(source_of(op, heads))
-    fair, peaks = tokens.survey()
-    if fair.all():
+    supported, peaks = tokens.survey()
+    if supported.all():
         return None, Survey(tokens, peaks)
-    mask = torch.from_numpy(fair)
-    if not fair.any():
+    mask = torch.from_numpy(supported)
+    if not supported.any():
         # addresses are made from the first and the last head, which nobody has
         return mask, None
-    return mask, Survey(NativeTokens(source_of(op, heads[mask])), peaks[:, fair])
+    return mask, Survey(NativeTokens(source_of(op, heads[mask])), peaks[:, supported])

@@ -18,7 +18,7 @@ from ...operators.attention import Attention
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
 from ..engine_backend import EngineBackend
-from ..sources import tame
+from ..sources import supported_heads
 from . import runtime
 
 # the largest state of a recurrence that the kernels hold
@@ -68,15 +68,15 @@ class TritonBackend(EngineBackend):
     ) -> Iterator[tuple[Tensor, Engine]]:
         from .recurrence.engine import TritonRecurrence
 
-        fair, read, write = tame(op, heads)
-        rest = heads[~fair]
+        supported, read, write = supported_heads(op, heads)
+        rest = heads[~supported]
         if len(rest) < len(heads):
-            mine = heads[fair]
-            engine = TritonRecurrence(op, mine, read[fair], write[fair], cost)
+            mine = heads[supported]
+            engine = TritonRecurrence(op, mine, read[supported], write[supported], cost)
             yield mine, engine
-            rest = torch.cat([rest, mine[engine.unstable]])
+            rest = torch.cat([rest, mine[engine.growing]])
         if len(rest):
-            # bad data, and transitions that grow
+            # heads that are not supported: bad data, and transitions that grow
             yield from super()._recurrences(op, rest, entropy, budget, cost)
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
@@ -91,10 +91,10 @@ class TritonBackend(EngineBackend):
 
         return tiles(op, heads)
 
-    def _matrix(self, T: Tensor, good: Tensor, budget: int, cost: Cost) -> Matrix:
+    def _matrix(self, T: Tensor, finite: Tensor, budget: int, cost: Cost) -> Matrix:
         from .matrix.engine import TritonMatrix
 
-        return TritonMatrix(T, good, budget, cost)
+        return TritonMatrix(T, finite, budget, cost)
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         from .spectra.values import LARGEST, singular_values

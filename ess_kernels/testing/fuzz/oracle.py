@@ -49,9 +49,9 @@ class Truth:
         top = np.where(np.isfinite(magnitude), magnitude, 0.0).max(initial=0.0)
         self.unit = float(2.0 ** np.floor(np.log2(top))) if top > 0 else 1.0
         self.overflows = ~(magnitude.max((1, 2), initial=0.0) < HUGE)
-        sound = ~self.overflows[:, None, None]
-        self._T = T.map(lambda x: np.where(sound, x, 0.0) / self.unit)
-        magnitude = np.where(sound, magnitude, 0.0) / self.unit
+        finite = ~self.overflows[:, None, None]
+        self._T = T.map(lambda x: np.where(finite, x, 0.0) / self.unit)
+        magnitude = np.where(finite, magnitude, 0.0) / self.unit
         self.positions = torch.as_tensor(positions, dtype=torch.int64)
         n = length if state_size is None else state_size
         self.cap = torch.tensor([min(n, i, length - i) for i in positions])

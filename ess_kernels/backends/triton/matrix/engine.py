@@ -96,8 +96,8 @@ def lower_product(out: Tensor, A: Tensor, B: Tensor, alpha: float = 1.0, beta: f
 class TritonMatrix(Matrix):
     """`engine.tiled.Matrix` with its staircase on the GPU; everything that decides what is certain is the same."""
 
-    def __init__(self, T: Tensor, good: Tensor, budget: int, cost: Cost):
-        super().__init__(T, good, budget, cost)
+    def __init__(self, T: Tensor, finite: Tensor, budget: int, cost: Cost):
+        super().__init__(T, finite, budget, cost)
         self.T = self.T.contiguous()
         self._edge_grams: dict[tuple[bool, int], Tensor] = {}
 

@@ -105,11 +105,11 @@ class _Work:
 class TritonRecurrence(EliminatingEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with Gramians at all edges.
 
-    Heads that are `unstable` `[N]` (only dense transitions can be) are left to another engine.
+    Heads that are `growing` `[N]` (only dense transitions can be) are left to another engine.
     """
 
     def __init__(self, op: StateSpace, heads: Tensor, read: Tensor, write: Tensor, cost: Cost):
-        """`read`, `write` `[N]`: the largest magnitudes, from `tame`."""
+        """`read`, `write` `[N]`: the largest magnitudes, from `supported_heads`."""
         self.op, self.heads, self.cost = op, heads, cost
         self.length, self.state_size = op.length, op.state_size
         self.group = block_length(op.state_size)
@@ -126,8 +126,8 @@ class TritonRecurrence(EliminatingEngine):
         (read_unit, self.read_inverse), (write_unit, self.write_inverse) = _unit(read), _unit(write)
         self.unit = read_unit * write_unit
         self.nothing = (read == 0) | (write == 0)
-        self.good = torch.ones_like(self.heads, dtype=torch.bool)
-        self.unstable = ~self.good
+        self.finite = torch.ones_like(self.heads, dtype=torch.bool)
+        self.growing = ~self.finite
         self.source = source_of(self.op, self.heads)
         if self.small:
             self.P, self.Q = small.gramians(self.source, self.read_inverse, self.write_inverse)
@@ -140,7 +140,7 @@ class TritonRecurrence(EliminatingEngine):
         return parts.build(self.source, self.read_inverse, self.write_inverse, self.group)
 
     def _run_dense(self) -> None:
-        tokens, self.unit, self.good = scaled_tokens(self.op.tokens(self.heads))
+        tokens, self.unit, self.finite = scaled_tokens(self.op.tokens(self.heads))
         self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
         blocks = cut(tokens, self.group)
         # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
@@ -156,9 +156,9 @@ class TritonRecurrence(EliminatingEngine):
         pieces = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.P, self.Q)
         sizes = torch.stack([largest(x.reshape(len(self.heads), -1)) for x in pieces])
         entry = torch.maximum(self.op.state_size * sizes[0] * sizes[4].sqrt(), sizes[1]) * self.unit
-        self.unstable = self.good & ~((sizes <= SQUARABLE).all(0) & (entry <= REPRESENTABLE))
+        self.growing = self.finite & ~((sizes <= SQUARABLE).all(0) & (entry <= REPRESENTABLE))
         for x in (*vars(self.blocks).values(), self.P, self.Q):
-            x.view(len(self.heads), -1)[self.unstable] = 0.0
+            x.view(len(self.heads), -1)[self.growing] = 0.0
 
     @cached_property
     def mass(self) -> Tensor:
