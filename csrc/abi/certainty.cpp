@@ -7,7 +7,7 @@ namespace ess {
 int32_t check(const ess_judge_counts_job &job) {
     if (job.heads < 1 || job.tolerances < 1 || job.length < 2 || job.blur.group < 1) return ESS_ERR_SIZE;
     return check_pointers(
-        {job.value, job.growth, job.least, job.rows, job.asked, job.counts, job.width, job.doubtful, job.number});
+        {job.value, job.growth, job.least, job.possible, job.asked, job.counts, job.width, job.doubtful, job.number});
 }
 
 int32_t check(const ess_group_widths_job &job) {

@@ -23,26 +23,26 @@ typedef struct {
 /* What an elimination says about the positions 1 .. length - 1.
  *
  *   heads, tolerances      at least 1; length at least 2
- *   unit                   the relative width that a growth of one means
+ *   eps                    the relative width that a growth of one means
  *   sure                   the largest width of a count that is taken as it is
  *   tiny_row               a least row of no more than this times 1 + growth is as good as zero,
  *   small_row              unless it is larger than this
  *   blurred                the largest blur of a count that is taken as it is
  *   blur                   widths of the data
  *   value, growth, least   [heads][tolerances][length], as ess_recurrence_counts writes them
- *   rows                   [heads][tolerances]: 0 where no elimination can answer: all is zero there
+ *   possible               [heads][tolerances]: 0 where no elimination can answer at this tolerance: all is zero there
  *   asked                  [length]: where it is 0 nothing is doubtful, and value, growth and least may be anything
- *   counts, width          [tolerances][heads][length - 1]: the counts, and the relative width growth * unit of the
+ *   counts, width          [tolerances][heads][length - 1]: the counts, and the relative width growth * eps of the
  *                          band of singular values that may have been miscounted, infinite for NaN; both zero where not
  *                          asked
  *   doubtful               the same: 1 where the width or the least row does not let the count be believed, else 0
  *   number                 receives how many are doubtful */
 typedef struct {
     int64_t heads, tolerances, length;
-    double unit, sure, tiny_row, small_row, blurred;
+    double eps, sure, tiny_row, small_row, blurred;
     ess_blur blur;
     const double *value, *growth, *least;
-    const uint8_t *rows, *asked;
+    const uint8_t *possible, *asked;
     int64_t *counts;
     double *width;
     uint8_t *doubtful;
@@ -77,7 +77,7 @@ ESS_KERNEL(group_widths);
  *
  *   heads, tolerances   at least 1; length at least 2
  *   group             positions that share a tolerance, at least 1
- *   unit              the relative width that a growth of one means
+ *   eps               the relative width that a growth of one means
  *   value, growth     [heads][tolerances][2][length], as ess_recurrence_counts writes them
  *   move              [heads][tolerances][ceil(length / group)]; NaN where nothing was tried
  *   blur              widths of the data
@@ -87,7 +87,7 @@ ESS_KERNEL(group_widths);
  *   number            receives how many are still doubtful */
 typedef struct {
     int64_t heads, tolerances, length, group;
-    double unit;
+    double eps;
     const double *value, *growth, *move;
     ess_blur blur;
     int64_t *counts;

@@ -59,7 +59,7 @@ ESS_INLINE void load_scaled(Tile &tile, const V *source, V scale) {
 }
 
 // Eliminates TILE pivots, those of strip `P`, in the strips that are still needed: left-looking, one pass in registers.
-template <int N> void eliminate_panel(Elimination<N> &e, const Outside<N, C> &outside, int P, V unit, V square) {
+template <int N> void eliminate_panel(Elimination<N> &e, const Outside<N, C> &outside, int P, V inverse_tau, V square) {
     constexpr int S = Elimination<N>::S;
     const int depth = P * TILE;
     left_factor(e, P, depth);
@@ -95,7 +95,7 @@ template <int N> void eliminate_panel(Elimination<N> &e, const Outside<N, C> &ou
     for (int I = P + 1; I < last; I++) {
         const bool row = I >= S && I < S + B;
         if (P >= S && row) tile = Tile{}; // rows x rows
-        else load_scaled(tile, outside.tile(I, P), P >= S || row ? unit : square);
+        else load_scaled(tile, outside.tile(I, P), P >= S || row ? inverse_tau : square);
         accumulate<Sum::Subtract>(tile, e.tile(I, 0), e.left, depth);
         ESS_UNROLL
         for (int k = 0; k < TILE; k++) {
@@ -175,9 +175,9 @@ template <int N> class BlockRows {
 // Counts at the C positions of a block for one tolerance per lane: about N^3 / 3 + 4 N^2 C + 6 N C^2 flops.
 template <int N> void count_block(const Outside<N, C> &outside, V tau, Elimination<N> &e, LeafVerdict *positions) {
     constexpr int S = STRIPS<N>;
-    const V unit = 1.0 / tau, square = unit * unit;
+    const V inverse_tau = 1.0 / tau, square = inverse_tau * inverse_tau;
     for (V &g : e.growth) g = V{};
-    for (int P = 0; P < S; P++) eliminate_panel(e, outside, P, unit, square);
+    for (int P = 0; P < S; P++) eliminate_panel(e, outside, P, inverse_tau, square);
     LeafVerdict verdict = {V{}, outside.magnitude * square, all(1.0)};
     for (int k = 0; k < N; k++) {
         verdict.positive += select(e.pivot[k] > V{}, all(1.0), V{});
@@ -199,7 +199,7 @@ template <int N> void count_block(const Outside<N, C> &outside, V tau, Eliminati
             }
         }
     }
-    for (int P = S; P < S + B; P++) eliminate_panel(e, outside, P, unit, square);
+    for (int P = S; P < S + B; P++) eliminate_panel(e, outside, P, inverse_tau, square);
     V work[columns_work(C)];
     const BlockRows<N> rows(e);
     const auto put = [=](int s, const LeafVerdict &found) { positions[s] = found; };

@@ -26,8 +26,8 @@ inline double blur_at(const ess_blur &blur, int64_t row, int64_t length, int64_t
 }
 
 // The relative width behind a growth; a growth that is not a number is no answer.
-ESS_INLINE double width_of(double growth, double unit) {
-    const double width = growth * unit;
+ESS_INLINE double width_of(double growth, double eps) {
+    const double width = growth * eps;
     return width != width ? HUGE_VAL : width > __DBL_MAX__ ? __DBL_MAX__ : width;
 }
 
@@ -49,7 +49,7 @@ inline int64_t judge_row(const ess_judge_counts_job job, int64_t head, int64_t t
     int64_t *__restrict counts = job.counts + to;
     double *__restrict widths = job.width + to;
     uint8_t *__restrict doubtful = job.doubtful + to;
-    const bool possible = job.rows[row] != 0;
+    const bool possible = job.possible[row] != 0;
     int64_t number = 0;
     // positions of one group share a blur
     const int64_t group = job.blur.width ? job.blur.group : job.length;
@@ -59,7 +59,7 @@ inline int64_t judge_row(const ess_judge_counts_job job, int64_t head, int64_t t
         const bool blurred = !(blur <= job.blurred);
         for (int64_t i = first - 1; i < end - 1; i++) { // entry i is position i + 1
             const bool wanted = possible && asked[i] != 0;
-            const double width = width_of(growth[i], job.unit);
+            const double width = width_of(growth[i], job.eps);
             double limit = job.tiny_row * (1.0 + growth[i]);
             // a limit that is NaN stays one: no comparison with it holds
             limit = limit > job.small_row ? job.small_row : limit;
@@ -143,8 +143,8 @@ inline int64_t compare_counts(const ess_compare_counts_job &job, int32_t threads
                 if (!doubtful) continue;
                 left++;
                 if (!tried || width != width) continue;
-                const double reach = max(width_of(growth[i], job.unit), width_of(growth[L + i], job.unit)) +
-                                     blur_at(job.blur, row, L, i);
+                const double reach =
+                    max(width_of(growth[i], job.eps), width_of(growth[L + i], job.eps)) + blur_at(job.blur, row, L, i);
                 if (!(reach <= move)) {
                     width = reach;
                 } else if (value[i] == value[L + i]) {

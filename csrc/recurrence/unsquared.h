@@ -96,10 +96,10 @@ inline void factor_outside(const ess_recurrence &parts, const double *observe_ro
 inline void assemble_unsquared(const OutsideFactors &outside, const double *Y, double tau, UnsquaredWork &work) {
     constexpr int64_t PAIRS = ROWS / 2; // a tile on the diagonal holds so many
     const int64_t n = work.n, c = work.c, lda = work.lda, ldm = work.ldm;
-    const double unit = 1 / tau, half = 0.5 * unit, turned = std::sqrt(0.5) * unit;
+    const double inverse_tau = 1 / tau, half = 0.5 * inverse_tau, turned = std::sqrt(0.5) * inverse_tau;
     for (int64_t k = 0; k < n; k++) {
         double *plus = work.A + 2 * k * lda, *minus = plus + lda; // of row k + column k, and of their difference
-        const double pivot = outside.M[k + k * ldm] * unit;
+        const double pivot = outside.M[k + k * ldm] * inverse_tau;
         plus[2 * k] = pivot - 1;
         minus[2 * k + 1] = -pivot - 1;
         plus[2 * k + 1] = minus[2 * k] = 0;
@@ -125,7 +125,7 @@ inline void assemble_unsquared(const OutsideFactors &outside, const double *Y, d
     for (int64_t r = 0; r < c; r++) {
         double *row = work.A + 2 * n + (2 * n + r) * lda, *column = row + c * lda;
         fill(row, 0, c);
-        for (int64_t j = 0; j < c; j += W) store(row + c + j, load(Y + r * c + j) * unit);
+        for (int64_t j = 0; j < c; j += W) store(row + c + j, load(Y + r * c + j) * inverse_tau);
         fill(column, 0, 2 * c);
         row[r] = column[c + r] = -1;
     }

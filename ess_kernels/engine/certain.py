@@ -77,26 +77,26 @@ class EliminatingEngine(Engine):
         tau = atol / self.unit[:, None]
         asked = self._mask(positions)
         # a tolerance of zero has no units to eliminate in, and nothing exceeds an infinite one
-        rows = (tau > 0) & (tau < torch.inf)
-        wanted = Asked.alike(rows, asked, self.group)
+        possible = (tau > 0) & (tau < torch.inf)
+        wanted = Asked.alike(possible, asked, self.group)
         grouped_tau = self._to_groups(tau)
         foreseen = self._foreseen_width(grouped_tau)
         blur = self._blur(tau)
         if foreseen is None:
-            result, doubtful = self.judge(self.eliminate(wanted, grouped_tau), rows, asked, blur)
+            result, doubtful = self.judge(self.eliminate(wanted, grouped_tau), possible, asked, blur)
         else:
             # where one elimination is known not to do, the two on both sides of the tolerance come at once, or those
             # without squares
             futile = (foreseen > SURE) & (self.unsquared | (foreseen <= HOPEFUL))
             skipped = wanted.positions & self._spread(futile)
             eliminated = self.eliminate(Asked.of(wanted.positions & ~skipped, self.group), grouped_tau)
-            result, _ = self.judge(eliminated, rows, asked, blur)
+            result, _ = self.judge(eliminated, possible, asked, blur)
             skipped = skipped[..., 1:]
             result.redone.logical_or_(skipped)
             result.width.copy_(torch.where(skipped, self._spread(foreseen)[..., 1:], result.width))
             doubtful = bool(result.redone.any())
         left = self._settle(asked, tau, blur, result) if doubtful else None
-        if not bool(rows.all()):
+        if not bool(possible.all()):
             missing = (tau <= 0)[..., None] & asked[1:]
             result.redone.logical_or_(missing)
             left = missing if left is None else left | missing
@@ -112,12 +112,12 @@ class EliminatingEngine(Engine):
         mask[positions] = True
         return mask
 
-    def judge(self, answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
+    def judge(self, answer: Eliminated, possible: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
         """What an elimination says at positions 1..L-1 `[N, M, L - 1]`, and whether any position is doubtful.
 
         Args:
             answer: at `[N, M, L]`, in this order.
-            rows: bool `[N, M]`, whether the tolerance can be eliminated at: elsewhere all is zero.
+            possible: bool `[N, M]`, whether the tolerance can be eliminated at: elsewhere all is zero.
             asked: bool `[L]`; elsewhere nothing is doubtful, and the rest means nothing.
             blur: from `_blur`.
 
@@ -125,18 +125,18 @@ class EliminatingEngine(Engine):
             Counts whose `redone` says which positions are doubtful, with `[M, N, L - 1]` contiguous.
         """
         value, growth, least = (
-            x.view(*rows.shape, -1)[..., 1:].transpose(0, 1) for x in (answer.value, answer.growth, answer.least)
+            x.view(*possible.shape, -1)[..., 1:].transpose(0, 1) for x in (answer.value, answer.growth, answer.least)
         )
-        rows = rows.T[..., None]
+        possible = possible.T[..., None]
         counts, width = value.to(torch.int64), width_of(growth)
         unsure = near_tie(growth, least) | ~(width <= SURE)
         if blur is not None:
             blurred = self._spread_blur(blur).transpose(0, 1)
             width = width + blurred
             unsure |= ~(blurred <= BLURRED)
-        if not bool(rows.all()):
-            counts, width = counts.where(rows, 0), width.where(rows, 0.0)
-        doubtful = rows & asked[1:] & unsure
+        if not bool(possible.all()):
+            counts, width = counts.where(possible, 0), width.where(possible, 0.0)
+        doubtful = possible & asked[1:] & unsure
         found = Counts(counts.contiguous(), width.contiguous(), doubtful, torch.zeros_like(doubtful))
         return Counts(*(x.transpose(0, 1) for x in found)), bool(doubtful.any())
 
@@ -192,8 +192,8 @@ class EliminatingEngine(Engine):
     ) -> bool:
         """Counts doubtful positions without squares, where widths are smaller; says whether any is left."""
         open_ones = Asked.of(torch.nn.functional.pad(doubtful, (1, 0)), self.group)
-        rows = torch.ones_like(tau, dtype=torch.bool)
-        again, _ = self.judge(self.eliminate_unsquared(open_ones, self._to_groups(tau)), rows, asked, blur)
+        possible = torch.ones_like(tau, dtype=torch.bool)
+        again, _ = self.judge(self.eliminate_unsquared(open_ones, self._to_groups(tau)), possible, asked, blur)
         result.width.copy_(torch.where(doubtful, again.width, result.width))
         settled = doubtful & ~again.redone
         result.counts.copy_(torch.where(settled, again.counts, result.counts))

@@ -134,26 +134,26 @@ class Outside:
         def size(v: Tensor) -> Tensor:
             return torch.linalg.vector_norm(v, dim=1, keepdim=True)
 
-        def unit(v: Tensor, least: Tensor | float = 0.0) -> Tensor:
+        def normalised(v: Tensor, least: Tensor | float = 0.0) -> Tensor:
             norm = size(v)
             return torch.where(norm > least, v / norm, 0.0)
 
         start = torch.randn(n + y + c, 1, dtype=s.dtype, generator=torch.Generator().manual_seed(0)).to(s.device)
-        v = unit(back(image(start.expand(J, -1, c) * torch.cat([has_col.new_ones(n + y, c), has_col]))))
+        v = normalised(back(image(start.expand(J, -1, c) * torch.cat([has_col.new_ones(n + y, c), has_col]))))
         basis, images = [v], [image(v)]
         for _ in range(steps - 1):
             v, known = back(images[-1]), torch.stack(basis)
             # where nothing new is left, rounding errors are no direction
             least = EXHAUSTED * size(v)
             for _ in range(2):  # orthogonal to working accuracy
-                v = unit(v - (known * (known * v).sum(2, keepdim=True)).sum(0), least)
+                v = normalised(v - (known * (known * v).sum(2, keepdim=True)).sum(0), least)
                 least = 0.5 * size(v)
             basis.append(v)
             images.append(image(v))
         known, seen = torch.stack(basis, -1), torch.stack(images, -1)
         gram = torch.einsum("jdpk,jdpl->jpkl", seen, seen)
         best = torch.linalg.eigh(gram).eigenvectors[..., -1][:, None]  # [J, 1, c, steps]
-        v = unit((known * best).sum(-1))
+        v = normalised((known * best).sum(-1))
         return (torch.linalg.vector_norm(image(v), dim=1) * (1 - SAFE) - self.error[:, None]).clamp_min(0.0)
 
     def none_above(self, tau: Tensor, wanted: Tensor) -> Found:
@@ -170,14 +170,14 @@ class Outside:
             if not bool(wanted[:, first:last].any()):
                 continue
             m, k = c - first, last
-            unit = tau[:, first:last, None]
+            tolerance = tau[:, first:last, None]
             p, q, s = self.rows[:, None, first:], self.cols[:, None, :, :k], self.s[:, None]
-            weight = 1 / ((unit - s) * (unit + s))
+            weight = 1 / ((tolerance - s) * (tolerance + s))
             share = p * weight[:, :, None]
-            square = unit.square()[..., None]
+            square = tolerance.square()[..., None]
             R = share @ p.mT + far_rows[:, None, first:, first:] / square
             C = (q.mT * weight[:, :, None]) @ q + far_cols[:, None, :k, :k] / square
-            across = (self.inner[:, None, first:, :k] + share @ (s[..., None] * q)) / unit[..., None]
+            across = (self.inner[:, None, first:, :k] + share @ (s[..., None] * q)) / tolerance[..., None]
             r = torch.arange(first, last, device=tau.device)[:, None]
             has_row = torch.arange(first, c, device=tau.device) >= r  # [G, m]
             has_col = torch.arange(k, device=tau.device) < r
@@ -187,7 +187,7 @@ class Outside:
             grown = -A.diagonal(dim1=2, dim2=3).sum(2)  # of terms that are all of one sign
             A.diagonal(dim1=2, dim2=3).add_(1.0)
             _, info = torch.linalg.cholesky_ex(A.flatten(0, 1))
-            above = ((info.view(J, -1) != 0) | (s >= unit).any(-1)).to(tau.dtype)
+            above = ((info.view(J, -1) != 0) | (s >= tolerance).any(-1)).to(tau.dtype)
             sums = EPS * ROUNDING * (math.sqrt(max(n, 1)) + math.sqrt(m + k))
             found.above[:, first:last] = above
             found.width[:, first:last] = self.error[:, None] / tau[:, first:last] + sums * (m + k + 2 * grown)
@@ -218,8 +218,8 @@ class Outside:
         c, n = self.inner.shape[-1], self.s.shape[1]
         m, k = c - first, first + G
         s, p, q, inner = self.s[some], self.rows[some, first:], self.cols[some, :, :k], self.inner[some, first:, :k]
-        unit = tau[..., None]
-        weight = 1 / ((s[:, None] - unit) * (s[:, None] + unit))  # [B, G, n], infinite for a tie
+        tolerance = tau[..., None]
+        weight = 1 / ((s[:, None] - tolerance) * (s[:, None] + tolerance))  # [B, G, n], infinite for a tie
         # what eliminating a pair adds to the rows, to the columns
         rows, cols = p.square().sum(1)[:, None], q.square().sum(2)[:, None]
         added = (weight.abs() * torch.maximum(rows, cols)).nan_to_num(nan=torch.inf).amax(1)
@@ -227,16 +227,16 @@ class Outside:
         at = added.topk(most, 1).indices  # [B, most]; to keep a pair for the sake of another block does no harm
         kept = at[:, None].expand(-1, G, -1)
         weight = weight.scatter(2, kept, 0.0)
-        above = (s[:, None] > unit).to(tau.dtype).scatter(2, kept, 0.0).sum(-1)
-        between = weight.abs() * (s[:, None] / unit)
+        above = (s[:, None] > tolerance).to(tau.dtype).scatter(2, kept, 0.0).sum(-1)
+        between = weight.abs() * (s[:, None] / tolerance)
         grown = (weight.abs() * (rows + cols)).sum(-1) + 2 * (
             (between * rows).sum(-1) * (between * cols).sum(-1)
         ).sqrt()
         weight = weight.masked_fill(weight.isinf(), 0.0)
         # where all tolerances are alike one product serves them
         if bool((tau == tau[:, :1]).all()):
-            weight, unit = weight[:, :1], unit[:, :1]
-        inverse = 1 / unit[..., None]
+            weight, tolerance = weight[:, :1], tolerance[:, :1]
+        inverse = 1 / tolerance[..., None]
         r = torch.arange(first, first + G, device=tau.device)[:, None]
         has_row = (torch.arange(first, c, device=tau.device) >= r).to(tau.dtype)  # [G, m]
         has_col = (torch.arange(k, device=tau.device) < r).to(tau.dtype)  # [G, k]

@@ -49,12 +49,12 @@ def test_counts(shape, threads, blurs):
     torch.manual_seed(sum(shape))
     N, M, L = shape
     answer = eliminated(*shape)
-    rows, asked = torch.rand(N, M) < 0.8, torch.rand(L) < 0.9
+    possible, asked = torch.rand(N, M) < 0.8, torch.rand(L) < 0.9
     asked[0] = False
     blur = None if blurs is None else blurs(N, M, L)
-    expected, some = Ruled(L, 8).judge(answer, rows, asked, blur)
+    expected, some = Ruled(L, 8).judge(answer, possible, asked, blur)
     with running(threads=threads):
-        found, found_some = judge_counts(answer, rows, asked, blur)
+        found, found_some = judge_counts(answer, possible, asked, blur)
     assert found_some == some == bool(expected.redone.any())
     if L > 200:
         assert some and not bool(expected.redone[..., asked[1:]].all())
@@ -185,7 +185,7 @@ def good_jobs() -> dict[str, abi.Job]:
     """Jobs that the kernels do, on arrays of zeros and ones."""
     ones, nodes = torch.ones(8).double(), Nodes(STANDARD)
     sizes = {"heads": 1, "tolerances": 1, "length": 2, "group": 8}
-    limits = dict.fromkeys(("unit", "sure", "tiny_row", "small_row", "blurred", "hopeless"), 1.0)
+    limits = dict.fromkeys(("eps", "sure", "tiny_row", "small_row", "blurred", "hopeless"), 1.0)
     blur = abi.Blur(ones.data_ptr(), 8)
     found = {}
     for kernel in ("judge_counts", "group_widths", "compare_counts", "judge_entropy"):

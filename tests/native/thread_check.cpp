@@ -275,7 +275,8 @@ std::vector<double> judge(int32_t threads, int32_t level) {
         growth.data()[i] = std::ldexp(1.0, static_cast<int>(i % 40));
         least.data()[i] = std::ldexp(1.0, -static_cast<int>(i % 47));
     }
-    const std::vector<uint8_t> rows(static_cast<size_t>(heads * tolerances), 1), asked(static_cast<size_t>(length), 1);
+    const std::vector<uint8_t> possible(static_cast<size_t>(heads * tolerances), 1),
+        asked(static_cast<size_t>(length), 1);
     std::vector<int64_t> counts(static_cast<size_t>(answers));
     std::vector<uint8_t> doubtful(counts.size());
     Array width(answers), cap(length), ess(heads * length), bound(heads * length);
@@ -286,7 +287,8 @@ std::vector<double> judge(int32_t threads, int32_t level) {
     const ess_blur blurred = {blur.data(), blur_group};
     int64_t number = 0;
     RUN(judge_counts, heads, tolerances, length, DBL_EPSILON, 1e-7, 1e-9, 1e-2, 1e-5, blurred, value.data(),
-        growth.data(), least.data(), rows.data(), asked.data(), counts.data(), width.data(), doubtful.data(), &number);
+        growth.data(), least.data(), possible.data(), asked.data(), counts.data(), width.data(), doubtful.data(),
+        &number);
     const ess_quadrature quadrature = {0, nullptr, nullptr, nullptr, 1e-7, 1e-7, 1e6, 1e7};
     RUN(judge_entropy, heads, length, group, &quadrature, growth.data(), value.data(), least.data(), cap.data(),
         ess.data(), bound.data());

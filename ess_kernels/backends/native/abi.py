@@ -204,9 +204,9 @@ class JudgeCounts(Job):
     kernel = "judge_counts"
     _fields_ = [
         *_all(_SIZE, "heads tolerances length"),
-        *_all(_NUMBER, "unit sure tiny_row small_row blurred"),
+        *_all(_NUMBER, "eps sure tiny_row small_row blurred"),
         ("blur", Blur),
-        *_all(_ADDRESS, "value growth least rows asked counts width doubtful number"),
+        *_all(_ADDRESS, "value growth least possible asked counts width doubtful number"),
     ]
 
 
@@ -224,7 +224,7 @@ class CompareCounts(Job):
     kernel = "compare_counts"
     _fields_ = [
         *_all(_SIZE, "heads tolerances length group"),
-        ("unit", _NUMBER),
+        ("eps", _NUMBER),
         *_all(_ADDRESS, "value growth move"),
         ("blur", Blur),
         *_all(_ADDRESS, "counts width doubtful number"),

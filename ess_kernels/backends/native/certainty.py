@@ -18,8 +18,8 @@ from .nodes import Nodes
 class CompiledCertainty(EliminatingEngine):
     """An engine on the CPU."""
 
-    def judge(self, answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
-        return judge_counts(answer, rows, asked, blur, self.lost_group)
+    def judge(self, answer: Eliminated, possible: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
+        return judge_counts(answer, possible, asked, blur, self.lost_group)
 
     def group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
         N, M, count = width.shape
@@ -55,16 +55,16 @@ def _blurred(blur: Tensor | None, group: int) -> abi.Blur:
 
 
 def judge_counts(
-    answer: Eliminated, rows: Tensor, asked: Tensor, blur: Tensor | None = None, blur_group: int = LOST_GROUP
+    answer: Eliminated, possible: Tensor, asked: Tensor, blur: Tensor | None = None, blur_group: int = LOST_GROUP
 ) -> tuple[Counts, bool]:
     """As `EliminatingEngine.judge`, for contiguous tensors on the CPU; `blur_group` positions share a blur."""
-    (N, M), L = rows.shape, len(asked)
-    rows = rows.contiguous()
+    (N, M), L = possible.shape, len(asked)
+    possible = possible.contiguous()
     counts, width, doubtful = (
         torch.empty(M, N, L - 1, dtype=dtype, device="cpu") for dtype in (torch.int64, torch.float64, torch.bool)
     )
     number = ctypes.c_int64()
-    inputs = (answer.value, answer.growth, answer.least, rows, asked)
+    inputs = (answer.value, answer.growth, answer.least, possible, asked)
     given, found_at = ([x.data_ptr() for x in part] for part in (inputs, (counts, width, doubtful)))
     limits = (EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
     job = abi.JudgeCounts(N, M, L, *limits, _blurred(blur, blur_group), *given, *found_at)

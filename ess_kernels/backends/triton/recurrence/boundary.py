@@ -102,8 +102,8 @@ def boundary_kernel(
                     update = larger(update, _updates(t, di))
                     magnitude = larger(magnitude, largest(t, 1))
             for j in range(0, 2 * c, W):
-                unit = tl.where(j + w < c, inverse_tau, inverse_tau * inverse_tau)
-                t = unit[None, :] * tl.load(AE + item * n * 2 * c + p * 2 * c + j + i[:, None] * 2 * c + w[None, :])
+                scale = tl.where(j + w < c, inverse_tau, inverse_tau * inverse_tau)
+                t = scale[None, :] * tl.load(AE + item * n * 2 * c + p * 2 * c + j + i[:, None] * 2 * c + w[None, :])
                 t = _solved(t, U, DI, p, n + j, w >= 0, ld, W)
                 if not DEFINITE:
                     update = larger(update, _updates(t, di))

@@ -175,8 +175,8 @@ def block16_kernel(
             tau = tl.load(TAU + program * shifts + m)
             if DEFINITE:
                 tau = tl.sqrt(tau * own)
-            unit = 1.0 / tau
-            B = ldl16(one + sign * unit * unit * S)
+            inverse_tau = 1.0 / tau
+            B = ldl16(one + sign * inverse_tau * inverse_tau * S)
             d = diagonal16(B)
             di = reciprocal(d)
             if DEFINITE:
@@ -189,20 +189,23 @@ def block16_kernel(
             # the factor lies where R will be, the right hand sides where K and C will be
             node = RKC + slot * 768 + square
             tl.store(node, factor16(B, di))
-            tl.store(node + 256, A0 * unit)
-            tl.store(node + 512, E0 * (unit * unit))
+            tl.store(node + 256, A0 * inverse_tau)
+            tl.store(node + 512, E0 * (inverse_tau * inverse_tau))
             solve16(RKC + slot * 768, 16, RKC + slot * 768 + 256 + columns, 16, columns >= 0)
             Ua, Ue = tl.load(node + 256), tl.load(node + 512)
             tl.debug_barrier()
             Va, Ve = Ua * di[:, None], Ue * di[:, None]
             tl.store(node, sign * one + tl.dot(tl.trans(Ua), Va, out_dtype=tl.float64))
-            tl.store(node + 256, unit * Y - sign * tl.dot(tl.trans(Ua), Ve, out_dtype=tl.float64))
-            tl.store(node + 512, tl.dot(tl.trans(Ue), Ve, out_dtype=tl.float64) - one - sign * unit * unit * corner)
+            tl.store(node + 256, inverse_tau * Y - sign * tl.dot(tl.trans(Ua), Ve, out_dtype=tl.float64))
+            tl.store(
+                node + 512,
+                tl.dot(tl.trans(Ue), Ve, out_dtype=tl.float64) - one - sign * inverse_tau * inverse_tau * corner,
+            )
             if not DEFINITE:
                 rows = larger(largest(Ua, 1), largest(Ue, 1))
                 tl.store(LEAST + slot, smaller(least_row(larger(magnitude, rows)), 1.0))
                 growth = larger(largest(tl.sum(tl.abs(Ua * Va), 0)), largest(tl.sum(tl.abs(Ue * Ve), 0)))
-                growth = larger(growth, inside) + brought * unit * unit
+                growth = larger(growth, inside) + brought * inverse_tau * inverse_tau
                 tl.store(GROWTH + slot, growth)
         m += 1
 
