@@ -357,8 +357,8 @@ def spectra_row(row: Row) -> Work:
     rule = code.variant_named(f"bidiagonal_fp{bits}_64").launch
     squares = padded_length(n) * size
     work.launch("bidiagonal form", code.bidiagonal(bits), batch, rule, batch * (n * n * size + squares))
-    groups = math.ceil(n / VALUES[dtype])
-    programs = math.ceil(batch * groups / LANES)
+    lanes_each = math.ceil(n / VALUES[dtype])
+    programs = math.ceil(batch * lanes_each / LANES)
     work.launch("bisection", code.sturm(bits, SWEEPS[bits]), programs, LAUNCH, batch * (squares + n * size))
     # looked at for numbers that are not finite, and copied without them; values in order
     work.copies("everything else", batch * n * n * size * 4 + batch * n * size * 10)

@@ -5,7 +5,7 @@
 namespace ess {
 
 int32_t check(const ess_judge_counts_job &job) {
-    if (job.heads < 1 || job.tolerances < 1 || job.length < 2 || job.blur.group < 1) return ESS_ERR_SIZE;
+    if (job.heads < 1 || job.tolerances < 1 || job.length < 2 || job.blur.span < 1) return ESS_ERR_SIZE;
     return check_pointers(
         {job.value, job.growth, job.least, job.possible, job.asked, job.counts, job.width, job.doubtful, job.number});
 }
@@ -17,7 +17,7 @@ int32_t check(const ess_group_widths_job &job) {
 
 int32_t check(const ess_compare_counts_job &job) {
     if (job.heads < 1 || job.tolerances < 1 || job.length < 2) return ESS_ERR_SIZE;
-    if (job.group < 1 || job.blur.group < 1) return ESS_ERR_SIZE;
+    if (job.group < 1 || job.blur.span < 1) return ESS_ERR_SIZE;
     return check_pointers({job.value, job.growth, job.move, job.counts, job.width, job.doubtful, job.number});
 }
 

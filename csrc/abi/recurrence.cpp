@@ -67,7 +67,7 @@ int32_t check(const ess_tokens_survey_job &job) {
 
 int32_t check(const ess_tokens_lost_job &job) {
     if (int32_t error = check_tokens(job.tokens, ESS_MAX_STATES, true)) return error;
-    return job.group < 1 ? ESS_ERR_SIZE : check_pointers({job.lost});
+    return job.span < 1 ? ESS_ERR_SIZE : check_pointers({job.lost});
 }
 
 int32_t check(const ess_recurrence_parts_job &job) {

@@ -147,8 +147,8 @@ struct Wanted {
     bool tile(int64_t row, int64_t column) const { return lower ? row + STRIP > column : row + column < rows - 1; }
 };
 
-// strips of one group, which stay in the second cache while the right operand passes by
-constexpr int64_t GROUP = 12;
+// strips of one bundle, which stay in the second cache while the right operand passes by
+constexpr int64_t STRIP_BUNDLE = 12;
 
 // Rows [row, row + rows) of C = block -+ A B^T, `columns` wide, tile by tile where wanted. C and block are
 // column-major; their row and column 0 are rows `a` of A and `b` of B. 2 rows columns depth flops.

@@ -13,11 +13,11 @@ extern "C" {
 
 /* Relative widths that belong to the data, whatever eliminates them, and are added to the others.
  *
- *   width   [heads][tolerances][ceil(length / group)], or null: there are none
- *   group   positions in a row that share one of them, at least 1 */
+ *   width   [heads][tolerances][ceil(length / span)], or null: there are none
+ *   span    positions in a row that share one of them, at least 1 */
 typedef struct {
     const double *width;
-    int64_t group;
+    int64_t span;
 } ess_blur;
 
 /* What an elimination says about the positions 1 .. length - 1.

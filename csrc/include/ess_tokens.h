@@ -63,11 +63,11 @@ ESS_KERNEL(tokens_survey);
 /* By how much H_i may be wrong because the states are rounded, before anything is eliminated: a bound of the 2-norm, to
  * first order in the unit roundoff.
  *
- *   group   positions in a row that share one bound, at least 1; position i belongs to group i / group
- *   lost    [heads][ceil(length / group)]; infinite where the bound overflows */
+ *   span    positions in a row that share one bound, at least 1; position i belongs to number i / span
+ *   lost    [heads][ceil(length / span)]; infinite where the bound overflows */
 typedef struct {
     const ess_tokens *tokens;
-    int64_t group;
+    int64_t span;
     double *lost;
 } ess_tokens_lost_job;
 ESS_KERNEL(tokens_lost);

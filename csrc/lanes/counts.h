@@ -206,7 +206,7 @@ template <int N> void count_block(const Outside<N, C> &outside, V tau, Eliminati
     LeafColumns<C, BlockRows<N>, decltype(put)>(C, e.corner, work, verdict, rows, put).run();
 }
 
-// --- a group of heads ------------------------------------------------------------------------------------------------
+// --- W heads side by side --------------------------------------------------------------------------------------------
 
 template <int N> struct CountsScratch {
     LanesScratch<N, C> common;
@@ -215,7 +215,7 @@ template <int N> struct CountsScratch {
 };
 
 template <int N>
-void count_group(const ess_lanes_counts_job &job, const LaneHeads &heads, const AskedBlocks &asked,
+void count_heads(const ess_lanes_counts_job &job, const LaneHeads &heads, const AskedBlocks &asked,
                  CountsScratch<N> &scratch, V *transitions, V *gramians) {
     const int64_t length = job.tokens->length, blocks = (length + C - 1) / C, S = job.tolerances;
     LanesScratch<N, C> &c = scratch.common;
@@ -258,8 +258,8 @@ void count_group(const ess_lanes_counts_job &job, const LaneHeads &heads, const 
 
 inline int64_t counts(const ess_lanes_counts_job &job, int32_t threads, void *workspace) {
     const int64_t S = job.tolerances;
-    return job.tokens->states <= 8 ? by_groups<8, C, CountsScratch<8>>(job, S, threads, workspace, count_group<8>)
-                                   : by_groups<16, C, CountsScratch<16>>(job, S, threads, workspace, count_group<16>);
+    return job.tokens->states <= 8 ? by_lanes<8, C, CountsScratch<8>>(job, S, threads, workspace, count_heads<8>)
+                                   : by_lanes<16, C, CountsScratch<16>>(job, S, threads, workspace, count_heads<16>);
 }
 
 } // namespace

@@ -345,8 +345,8 @@ template <int N> struct EntropyScratch {
 };
 
 template <int N>
-void entropy_group(const ess_lanes_entropy_job &job, const LaneHeads &heads, const AskedBlocks &asked,
-                   EntropyScratch<N> &scratch, V *transitions, V *gramians) {
+void entropy_of_heads(const ess_lanes_entropy_job &job, const LaneHeads &heads, const AskedBlocks &asked,
+                      EntropyScratch<N> &scratch, V *transitions, V *gramians) {
     const int64_t length = job.tokens->length, blocks = (length + E - 1) / E;
     LanesScratch<N, E> &c = scratch.common;
     const LaneTokens tokens(*job.tokens, heads);
@@ -382,8 +382,8 @@ void entropy_group(const ess_lanes_entropy_job &job, const LaneHeads &heads, con
 
 inline int64_t entropy(const ess_lanes_entropy_job &job, int32_t threads, void *workspace) {
     return job.tokens->states <= 8
-               ? by_groups<8, E, EntropyScratch<8>>(job, 1, threads, workspace, entropy_group<8>)
-               : by_groups<16, E, EntropyScratch<16>>(job, 1, threads, workspace, entropy_group<16>);
+               ? by_lanes<8, E, EntropyScratch<8>>(job, 1, threads, workspace, entropy_of_heads<8>)
+               : by_lanes<16, E, EntropyScratch<16>>(job, 1, threads, workspace, entropy_of_heads<16>);
 }
 
 } // namespace

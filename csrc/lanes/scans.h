@@ -1,4 +1,4 @@
-// What counts and entropies of a group of W heads have in common: scans over its blocks, and where results go.
+// What counts and entropies of W heads side by side have in common: scans over their blocks, and where results go.
 
 #pragma once
 
@@ -76,19 +76,19 @@ struct AskedBlocks {
 };
 
 // What a thread works with: scratch, the transitions and the Gramians of all blocks.
-template <int N, int C, class Scratch> struct GroupWorkspace {
+template <int N, int C, class Scratch> struct LanesWorkspace {
     Scratch *scratch;
     V *transitions, *gramians;
 
-    GroupWorkspace(Arena &arena, int64_t blocks)
+    LanesWorkspace(Arena &arena, int64_t blocks)
         : scratch(arena.take<Scratch>(1)), transitions(arena.take<V>(blocks * N * C)),
           gramians(arena.take<V>(blocks * GRAMIAN<N>)) {}
 };
 
-// The heads that are asked about at all, W at a time, groups over threads. `rows` rows of `wanted` belong to a head.
+// The heads of which anything is wanted, W at a time, which threads take in turn. A head has `rows` rows of `wanted`.
 template <int N, int C, class Scratch, class Job>
-int64_t by_groups(const Job &job, int64_t rows, int32_t threads, void *workspace,
-                  void (*group)(const Job &, const LaneHeads &, const AskedBlocks &, Scratch &, V *, V *)) {
+int64_t by_lanes(const Job &job, int64_t rows, int32_t threads, void *workspace,
+                 void (*answer)(const Job &, const LaneHeads &, const AskedBlocks &, Scratch &, V *, V *)) {
     const int64_t heads = job.tokens->heads, blocks = (job.tokens->length + C - 1) / C, most = (heads + W - 1) / W;
     Arena shared(workspace);
     int64_t *asked = shared.take<int64_t>(heads), count = 0;
@@ -98,7 +98,7 @@ int64_t by_groups(const Job &job, int64_t rows, int32_t threads, void *workspace
         if (!any.none()) asked[count++] = h;
     }
     TaskCounter tasks((count + W - 1) / W);
-    auto body = [&](GroupWorkspace<N, C, Scratch> &own) {
+    auto body = [&](LanesWorkspace<N, C, Scratch> &own) {
         FlushDenormals flush;
         for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
             const int64_t left = count - task * W;
@@ -107,11 +107,11 @@ int64_t by_groups(const Job &job, int64_t rows, int32_t threads, void *workspace
             for (int l = 0; l < lanes.count; l++) {
                 range.look(job.wanted + lanes.number[l] * rows * blocks, rows, blocks);
             }
-            group(job, lanes, range, *own.scratch, own.transitions, own.gramians);
+            answer(job, lanes, range, *own.scratch, own.transitions, own.gramians);
         }
     };
     if (threads > most) threads = static_cast<int32_t>(most);
-    return run_with<GroupWorkspace<N, C, Scratch>>(shared, threads, body, blocks);
+    return run_with<LanesWorkspace<N, C, Scratch>>(shared, threads, body, blocks);
 }
 
 } // namespace

@@ -1,7 +1,7 @@
 // Room lanes/: recurrences with small states, heads side by side in vector lanes: what a lane answers depends on no
 // other. It may include leaves/, dense/, base/ and include/.
 //
-// Tokens of W heads side by side: lane l of every vector belongs to the group's l-th head.
+// Tokens of W heads side by side: lane l of every vector belongs to the l-th of them.
 
 #pragma once
 
@@ -16,7 +16,7 @@ template <int N, int C> struct BlockTokens {
     V read[N * C], write[N * C];
 };
 
-// The heads of a group; lanes without one repeat the last.
+// The heads that share the lanes, at most W; lanes without one repeat the last.
 struct LaneHeads {
     const int64_t *number;
     int count;

@@ -22,7 +22,7 @@ inline int32_t threads_for(int64_t numbers, int32_t threads) {
 // The blur of a position; `row` counts tolerances of heads.
 inline double blur_at(const ess_blur &blur, int64_t row, int64_t length, int64_t position) {
     if (blur.width == nullptr) return 0;
-    return blur.width[row * ((length + blur.group - 1) / blur.group) + position / blur.group];
+    return blur.width[row * ((length + blur.span - 1) / blur.span) + position / blur.span];
 }
 
 // The relative width behind a growth; a growth that is not a number is no answer.
@@ -51,10 +51,10 @@ inline int64_t judge_row(const ess_judge_counts_job job, int64_t head, int64_t t
     uint8_t *__restrict doubtful = job.doubtful + to;
     const bool possible = job.possible[row] != 0;
     int64_t number = 0;
-    // positions of one group share a blur
-    const int64_t group = job.blur.width ? job.blur.group : job.length;
+    // positions of one span share a blur
+    const int64_t span = job.blur.width ? job.blur.span : job.length;
     for (int64_t first = 1, end; first < job.length; first = end) {
-        end = min((first / group + 1) * group, job.length);
+        end = min((first / span + 1) * span, job.length);
         const double blur = blur_at(job.blur, row, job.length, first);
         const bool blurred = !(blur <= job.blurred);
         for (int64_t i = first - 1; i < end - 1; i++) { // entry i is position i + 1

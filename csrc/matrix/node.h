@@ -47,8 +47,10 @@ struct Half {
     int64_t strips_per_block() const { return size / STRIP; }
 };
 
-// a multiple of GROUP strips covers any block of the trailing part
-ESS_INLINE int64_t trailing_groups(const Half &half) { return 3 * ((half.strips_per_block() + GROUP - 1) / GROUP); }
+// a multiple of STRIP_BUNDLE strips covers any block of the trailing part
+ESS_INLINE int64_t trailing_bundles(const Half &half) {
+    return 3 * ((half.strips_per_block() + STRIP_BUNDLE - 1) / STRIP_BUNDLE);
+}
 
 // Lays out one strip of a half's panel.
 inline void fill_strip(const Half &half, int64_t strip) {
@@ -82,12 +84,12 @@ inline void fill_strip(const Half &half, int64_t strip) {
     }
 }
 
-// One group of strips of what the half keeps: R, K and C of the child, less what the pivots take away.
-inline void update_group(const Half &half, int64_t group) {
+// One bundle of strips of what the half keeps: R, K and C of the child, less what the pivots take away.
+inline void update_bundle(const Half &half, int64_t bundle) {
     const Node &node = half.parent;
     const int64_t h = half.size, p = half.panel.pivots, ld = node_stride(h);
-    const int64_t per_block = trailing_groups(half) / 3, part = group / per_block;
-    const int64_t row = group % per_block * GROUP * STRIP, rows = min(GROUP * STRIP, h - row);
+    const int64_t per_block = trailing_bundles(half) / 3, part = bundle / per_block;
+    const int64_t row = bundle % per_block * STRIP_BUNDLE * STRIP, rows = min(STRIP_BUNDLE * STRIP, h - row);
     // positions of the half's own rows and columns among the parent's
     const int64_t r = half.left ? p : 0, c = half.left ? 0 : p;
     const Strips U = half.panel.U, L = half.panel.L;
@@ -145,7 +147,7 @@ template <bool COUNTS> void eliminate_half(Half &half) {
             solve_strip<COUNTS>(panel, block, strip, corners);
         }
     }
-    for (int64_t group = 0; group < trailing_groups(half); group++) update_group(half, group);
+    for (int64_t bundle = 0; bundle < trailing_bundles(half); bundle++) update_bundle(half, bundle);
     finish_half(half);
 }
 

@@ -106,14 +106,14 @@ inline int64_t products(const ess_matrix_products_job &job, int32_t threads, voi
         pack_product(operand, operand.T + head * operand.head_stride, operand.scale[head], task.product, strip,
                      task.factor);
     };
-    auto multiply = [&](const Task &task, int64_t group) {
+    auto multiply = [&](const Task &task, int64_t bundle) {
         // the longest rows of the triangle first
-        const int64_t strips = task.product.size / STRIP, groups = (strips + GROUP - 1) / GROUP;
-        const int64_t strip = (groups - 1 - group) * GROUP;
-        multiply_product(task.product, task.factor, strip, min(GROUP, strips - strip));
+        const int64_t strips = task.product.size / STRIP, bundles = (strips + STRIP_BUNDLE - 1) / STRIP_BUNDLE;
+        const int64_t strip = (bundles - 1 - bundle) * STRIP_BUNDLE;
+        multiply_product(task.product, task.factor, strip, min(STRIP_BUNDLE, strips - strip));
     };
     auto strips_of = [](const Task &task) { return task.product.size / STRIP; };
-    auto groups_of = [](const Task &task) { return (task.product.size / STRIP + GROUP - 1) / GROUP; };
+    auto bundles_of = [](const Task &task) { return (task.product.size / STRIP + STRIP_BUNDLE - 1) / STRIP_BUNDLE; };
 
     if (apart) {
         TaskCounter counter(operand.heads);
@@ -125,7 +125,7 @@ inline int64_t products(const ess_matrix_products_job &job, int32_t threads, voi
                 for (int64_t level = 0; level_of(head, level, memory, tasks); level++) {
                     for (const Task &task : tasks) {
                         for (int64_t strip = 0; strip < strips_of(task); strip++) pack(head, task, strip);
-                        for (int64_t group = 0; group < groups_of(task); group++) multiply(task, group);
+                        for (int64_t bundle = 0; bundle < bundles_of(task); bundle++) multiply(task, bundle);
                     }
                 }
             }
@@ -143,13 +143,13 @@ inline int64_t products(const ess_matrix_products_job &job, int32_t threads, voi
                     pack(head, tasks[second], second ? t - strips_of(tasks[0]) : t);
                 }
             });
-            // groups of both edges in turn, so that the longest come first
-            const int64_t most = max(groups_of(tasks[0]), groups_of(tasks[1]));
-            TaskCounter groups(2 * most);
+            // bundles of both edges in turn, so that the longest come first
+            const int64_t most = max(bundles_of(tasks[0]), bundles_of(tasks[1]));
+            TaskCounter bundles(2 * most);
             team(threads, [&](int32_t) {
                 FlushDenormals flush;
-                for (int64_t t; (t = groups.take()) >= 0;) {
-                    if (t / 2 < groups_of(tasks[t % 2])) multiply(tasks[t % 2], t / 2);
+                for (int64_t t; (t = bundles.take()) >= 0;) {
+                    if (t / 2 < bundles_of(tasks[t % 2])) multiply(tasks[t % 2], t / 2);
                 }
             });
         }

@@ -133,11 +133,11 @@ class Descent {
 
 // Some halves at once by all threads together.
 template <bool COUNTS> void eliminate_together(Half *halves, Corners *corners, int64_t count, int32_t threads) {
-    int64_t strips = 0, blocks = 0, groups = 0;
+    int64_t strips = 0, blocks = 0, bundles = 0;
     for (int64_t i = 0; i < count; i++) {
         strips = max(strips, halves[i].panel.strips());
         blocks = max(blocks, halves[i].panel.blocks());
-        groups = max(groups, trailing_groups(halves[i]));
+        bundles = max(bundles, trailing_bundles(halves[i]));
     }
     // body(half's number, part) for all halves and `parts` parts of each
     auto share = [&](int64_t parts, auto body) {
@@ -161,8 +161,8 @@ template <bool COUNTS> void eliminate_together(Half *halves, Corners *corners, i
             }
         });
     }
-    share(groups, [&](int64_t i, int64_t group) {
-        if (group < trailing_groups(halves[i])) update_group(halves[i], group);
+    share(bundles, [&](int64_t i, int64_t bundle) {
+        if (bundle < trailing_bundles(halves[i])) update_bundle(halves[i], bundle);
     });
     for (int64_t i = 0; i < count; i++) finish_half(halves[i]);
 }

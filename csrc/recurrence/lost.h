@@ -3,8 +3,8 @@
 // T_ij = sum_k read_ik a_ik ... a_(j+1)k write_jk, and term k is wrong by up to one rounding for every token between j
 // and i. With the norms of all writes before i and of all reads from i on, each once with its own errors, the error of
 // H_i is at most the sum over k of (norm of writes) (error of reads) + (error of writes) (norm of reads). Tokens are
-// taken in groups, and decay counts for whole groups only: one exponential a group and state, whatever the length of
-// the group. Without decay a few tokens take one rounding, of what is summed up over them; sums over states take a few
+// taken in spans, and decay counts for whole spans only: one exponential a span and state, whatever the length of
+// the span. Without decay a few tokens take one rounding, of what is summed up over them; sums over states take a few
 // in the end.
 
 #pragma once
@@ -23,17 +23,17 @@ constexpr int64_t LOST_STATES = 32;
 constexpr double TOKENS_A_ROUNDING = 8;
 constexpr double ROUNDINGS_OF_SUM = 8;
 
-// What one side, writes or reads, has gathered along the groups: for every state a norm, and its error in roundings.
+// What one side, writes or reads, has gathered along the spans: for every state a norm, and its error in roundings.
 struct Gathered {
     V norm{}, error{};
 
-    // With a group's own tokens, of norm `fresh`, none of them decayed; `roundings` of them in the group.
+    // With a span's own tokens, of norm `fresh`, none of them decayed; `roundings` of them in the span.
     ESS_INLINE void with(V fresh, V roundings, V &norm_here, V &error_here) const {
         norm_here = sqrt(norm * norm + fresh * fresh);
         error_here = error + (norm + fresh) * roundings;
     }
 
-    // Beyond the group.
+    // Beyond the span.
     ESS_INLINE void pass(V fresh, V roundings, V decay) {
         error = (error + norm * roundings) * decay + fresh * roundings;
         const V kept = norm * decay;
@@ -41,20 +41,20 @@ struct Gathered {
     }
 };
 
-inline int64_t lost_groups(const ess_tokens_lost_job &job) { return (job.tokens->length + job.group - 1) / job.group; }
+inline int64_t lost_spans(const ess_tokens_lost_job &job) { return (job.tokens->length + job.span - 1) / job.span; }
 
 struct LostWork {
     int64_t n;                   // states at a time, padded
-    double *decay, *gate;        // [groups, n]: the product of a group's transitions, and the largest of them
-    double *read, *norm, *error; // [groups, n]: norm of the reads; what writes have gathered
+    double *decay, *gate;        // [spans, n]: the product of a span's transitions, and the largest of them
+    double *read, *norm, *error; // [spans, n]: norm of the reads; what writes have gathered
     double *write;               // [n]
-    double *scale;               // [tokens of a group]
+    double *scale;               // [tokens of a span]
 
     LostWork(Arena &arena, const ess_tokens_lost_job &job)
-        : n(padded(min(job.tokens->states, LOST_STATES))), decay(arena.take<double>(lost_groups(job) * n)),
-          gate(arena.take<double>(lost_groups(job) * n)), read(arena.take<double>(lost_groups(job) * n)),
-          norm(arena.take<double>(lost_groups(job) * n)), error(arena.take<double>(lost_groups(job) * n)),
-          write(arena.take<double>(n)), scale(arena.take<double>(job.group)) {}
+        : n(padded(min(job.tokens->states, LOST_STATES))), decay(arena.take<double>(lost_spans(job) * n)),
+          gate(arena.take<double>(lost_spans(job) * n)), read(arena.take<double>(lost_spans(job) * n)),
+          norm(arena.take<double>(lost_spans(job) * n)), error(arena.take<double>(lost_spans(job) * n)),
+          write(arena.take<double>(n)), scale(arena.take<double>(job.span)) {}
 };
 
 // x[states..n) = value; not in whole vectors, which would reach beyond n.
@@ -63,8 +63,8 @@ inline void pad(double *x, double value, int64_t states, int64_t n) {
 }
 
 // Norms of what the tokens begin .. end-1 write or read, `out` [n]; `scales` has room for a number a token.
-inline void group_norms(const double *rows, int64_t stride, const double *scale, int64_t scale_stride, double unit,
-                        int64_t begin, int64_t end, int64_t states, double *scales, double *out, int64_t n) {
+inline void span_norms(const double *rows, int64_t stride, const double *scale, int64_t scale_stride, double unit,
+                       int64_t begin, int64_t end, int64_t states, double *scales, double *out, int64_t n) {
     for (int64_t t = begin; t < end; t++) scales[t - begin] = scale ? unit * scale[t * scale_stride] : unit;
     const int64_t count = end - begin;
     rows += begin * stride;
@@ -97,8 +97,8 @@ template <class X> ESS_INLINE void include_gate(X gate, bool log, X &together, X
 
 // The product and the largest of the transitions of the tokens begin .. end-1 for some states, in magnitude, `decay`
 // and `gate` [n].
-inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t first, int64_t states, int64_t begin,
-                        int64_t end, double *decay, double *gate, int64_t n) {
+inline void span_gates(const ess_tokens &tokens, int64_t head, int64_t first, int64_t states, int64_t begin,
+                       int64_t end, double *decay, double *gate, int64_t n) {
     const int64_t stride = tokens.gate_stride;
     const bool log = tokens.gate_is_log != 0;
     const double *rows = tokens.gate[head] + begin * stride + (tokens.gate_shared ? 0 : first);
@@ -147,32 +147,32 @@ inline void group_gates(const ess_tokens &tokens, int64_t head, int64_t first, i
     }
 }
 
-// How many roundings a group costs whose transitions multiply to `decay`: one transition of 1 after the other costs
+// How many roundings a span costs whose transitions multiply to `decay`: one transition of 1 after the other costs
 // none.
-ESS_INLINE V group_roundings(V decay, int64_t group) {
-    const double tokens = static_cast<double>(group);
+ESS_INLINE V span_roundings(V decay, int64_t span) {
+    const double tokens = static_cast<double>(span);
     return select(decay == all(1.0), all(tokens / TOKENS_A_ROUNDING), all(tokens));
 }
 
 // The states from `first` on of one head, forwards for what is written, then backwards for what is read: `sums`
-// [groups].
+// [spans].
 inline void lost_of_states(const ess_tokens_lost_job &job, int64_t head, int64_t first, LostWork &work, double *sums) {
     const ess_tokens &tokens = *job.tokens;
-    const int64_t states = min(LOST_STATES, tokens.states - first), n = padded(states), groups = lost_groups(job);
-    auto end_of = [&](int64_t b) { return min((b + 1) * job.group, tokens.length); };
+    const int64_t states = min(LOST_STATES, tokens.states - first), n = padded(states), spans = lost_spans(job);
+    auto end_of = [&](int64_t b) { return min((b + 1) * job.span, tokens.length); };
     Gathered gathered[LOST_STATES / W];
-    for (int64_t b = 0; b < groups; b++) {
-        const int64_t begin = b * job.group, end = end_of(b);
+    for (int64_t b = 0; b < spans; b++) {
+        const int64_t begin = b * job.span, end = end_of(b);
         double *decay = work.decay + b * n, *gate = work.gate + b * n;
-        group_gates(tokens, head, first, states, begin, end, decay, gate, n);
-        group_norms(tokens.read[head] + first, tokens.read_stride,
-                    tokens.read_scale ? tokens.read_scale[head] : nullptr, tokens.read_scale_stride,
-                    tokens.read_unit[head], begin, end, states, work.scale, work.read + b * n, n);
-        group_norms(tokens.write[head] + first, tokens.write_stride,
-                    tokens.write_scale ? tokens.write_scale[head] : nullptr, tokens.write_scale_stride,
-                    tokens.write_unit[head], begin, end, states, work.scale, work.write, n);
+        span_gates(tokens, head, first, states, begin, end, decay, gate, n);
+        span_norms(tokens.read[head] + first, tokens.read_stride, tokens.read_scale ? tokens.read_scale[head] : nullptr,
+                   tokens.read_scale_stride, tokens.read_unit[head], begin, end, states, work.scale, work.read + b * n,
+                   n);
+        span_norms(tokens.write[head] + first, tokens.write_stride,
+                   tokens.write_scale ? tokens.write_scale[head] : nullptr, tokens.write_scale_stride,
+                   tokens.write_unit[head], begin, end, states, work.scale, work.write, n);
         for (int64_t k = 0; k < n; k += W) {
-            const V fresh = load(work.write + k), kept = load(decay + k), roundings = group_roundings(kept, job.group);
+            const V fresh = load(work.write + k), kept = load(decay + k), roundings = span_roundings(kept, job.span);
             V norm, error;
             gathered[k / W].with(fresh, roundings, norm, error);
             store(work.norm + b * n + k, norm);
@@ -181,12 +181,12 @@ inline void lost_of_states(const ess_tokens_lost_job &job, int64_t head, int64_t
         }
     }
     for (int64_t k = 0; k < n; k += W) gathered[k / W] = Gathered();
-    for (int64_t b = groups - 1; b >= 0; b--) {
+    for (int64_t b = spans - 1; b >= 0; b--) {
         V sum = V{};
         for (int64_t k = 0; k < n; k += W) {
             const int64_t at = b * n + k;
             const V fresh = load(work.read + at), kept = load(work.decay + at),
-                    roundings = group_roundings(kept, job.group);
+                    roundings = span_roundings(kept, job.span);
             V norm, error;
             gathered[k / W].with(fresh, roundings, norm, error);
             // every path from an earlier token to row i passes the transition of i, unless rows read before their own
@@ -201,24 +201,24 @@ inline void lost_of_states(const ess_tokens_lost_job &job, int64_t head, int64_t
 
 inline int64_t lost(const ess_tokens_lost_job &job, int32_t threads, void *workspace) {
     const ess_tokens &tokens = *job.tokens;
-    const int64_t parts = (tokens.states + LOST_STATES - 1) / LOST_STATES, groups = lost_groups(job);
+    const int64_t parts = (tokens.states + LOST_STATES - 1) / LOST_STATES, spans = lost_spans(job);
     Arena shared(workspace);
-    double *sums = shared.take<double>(tokens.heads * parts * groups);
+    double *sums = shared.take<double>(tokens.heads * parts * spans);
     TaskCounter tasks(tokens.heads * parts);
     auto body = [&](LostWork &work) {
         FlushDenormals flush;
         for (int64_t t; (t = tasks.take()) >= 0;) {
-            lost_of_states(job, t / parts, t % parts * LOST_STATES, work, sums + t * groups);
+            lost_of_states(job, t / parts, t % parts * LOST_STATES, work, sums + t * spans);
         }
     };
     const int64_t needed = run_with<LostWork>(shared, threads, body, job);
     if (workspace == nullptr) return needed;
     for (int64_t head = 0; head < tokens.heads; head++) {
-        for (int64_t b = 0; b < groups; b++) {
+        for (int64_t b = 0; b < spans; b++) {
             double sum = 0;
-            for (int64_t part = 0; part < parts; part++) sum += sums[(head * parts + part) * groups + b];
+            for (int64_t part = 0; part < parts; part++) sum += sums[(head * parts + part) * spans + b];
             sum *= __DBL_EPSILON__;
-            job.lost[head * groups + b] = sum == sum ? sum : HUGE_VAL;
+            job.lost[head * spans + b] = sum == sum ? sum : HUGE_VAL;
         }
     }
     return needed;

@@ -1,6 +1,7 @@
 // What is to be done for a recurrence, as one list of tasks that threads take in order.
 //
-// Heads go in groups, one group after the other, so that what its blocks consist of is in cache when it is needed:
+// A few heads are done together, then the next few, so that the parts of their blocks are still in cache when they are
+// needed. For the heads that are done together:
 //
 //   parts     of every block
 //   reach     the forward scan of every head: slow, and one block after the other
@@ -46,17 +47,17 @@ class RecurrenceTasks {
     // `making`: null where parts and scans are there; `answers`: whether anything is asked of blocks
     RecurrenceTasks(Arena &arena, const ess_recurrence &parts, const ess_recurrence_parts_job *making, bool answers,
                     int32_t threads)
-        : parts_(parts), making_(making), answers_(answers), group_(group_size(parts, threads)),
+        : parts_(parts), making_(making), answers_(answers), together_(heads_together(parts, threads)),
           progress_(arena.take<HeadProgress>(making ? parts.heads : 0)), tasks_(count(parts.heads)) {
         for (int64_t h = 0; progress_ && making && h < parts.heads; h++) progress_[h].reset();
     }
 
     // A thread's share of all tasks. `answer(number)` is called for blocks whose parts, F and Q are there.
     template <class Answer> void share(RecurrenceWork &work, Answer answer) {
-        const int64_t each = count(group_), blocks = parts_.blocks;
+        const int64_t each = count(together_), blocks = parts_.blocks;
         for (int64_t task = tasks_.take(); task >= 0; task = tasks_.take()) {
-            const int64_t first = task / each * group_, left = parts_.heads - first;
-            const int64_t heads = left < group_ ? left : group_;
+            const int64_t first = task / each * together_, left = parts_.heads - first;
+            const int64_t heads = left < together_ ? left : together_;
             int64_t place = task % each;
             if (making_) {
                 if (place < heads * blocks) {
@@ -96,12 +97,13 @@ class RecurrenceTasks {
     const ess_recurrence &parts_;
     const ess_recurrence_parts_job *making_;
     const bool answers_;
-    const int64_t group_;
+    const int64_t together_;
     HeadProgress *progress_;
     TaskCounter tasks_;
 
-    // So many heads that every thread has a scan, and blocks enough while it waits for none.
-    static int64_t group_size(const ess_recurrence &parts, int32_t threads) {
+    // How many heads are done together: so many that every thread finds a scan, two a head, and that there are at least
+    // 8 blocks a thread.
+    static int64_t heads_together(const ess_recurrence &parts, int32_t threads) {
         const int64_t scans = (threads + 1) / 2, enough = (8 * threads + parts.blocks - 1) / parts.blocks;
         return scans > enough ? scans : enough;
     }

@@ -125,7 +125,7 @@ class EngineBackend(Backend):
             growing = heads[engine.growing]
             finite = torch.ones_like(growing, dtype=torch.bool)
             matrix = self._matrix(op.dense_heads(growing), finite, budget, cost)
-            matrix.lost_group, matrix.lost = 1, lost_in(op, growing) / matrix.unit[:, None]
+            matrix.lost_span, matrix.lost = 1, lost_in(op, growing) / matrix.unit[:, None]
             yield growing, matrix
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:

@@ -25,7 +25,7 @@ class Source:
     """A diagonal recurrence of `N` heads, head `n` being number `heads[n]` of the flattened `[B, H]`.
 
     Attributes:
-        read, write: `[B, T, G, n]`, any strides; head `h` of `H` reads group `h // (H // G)`.
+        read, write: `[B, T, G, n]` for `G` key heads, any strides; head `h` of `H` reads key head `h // (H // G)`.
         gate: `[B, T, H, n]`, or `[B, T, H, 1]` where all coordinates of a token share it.
         rate: `[H, n]` multiplied onto the gate, or None.
         read_scale, write_scale: `[B, T, H]` or None.
@@ -167,7 +167,7 @@ def _peak(source: Source, x: Tensor, scale: Tensor | None) -> Tensor:
 def _by_head(source: Source, x: Tensor, reduce: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
     """`x` `[B, T, G, n]` reduced over tokens and coordinates for each head; nothing else is looked at."""
     batch = source.heads // source.H if x.shape[0] > 1 else torch.zeros_like(source.heads)
-    group = source.heads % source.H // max(1, source.H // x.shape[2])
-    b, last_b, g, last_g = torch.stack([batch.min(), batch.max(), group.min(), group.max()]).tolist()
+    key_head = source.heads % source.H // max(1, source.H // x.shape[2])
+    b, last_b, g, last_g = torch.stack([batch.min(), batch.max(), key_head.min(), key_head.max()]).tolist()
     flat = reduce(x[b : last_b + 1, :, g : last_g + 1], (1, 3)).double()
-    return flat[batch - b, group - g]
+    return flat[batch - b, key_head - g]

@@ -57,7 +57,7 @@ class EliminatingEngine(Engine):
         raise NotImplementedError
 
     def _blur(self, tau: Tensor) -> Tensor | None:
-        """Relative widths `[N, M, ceil(L / lost_group)]` that no elimination near `tau` `[N, M]` can undercut."""
+        """Relative widths `[N, M, ceil(L / lost_span)]` that no elimination near `tau` `[N, M]` can undercut."""
         if self.lost is None:
             return None
         nearest = tau[..., None] * (1 - HOPELESS)
@@ -271,8 +271,8 @@ class EliminatingEngine(Engine):
         return x.repeat_interleave(self.group, -1)[..., : self.length]
 
     def _spread_blur(self, blur: Tensor) -> Tensor:
-        """A blur of groups at positions 1..L-1, `[..., L - 1]`."""
-        return blur.repeat_interleave(self.lost_group, -1)[..., 1 : self.length]
+        """A blur of spans at positions 1..L-1, `[..., L - 1]`."""
+        return blur.repeat_interleave(self.lost_span, -1)[..., 1 : self.length]
 
     def _entropy(self, positions: Tensor) -> Estimate:
         """From log-determinants, or from singular values where these do not tell."""

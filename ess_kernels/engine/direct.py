@@ -18,7 +18,7 @@ from .scaling import LARGE_UNIT, largest, scaled_tokens
 class FewPositions(Engine):
     """`N` heads of a diagonal recurrence; every answer comes from singular values, `O(L n^2)` a position."""
 
-    lost_group = 1
+    lost_span = 1
 
     def __init__(self, tokens: Tokens, cost: Cost):
         self.length, self.n = tokens.read.shape[1:]
@@ -37,8 +37,8 @@ class FewPositions(Engine):
         result.redone.fill_(False)
         return Counts(*(x[..., positions - 1] for x in result))
 
-    def _lost(self, group: int) -> Tensor:
-        return lost_in_states(self.tokens, group)
+    def _lost(self, span: int) -> Tensor:
+        return lost_in_states(self.tokens, span)
 
     def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         heads, positions = torch.broadcast_tensors(heads, positions)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..operators.structure import rank_cap
 from .certainty import Counts, Entropies, count_relative, count_values, estimate_of_values
 from .cost import Cost
-from .lost import GROUP as LOST_GROUP
+from .lost import SPAN as LOST_SPAN
 from .quadrature import Estimate
 
 Found = TypeVar("Found")
@@ -30,7 +30,7 @@ class Engine(ABC):
         unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
         finite: bool `[N]`; a head that is not finite has no answer at any position.
         all_finite: whether every head is known to be finite and none is growing: then nobody looks at either mask.
-        lost_group: this many positions in a row share what is known of rounding in the states.
+        lost_span: this many positions in a row share what is known of rounding in the states.
         cost: told about exact singular values.
     """
 
@@ -40,7 +40,7 @@ class Engine(ABC):
     finite: Tensor
     all_finite: bool = False
     cost: Cost
-    lost_group: int = LOST_GROUP
+    lost_span: int = LOST_SPAN
 
     @abstractmethod
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:
@@ -75,7 +75,7 @@ class Engine(ABC):
     def entropy(self, positions: Tensor) -> Entropies:
         """Entropy-ESS `[N, P]` at distinct, sorted positions; sums of singular values of the operator itself."""
         found, cap = self._entropy(positions), self.cap(positions).to(torch.float64)
-        # rows may fall by so many orders of magnitude that the losses of a group are above a position's whole sum
+        # rows may fall by so many orders of magnitude that the losses of a span are above a position's whole sum
         lost = self._with_own_losses(lambda: self._lost_at_all_heads(positions), lambda lost: found.total <= cap * lost)
         certified = Entropies.certified(found, cap, lost)
         return certified._replace(total=certified.total * self.unit[:, None])
@@ -110,35 +110,35 @@ class Engine(ABC):
 
     # --- what rounding in the states takes ----------------------------------------------------------------------------
 
-    def _lost(self, group: int) -> Tensor | None:
+    def _lost(self, span: int) -> Tensor | None:
         """By how much `H_i` may be wrong before anything is computed from it (`lost.py`), scaled; None: by nothing.
 
-        `[N, ceil(L / group)]` for groups of so many positions.
+        `[N, ceil(L / span)]` for spans of so many positions.
         """
         return None
 
     @cached_property
     def lost(self) -> Tensor | None:
-        """By how much singular values may be wrong before they are computed, `[N, ceil(L / lost_group)]`."""
-        return self._lost(self.lost_group)
+        """By how much singular values may be wrong before they are computed, `[N, ceil(L / lost_span)]`."""
+        return self._lost(self.lost_span)
 
     def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """The same at pairs of a head and a position, of the shape that the two index tensors broadcast to."""
         if self.lost is None:
             return self.unit.new_zeros(torch.broadcast_shapes(heads.shape, positions.shape))
-        return self.lost[heads, positions // self.lost_group]
+        return self.lost[heads, positions // self.lost_span]
 
     def _lost_at_all_heads(self, positions: Tensor) -> Tensor:
         """The same at `P` positions of every head, `[N, P]`."""
         return self.lost_at(torch.arange(len(self.unit), device=positions.device)[:, None], positions)
 
     def _with_own_losses(self, answer: Callable[[], Found], doubtful: Callable[[Found], Tensor]) -> Found:
-        """`answer()`, made with what groups of positions have lost; and once more if that leaves any of it `doubtful`.
+        """`answer()`, made with what spans of positions have lost; and once more if that leaves any of it `doubtful`.
 
-        The second time every position has its own loss, which is smaller than that of its group, and costs more.
+        The second time every position has its own loss, which is smaller than that of its span, and costs more.
         """
         found = answer()
-        if self.lost_group > 1 and self.lost is not None and bool(doubtful(found).any()):
-            self.lost_group, self.lost = 1, self._lost(1)
+        if self.lost_span > 1 and self.lost is not None and bool(doubtful(found).any()):
+            self.lost_span, self.lost = 1, self._lost(1)
             found = answer()
         return found

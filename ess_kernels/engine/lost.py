@@ -21,24 +21,24 @@ from .blocks import cut
 from .certainty import EPS
 
 # at least this many positions in a row share one bound at first; where that is too wide, every position gets its own
-GROUP = 16
-# where every group takes a few calls of PyTorch's, no more than this many are made
-MOST_GROUPS = 32
+SPAN = 16
+# where every span takes a few calls of PyTorch's, no more than this many are made
+MOST_SPANS = 32
 # tokens without decay that take one rounding, of what is summed up over them
 TOKENS_A_ROUNDING = 8
 # roundings of the sum over the states
 ROUNDINGS_OF_SUM = 8
 
 
-class Groups(NamedTuple):
-    """Tokens in groups of `size`, state by state; `[N, groups, n]` each.
+class Spans(NamedTuple):
+    """Tokens in spans of `size`, state by state; `[N, spans, n]` each.
 
     Attributes:
-        read, write: norms of what the group reads and writes.
+        read, write: norms of what the span reads and writes.
         decay: the product of its transitions, in magnitude.
         growth: the product of those that are larger than 1.
-        gate: what every path from an earlier group into this one passes at least: the largest transition, at most 1.
-        size: tokens a group.
+        gate: what every path from an earlier span into this one passes at least: the largest transition, at most 1.
+        size: tokens a span.
     """
 
     read: Tensor
@@ -49,60 +49,60 @@ class Groups(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, tokens: Tokens, size: int) -> Groups:
-        groups = cut(tokens, size)
-        factors = groups.transition.abs()
-        # what fills up the last group has no rows
+    def of(cls, tokens: Tokens, size: int) -> Spans:
+        spans = cut(tokens, size)
+        factors = spans.transition.abs()
+        # what fills up the last span has no rows
         present = torch.arange(factors.shape[1] * size, device=factors.device).view(-1, size, 1) < tokens.read.shape[1]
         largest = (factors * present).amax(-2).clamp_max(1.0)
         if tokens.reads_before:
             # a row that reads before its own transition need not pass any
             largest = torch.ones_like(largest)
         growth = factors.clamp_min(1.0).prod(-2)
-        return cls(_norms(groups.read), _norms(groups.write), factors.prod(-2), growth, largest, size)
+        return cls(_norms(spans.read), _norms(spans.write), factors.prod(-2), growth, largest, size)
 
     @classmethod
-    def joined(cls, parts: Iterable[Groups]) -> Groups:
+    def joined(cls, parts: Iterable[Spans]) -> Spans:
         """All heads of some."""
         *tensors, sizes = zip(*parts, strict=True)
         read, write, decay, growth, gate = map(torch.cat, tensors)
         return cls(read, write, decay, growth, gate, sizes[0])
 
 
-def few_groups(length: int) -> int:
-    """Positions that share one bound where groups are dear: a multiple of `GROUP`."""
-    return GROUP * -(-length // (GROUP * MOST_GROUPS))
+def few_spans(length: int) -> int:
+    """Positions that share one bound where spans are dear: a multiple of `SPAN`."""
+    return SPAN * -(-length // (SPAN * MOST_SPANS))
 
 
-def lost_in_states(tokens: Tokens, size: int = GROUP) -> Tensor:
+def lost_in_states(tokens: Tokens, size: int = SPAN) -> Tensor:
     """A bound of the 2-norm of the error of `H_i` by rounding in diagonal states: float64 `[N, ceil(L / size)]`.
 
-    Position i belongs to group `i // size`. To first order in the unit roundoff; infinite where the bound overflows.
+    Position i belongs to span `i // size`. To first order in the unit roundoff; infinite where the bound overflows.
     """
-    return lost_in_groups(Groups.of(tokens, size))
+    return lost_in_spans(Spans.of(tokens, size))
 
 
-def lost_in_groups(groups: Groups) -> Tensor:
-    """The same from what is known of groups, `[N, groups]`.
+def lost_in_spans(spans: Spans) -> Tensor:
+    """The same from what is known of spans, `[N, spans]`.
 
-    Writes and reads count with the decay of whole groups, so that nothing need be known of single tokens.
+    Writes and reads count with the decay of whole spans, so that nothing need be known of single tokens.
     """
     # forwards for writes, backwards for reads, in one scan
-    new = torch.stack([groups.write * groups.growth, (groups.read * groups.growth).flip(1)])
-    decay, growth = (torch.stack([x, x.flip(1)]) for x in (groups.decay, groups.growth))
-    roundings = torch.where(decay == 1, groups.size / TOKENS_A_ROUNDING, float(groups.size))
+    new = torch.stack([spans.write * spans.growth, (spans.read * spans.growth).flip(1)])
+    decay, growth = (torch.stack([x, x.flip(1)]) for x in (spans.decay, spans.growth))
+    roundings = torch.where(decay == 1, spans.size / TOKENS_A_ROUNDING, float(spans.size))
     norm = error = torch.zeros_like(new[:, :, 0])
     norms, errors = torch.empty_like(new), torch.empty_like(new)
     for b in range(new.shape[2]):
         fresh = new[:, :, b]
-        # what was there before takes another group of roundings
+        # what was there before takes another span of roundings
         aged, young = error + norm * roundings[:, :, b], fresh * roundings[:, :, b]
         norms[:, :, b] = torch.hypot(norm * growth[:, :, b], fresh)
         errors[:, :, b] = aged * growth[:, :, b] + young
         error = aged * decay[:, :, b] + young
         norm = torch.hypot(norm * decay[:, :, b], fresh)
     (write, read), (write_error, read_error) = ((x[0], x[1].flip(1)) for x in (norms, errors))
-    lost = (groups.gate * (write * (read_error + ROUNDINGS_OF_SUM * read) + write_error * read)).sum(-1)
+    lost = (spans.gate * (write * (read_error + ROUNDINGS_OF_SUM * read) + write_error * read)).sum(-1)
     return (EPS * lost).nan_to_num(nan=torch.inf)
 
 

@@ -13,7 +13,7 @@ from .blocks import block_parts, cut
 from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
 from .cost import Cost
-from .lost import few_groups, lost_in_dense_states, lost_in_states
+from .lost import few_spans, lost_in_dense_states, lost_in_states
 from .outside import ROUNDING, Outside
 from .parallel import svdvals
 from .quadrature import Estimate, Quadrature
@@ -75,7 +75,7 @@ class Recurrence(UnsquaredEngine):
     def __init__(self, tokens: Tokens, c: int, cost: Cost):
         self.length, self.n = tokens.read.shape[1:]
         self.state_size, self.group, self.cost = self.n, c, cost
-        self.lost_group = few_groups(self.length)
+        self.lost_span = few_spans(self.length)
         tokens, self.unit, self.finite = scaled_tokens(tokens)
         supported = self._run(tokens)
         if not bool(supported.all()):
@@ -95,12 +95,12 @@ class Recurrence(UnsquaredEngine):
         entry = torch.maximum(self.n * magnitude[0] * magnitude[4], magnitude[1]) * self.unit
         return (magnitude <= SQUARABLE).all(0) & (entry <= REPRESENTABLE)
 
-    def _lost(self, group: int) -> Tensor:
+    def _lost(self, span: int) -> Tensor:
         tokens, blocks = self.tokens, self.blocks
         if tokens.transition.dim() == tokens.read.dim():
             read, write, transition = (x.flatten(1, 2) for x in (tokens.read, tokens.write, tokens.transition))
-            lost = lost_in_states(Tokens(read, write, transition, tokens.reads_before), group)
-            return lost[:, : -(-self.length // group)]
+            lost = lost_in_states(Tokens(read, write, transition, tokens.reads_before), span)
+            return lost[:, : -(-self.length // span)]
         lost = lost_in_dense_states(
             self.roots.square().sum((-2, -1)),
             blocks.Z.square().sum((-2, -1)),
@@ -109,7 +109,7 @@ class Recurrence(UnsquaredEngine):
             torch.linalg.matrix_norm(tokens.transition).square().amax(-1),
             self.group,
         )
-        return lost.expand(-1, -(-self.length // group))
+        return lost.expand(-1, -(-self.length // span))
 
     @property
     def observe_roots(self) -> Tensor:
@@ -173,7 +173,7 @@ class Recurrence(UnsquaredEngine):
         blocks, reach, observe = self.blocks[some], self.roots[some], self.observe_roots[some]
         # as much as is lost before, at the worst position of each block
         assert self.lost is not None
-        each = self.lost[head].repeat_interleave(self.lost_group)[: self.length]
+        each = self.lost[head].repeat_interleave(self.lost_span)[: self.length]
         lost = grouped(each, self.group).amax(-1)[some[1]]
         carried = carry(reach, blocks.Phi).mT
         return outside_of_blocks(observe, carried, blocks.X @ reach.mT, blocks.Z.mT, blocks.Y, lost)

@@ -13,7 +13,7 @@ class GatedStateSpace(StateSpace):
     """`T_ij = scale r_i w_j sum_n q_in k_jn exp(g_{j+1,n} + ... + g_{i,n})` for every (batch, head).
 
     Attributes:
-        q, k: `[B, T, G, n]` as the caller gave them. Head `h` of `H` reads group `h // (H // G)`.
+        q, k: `[B, T, G, n]` as the caller gave them: head `h` of `H` reads key head `h // (H // G)`.
         g: natural-log gates `[B, T, H, n]`, often an expanded view (stride 0 where a gate is shared). -inf is allowed.
         scale: folded into the read.
         read_scale, write_scale: `r` and `w` above, `[B, T, H]`, or `None` for ones.
@@ -46,10 +46,10 @@ class GatedStateSpace(StateSpace):
 
     def tokens(self, heads: Tensor) -> Tokens:
         batch, head = self.unravel(heads)
-        group = head // max(self.batch_shape[1] // max(self.q.shape[2], 1), 1)
-        read = self.q[batch, :, group].double()
+        key_head = head // max(self.batch_shape[1] // max(self.q.shape[2], 1), 1)
+        read = self.q[batch, :, key_head].double()
         read = read if self.scale == 1 else read * self.scale
-        write = self.k[batch, :, group].double()
+        write = self.k[batch, :, key_head].double()
         if self.read_scale is not None:
             read = read * self.read_scale[batch, :, head].double()[..., None]
         if self.write_scale is not None:

@@ -7,7 +7,7 @@ import torch
 
 import ess_kernels as ek
 from ess_kernels.backends.native.choice import library
-from ess_kernels.engine.lost import GROUP, lost_in_states
+from ess_kernels.engine.lost import SPAN, lost_in_states
 from ess_kernels.engine.scaling import scaled_tokens
 
 needs_native = pytest.mark.skipif(library().handle is None, reason="there is no compiled library")
@@ -127,7 +127,7 @@ def test_the_bound_holds():
         exact = ek.operators.linear_attention(q, -k * 2.0**-30, scale=1.0).dense()[0, 0]
         error = op.dense()[0, 0] - exact
         tokens, unit, _ = scaled_tokens(op.tokens(op.all_heads()))
-        for size in (1, GROUP):
+        for size in (1, SPAN):
             lost = (lost_in_states(tokens, size) * unit[:, None])[0]
             for i in range(1, length):
                 assert torch.linalg.matrix_norm(error[i:, :i], 2) <= lost[i // size]
@@ -143,17 +143,17 @@ def test_gates_of_one_cost_next_to_nothing():
 
 
 @pytest.mark.parametrize("change", ["gates", "growth", "before"])
-def test_groups_of_any_size_bound_the_same(change):
-    """Larger groups know less of decay: their bound is the larger one."""
+def test_spans_of_any_size_bound_the_same(change):
+    """Larger spans know less of decay: their bound is the larger one."""
     q, k, g = randn(1, 96, 2, 5), randn(1, 96, 2, 5, seed=1), -randn(1, 96, 2, 5, seed=2).abs()
     if change == "before":
         op = ek.operators.recurrence(g.exp().transpose(1, 2), k.transpose(1, 2), q.transpose(1, 2), diagonal=True)
     else:
         op = ek.operators.gla(q, k, -0.1 * g if change == "growth" else g)
     tokens = op.tokens(op.all_heads())
-    single, small, large = (lost_in_states(tokens, size) for size in (1, GROUP, 4 * GROUP))
+    single, small, large = (lost_in_states(tokens, size) for size in (1, SPAN, 4 * SPAN))
     assert bool((large.repeat_interleave(4, 1)[:, : small.shape[1]] >= small * (1 - 1e-12)).all())
-    assert bool((small.repeat_interleave(GROUP, 1)[:, : op.length] >= single * (1 - 1e-12)).all())
+    assert bool((small.repeat_interleave(SPAN, 1)[:, : op.length] >= single * (1 - 1e-12)).all())
     assert bool((single > 0).all())
 
 

@@ -14,7 +14,7 @@ from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.engine.asked import grouped
 from ess_kernels.engine.certain import EliminatingEngine
 from ess_kernels.engine.certainty import BLURRED, ENTROPY_BOUND, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
-from ess_kernels.engine.lost import GROUP as LOST_GROUP
+from ess_kernels.engine.lost import SPAN as LOST_SPAN
 from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.engine.staircase import Eliminated
 
@@ -35,8 +35,8 @@ def eliminated(*shape: int) -> Eliminated:
 
 
 def blurs(N: int, M: int, L: int) -> torch.Tensor:
-    """Random blurs of groups of positions, with every special one."""
-    blur = 10 ** torch.empty(N, M, -(-L // LOST_GROUP), dtype=torch.float64).uniform_(-12, 1)
+    """Random blurs of spans of positions, with every special one."""
+    blur = 10 ** torch.empty(N, M, -(-L // LOST_SPAN), dtype=torch.float64).uniform_(-12, 1)
     places = torch.randperm(blur.numel())[:4]
     blur.view(-1)[places] = torch.tensor([0.0, BLURRED, math.inf, math.nan]).double()[: len(places)]
     return blur

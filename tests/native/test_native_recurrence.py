@@ -15,7 +15,7 @@ from ess_kernels.backends.native.tokens import NativeTokens, surveyed
 from ess_kernels.backends.sources import source_of, supported_heads
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
-from ess_kernels.engine.lost import GROUP as LOST_GROUP
+from ess_kernels.engine.lost import SPAN as LOST_SPAN
 from ess_kernels.engine.lost import lost_in_states
 from ess_kernels.operators.structure import Tokens
 from ess_kernels.testing import assert_close
@@ -208,7 +208,7 @@ def odd_sources():
 
 
 def lost_sources():
-    """Every way in which tokens are stored, with states that fill no vector, and groups that the length cuts short."""
+    """Every way in which tokens are stored, with states that fill no vector, and spans that the length cuts short."""
     q, k, g = randn(2, 77, 3, 11), randn(2, 77, 3, 11), -randn(2, 77, 3, 11).abs()
     g[0, 5], g[1, 16:32], g[1, 40, 1, 3] = -math.inf, 0.0, -math.inf
     yield "gates", ek.operators.gla(q, k, g)
@@ -231,12 +231,12 @@ def test_lost_in_states(level, name, op):
     """What the kernel says was lost is what PyTorch says, for any number of threads."""
     _, found = surveyed(op, op.all_heads())
     unit = found.take_units()
-    for group in (1, 3, LOST_GROUP, 1000):
-        expected = lost_in_states(op.tokens(op.all_heads()), group)
-        lost = found.tokens.lost(group)
+    for span in (1, 3, LOST_SPAN, 1000):
+        expected = lost_in_states(op.tokens(op.all_heads()), span)
+        lost = found.tokens.lost(span)
         assert_close(name, lost * unit[:, None], expected, rtol=1e-13)
         with running(threads=3):
-            assert_same_bits(lost, found.tokens.lost(group))
+            assert_same_bits(lost, found.tokens.lost(span))
 
 
 @pytest.mark.parametrize("name, op", list(odd_sources()), ids=lambda x: x if isinstance(x, str) else "")

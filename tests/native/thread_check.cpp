@@ -121,9 +121,9 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     ess_recurrence parts = {heads,    blocks,   n,          c,        0,        0,      X.data(),
                             Z.data(), Y.data(), Phi.data(), F.data(), Q.data(), nullptr};
     std::vector<double> answer;
-    const int64_t group = 8;
-    Array lost(heads * ((length + group - 1) / group));
-    RUN(tokens_lost, &tokens, group, lost.data());
+    const int64_t span = 8;
+    Array lost(heads * ((length + span - 1) / span));
+    RUN(tokens_lost, &tokens, span, lost.data());
     lost.append_to(answer);
     Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
     for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
@@ -281,10 +281,10 @@ std::vector<double> judge(int32_t threads, int32_t level) {
     std::vector<uint8_t> doubtful(counts.size());
     Array width(answers), cap(length), ess(heads * length), bound(heads * length);
     for (int64_t i = 0; i < length; i++) cap.data()[i] = 64;
-    const int64_t blur_group = 8;
-    Array blur(heads * tolerances * ((length + blur_group - 1) / blur_group));
+    const int64_t blur_span = 8;
+    Array blur(heads * tolerances * ((length + blur_span - 1) / blur_span));
     for (int64_t i = 0; i < blur.size(); i++) blur.data()[i] = std::ldexp(1.0, -static_cast<int>(i % 40));
-    const ess_blur blurred = {blur.data(), blur_group};
+    const ess_blur blurred = {blur.data(), blur_span};
     int64_t number = 0;
     RUN(judge_counts, heads, tolerances, length, DBL_EPSILON, 1e-7, 1e-9, 1e-2, 1e-5, blurred, value.data(),
         growth.data(), least.data(), possible.data(), asked.data(), counts.data(), width.data(), doubtful.data(),

@@ -84,7 +84,7 @@ class Matrices(ctypes.Structure):
 class Blur(ctypes.Structure):
     """`ess_blur`: relative widths that belong to the data."""
 
-    _fields_ = [("width", _ADDRESS), ("group", _SIZE)]
+    _fields_ = [("width", _ADDRESS), ("span", _SIZE)]
 
 
 # pointers to structures, which keep alive what they point to; those to arrays of numbers are plain addresses
@@ -109,7 +109,7 @@ class TokensSurvey(Job):
 
 class TokensLost(Job):
     kernel = "tokens_lost"
-    _fields_ = [_TOKENS, ("group", _SIZE), ("lost", _ADDRESS)]
+    _fields_ = [_TOKENS, ("span", _SIZE), ("lost", _ADDRESS)]
 
 
 class RecurrenceParts(Job):

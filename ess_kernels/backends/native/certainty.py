@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...engine.certain import EliminatingEngine
 from ...engine.certainty import BLURRED, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
-from ...engine.lost import GROUP as LOST_GROUP
+from ...engine.lost import SPAN as LOST_SPAN
 from ...engine.staircase import Eliminated
 from . import abi, call
 from .nodes import Nodes
@@ -19,7 +19,7 @@ class CompiledCertainty(EliminatingEngine):
     """An engine on the CPU."""
 
     def judge(self, answer: Eliminated, possible: Tensor, asked: Tensor, blur: Tensor | None) -> tuple[Counts, bool]:
-        return judge_counts(answer, possible, asked, blur, self.lost_group)
+        return judge_counts(answer, possible, asked, blur, self.lost_span)
 
     def group_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor, typical: bool) -> Tensor:
         N, M, count = width.shape
@@ -35,7 +35,7 @@ class CompiledCertainty(EliminatingEngine):
         inputs = (x.data_ptr() for x in (answer.value, answer.growth, move))
         addresses = (x.data_ptr() for x in changed)
         sizes = (N, M, count + 1, self.group)
-        job = abi.CompareCounts(*sizes, EPS, *inputs, _blurred(blur, self.lost_group), *addresses)
+        job = abi.CompareCounts(*sizes, EPS, *inputs, _blurred(blur, self.lost_span), *addresses)
         job.number = ctypes.addressof(number)
         call.run(job)
         return number.value > 0
@@ -48,16 +48,16 @@ def _stored(x: Tensor) -> Tensor:
     return x
 
 
-def _blurred(blur: Tensor | None, group: int) -> abi.Blur:
-    """A blur as kernels take it; `group` positions share one of its numbers."""
+def _blurred(blur: Tensor | None, span: int) -> abi.Blur:
+    """A blur as kernels take it; `span` positions share one of its numbers."""
     assert blur is None or blur.is_contiguous()
-    return abi.Blur(None if blur is None else blur.data_ptr(), group)
+    return abi.Blur(None if blur is None else blur.data_ptr(), span)
 
 
 def judge_counts(
-    answer: Eliminated, possible: Tensor, asked: Tensor, blur: Tensor | None = None, blur_group: int = LOST_GROUP
+    answer: Eliminated, possible: Tensor, asked: Tensor, blur: Tensor | None = None, blur_span: int = LOST_SPAN
 ) -> tuple[Counts, bool]:
-    """As `EliminatingEngine.judge`, for contiguous tensors on the CPU; `blur_group` positions share a blur."""
+    """As `EliminatingEngine.judge`, for contiguous tensors on the CPU; `blur_span` positions share a blur."""
     (N, M), L = possible.shape, len(asked)
     possible = possible.contiguous()
     counts, width, doubtful = (
@@ -67,7 +67,7 @@ def judge_counts(
     inputs = (answer.value, answer.growth, answer.least, possible, asked)
     given, found_at = ([x.data_ptr() for x in part] for part in (inputs, (counts, width, doubtful)))
     limits = (EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
-    job = abi.JudgeCounts(N, M, L, *limits, _blurred(blur, blur_group), *given, *found_at)
+    job = abi.JudgeCounts(N, M, L, *limits, _blurred(blur, blur_span), *given, *found_at)
     job.number = ctypes.addressof(number)
     call.run(job)
     found = (counts, width, doubtful, torch.zeros_like(doubtful))

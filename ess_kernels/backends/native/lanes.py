@@ -48,8 +48,8 @@ class NativeLanes(SummingEngine):
         self.growing = ~self.finite
         self.tokens = found.tokens
 
-    def _lost(self, group: int) -> Tensor:
-        return self.tokens.lost(group)
+    def _lost(self, span: int) -> Tensor:
+        return self.tokens.lost(span)
 
     def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
         N, S = tau.shape[:2]

@@ -173,9 +173,9 @@ class NativeRecurrence(SummingEngine):
             for x in self.parts.arrays.values():
                 x[~supported] = 0.0
 
-    def _lost(self, group: int) -> Tensor:
+    def _lost(self, span: int) -> Tensor:
         if self.op.diagonal:
-            return self.tokens.lost(group)
+            return self.tokens.lost(span)
         arrays, n = self.parts.arrays, self.parts.structure.n
         N = len(self.heads)
 
@@ -190,7 +190,7 @@ class NativeRecurrence(SummingEngine):
             arrays["norms"].square(),
             self.group,
         )
-        return lost.expand(-1, -(-self.length // group))
+        return lost.expand(-1, -(-self.length // span))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         if float(tau.min()) > FAR_DOWN:

@@ -48,10 +48,11 @@ class NativeTokens:
             self._alive.append(x)
             if name != "rate":
                 setattr(structure, f"{name}_stride", x.stride(1))
-        # the addresses of all heads in all tensors, `[tensors, N]`
-        base, batch_stride, per_group, group_stride = np.array(places).T[..., None]
-        offsets = self._batch * batch_stride + self._head // per_group * group_stride
-        self._addresses = np.ascontiguousarray(base + _BYTES * offsets)
+        # One row of `places` is what `_place` says of a tensor. Its columns, broadcast against the heads, give the
+        # address of every head in every tensor, `[tensors, N]`.
+        first, batch_stride, sharing, key_stride = np.array(places).T[..., None]
+        offsets = self._batch * batch_stride + self._head // sharing * key_stride
+        self._addresses = np.ascontiguousarray(first + _BYTES * offsets)
         address = self._addresses.ctypes.data
         for name in tensors:
             setattr(structure, name, address)
@@ -79,31 +80,31 @@ class NativeTokens:
         with np.errstate(all="ignore"):
             return supported & representable(peaks[0], peaks[1], self.states), peaks
 
-    def lost(self, group: int) -> Tensor:
-        """How wrong `H_i` may be by rounding in the states, `[N, ceil(L / group)]`: `engine.lost.lost_in_states`."""
-        lost = torch.empty(self.heads, -(-self.length // group), dtype=torch.float64, device="cpu")
-        run(abi.TokensLost(self.pointer, group, lost.data_ptr()))
+    def lost(self, span: int) -> Tensor:
+        """How wrong `H_i` may be by rounding in the states, `[N, ceil(L / span)]`: `engine.lost.lost_in_states`."""
+        lost = torch.empty(self.heads, -(-self.length // span), dtype=torch.float64, device="cpu")
+        run(abi.TokensLost(self.pointer, span, lost.data_ptr()))
         return lost
 
     def _place(self, x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
         """Where `x` `[B, T, G, n]` (or `[1, ...]` for all) has its heads, and `x` itself or a copy with float64 rows.
 
-        The address of batch 0 and group 0, which a copy need not have, the stride of batches, how many heads share a
-        group, and the stride of groups.
+        The place is four numbers: the address of batch 0 and key head 0, the stride of batches, how many heads share a
+        key head, and the stride of key heads. A copy holds only the batches and key heads that are read; the address
+        is where batch 0 and key head 0 would be.
         """
         B, _, G, n = x.shape
-        per_group = max(1, self._H // G)
+        sharing = max(1, self._H // G)
         b = g = 0
         if x.dtype != torch.float64 or (x.stride(3) != 1 and n > 1):
-            # as much of it as the heads read
-            group = self._head // per_group
+            key_head = self._head // sharing
             b, last_b = (int(self._batch.min()), int(self._batch.max())) if B > 1 else (0, 0)
-            g, last_g = int(group.min()), int(group.max())
+            g, last_g = int(key_head.min()), int(key_head.max())
             used = x[b : last_b + 1, :, g : last_g + 1].transpose(1, 2)
             x = used.to(torch.float64, memory_format=torch.contiguous_format).contiguous().transpose(1, 2)
-        batch_stride, _, group_stride, _ = x.stride()
-        first = x.data_ptr() - _BYTES * (b * batch_stride + g * group_stride)
-        return (first, batch_stride if B > 1 else 0, per_group, group_stride), x
+        batch_stride, _, key_stride, _ = x.stride()
+        first = x.data_ptr() - _BYTES * (b * batch_stride + g * key_stride)
+        return (first, batch_stride if B > 1 else 0, sharing, key_stride), x
 
 
 @dataclass

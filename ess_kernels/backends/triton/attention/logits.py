@@ -30,10 +30,10 @@ def load_factors(OPTIONS):
 
 
 @triton.jit
-def locate(Q, K, MASK, head, heads, groups, q_batch, q_head, k_batch, k_head, mask_batch, mask_head):
-    """Where the queries, the keys and the mask of one head begin; `groups` key heads serve `heads` query heads."""
+def locate(Q, K, MASK, head, heads, key_heads, q_batch, q_head, k_batch, k_head, mask_batch, mask_head):
+    """Where the queries, the keys and the mask of one head begin; `key_heads` key heads serve `heads` query heads."""
     batch, h = head // heads, head % heads
-    keys = h // (heads // groups)
+    keys = h // (heads // key_heads)
     return (
         Q + batch * q_batch + h * q_head,
         K + batch * k_batch + keys * k_head,

@@ -37,7 +37,7 @@ def product_kernel(
     Y,
     positions,
     heads,
-    groups,
+    key_heads,
     length,
     size,
     window,
@@ -70,7 +70,7 @@ def product_kernel(
     n = pair // positions
     i = tl.load(POSITIONS + pair % positions)
     head = tl.load(HEADS + n)
-    q, k, m = locate(Q, K, MASK, head, heads, groups, q_batch, q_head, k_batch, k_head, mask_batch, mask_head)
+    q, k, m = locate(Q, K, MASK, head, heads, key_heads, q_batch, q_head, k_batch, k_head, mask_batch, mask_head)
     scale, cap = load_factors(OPTIONS)
     outer = start + tl.arange(0, OUTER)
     r = tl.arange(0, R)

@@ -34,7 +34,7 @@ def row_sums_kernel(
     TOP,
     WEIGHT,
     heads,
-    groups,
+    key_heads,
     length,
     size,
     window,
@@ -60,7 +60,7 @@ def row_sums_kernel(
     n = tl.program_id(0).to(tl.int64) // blocks
     first_row = tl.program_id(0).to(tl.int64) % blocks * ROWS
     head = tl.load(HEADS + n)
-    q, k, m = locate(Q, K, MASK, head, heads, groups, q_batch, q_head, k_batch, k_head, mask_batch, mask_head)
+    q, k, m = locate(Q, K, MASK, head, heads, key_heads, q_batch, q_head, k_batch, k_head, mask_batch, mask_head)
     scale, cap = load_factors(OPTIONS)
     row = first_row + tl.arange(0, ROWS)
     if SINKING:
@@ -102,7 +102,7 @@ def tiles_kernel(
     WEIGHT,
     T,
     heads,
-    groups,
+    key_heads,
     length,
     size,
     window,
@@ -133,7 +133,7 @@ def tiles_kernel(
     first_row, last_column = last_row - ROWS + 1, first_column + COLUMNS - 1
     if (first_column <= last_row) & (last_column > first_row - window):
         head = tl.load(HEADS + n)
-        q, k, m = locate(Q, K, MASK, head, heads, groups, q_batch, q_head, k_batch, k_head, mask_batch, mask_head)
+        q, k, m = locate(Q, K, MASK, head, heads, key_heads, q_batch, q_head, k_batch, k_head, mask_batch, mask_head)
         scale, cap = load_factors(OPTIONS)
         z = logits(
             q, k, m, row, column, q_step, k_step, mask_row, mask_column, length, size, window, scale, cap,

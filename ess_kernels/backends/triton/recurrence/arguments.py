@@ -24,12 +24,13 @@ def arguments_of(source: Source, read_unit: Tensor, write_unit: Tensor) -> tuple
         # all coordinates of a token read the same number, whatever the stride of the axis
         gate = gate.as_strided(gate.shape, (*gate.stride()[:3], 0))
     optional = (source.rate, source.read_scale, source.write_scale)
-    groups = (max(1, source.H // x.shape[2]) for x in (read, write))
+    # heads that share a key head
+    sharing = (max(1, source.H // x.shape[2]) for x in (read, write))
     strides = (s for x, axes in zip(optional, (2, 3, 3)) for s in ((0,) * axes if x is None else x.stride()))
     positional = (
         *(read, write, gate),
         *(read_unit if x is None else _full(x) for x in optional),
-        *(source.heads, read_unit * source.scale, write_unit, source.length, source.H, *groups),
+        *(source.heads, read_unit * source.scale, write_unit, source.length, source.H, *sharing),
         *(*one_batch(read), *one_batch(write), *one_batch(gate), *strides),
     )
     flags = {

@@ -19,7 +19,7 @@ from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
 from ....engine.certainty import HOPEFUL
 from ....engine.cost import Cost
-from ....engine.lost import Groups, few_groups, lost_in_dense_states, lost_in_groups
+from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans
 from ....engine.quadrature import Estimate, Quadrature
 from ....engine.scaling import largest, power_of_two, scaled_tokens
 from ....engine.staircase import Answer, Eliminated
@@ -42,8 +42,8 @@ FEWEST_BLOCKS = 512
 NODE_WORKSPACE = 1 << 30
 # bytes of tokens from which, at a time, is found what rounding errors took from states
 LOST_WORKSPACE = 1 << 28
-# tokens of the smallest groups in that search
-LEAST_LOST_GROUP = 8
+# tokens of the smallest spans in that search
+LEAST_LOST_SPAN = 8
 
 
 def block_length(n: int) -> int:
@@ -113,7 +113,7 @@ class TritonRecurrence(EliminatingEngine):
         self.op, self.heads, self.cost = op, heads, cost
         self.length, self.state_size = op.length, op.state_size
         self.group = block_length(op.state_size)
-        self.lost_group = few_groups(self.length)
+        self.lost_span = few_spans(self.length)
         self.number = -(-self.length // self.group)
         self.small = op.diagonal and self.group == 16
         with on(op.device):
@@ -168,23 +168,23 @@ class TritonRecurrence(EliminatingEngine):
             return Phi.square() * self.Q.diagonal(dim1=1, dim2=2)
         return torch.einsum("bij,bij->bj", Phi, self.Q @ Phi)
 
-    def _lost(self, group: int) -> Tensor:
-        """Found from the tokens in PyTorch, some heads at a time; in few groups, as each costs a few launches."""
+    def _lost(self, span: int) -> Tensor:
+        """Found from the tokens in PyTorch, some heads at a time; in few spans, as each costs a few launches."""
         if not self.op.diagonal:
-            return self._lost_in_dense_states().expand(-1, -(-self.length // group))
-        size = max(group, LEAST_LOST_GROUP)
+            return self._lost_in_dense_states().expand(-1, -(-self.length // span))
+        size = max(span, LEAST_LOST_SPAN)
         each = max(1, LOST_WORKSPACE // (8 * 8 * self.length * self.op.state_size))
         numbers = torch.arange(len(self.heads), device=self.heads.device)
-        groups = Groups.joined(self._groups(some, size) for some in numbers.split(each))
-        lost = lost_in_groups(groups).repeat_interleave(size // group, 1)
-        return lost[:, : -(-self.length // group)]
+        spans = Spans.joined(self._spans(some, size) for some in numbers.split(each))
+        lost = lost_in_spans(spans).repeat_interleave(size // span, 1)
+        return lost[:, : -(-self.length // span)]
 
-    def _groups(self, some: Tensor, size: int) -> Groups:
-        """Tokens of some of the engine's heads in groups of `size`, in its units."""
+    def _spans(self, some: Tensor, size: int) -> Spans:
+        """Tokens of some of the engine's heads in spans of `size`, in its units."""
         tokens = self.op.tokens(self.heads[some])
         read = tokens.read * self.read_inverse[some, None, None]
         write = tokens.write * self.write_inverse[some, None, None]
-        return Groups.of(Tokens(read, write, tokens.transition, tokens.reads_before), size)
+        return Spans.of(Tokens(read, write, tokens.transition, tokens.reads_before), size)
 
     def _lost_in_dense_states(self) -> Tensor:
         def by_block(x: Tensor) -> Tensor:

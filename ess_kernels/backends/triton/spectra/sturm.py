@@ -122,17 +122,17 @@ def _bound(squares, steps, DOUBLE: tl.constexpr):
     return 1.001 * tl.sqrt(tl.minimum(2.0 * widest, total))
 
 
-@triton.jit(do_not_specialize=["batch", "n", "length", "groups"])
-def values_by_bisection(squares, unit, values, batch, n, length, groups, V: tl.constexpr, L: tl.constexpr):
+@triton.jit(do_not_specialize=["batch", "n", "length", "lanes_each"])
+def values_by_bisection(squares, unit, values, batch, n, length, lanes_each, V: tl.constexpr, L: tl.constexpr):
     """All singular values, descending: `values [batch, n]` from `squares [batch, length]` in units of `unit [batch]`.
 
-    `groups = ceil(n / V)` neighbouring lanes share a matrix, so no lane is idle for n that is no power of two.
+    `lanes_each = ceil(n / V)` neighbouring lanes share a matrix, so no lane is idle for n that is no power of two.
     """
     DOUBLE: tl.constexpr = squares.dtype.element_ty == tl.float64
     EPS: tl.constexpr = 2.0**-52 if DOUBLE else 2.0**-23
     lane = tl.program_id(0).to(tl.int64) * L + tl.arange(0, L)[None, :]
-    matrix = lane // groups
-    index = (lane % groups).to(tl.int32) + groups * tl.arange(0, V)[:, None]
+    matrix = lane // lanes_each
+    index = (lane % lanes_each).to(tl.int32) + lanes_each * tl.arange(0, V)[:, None]
     wanted = (matrix < batch) & (index < n)
     matrix = tl.minimum(matrix, batch - 1)
     source = squares + matrix * length
@@ -201,10 +201,10 @@ def values_of_squares(squares: Tensor, unit: Tensor, n: int) -> Tensor:
     batch, length = squares.shape
     values = squares.new_empty(batch, n)
     each = VALUES[squares.dtype]
-    groups = triton.cdiv(n, each)
+    lanes_each = triton.cdiv(n, each)
     with on(squares.device):
-        values_by_bisection[(triton.cdiv(batch * groups, LANES),)](
-            squares, unit, values, batch, n, length, groups, V=each, L=LANES, **LAUNCH.options()
+        values_by_bisection[(triton.cdiv(batch * lanes_each, LANES),)](
+            squares, unit, values, batch, n, length, lanes_each, V=each, L=LANES, **LAUNCH.options()
         )
     # values were found independently of each other: neighbours that are equal to a few ulp may be out of order
     return values.cummin(1).values
@@ -226,7 +226,7 @@ def counts_of_squares(squares: Tensor, unit: Tensor, n: int, tau: Tensor) -> Ten
 def variants() -> Iterator[Variant]:
     for dtype, element in ((torch.float32, "fp32"), (torch.float64, "fp64")):
         pointers = dict.fromkeys(("squares", "unit", "values", "x"), "*" + element) | {"counts": "*i64"}
-        integers = dict.fromkeys(("batch", "n", "length", "groups", "total", "each"), "i32")
+        integers = dict.fromkeys(("batch", "n", "length", "lanes_each", "total", "each"), "i32")
         constants = {"V": VALUES[dtype], "L": LANES}
         yield Variant(f"sturm_values_{element}", values_by_bisection, pointers | integers, constants, LAUNCH)
         yield Variant(f"sturm_counts_{element}", counts_of_bidiagonal, pointers | integers, {"L": LANES}, LAUNCH)
