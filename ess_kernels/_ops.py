@@ -241,14 +241,14 @@ def _call(custom_op: Callable[..., Result], function: Callable[..., Result], op:
     if not must_be_dispatched("op", op.inputs):
         with torch.no_grad():
             return function(op, *arguments)
-    parts = pack(op)
-    if parts is None:
+    pieces = pack(op)
+    if pieces is None:
         if not torch.compiler.is_compiling():
             raise NotImplementedError(f"op: a {type(op).__name__} needs ordinary tensors, with numbers in memory")
         from ._uncompiled import unknown_operator
 
         return unknown_operator(function, op, *arguments)
-    return custom_op(*parts, *arguments)
+    return custom_op(*pieces, *arguments)
 
 
 def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:

@@ -94,8 +94,8 @@ def entropy_ess(
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`.
     """
     op = as_operator(op)
-    ess, *parts = _ops.entropy_ess(op, position_list(positions, op.length), backend)
-    return (ess, EntropyCertificate(*parts)) if certificate else ess
+    ess, *fields = _ops.entropy_ess(op, position_list(positions, op.length), backend)
+    return (ess, EntropyCertificate(*fields)) if certificate else ess
 
 
 def singular_values(op: Operator | Tensor, positions: Positions, k: int | None = None, backend: str = "auto") -> Tensor:

@@ -134,11 +134,11 @@ def answer(
             continue
         source = products(op, finite, rest)
         lost = lost_in(op, finite)
-        for part in torch.arange(len(positions), device=op.device).split(positions_at_once):
-            seen = sketch(source, positions[part], len(finite), test, probes, power_iterations, _svdvals)
-            seen = seen.widened(lost[:, positions[part]])
-            index = (finite[:, None, None], torch.arange(len(atol), device=op.device)[:, None], part)
-            count[index], certified[index] = certify(seen, cap[part], atol, rtol)
+        for piece in torch.arange(len(positions), device=op.device).split(positions_at_once):
+            seen = sketch(source, positions[piece], len(finite), test, probes, power_iterations, _svdvals)
+            seen = seen.widened(lost[:, positions[piece]])
+            index = (finite[:, None, None], torch.arange(len(atol), device=op.device)[:, None], piece)
+            count[index], certified[index] = certify(seen, cap[piece], atol, rtol)
             error[index] = seen.error[:, None].expand(-1, len(atol), -1)
     return RandomizedESS(count, certified, error)
 

@@ -172,8 +172,8 @@ def small_states() -> Iterator[Check]:
         source = source_of(op, heads)
         P, Q = small.gramians(source, units, units)
         built = parts.build_in_torch(op.tokens(heads), 16)
-        missing = 16 - op.state_size
-        X, Z, Phi = (torch.nn.functional.pad(x, (0, missing)) for x in (built.X, built.Z, built.Phi))
+        padding = 16 - op.state_size
+        X, Z, Phi = (torch.nn.functional.pad(x, (0, padding)) for x in (built.X, built.Z, built.Phi))
         known = scans.gramians_in_torch(type(built)(X, built.Y, Z, Phi), len(heads))
         for found, expected, which in zip((P, Q), known, "PQ", strict=True):
             yield f"small scan, {name}: {which}", error(found, expected), 1e-12

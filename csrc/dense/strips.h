@@ -53,16 +53,16 @@ ESS_INLINE void copy_strip(const Block &block, int64_t columns, double *strip) {
     }
 }
 
-// The same from a block that lies the other way: sixteen of its columns become rows, of which the first `missing` are
+// The same from a block that lies the other way: sixteen of its columns become rows, of which the first `padding` are
 // zero.
-ESS_INLINE void transpose_strip(const Block &block, int64_t columns, double *strip, int64_t missing = 0) {
+ESS_INLINE void transpose_strip(const Block &block, int64_t columns, double *strip, int64_t padding = 0) {
     const V scale = all(block.scale);
     for (int64_t k = 0; k < columns; k += W) {
         for (int64_t i = 0; i < STRIP; i += W) {
             V tile[W];
             ESS_UNROLL
             for (int l = 0; l < W; l++) {
-                tile[l] = i + l < missing ? V{} : load(block.data + k + (i + l) * block.stride) * scale;
+                tile[l] = i + l < padding ? V{} : load(block.data + k + (i + l) * block.stride) * scale;
             }
             transpose_tile(tile);
             ESS_UNROLL

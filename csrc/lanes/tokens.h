@@ -45,11 +45,11 @@ class LaneTokens {
     // How row t reads before its own transition, which `transitions` of the block may still have to be multiplied onto,
     // and what it writes. Beyond the end: nothing.
     template <int N, int C> void read_block(int64_t start, BlockTokens<N, C> &block) const {
-        int missing = fill<N, C>(start, read_, one_read_, tokens_.read_stride, read_scale_, tokens_.read_scale_stride,
+        int padding = fill<N, C>(start, read_, one_read_, tokens_.read_stride, read_scale_, tokens_.read_scale_stride,
                                  read_unit_, block.read);
         fill<N, C>(start, write_, one_write_, tokens_.write_stride, write_scale_, tokens_.write_scale_stride,
                    write_unit_, block.write);
-        for (int t = C - missing; t < C; t++) {
+        for (int t = C - padding; t < C; t++) {
             for (int k = 0; k < N; k++) block.read[k * C + t] = block.write[k * C + t] = V{};
         }
     }

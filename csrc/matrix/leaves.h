@@ -31,7 +31,7 @@ class Leaves {
     void add(const Node &node, int64_t item) {
         double *memory = nodes_ + count_ * 3 * LEAF_BLOCK;
         copy(node.R, 0, memory);
-        copy(node.K, node.missing, memory + LEAF_BLOCK);
+        copy(node.K, node.padding, memory + LEAF_BLOCK);
         copy(node.C, 0, memory + 2 * LEAF_BLOCK);
         lane_[count_++] = {item, node.start, node.value, node.growth, node.least};
         if (count_ == W) finish();
@@ -68,9 +68,9 @@ class Leaves {
     };
 
     // what a block was scaled by and what it lacks on its diagonal
-    static void copy(const Block &block, int64_t missing, double *target) {
+    static void copy(const Block &block, int64_t padding, double *target) {
         for (int64_t j = 0; j < MATRIX_LEAF; j++, target += MATRIX_LEAF) {
-            if (block.data == nullptr || j < missing) {
+            if (block.data == nullptr || j < padding) {
                 for (int64_t i = 0; i < MATRIX_LEAF; i += W) store(target + i, V{});
             } else if (block.diagonal != 0.0 || block.stride >= 0) {
                 for (int64_t i = 0; i < MATRIX_LEAF; i += W) {

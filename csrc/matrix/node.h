@@ -17,7 +17,7 @@ namespace {
 
 struct Node {
     Block R, K, C;       // lower triangle; K(column, reversed row) where column + row < size - 1; lower triangle
-    int64_t missing;     // so many of the first reversed rows are zero tokens: K is not there to be read
+    int64_t padding;     // so many of the first reversed rows are zero tokens: K is not there to be read
     int64_t size, start; // positions start..start + size - 1
     double value, growth, least;
     Edge edge;     // whether R or C is still trivial, and the node a view of T and its products
@@ -69,9 +69,9 @@ inline void fill_strip(const Half &half, int64_t strip) {
             if (half.left) copy_strip(own.from(row, k), columns, target);
             else transpose_strip(node.K.from(k, row - pivots), columns, target);
         } else if (half.left) {
-            const int64_t missing = k == 0 ? node.missing : 0;
-            for (int64_t i = 0; i < missing * STRIP; i += W) store(target + i, V{});
-            copy_strip(node.K.from(row - pivots - half.size, k + missing), columns - missing, target + missing * STRIP);
+            const int64_t padding = k == 0 ? node.padding : 0;
+            for (int64_t i = 0; i < padding * STRIP; i += W) store(target + i, V{});
+            copy_strip(node.K.from(row - pivots - half.size, k + padding), columns - padding, target + padding * STRIP);
         } else {
             copy_strip(own.from(row - half.size, k), columns, target);
         }
@@ -117,7 +117,7 @@ inline void finish_half(Half &half) {
     child.R = {half.memory.R, ld, 1.0, 0.0};
     child.K = {half.memory.K, ld, 1.0, 0.0};
     child.C = {half.memory.C, ld, 1.0, 0.0};
-    child.missing = 0;
+    child.padding = 0;
     child.edge = Edge::None;
     child.size = half.size;
     child.start = half.left ? node.start : node.start + panel.pivots;

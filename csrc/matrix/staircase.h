@@ -23,7 +23,7 @@ inline Node edge_node(const ess_matrix_staircase_job &job, int64_t item, Edge ed
     node.level = level;
     node.size = edge == Edge::None ? whole : MATRIX_LEAF * edge_leaves(edge, leaves_of(operand.length), level);
     node.start = edge == Edge::Last ? whole - node.size : 0;
-    node.missing = edge == Edge::First ? 0 : whole - operand.length;
+    node.padding = edge == Edge::First ? 0 : whole - operand.length;
     node.R = node.C = {nullptr, 0, 1.0, sign};
     node.K = {operand.T + head * operand.head_stride + (node.start + node.size - 1) * ld + node.start, -ld,
               operand.scale[head] * inverse, 0.0};
@@ -139,12 +139,12 @@ template <bool COUNTS> void eliminate_together(Half *halves, Corners *corners, i
         blocks = max(blocks, halves[i].panel.blocks());
         bundles = max(bundles, trailing_bundles(halves[i]));
     }
-    // body(half's number, part) for all halves and `parts` parts of each
-    auto share = [&](int64_t parts, auto body) {
-        TaskCounter counter(count * parts);
+    // body(half's number, piece) for all halves and `pieces` pieces of each
+    auto share = [&](int64_t pieces, auto body) {
+        TaskCounter counter(count * pieces);
         team(threads, [&](int32_t) {
             FlushDenormals flush;
-            for (int64_t t; (t = counter.take()) >= 0;) body(t / parts, t % parts);
+            for (int64_t t; (t = counter.take()) >= 0;) body(t / pieces, t % pieces);
         });
     };
     share(strips, [&](int64_t i, int64_t strip) {

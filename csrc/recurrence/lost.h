@@ -201,14 +201,14 @@ inline void lost_of_states(const ess_tokens_lost_job &job, int64_t head, int64_t
 
 inline int64_t lost(const ess_tokens_lost_job &job, int32_t threads, void *workspace) {
     const ess_tokens &tokens = *job.tokens;
-    const int64_t parts = (tokens.states + LOST_STATES - 1) / LOST_STATES, spans = lost_spans(job);
+    const int64_t slices = (tokens.states + LOST_STATES - 1) / LOST_STATES, spans = lost_spans(job);
     Arena shared(workspace);
-    double *sums = shared.take<double>(tokens.heads * parts * spans);
-    TaskCounter tasks(tokens.heads * parts);
+    double *sums = shared.take<double>(tokens.heads * slices * spans);
+    TaskCounter tasks(tokens.heads * slices);
     auto body = [&](LostWork &work) {
         FlushDenormals flush;
         for (int64_t t; (t = tasks.take()) >= 0;) {
-            lost_of_states(job, t / parts, t % parts * LOST_STATES, work, sums + t * spans);
+            lost_of_states(job, t / slices, t % slices * LOST_STATES, work, sums + t * spans);
         }
     };
     const int64_t needed = run_with<LostWork>(shared, threads, body, job);
@@ -216,7 +216,7 @@ inline int64_t lost(const ess_tokens_lost_job &job, int32_t threads, void *works
     for (int64_t head = 0; head < tokens.heads; head++) {
         for (int64_t b = 0; b < spans; b++) {
             double sum = 0;
-            for (int64_t part = 0; part < parts; part++) sum += sums[(head * parts + part) * spans + b];
+            for (int64_t slice = 0; slice < slices; slice++) sum += sums[(head * slices + slice) * spans + b];
             sum *= __DBL_EPSILON__;
             job.lost[head * spans + b] = sum == sum ? sum : HUGE_VAL;
         }

@@ -40,20 +40,20 @@ class EngineBackend(Backend):
         result: Counts | None = None
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=False):
-                part = _counts(engine, positions, atol, rtol)
+                some = _counts(engine, positions, atol, rtol)
                 if _forgets_states(op, engine):
-                    torch.minimum(part.counts, op.rank_cap(positions), out=part.counts)
+                    torch.minimum(some.counts, op.rank_cap(positions), out=some.counts)
                 if not engine.all_finite and not bool(engine.finite.all()):
                     bad = ~engine.finite
-                    part.counts[bad], part.unresolved[bad] = -1, True
+                    some.counts[bad], some.unresolved[bad] = -1, True
                 # the engine's workspace goes before the generator builds the next engine: the budget holds one of them
                 del engine
                 if result is None and len(heads) == op.num_heads:
-                    result = part
+                    result = some
                     continue
                 if result is None:
                     result = Counts.empty((op.num_heads, len(atol), len(positions)), op.device)
-                result.put(heads, part)
+                result.put(heads, some)
         assert result is not None
         return result
 
@@ -62,16 +62,16 @@ class EngineBackend(Backend):
         result: Entropies | None = None
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, entropy=True):
-                part = engine.entropy(positions)
+                some = engine.entropy(positions)
                 if not engine.all_finite and not bool(engine.finite.all()):
-                    part = part.mark_bad(~engine.finite[:, None])
+                    some = some.mark_bad(~engine.finite[:, None])
                 del engine  # as above
                 if result is None and len(heads) == op.num_heads:
-                    result = part
+                    result = some
                     continue
                 if result is None:
                     result = Entropies.empty((op.num_heads, len(positions)), op.device)
-                result.put(heads, part)
+                result.put(heads, some)
         assert result is not None
         return result
 

@@ -45,7 +45,7 @@ def everywhere(length: int, device: torch.device) -> Tensor:
 
 def grouped(x: Tensor, group: int, fill: float = False) -> Tensor:
     """`[..., L]` as `[..., ceil(L / group), group]`, filled up."""
-    missing = -x.shape[-1] % group
-    if missing:
-        x = torch.nn.functional.pad(x, (0, missing), value=fill)
+    padding = -x.shape[-1] % group
+    if padding:
+        x = torch.nn.functional.pad(x, (0, padding), value=fill)
     return x.unflatten(-1, (-1, group))

@@ -33,12 +33,12 @@ class Blocks:
 def cut(tokens: Tokens, c: int) -> Tokens:
     """Pads with zero tokens (identity transitions) to a multiple of `c`: every field becomes `[N, B, c, ...]`."""
     length = tokens.read.shape[1]
-    missing = -length % c
+    padding = -length % c
     read, write, transition = tokens.read, tokens.write, tokens.transition
-    if missing:
-        zeros = read.new_zeros(read.shape[0], missing, read.shape[2])
+    if padding:
+        zeros = read.new_zeros(read.shape[0], padding, read.shape[2])
         read, write = torch.cat([read, zeros], 1), torch.cat([write, zeros], 1)
-        transition = torch.cat([transition, _identity(transition[:, :1]).expand(-1, missing, *transition.shape[2:])], 1)
+        transition = torch.cat([transition, _identity(transition[:, :1]).expand(-1, padding, *transition.shape[2:])], 1)
     blocks = (-1, c)
     read, write, transition = (x.unflatten(1, blocks) for x in (read, write, transition))
     return Tokens(read, write, transition, tokens.reads_before)

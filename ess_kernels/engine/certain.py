@@ -97,9 +97,9 @@ class EliminatingEngine(Engine):
             doubtful = bool(result.redone.any())
         left = self._settle(asked, tau, blur, result) if doubtful else None
         if not bool(possible.all()):
-            missing = (tau <= 0)[..., None] & asked[1:]
-            result.redone.logical_or_(missing)
-            left = missing if left is None else left | missing
+            untried = (tau <= 0)[..., None] & asked[1:]
+            result.redone.logical_or_(untried)
+            left = untried if left is None else left | untried
         if left is not None:
             self._count_by_values(self._settle_alone(left, tau, result), tau, result)
         return result if len(positions) == L - 1 else Counts(*(x[..., positions - 1] for x in result))
@@ -259,7 +259,7 @@ class EliminatingEngine(Engine):
         doubtful.logical_and_(~agreed)
         return bool(doubtful.any())
 
-    def _busy(self, wanted: Tensor) -> Tensor:
+    def _wanted_groups(self, wanted: Tensor) -> Tensor:
         """Which groups `[..., groups]` hold a position wanted, bool `[..., L]`; contiguous."""
         return grouped(wanted, self.group).any(-1)
 

@@ -31,9 +31,9 @@ class FewPositions(Engine):
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:
         tau = atol / self.unit[:, None]
         result = Counts.empty((len(self.unit), len(atol), self.length - 1), self.unit.device)
-        missing = torch.zeros_like(result.redone)
-        missing[..., positions - 1] = tau.isfinite()[..., None]
-        self._count_by_values(missing, tau, result)
+        open_ones = torch.zeros_like(result.redone)
+        open_ones[..., positions - 1] = tau.isfinite()[..., None]
+        self._count_by_values(open_ones, tau, result)
         result.redone.fill_(False)
         return Counts(*(x[..., positions - 1] for x in result))
 

@@ -90,16 +90,16 @@ class Engine(ABC):
         """What is known of the singular values, `[N, P]`, scaled."""
         return estimate_of_values(self.values_of_all_heads(positions))
 
-    def _count_by_values(self, missing: Tensor, tau: Tensor, result: Counts) -> None:
+    def _count_by_values(self, open_ones: Tensor, tau: Tensor, result: Counts) -> None:
         """Counts above scaled `tau` `[N, M]` at positions 1..L-1, bool `[N, M, L - 1]`, from singular values.
 
         What is found is put into `result` `[N, M, L - 1]`.
         """
-        heads, entries = missing.any(1).nonzero(as_tuple=True)
+        heads, entries = open_ones.any(1).nonzero(as_tuple=True)
         if len(heads) == 0:
             return
         values = self.values_at(heads, entries + 1)
-        which, m = missing[heads, :, entries].nonzero(as_tuple=True)
+        which, m = open_ones[heads, :, entries].nonzero(as_tuple=True)
 
         def count() -> Counts:
             lost, cap = self.lost_at(heads, entries + 1), self.cap(entries + 1)

@@ -62,9 +62,9 @@ class Spans(NamedTuple):
         return cls(_norms(spans.read), _norms(spans.write), factors.prod(-2), growth, largest, size)
 
     @classmethod
-    def joined(cls, parts: Iterable[Spans]) -> Spans:
+    def joined(cls, pieces: Iterable[Spans]) -> Spans:
         """All heads of some."""
-        *tensors, sizes = zip(*parts, strict=True)
+        *tensors, sizes = zip(*pieces, strict=True)
         read, write, decay, growth, gate = map(torch.cat, tensors)
         return cls(read, write, decay, growth, gate, sizes[0])
 

@@ -60,8 +60,8 @@ def over_batch(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> t
     if size > LARGE or (size < TINY and A.shape[0] < 8 * workers):
         return function(A)
     # also a single matrix: LAPACK's own threads cost it more than they bring
-    parts = thread_pool(workers).map(function, A.tensor_split(min(workers, A.shape[0])))
-    return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+    pieces = thread_pool(workers).map(function, A.tensor_split(min(workers, A.shape[0])))
+    return tuple(torch.cat(results) for results in zip(*pieces, strict=True))
 
 
 def over_items(function: Callable[[Item], None], items: list[Item], device: torch.device) -> None:

@@ -143,19 +143,19 @@ class Recurrence(UnsquaredEngine):
         S, L = wanted.shape[1:]
         c = self.group
         answer = Answer.of(wanted.flatten(0, 1))
-        busy = self._busy(wanted)
-        heads, numbers = busy.any(1).nonzero(as_tuple=True)
+        wanted_groups = self._wanted_groups(wanted)
+        heads, numbers = wanted_groups.any(1).nonzero(as_tuple=True)
         step = max(1, BLOCK_WORKSPACE // (8 * (6 * self.n**2 + 4 * self.n * c + 3 * c * c)))
         each = max(1, NODE_WORKSPACE // (8 * (9 * c * c + 4 * self.n * c)))
         for pairs in zip(heads.split(step), numbers.split(step), strict=True):
             boundary = Boundary.of(self.blocks[pairs], self.roots[pairs], self.gramians[pairs])
             shift = shifts(boundary, *pairs)
-            which, s = busy[pairs[0], :, pairs[1]].nonzero(as_tuple=True)
+            which, s = wanted_groups[pairs[0], :, pairs[1]].nonzero(as_tuple=True)
             start = pairs[1][which] * c
             item = pairs[0][which] * S + s
             batch = (which, shift[which, s], item, start, (start + c).clamp_max(L))
-            for part in zip(*(x.split(each) for x in batch), strict=True):
-                descend(boundary.nodes(definite, *part), answer, definite, 4 * NODE_WORKSPACE)
+            for piece in zip(*(x.split(each) for x in batch), strict=True):
+                descend(boundary.nodes(definite, *piece), answer, definite, 4 * NODE_WORKSPACE)
         return answer.eliminated
 
     def known_zero(self) -> Tensor:
@@ -186,10 +186,10 @@ class Recurrence(UnsquaredEngine):
         """Scaled singular values `[Q, n]`, descending, at `Q` (head, position) pairs, zero beyond the rank's cap."""
         self.cost.note(len(heads), float(self._value_work(positions).sum()))
         each = max(1, BLOCK_WORKSPACE // (8 * (8 * self.n**2 + 8 * self.n * self.group)))
-        parts = [
+        pieces = [
             svdvals(self._root_products(*pair)) for pair in zip(heads.split(each), positions.split(each), strict=True)
         ]
-        values = torch.cat(parts) if parts else self.unit.new_zeros(0, self.n)
+        values = torch.cat(pieces) if pieces else self.unit.new_zeros(0, self.n)
         return torch.where(torch.arange(self.n, device=positions.device) < self.cap(positions)[:, None], values, 0.0)
 
     def _root_products(self, heads: Tensor, positions: Tensor) -> Tensor:

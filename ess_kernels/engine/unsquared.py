@@ -132,10 +132,12 @@ class UnsquaredEngine(EliminatingEngine):
     def _over_pieces(self, wanted: Tensor, work: Callable[[int, int, int], None]) -> None:
         """`work(head, start, stop)` for every piece with a position wanted, bool `[N, L]`."""
         self._prepare()
-        busy = torch.stack([wanted[:, start:stop].any(1) for start, stop in self._pieces()], 1)
+        wanted_pieces = torch.stack([wanted[:, start:stop].any(1) for start, stop in self._pieces()], 1)
         pieces = self._pieces()
         over_items(
-            lambda task: work(task[0], *pieces[task[1]]), [tuple(x) for x in busy.nonzero().tolist()], wanted.device
+            lambda task: work(task[0], *pieces[task[1]]),
+            [tuple(x) for x in wanted_pieces.nonzero().tolist()],
+            wanted.device,
         )
 
     def _counts_at(
@@ -147,15 +149,15 @@ class UnsquaredEngine(EliminatingEngine):
         def work(head: int, start: int, stop: int) -> None:
             outside = self._outside(head, start, stop)
             shape = outside.inner.shape[:2]
-            missing = shape[0] * shape[1] - (stop - start)
+            padding = shape[0] * shape[1] - (stop - start)
             noise = (NOISE * outside.error).clamp_min(1e-300)[:, None]
             for m in range(tau.shape[1]):
-                own = torch.nn.functional.pad(tau[head, m, start:stop], (0, missing), value=1.0).view(shape)
-                asked = torch.nn.functional.pad(wanted[head, m, start:stop], (0, missing)).view(shape)
+                own = torch.nn.functional.pad(tau[head, m, start:stop], (0, padding), value=1.0).view(shape)
+                asked = torch.nn.functional.pad(wanted[head, m, start:stop], (0, padding)).view(shape)
                 if not bool(asked.any()):
                     continue
-                part = count(outside, torch.where(own > 0, own, noise), asked)
-                for mine, theirs in zip(found, part, strict=True):
+                piece = count(outside, torch.where(own > 0, own, noise), asked)
+                for mine, theirs in zip(found, piece, strict=True):
                     mine[head, m, start:stop] = theirs.flatten()[: stop - start]
 
         self._over_pieces(wanted.any(1), work)

@@ -33,7 +33,7 @@ FAMILIES: dict[str, type[Operator]] = {
 }
 
 
-class Parts(NamedTuple):
+class Packed(NamedTuple):
     """An operator taken apart.
 
     Attributes:
@@ -47,19 +47,19 @@ class Parts(NamedTuple):
     length: int
 
 
-def pack(op: Operator) -> Parts | None:
-    """The parts of an operator, or None where its class is none of this package's."""
+def pack(op: Operator) -> Packed | None:
+    """The tensors and numbers of an operator, or None where its class is none of this package's."""
     family = type(op)
     name = family.__name__
     if FAMILIES.get(name) is not family:
         return None
     tensors = [getattr(op, tensor) for tensor in family.TENSORS]
     numbers = {number: getattr(op, number) for number in family.NUMBERS if number != "length"}
-    return Parts([None if x is None else x.detach() for x in tensors], repr((name, numbers)), op.length)
+    return Packed([None if x is None else x.detach() for x in tensors], repr((name, numbers)), op.length)
 
 
 def unpack(tensors: Sequence[Tensor | None], description: str, length: int) -> Operator:
-    """The operator of these parts. Its `inputs` are the tensors themselves."""
+    """The operator of these tensors and numbers. Its `inputs` are the tensors themselves."""
     name, numbers = ast.literal_eval(description)
     family: Any = FAMILIES[name]
     if "length" in family.NUMBERS:

@@ -285,12 +285,12 @@ class OperatorTestCase(ABC):
 
     def test_an_operator_survives_packing(self) -> None:
         op = self.make_operator({name: x.requires_grad_() for name, x in self.inputs(9).items()})
-        parts = packing.pack(op)
-        if parts is None:
+        pieces = packing.pack(op)
+        if pieces is None:
             ours = type(op).__module__.startswith("ess_kernels.")
             assert not ours, f"{type(op).__name__}: name the class in FAMILIES of ess_kernels/operators/packing.py"
             return
-        again = packing.unpack(*parts)
+        again = packing.unpack(*pieces)
         assert type(again) is type(op) and not again.requires_grad
         for attribute in ("length", "batch_shape", "state_size", *op.NUMBERS):
             assert getattr(again, attribute) == getattr(op, attribute), attribute

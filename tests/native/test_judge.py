@@ -124,8 +124,8 @@ def test_group_widths(N, M, L, group, typical, sure):
     doubtful &= asked[1:]
     arguments = (asked, stored(doubtful), stored(width), typical)
     (chosen,) = both(lambda engine, *a: [engine.group_widths(*a)], L, group, *arguments)
-    busy = grouped(torch.nn.functional.pad(doubtful, (1, 0)), group).any(-1)
-    assert bool(chosen[~busy].isinf().all())
+    doubtful_groups = grouped(torch.nn.functional.pad(doubtful, (1, 0)), group).any(-1)
+    assert bool(chosen[~doubtful_groups].isinf().all())
     if typical:
         assert bool(chosen[0].isinf().all())
 

@@ -258,8 +258,8 @@ def check_layout(kernel, twin, arguments, h, whole, definite):
 
 
 def test_lower_product(monkeypatch):
-    monkeypatch.setattr(matrix, "PART_ENTRIES", 1)
-    monkeypatch.setattr(matrix, "PART_ROWS", 32)
+    monkeypatch.setattr(matrix, "PIECE_ENTRIES", 1)
+    monkeypatch.setattr(matrix, "PIECE_ROWS", 32)
     torch.manual_seed(0)
     A, B, out = randn(2, 20, 112), randn(2, 20, 112), randn(2, 112, 112)
     wanted = (2 * out - A.mT @ B).tril()

@@ -65,7 +65,7 @@ def judge_counts(
     )
     number = ctypes.c_int64()
     inputs = (answer.value, answer.growth, answer.least, possible, asked)
-    given, found_at = ([x.data_ptr() for x in part] for part in (inputs, (counts, width, doubtful)))
+    given, found_at = ([x.data_ptr() for x in tensors] for tensors in (inputs, (counts, width, doubtful)))
     limits = (EPS, SURE, TINY_ROW, SMALL_ROW, BLURRED)
     job = abi.JudgeCounts(N, M, L, *limits, _blurred(blur, blur_span), *given, *found_at)
     job.number = ctypes.addressof(number)

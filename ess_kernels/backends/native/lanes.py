@@ -60,10 +60,10 @@ class NativeLanes(SummingEngine):
 
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         assert scale is None, "every block has its own scale"
-        busy = grouped(wanted, ENTROPY_BLOCK).any(-1).contiguous()
+        wanted_blocks = grouped(wanted, ENTROPY_BLOCK).any(-1).contiguous()
         nodes = Nodes(quadrature)
         found = Estimate(*(torch.zeros_like(wanted, dtype=torch.float64) for _ in range(3)))
-        addresses = (x.data_ptr() for x in (busy, cap, *found))
+        addresses = (x.data_ptr() for x in (wanted_blocks, cap, *found))
         call.run(abi.LanesEntropy(self.tokens.pointer, nodes.pointer, *addresses))
         return found
 

@@ -86,10 +86,10 @@ class NativeMatrix(CompiledCertainty, Matrix):
             items = rows[start : start + self._together(len(rows) - start)]
             everything = len(items) == len(asked)
             mine = asked if everything else asked[items]
-            part = answer if everything else _nothing(mine.shape)
-            self._eliminate_items(items // S, shifts[items], definite, mine, part)
+            piece = answer if everything else _nothing(mine.shape)
+            self._eliminate_items(items // S, shifts[items], definite, mine, piece)
             if not everything:
-                for whole, some in zip(answer, part, strict=True):
+                for whole, some in zip(answer, piece, strict=True):
                     whole[items] = some
             start += len(items)
         return answer

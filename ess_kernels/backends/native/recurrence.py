@@ -223,12 +223,12 @@ class NativeRecurrence(SummingEngine):
         return job, result
 
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
-        busy = self._busy(wanted)
+        wanted_groups = self._wanted_groups(wanted)
         total, mixed, _ = self._room(*wanted.shape)
-        rounding, unit = self.unit.new_zeros(2, *busy.shape).unbind(0)
+        rounding, unit = self.unit.new_zeros(2, *wanted_groups.shape).unbind(0)
         nodes = Nodes(quadrature)
         own = None if scale is None else scale.contiguous()
-        addresses = [x.data_ptr() for x in (busy, total, mixed, rounding, unit)]
+        addresses = [x.data_ptr() for x in (wanted_groups, total, mixed, rounding, unit)]
         given = None if own is None else own.data_ptr()
         self._answer(abi.RecurrenceEntropy(None, None, self.length, given, nodes.pointer, *addresses))
         ess, bound = judge_entropy(nodes, total, mixed, cap, rounding, self.group)

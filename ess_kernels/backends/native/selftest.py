@@ -219,5 +219,5 @@ def _failure(check: Check, handle: ctypes.CDLL) -> str | None:
 
 def _flat(answer: Any) -> Tensor:
     if isinstance(answer, (list, tuple)):
-        return torch.cat([_flat(part) for part in answer])
+        return torch.cat([_flat(piece) for piece in answer])
     return torch.as_tensor(answer, device="cpu").detach().reshape(-1).to(torch.float64)

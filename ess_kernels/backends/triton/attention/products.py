@@ -141,8 +141,8 @@ def thin_product(
     sums = row_sums(given, heads) if sums is None else sums
     r, most = X.shape[-1], widths(given.constants["MASKED"])[-1]
     if r > most:
-        parts = X.split(most, -1)
-        return torch.cat([thin_product(given, heads, positions, x, transposed, sums) for x in parts], -1)
+        pieces = X.split(most, -1)
+        return torch.cat([thin_product(given, heads, positions, x, transposed, sums) for x in pieces], -1)
     width = max(16, triton.next_power_of_2(r))
     X = pad(X, (0, width - r)).contiguous()
     Y = torch.empty_like(X)

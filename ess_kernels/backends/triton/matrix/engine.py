@@ -28,8 +28,8 @@ LEAF = 64
 # bytes per h^2 that one elimination of a level needs: [E | V] and its scaled rows, what is kept, the products, and
 # what the next level starts with
 ELIMINATION_BYTES = 8 * 15
-# a product is cut as long as its parts have this many entries, of all items together, and rows: enough for a GPU
-PART_ENTRIES, PART_ROWS = 2**20, 128
+# a product is cut as long as its pieces have this many entries, of all items together, and rows: enough for a GPU
+PIECE_ENTRIES, PIECE_ROWS = 2**20, 128
 
 
 @dataclass
@@ -72,8 +72,8 @@ class Places:
         return Places(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     @classmethod
-    def all_of(cls, *parts: Places) -> Places:
-        return cls(*(torch.cat([getattr(x, name) for x in parts]) for name in cls.__dataclass_fields__))
+    def all_of(cls, *pieces: Places) -> Places:
+        return cls(*(torch.cat([getattr(x, name) for x in pieces]) for name in cls.__dataclass_fields__))
 
 
 def half(size: int) -> int:
@@ -84,12 +84,12 @@ def half(size: int) -> int:
 def lower_product(out: Tensor, A: Tensor, B: Tensor, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
     """`out = beta out + alpha A^T B`, at least in the lower triangle of `out` `[N, h, h]`, for `A`, `B` `[N, k, h]`."""
     h = out.shape[-1]
-    part = half(h)
-    if part < PART_ROWS or len(out) * part**2 < PART_ENTRIES:
+    first = half(h)
+    if first < PIECE_ROWS or len(out) * first**2 < PIECE_ENTRIES:
         return out.baddbmm_(A.mT, B, alpha=alpha, beta=beta)
-    lower_product(out[:, :part, :part], A[..., :part], B[..., :part], alpha, beta)
-    lower_product(out[:, part:, part:], A[..., part:], B[..., part:], alpha, beta)
-    out[:, part:, :part].baddbmm_(A[..., part:].mT, B[..., :part], alpha=alpha, beta=beta)
+    lower_product(out[:, :first, :first], A[..., :first], B[..., :first], alpha, beta)
+    lower_product(out[:, first:, first:], A[..., first:], B[..., first:], alpha, beta)
+    out[:, first:, :first].baddbmm_(A[..., first:].mT, B[..., :first], alpha=alpha, beta=beta)
     return out
 
 
@@ -162,20 +162,20 @@ class _Descent:
         while level < len(self.sizes):
             h = self.sizes[level]
             places = [] if family is None else [_halves(family.where, h)]
-            *parts, last = self._parts(places + (self._edges(level, h) if edges else []), h)
-            for part in parts:
-                self._descend(level + 1, self._halve(level, family, part, h), edges=False)
-            # the edges go down with the last part, in this loop
+            *pieces, last = self._pieces(places + (self._edges(level, h) if edges else []), h)
+            for piece in pieces:
+                self._descend(level + 1, self._halve(level, family, piece, h), edges=False)
+            # the edges go down with the last piece, in this loop
             family = self._halve(level, family, last, h) if len(last) else None
             level += 1
         m = max(16, 1 << (self._size(level) - 1).bit_length())
         places = [] if family is None else [_wholes(family.where)]
-        for part in self._parts(places + (self._edges(level, None) if edges else []), m):
-            if len(part):
-                self._finish(level, family, part, m)
+        for piece in self._pieces(places + (self._edges(level, None) if edges else []), m):
+            if len(piece):
+                self._finish(level, family, piece, m)
 
-    def _parts(self, places: list[Places], h: int) -> list[Places]:
-        """What is asked for, in parts that fit the budget, at least one."""
+    def _pieces(self, places: list[Places], h: int) -> list[Places]:
+        """What is asked for, in pieces that fit the budget, at least one."""
         where = self._asked(Places.all_of(*places))
         limit = max(1, self.matrix.budget // (ELIMINATION_BYTES * h * h))
         return [where[first : first + limit] for first in range(0, max(1, len(where)), limit)]

@@ -248,9 +248,9 @@ def edge_twin(
 def _lay_out(nodes: Tensor, side: Tensor, M: Tensor | None, following: Tensor, definite: bool) -> None:
     """Whole nodes `[B, 3, m, m]` padded, and cut into their halves' blocks where `M` is given."""
     h, m = following.shape[-1], nodes.shape[-1]
-    missing = (h if M is None else 2 * h) - m
-    nodes = torch.nn.functional.pad(nodes, (0, missing, 0, missing))
-    beyond = range(m, m + missing)
+    padding = (h if M is None else 2 * h) - m
+    nodes = torch.nn.functional.pad(nodes, (0, padding, 0, padding))
+    beyond = range(m, m + padding)
     nodes[:, 0, beyond, beyond] = 1.0 if definite else -1.0
     nodes[:, 2, beyond, beyond] = -1.0
     if M is None:

@@ -77,14 +77,14 @@ class _Work:
     """One pass over blocks.
 
     Attributes:
-        busy: bool `[N, S, blocks]`, which pairs of a shift and a block are to be done.
+        wanted_groups: bool `[N, S, blocks]`, which pairs of a shift and a block are to be done.
         answer: `[N S, L]`, filled in.
         shifts, definite, scale: as in `_pass`.
         own: `[N, blocks]`, for log-determinants: every block's scale.
         rounding: `[N, blocks]`, for log-determinants: the error of squared singular values in units of that scale.
     """
 
-    busy: Tensor
+    wanted_groups: Tensor
     answer: Answer
     shifts: Shifts
     definite: bool
@@ -146,10 +146,10 @@ class TritonRecurrence(EliminatingEngine):
         # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
         self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
         built = block_parts(blocks)
-        missing = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
+        padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
 
         def padded(x: Tensor, axes: int) -> Tensor:
-            return torch.nn.functional.pad(x.flatten(0, 1), (0, missing) * axes).contiguous()
+            return torch.nn.functional.pad(x.flatten(0, 1), (0, padding) * axes).contiguous()
 
         self.blocks = Blocks(padded(built.X, 1), built.Y.flatten(0, 1), padded(built.Z, 1), padded(built.Phi, 2))
         self.P, self.Q = scans.gramians_in_torch(self.blocks, len(self.heads))
@@ -235,10 +235,10 @@ class TritonRecurrence(EliminatingEngine):
             scale: see above.
         """
         answer = Answer.of(wanted.flatten(0, 1))
-        busy = self._busy(wanted)
-        own, rounding = self.unit.new_zeros(2, len(busy), self.number).unbind(0)
-        work = _Work(busy, answer, shifts, definite, scale, own, rounding)
-        heads, numbers = busy.any(1).nonzero(as_tuple=True)
+        wanted_groups = self._wanted_groups(wanted)
+        own, rounding = self.unit.new_zeros(2, len(wanted_groups), self.number).unbind(0)
+        work = _Work(wanted_groups, answer, shifts, definite, scale, own, rounding)
+        heads, numbers = wanted_groups.any(1).nonzero(as_tuple=True)
         with on(wanted.device):
             if self.small and scale is None:
                 heads, numbers = self._small_blocks(work, heads, numbers)
@@ -248,19 +248,21 @@ class TritonRecurrence(EliminatingEngine):
     def _place(self, work: _Work, head: Tensor, number: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Where in the flat answer the positions of some (block, shift) pairs begin, and how many there are."""
         start = number * self.group
-        return (head * work.busy.shape[1] + s) * self.length + start, (self.length - start).clamp_max(self.group)
+        return (head * work.wanted_groups.shape[1] + s) * self.length + start, (self.length - start).clamp_max(
+            self.group
+        )
 
     def _small_blocks(self, work: _Work, heads: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """All of some blocks' positions by the fused kernels; returns the blocks that these are too coarse for."""
-        each = max(1, NODE_WORKSPACE // (8 * 6 * self.group**2 * work.busy.shape[1]))
+        each = max(1, NODE_WORKSPACE // (8 * 6 * self.group**2 * work.wanted_groups.shape[1]))
         units = (self.read_inverse, self.write_inverse)
         poor = []
         for head, number in zip(heads.split(each), numbers.split(each), strict=True):
             shift = work.shifts(head, number)
-            busy = work.busy[head, :, number]
+            wanted_groups = work.wanted_groups[head, :, number]
             item = head * self.number + number
-            out = small.eliminate(self.source, *units, self.P, self.Q, item, shift, busy, work.definite)
-            which, s = busy.nonzero(as_tuple=True)
+            out = small.eliminate(self.source, *units, self.P, self.Q, item, shift, wanted_groups, work.definite)
+            which, s = wanted_groups.nonzero(as_tuple=True)
             place, limit = self._place(work, head[which], number[which], s)
             nodes = Roots(out.rkc, out.value, out.growth, out.least, place, limit)
             descend(nodes, *work.flat, work.definite, budget=NODE_WORKSPACE)
@@ -284,12 +286,12 @@ class TritonRecurrence(EliminatingEngine):
             # where all blocks are done, ranges of them are read in place; otherwise blocks are gathered
             item = slice(first, first + len(head)) if everything else head * self.number + number
             outside, shift, growth = self._outside(work, item, head, number)
-            which, s = work.busy[head, :, number].nonzero(as_tuple=True)
+            which, s = work.wanted_groups[head, :, number].nonzero(as_tuple=True)
             tau, brought = shift[which, s], growth[which, s]
             place, limit = self._place(work, head[which], number[which], s)
             for start in range(0, len(which), each):
-                part = slice(start, start + each)
-                pairs = (which[part], tau[part], brought[part], place[part], limit[part])
+                piece = slice(start, start + each)
+                pairs = (which[piece], tau[piece], brought[piece], place[piece], limit[piece])
                 descend(eliminate(outside, *pairs, work.definite), *work.flat, work.definite, budget=NODE_WORKSPACE)
 
     def _outside(

@@ -50,10 +50,10 @@ def parts_kernel(
     tile = r[:, None] * N + w[None, :]
     square = r[:, None] * c + r[None, :]
     left = (length - first).to(tl.int32)
-    for part in range(0, N, W):
-        exists = part + w < n
-        # offsets of `part` and `passed` in the inputs may need 64 bits; inside a tile and in the outputs 32 are enough
-        n0 = first * 0 + part
+    for begin in range(0, N, W):
+        exists = begin + w < n
+        # offsets of `begin` and `passed` in the inputs may need 64 bits; inside a tile and in the outputs 32 are enough
+        n0 = first * 0 + begin
         rate = tl.full([W], 1.0, tl.float64)
         if RATED:
             rate = widened(RATE + n0 * rate_n + w * rate_n, exists, 0.0, left)
@@ -73,22 +73,22 @@ def parts_kernel(
             if BEFORE:
                 upto = tl.cumprod(last, 0)
             q = q * upto
-            tl.store(X + passed * N + part + tile, q * carried[None, :])
+            tl.store(X + passed * N + begin + tile, q * carried[None, :])
             own = y + tl.load(Y + passed * c + passed + square)
             # the load above and the store below may give one number to different lanes
             tl.debug_barrier()
             tl.store(Y + passed * c + passed + square, own)
             for j0 in range(0, passed, 16):
-                z = tl.load(Z + j0 * N + part + tile)
+                z = tl.load(Z + j0 * N + begin + tile)
                 before = tl.load(Y + passed * c + j0 + square)
                 tl.debug_barrier()
                 tl.store(Y + passed * c + j0 + square, tl.dot(q, tl.trans(z), out_dtype=tl.float64) + before)
-                tl.store(Z + j0 * N + part + tile, z * phi[None, :])
-            tl.store(Z + passed * N + part + tile, k * tl.cumprod(after, 0, reverse=True))
+                tl.store(Z + j0 * N + begin + tile, z * phi[None, :])
+            tl.store(Z + passed * N + begin + tile, k * tl.cumprod(after, 0, reverse=True))
             # other lanes of this program read these rows of Z and Y below
             tl.debug_barrier()
             carried = carried * phi
-        tl.store(PHI + part + w, carried)
+        tl.store(PHI + begin + w, carried)
 
 
 def padded(n: int) -> int:

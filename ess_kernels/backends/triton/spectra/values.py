@@ -75,7 +75,7 @@ def _sliced(A: Tensor, none: Tensor, finish: Callable[[Tensor, Tensor, int], Ten
         # a scaled copy, and the workspace of a QR decomposition where there is one
         numbers += m * n if m == n else 3 * m * n
     each = max(1, memory_budget() // (numbers * A.element_size()))
-    return torch.cat([none] + [finish(*_bidiagonal(part), n) for part in A.split(each) if len(part)])
+    return torch.cat([none] + [finish(*_bidiagonal(piece), n) for piece in A.split(each) if len(piece)])
 
 
 def _bidiagonal(A: Tensor) -> tuple[Tensor, Tensor]:
