@@ -150,8 +150,8 @@ class Tridiagonalisation {
         }
         if (FIRST) {
             // columns before `next` are final: the strip that holds them must not change them
-            double *parts[] = {a_.v, a_.w, b_.v, b_.w};
-            for (double *part : parts) store(part + first, from_row(load(part + first), first, next));
+            double *vectors[] = {a_.v, a_.w, b_.v, b_.w};
+            for (double *vector : vectors) store(vector + first, from_row(load(vector + first), first, next));
         }
         diagonal_[k] = column[k];
         factor_[k] = off_[k] = 0;

@@ -134,7 +134,7 @@ inline int64_t norm(const ess_matrix_norm_job &job, int32_t threads, void *works
     const ess_matrix &operand = *job.matrix;
     const int64_t L = operand.length, bands = (L + BAND_ROWS - 1) / BAND_ROWS, ld = padded_stride(L);
     Arena arena(workspace);
-    double *parts = arena.take<double>(operand.heads * bands * ld);
+    double *pieces = arena.take<double>(operand.heads * bands * ld);
     double *vectors = arena.take<double>(operand.heads * ld);
     if (workspace == nullptr) return arena.used();
     for (int64_t head = 0; head < operand.heads; head++) {
@@ -148,7 +148,7 @@ inline int64_t norm(const ess_matrix_norm_job &job, int32_t threads, void *works
             for (int64_t t; (t = counter.take()) >= 0;) {
                 const int64_t head = t / bands, band = bands - 1 - t % bands;
                 const int64_t first = band * BAND_ROWS, end = min(first + BAND_ROWS, L);
-                double *target = parts + (head * bands + band) * ld;
+                double *target = pieces + (head * bands + band) * ld;
                 for (int64_t j = 0; j < padded(end); j += ROWS) {
                     for (int64_t i = 0; i < ROWS; i += W) store(target + j + i, V{});
                 }
@@ -160,11 +160,11 @@ inline int64_t norm(const ess_matrix_norm_job &job, int32_t threads, void *works
         team(static_cast<int32_t>(min(operand.heads, static_cast<int64_t>(threads))), [&](int32_t) {
             FlushDenormals flush;
             for (int64_t head; (head = heads.take()) >= 0;) {
-                double *sum = parts + (head * bands + bands - 1) * ld;
+                double *sum = pieces + (head * bands + bands - 1) * ld;
                 for (int64_t band = 0; band < bands - 1; band++) {
-                    const double *part = parts + (head * bands + band) * ld;
+                    const double *piece = pieces + (head * bands + band) * ld;
                     for (int64_t j = 0; j < (band + 1) * BAND_ROWS; j += W) {
-                        store(sum + j, load(sum + j) + load(part + j));
+                        store(sum + j, load(sum + j) + load(piece + j));
                     }
                 }
                 job.norm[head] = schur_bound(L, sum, job.norm[head], vectors + head * ld);
