@@ -31,7 +31,7 @@ template <class Job> int32_t enter(const ess_run *run, const Job *job, Kernel<Jo
     Kernel<Job> kernel;
     if (int32_t error = find(run, job, entry, kernel)) return error;
     const int64_t needed = kernel(*job, run->threads, nullptr);
-    char nothing; // null would mean: only measure
+    char nothing; // any address but null, which would mean that the kernel only measures its workspace
     void *workspace = needed > 0 ? run->workspace : &nothing;
     if (needed > 0 && (!workspace || !aligned(workspace) || run->workspace_bytes < needed)) return ESS_ERR_WORKSPACE;
     kernel(*job, run->threads, workspace);

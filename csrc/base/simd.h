@@ -52,9 +52,9 @@ template <class T> ESS_INLINE Vec<T> all(T x) { return x - Vec<T>{}; }
 ESS_INLINE V all(double x) { return x - V{}; }
 
 template <class X, class Y> ESS_INLINE Y select(X mask, Y yes, Y no) { return mask ? yes : no; }
-// The larger and the smaller of two, in one instruction. Where either is NaN it is the second: a maximum that is
-// carried through a loop this way forgets a NaN at the next number. For loops that show NaN by other means, and say
-// which.
+// The larger and the smaller of two, in one instruction. If either is NaN the result is the second operand, so a
+// maximum that a loop carries along forgets a NaN at the next number. Only for loops that detect NaN in another way,
+// which their comments name.
 template <class X> ESS_INLINE X larger(X a, X b) { return a > b ? a : b; }
 template <class X> ESS_INLINE X smaller(X a, X b) { return a < b ? a : b; }
 // The same, NaN where either is NaN: for all that certainty rests on.
@@ -167,7 +167,7 @@ ESS_INLINE V from_row(V x, int64_t row, int64_t first) {
 }
 
 #if ESS_VECTOR_BYTES == 64
-// the instructions forget NaN
+// the processor's reductions ignore NaN, so NaN is tested for first
 ESS_INLINE double horizontal_max(Vec<double> x) { return any(x != x) ? NAN : _mm512_reduce_max_pd((__m512d)x); }
 ESS_INLINE float horizontal_max(Vec<float> x) { return any(x != x) ? NAN : _mm512_reduce_max_ps((__m512)x); }
 ESS_INLINE double horizontal_min(Vec<double> x) { return any(x != x) ? NAN : _mm512_reduce_min_pd((__m512d)x); }

@@ -31,9 +31,9 @@ void run_team(int32_t threads, void (*body)(void *context, int32_t thread), void
 #endif
 }
 
-void wait_between_looks(int64_t looks) {
-    // about a microsecond, in which nothing but this core knows; then others may need it
-    if (looks >= 32) return std::this_thread::yield();
+void back_off(int64_t polls) {
+    // Spin for about a microsecond; after that the operating system may give this core to another thread.
+    if (polls >= 32) return std::this_thread::yield();
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif

@@ -17,8 +17,8 @@ template <class Body> void team(int32_t threads, Body body) {
     run_team(threads, [](void *context, int32_t thread) { (*static_cast<Body *>(context))(thread); }, &body);
 }
 
-// What a thread does between two looks at something that another one is about to finish; `looks`: how many it has had.
-void wait_between_looks(int64_t looks);
+// Back-off while spinning on another thread's flag; `polls` counts how often the flag has been read so far.
+void back_off(int64_t polls);
 
 namespace { // every dispatch level has its own copy
 
@@ -37,15 +37,16 @@ class TaskCounter {
     const int64_t count_;
 };
 
-// How many steps of something are done. What was written before a step is seen by whoever has waited for it.
+// A counter of finished steps, on a cache line of its own. A thread that has waited for a step sees everything that was
+// written before it.
 struct alignas(64) Progress {
     int64_t steps;
 
-    // before any thread knows of it
+    // to be called before any other thread can read the counter
     void reset() { steps = 0; }
     void advance() { __atomic_fetch_add(&steps, 1, __ATOMIC_RELEASE); }
     void wait_for(int64_t wanted) const {
-        for (int64_t looks = 0; __atomic_load_n(&steps, __ATOMIC_ACQUIRE) < wanted; looks++) wait_between_looks(looks);
+        for (int64_t polls = 0; __atomic_load_n(&steps, __ATOMIC_ACQUIRE) < wanted; polls++) back_off(polls);
     }
 };
 

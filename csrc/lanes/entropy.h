@@ -236,7 +236,7 @@ template <int N> void entropy_sums(const EntropyBlock<N> &block, const ess_quadr
     for (int64_t node = 0; node < q.nodes; node += U) {
         V d[U], product[U];
         double t[U], one[U];
-        // a node too many is done for nothing
+        // where nodes are left over, the last one is computed again, and that result is not used
         for (int u = 0; u < U; u++) {
             t[u] = q.t[node + u < q.nodes ? node + u : q.nodes - 1];
             one[u] = 1 / t[u];

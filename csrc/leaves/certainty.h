@@ -61,10 +61,10 @@ inline int64_t judge_row(const ess_judge_counts_job job, int64_t head, int64_t t
             const bool wanted = possible && asked[i] != 0;
             const double width = width_of(growth[i], job.eps);
             double limit = job.tiny_row * (1.0 + growth[i]);
-            // a limit that is NaN stays one: no comparison with it holds
+            // Where the growth is NaN the limit stays NaN: then no comparison below holds, and the count is doubtful.
             limit = limit > job.small_row ? job.small_row : limit;
             const bool doubt = wanted && (blurred || !(least[i] > limit && width <= job.sure));
-            // where nothing was eliminated the value is whatever lay there
+            // Where nothing was eliminated the value may be any bits, even ones that no integer can hold.
             const bool counted = value[i] >= 0.0 && value[i] <= NO_COUNT;
             counts[i] = wanted && counted ? static_cast<int64_t>(value[i]) : 0;
             widths[i] = wanted ? width + blur : 0.0;
@@ -88,7 +88,7 @@ inline int64_t group_widths(const ess_group_widths_job &job, int32_t threads, vo
     if (workspace == nullptr) return 0;
     const int64_t groups = (job.length + job.group - 1) / job.group;
     by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
-        // these begin at position 1
+        // these arrays have no entry for position 0
         const int64_t from = (tolerance * job.heads + head) * (job.length - 1);
         const double *widths = job.width + from;
         const uint8_t *doubtful = job.doubtful + from;
@@ -102,8 +102,8 @@ inline int64_t group_widths(const ess_group_widths_job &job, int32_t threads, vo
             for (int64_t i = begin; i < end; i++) {
                 const double width = widths[i - 1];
                 if (!doubtful[i - 1] || width > job.hopeless) continue;
-                if (!(width <= most)) most = width; // NaN comes in here,
-                if (most != most) break;            // and stays
+                if (!(width <= most)) most = width; // also where the width is NaN,
+                if (most != most) break;            // which then is the answer
             }
             return most;
         };
@@ -128,7 +128,7 @@ inline int64_t compare_counts(const ess_compare_counts_job &job, int32_t threads
     *job.number = 0;
     by_rows(job, threads, [&](int64_t head, int64_t tolerance) {
         const int64_t row = head * job.tolerances + tolerance, L = job.length;
-        // what is changed begins at position 1
+        // counts, widths and doubts have no entry for position 0
         const int64_t to = (tolerance * job.heads + head) * (L - 1);
         const double *value = job.value + row * 2 * L, *growth = job.growth + row * 2 * L;
         const double *moves = job.move + row * groups;
@@ -153,7 +153,8 @@ inline int64_t compare_counts(const ess_compare_counts_job &job, int32_t threads
                     doubtful = 0;
                     left--;
                 } else {
-                    // another round is for those not sure enough: a value between the two stays between wider ones
+                    // The two sides disagree, so a singular value lies between them: moving them apart cannot help,
+                    // and a width of NaN says so.
                     width = __builtin_nan("");
                 }
             }
@@ -172,7 +173,7 @@ inline int64_t judge_entropy(const ess_judge_entropy_job &job, int32_t threads, 
             const double *rounding = job.rounding + head * groups;
             for (int64_t i = 0; i < job.length; i += W) {
                 const int64_t left = job.length - i, count = left < W ? left : W, at = head * job.length + i;
-                // behind the end: a position that sees nothing
+                // lanes beyond the last position get zeros, which stand for a position without singular values
                 double x[4][W] = {}, y[2][W];
                 for (int64_t l = 0; l < count; l++) {
                     x[0][l] = job.total[at + l];

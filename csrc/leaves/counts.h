@@ -68,7 +68,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         const int r = c_() - 1 - s;
         const V pivot = rows_.pivot(r);
         so_far_.positive += select(pivot > V{}, all(1.0), V{});
-        // a pivot that is not a number shows, though nothing depends on it
+        // A pivot that is NaN or infinite makes the growth NaN, even if no position uses the row further.
         so_far_.growth = max(so_far_.growth, rows_.growth(r) + pivot * 0.0);
         small_ |= any(abs(pivot) < all(SMALL_PIVOT));
         if (small_) so_far_.least = min(before_.least, rows_.least(s));
@@ -148,7 +148,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         LeafVerdict own = judged(s, rows, growth);
         const Mask<double> bad = spoilt & (growth > errors_.harmless());
         if (any(bad)) {
-            // leading minors from the other end may be kinder
+            // factors in the reverse order of columns may grow less
             const V other = make_fresh(s, true);
             own = select_verdict(bad & (other < growth), judged(s, rows, other), own);
             make_fresh(s, false);
@@ -177,7 +177,7 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
                 other = kept;
             }
         }
-        // what comes first is not first in reverse
+        // In reverse order column 0 is not the first pivot, so its updates count in full.
         if (s > 0) growth = max(growth, reversed ? first : growth_of_first(C[0], first));
         growth = max(growth, factor_columns(c_(), s, C, fresh_.d, fresh_.largest));
         fresh_first_ = s > 0 ? max(first, abs(fresh_.d[0])) : V{};

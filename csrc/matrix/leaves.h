@@ -111,7 +111,8 @@ class Leaves {
             }
             job_->value[at] = lane.value + values_[s][l];
             job_->growth[at] = growths_[s][l];
-            // what is not small was not looked at in every lane; NaN is no size
+            // Whether a row that is not small was looked at depends on the other lanes, so it is reported as 1. NaN
+            // stays NaN.
             job_->least[at] = leasts_[s][l] >= SMALL_PIVOT ? 1.0 : leasts_[s][l];
         }
     }

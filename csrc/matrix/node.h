@@ -129,7 +129,7 @@ inline void finish_half(Half &half) {
     V growth{};
     for (int64_t k = 0; k < panel.pivots; k++) {
         positive += panel.d[k] > 0;
-        // a row with a pivot that is not small is not small
+        // Only a small pivot can belong to a negligible row, for the pivot is one of the row's entries.
         if (magnitude_of(panel.d[k]) < SMALL_PIVOT) child.least = min(largest_of_column(panel, k), child.least);
     }
     for (int64_t i = 0; i < panel.rows; i += W) growth = max(growth, load(panel.growth + i));

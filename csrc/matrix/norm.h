@@ -88,7 +88,8 @@ inline void band_product(const double *T, int64_t row_stride, double scale, int6
     }
 }
 
-// What every weight keeps of the largest, so that the weights of columns that matter little do not hold the bound up.
+// Every weight is at least about this share of the largest: columns that matter little would otherwise get tiny
+// weights, hence large ratios, which would keep the bound high.
 constexpr double LEAST_WEIGHT = 1e-3;
 
 // One step of Schur's test: the bound that the weights v and what A^T A made of them give, the better of it and
@@ -97,7 +98,7 @@ inline double schur_bound(int64_t length, const double *product, double bound, d
     double most = 0.0, largest = 0.0;
     for (int64_t j = 0; j < length; j++) {
         const double ratio = product[j] / v[j];
-        if (!(ratio <= most)) most = ratio; // NaN comes in here, and with it no bound
+        most = max(most, ratio); // NaN if any ratio is: then this step gives no bound
         if (product[j] > largest) largest = product[j];
     }
     const double inverse = largest > 0 ? 1 / largest : 0.0;

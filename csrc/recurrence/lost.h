@@ -134,7 +134,7 @@ inline void span_gates(const ess_tokens &tokens, int64_t head, int64_t first, in
         for (double low; k < states; k++) one_state(k, decay[k], low, gate[k]);
         for (k = 0; rate && k < states; k++) {
             decay[k] *= log ? rate[k] : std::pow(std::fabs(rate[k]), static_cast<double>(count));
-            // which gate makes the largest transition is not worth a look: none is larger than 1
+            // The largest transition would need a look at every gate times its rate. One bounds it: none is larger.
             gate[k] = log ? 0 : 1;
         }
     }

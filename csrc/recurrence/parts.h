@@ -194,7 +194,7 @@ inline double dense_parts(const BlockTokens &tokens, bool reads_before, const do
             if (t >= present) return;
             const double *A = transition + t * stride;
             const double norm = t == 0 || stride != 0 ? frobenius_norm(A, states * states) : largest;
-            if (!(norm <= largest)) largest = norm; // NaN comes in here, and stays
+            largest = max(largest, norm); // NaN once any norm is
             if (states != n) {
                 for (int64_t i = 0; i < n; i++) fill(work.transition + i * n, 0, n);
                 for (int64_t i = 0; i < n; i++) {

@@ -35,7 +35,7 @@ struct NumberRange {
                 V value = load(row + i);
                 lows = smaller(value, lows);
                 highs = larger(value, highs);
-                excess += value * 0.0; // zero for numbers, NaN for everything else, whatever comes later
+                excess += value * 0.0; // stays zero for numbers, and becomes NaN for good at NaN or infinity
                 unordered |= value != value;
             }
             for (; i < count; i++) {

@@ -53,7 +53,7 @@ T largest_entry(const T *p, int64_t rows, int64_t columns, int64_t row_stride, i
         columns *= rows;
         rows = 1;
     }
-    // 0 x is 0 or NaN
+    // 0 times x is NaN exactly where x is NaN or infinite
     Vec<T> largest[K] = {}, nothing[K] = {};
     T rest = 0, nothing_rest = 0;
     for (int64_t i = 0; i < rows; i++) {

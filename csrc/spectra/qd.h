@@ -165,8 +165,8 @@ template <class T, int G> struct QdLanes {
         if (moved) find_bounds();
     }
 
-    // The next shift, by Laguerre from p1, p2: sums over rows k < hi, which bound the smallest eigenvalue after one
-    // deflation; else the last term is missing.
+    // The next shift, by Laguerre from p1, p2: sums over rows k < hi. After a deflation these rows are the window that
+    // is left; otherwise the term of row hi is added first.
     void choose_shift(const QdSweep<T> &s, Vec<T> again, Vec<T> deflated) {
         const Vec<T> m = hi - lo + T(1), inverse = all(T(1)) / max(s.d, all(TINY_SQUARE<T>)), rl = s.r * inverse;
         const Mask<T> whole = deflated == Vec<T>{};

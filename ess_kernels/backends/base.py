@@ -35,7 +35,7 @@ class Backend:
 
     def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
         """Why this backend cannot do this task on this subject on any machine, or None: asked before all else."""
-        # what randomized_ess needs is the one task that most backends do without
+        # randomized_ess needs `thin_products`, which most backends do not have
         return NO_PRODUCTS if task == "randomized_ess" else None
 
     def unavailable(self) -> str | None:

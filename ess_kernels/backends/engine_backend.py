@@ -121,7 +121,7 @@ class EngineBackend(Backend):
         engine = Recurrence(op.tokens(heads), block_length(op.state_size, entropy), cost)
         yield heads, engine
         if bool(engine.growing.any()):
-            # transitions that grow: squares of the recurrence overflow, T itself may not
+            # The squares of a growing recurrence overflow; T itself may not, so these heads become dense operators.
             growing = heads[engine.growing]
             finite = torch.ones_like(growing, dtype=torch.bool)
             matrix = self._matrix(op.dense_heads(growing), finite, budget, cost)

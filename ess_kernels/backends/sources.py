@@ -148,7 +148,7 @@ def supported_heads(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def representable(read: Any, write: Any, states: int) -> Any:
-    """Whether entries of `T` are sure to be, for the largest magnitudes of reads and writes `[N]`; bool `[N]`."""
+    """Whether all entries of `T` are sure to fit into float64, bool `[N]`, from the largest reads and writes `[N]`."""
     unit = read * write
     return (unit * states <= REPRESENTABLE) & (unit <= LARGE_UNIT)
 

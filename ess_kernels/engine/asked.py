@@ -13,7 +13,7 @@ class Asked:
     """Positions `[N, S, L]` of `S` tolerances. Engines that answer group by group never make the mask of positions."""
 
     def __init__(self, positions: Callable[[], Tensor], groups: Callable[[], Tensor]):
-        """What makes `positions` and `groups`."""
+        """Functions that make `positions` and `groups`, each called at its first use."""
         self._positions, self._groups = positions, groups
 
     @classmethod
@@ -22,9 +22,10 @@ class Asked:
         return cls(lambda: positions, lambda: grouped(positions, group).any(-1))
 
     @classmethod
-    def alike(cls, rows: Tensor, positions: Tensor, group: int) -> Asked:
+    def alike(cls, possible: Tensor, positions: Tensor, group: int) -> Asked:
         """The same positions, bool `[L]`, of some heads and tolerances, bool `[N, S]`."""
-        return cls(lambda: rows[..., None] & positions, lambda: rows[..., None] & grouped(positions, group).any(-1))
+        pairs = possible[..., None]
+        return cls(lambda: pairs & positions, lambda: pairs & grouped(positions, group).any(-1))
 
     @cached_property
     def positions(self) -> Tensor:

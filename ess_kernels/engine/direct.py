@@ -25,7 +25,7 @@ class FewPositions(Engine):
         self.state_size = self.n
         self.cost = cost
         self.tokens, self.unit, self.finite = scaled_tokens(tokens)
-        # nothing overflows on the way
+        # whether no product on the way to the singular values can overflow
         self.supported = bool((largest(self.tokens.transition) <= 1).all() and (self.unit <= LARGE_UNIT).all())
 
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:

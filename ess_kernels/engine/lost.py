@@ -22,7 +22,7 @@ from .certainty import EPS
 
 # at least this many positions in a row share one bound at first; where that is too wide, every position gets its own
 SPAN = 16
-# where every span takes a few calls of PyTorch's, no more than this many are made
+# in PyTorch every span takes a few calls, so that no more than this many spans are made
 MOST_SPANS = 32
 # tokens without decay that take one rounding, of what is summed up over them
 TOKENS_A_ROUNDING = 8
@@ -52,7 +52,7 @@ class Spans(NamedTuple):
     def of(cls, tokens: Tokens, size: int) -> Spans:
         spans = cut(tokens, size)
         factors = spans.transition.abs()
-        # what fills up the last span has no rows
+        # padding tokens in the last span have no rows of T
         present = torch.arange(factors.shape[1] * size, device=factors.device).view(-1, size, 1) < tokens.read.shape[1]
         largest = (factors * present).amax(-2).clamp_max(1.0)
         if tokens.reads_before:
@@ -63,14 +63,14 @@ class Spans(NamedTuple):
 
     @classmethod
     def joined(cls, pieces: Iterable[Spans]) -> Spans:
-        """All heads of some."""
+        """The spans of several slices of heads, one slice after the other."""
         *tensors, sizes = zip(*pieces, strict=True)
         read, write, decay, growth, gate = map(torch.cat, tensors)
         return cls(read, write, decay, growth, gate, sizes[0])
 
 
 def few_spans(length: int) -> int:
-    """Positions that share one bound where spans are dear: a multiple of `SPAN`."""
+    """The length of a span where every span takes a few calls: a multiple of `SPAN`."""
     return SPAN * -(-length // (SPAN * MOST_SPANS))
 
 
@@ -95,7 +95,7 @@ def lost_in_spans(spans: Spans) -> Tensor:
     norms, errors = torch.empty_like(new), torch.empty_like(new)
     for b in range(new.shape[2]):
         fresh = new[:, :, b]
-        # what was there before takes another span of roundings
+        # the earlier tokens' norms take the roundings of one more span
         aged, young = error + norm * roundings[:, :, b], fresh * roundings[:, :, b]
         norms[:, :, b] = torch.hypot(norm * growth[:, :, b], fresh)
         errors[:, :, b] = aged * growth[:, :, b] + young

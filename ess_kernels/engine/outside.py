@@ -46,9 +46,9 @@ FAINT = 1e-8
 STRONG = 1e4
 # at most so many pairs are kept, as a share of the block's positions
 KEPT = 0.75
-# what a computed norm may be too large by
-SAFE = 1e-12
-# what is left of a vector outside a subspace, below which it lies in it
+# by how much a computed norm may be too large, relatively
+NORM_ERROR = 1e-12
+# a vector whose share outside a subspace is below this lies in the subspace
 EXHAUSTED = 1e-8
 # positions whose matrices are made together
 TOGETHER = 8
@@ -143,7 +143,7 @@ class Outside:
         basis, images = [v], [image(v)]
         for _ in range(steps - 1):
             v, known = back(images[-1]), torch.stack(basis)
-            # where nothing new is left, rounding errors are no direction
+            # where the subspace is exhausted only rounding errors are left, which are no new direction
             least = EXHAUSTED * size(v)
             for _ in range(2):  # orthogonal to working accuracy
                 v = normalised(v - (known * (known * v).sum(2, keepdim=True)).sum(0), least)
@@ -154,13 +154,13 @@ class Outside:
         gram = torch.einsum("jdpk,jdpl->jpkl", seen, seen)
         best = torch.linalg.eigh(gram).eigenvectors[..., -1][:, None]  # [J, 1, c, steps]
         v = normalised((known * best).sum(-1))
-        return (torch.linalg.vector_norm(image(v), dim=1) * (1 - SAFE) - self.error[:, None]).clamp_min(0.0)
+        return (torch.linalg.vector_norm(image(v), dim=1) * (1 - NORM_ERROR) - self.error[:, None]).clamp_min(0.0)
 
     def none_above(self, tau: Tensor, wanted: Tensor) -> Found:
         """Whether no singular value exceeds `tau` `[J, c]`, 0 or 1, and the width, at the positions `wanted`.
 
-        Next to the largest singular value squares are as good as anything: what is far is eliminated too, and the rest
-        is definite, or it is not.
+        Near the largest singular value squares lose nothing, so what is far is eliminated as well. What is left is
+        definite if and only if no singular value is above the tolerance, and a Cholesky factorisation tells.
         """
         found = Found(torch.ones_like(tau), torch.full_like(tau, torch.inf))
         J, c, n = self.rows.shape
@@ -198,7 +198,7 @@ class Outside:
         flat = self.s <= faint[:, None]
         if not bool(flat.any()):
             return self
-        # an outside that hardly any pair of is left of needs no weights for the others
+        # pairs that are faint in every block are dropped from the arrays
         kept = int((~flat).sum(1).max())
         far_cols, lost_cols = _triangle(torch.cat([self.far_cols, self.cols * flat[..., None]], 1))
         far_rows, lost_rows = _triangle(torch.cat([self.far_rows, self.rows * flat[:, None]], 2).flip(1).mT)
@@ -233,7 +233,7 @@ class Outside:
             (between * rows).sum(-1) * (between * cols).sum(-1)
         ).sqrt()
         weight = weight.masked_fill(weight.isinf(), 0.0)
-        # where all tolerances are alike one product serves them
+        # where all positions have the same tolerance, one product serves them all
         if bool((tau == tau[:, :1]).all()):
             weight, tolerance = weight[:, :1], tolerance[:, :1]
         inverse = 1 / tolerance[..., None]

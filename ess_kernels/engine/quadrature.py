@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# squares are never taken to be more exact than this: a logarithm is taken of their error
+# the least error that squares are taken to have, because its logarithm is taken
 LEAST_ROUNDING = 1e-300
 
 
@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Quadrature:
-    """Nodes, weights, and what they are worth.
+    """Nodes, weights, and bounds of their errors.
 
     Attributes:
         table: rows `t`, weight of `sqrt(x)`, weight of `sqrt(x) log sqrt(x)`.
@@ -100,10 +100,10 @@ class Quadrature:
         return self.estimate_from_sums(total, mixed, cap, rounding, more)
 
     def estimate_in_haze(self, logdets: Tensor, cap: Tensor, rounding: Tensor) -> Estimate:
-        """With the errors of values that are hardly seen, in proportion to the root of the haze of each.
+        """With the errors of values that are hardly seen, each in proportion to the root of the value's haze.
 
-        The sum of these roots is at most the root of `cap` times the haze of all (Cauchy and Schwarz), that which
-        rounding may have taken away included.
+        The sum of these roots is at most the root of `cap` times the haze of all values (Cauchy and Schwarz). Haze that
+        rounding may have hidden is added.
         """
         first, second, third = logdets[..., :3, :].unbind(-2)
         spans = [math.log(self.table[k + 1][0] / self.table[k][0]) for k in (0, 1)]
@@ -166,7 +166,7 @@ def _nearest(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.gather(-1, place.clamp(0, P - 1)), torch.where(there, distance, torch.inf)
 
 
-# fewest nodes
+# the fewest nodes: entropies are first computed with these
 STANDARD = Quadrature(
     table=(
         (4.898519147901e-15, 8.648970262625e-08, -1.355900537711e-06),
@@ -218,7 +218,7 @@ WITHOUT_SMALLEST = Quadrature(
     haze_errors=(7.9e-8, 1.6e-6),
 )
 
-# thirty times as exact
+# errors a thirtieth of those of STANDARD, for positions that stay doubtful
 FINE = Quadrature(
     table=(
         (1.169398017360e-17, 4.227454384308e-09, -7.880821402385e-08),

@@ -88,7 +88,7 @@ def sketch(
     def unflattened(X: Tensor) -> Tensor:
         return X.unflatten(0, shape)
 
-    # the rows before a position are zero: they go last, where QR leaves them so
+    # rows before the position are zero: flipped to the end, QR leaves them exactly zero
     Q = orthonormal(apply(test, False)[0].flip(-2))[0].flip(-2)
     for _ in range(power_iterations):
         Z = orthonormal(apply(unflattened(Q), True)[0])[0]
@@ -127,7 +127,7 @@ def certify(found: Sketch, cap: Tensor, atol: Tensor, rtol: Tensor) -> tuple[Ten
 
 
 def _tolerance(atol: Tensor, rtol: Tensor, largest: Tensor) -> Tensor:
-    # an infinite rtol of a zero matrix
+    # rtol times the largest value is NaN where rtol is infinite and the matrix zero
     return torch.maximum(atol, torch.nan_to_num(rtol * largest, nan=torch.inf, posinf=torch.inf))
 
 

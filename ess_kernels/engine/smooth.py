@@ -54,7 +54,7 @@ def _exact(H: Tensor) -> Tensor:
     if not bool(H.isfinite().all()):
         return H.new_tensor(torch.nan)
     s = torch.linalg.svdvals(H)
-    # a value that is zero has no derivative, and rounding noise no meaning
+    # the entropy has no derivative at a value of zero, and values of the size of rounding errors mean nothing
     return entropy_of_values(s[s > EPS * len(s) * s[0]])
 
 

@@ -74,7 +74,7 @@ class Eliminated(NamedTuple):
 
 @dataclass
 class Answer:
-    """What the staircase in PyTorch fills in, and the positions to which it prunes its tree.
+    """The arrays that the staircase in PyTorch fills, and the positions to which it prunes its tree.
 
     `value`, `growth` and `least` `[items, L]` are as in `Eliminated`. `wanted`, bool `[items, L]`, says which positions
     are asked for, `everything` whether all are, and `sums` `[items, L + 1]` counts them up to each position.

@@ -43,7 +43,7 @@ def thin_products(op: Operator, heads: Tensor, budget: int) -> ThinProducts:
         return Bands(op, heads, budget)
     assert isinstance(op, StateSpace)
     blocks = Blockwise(op, heads)
-    # transitions that grow: their products overflow, T itself may not
+    # Products of growing transitions overflow; T itself may not, so its rows are used then.
     return blocks if blocks.all_finite else Bands(op, heads, budget)
 
 

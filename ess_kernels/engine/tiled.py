@@ -29,9 +29,9 @@ SCALE_RANGE = 256.0
 MAX_SCALES = 8
 # the scale of a last attempt, in units of the usual one
 RESCUE_SCALE = 4.0
-# up to this many positions singular values cost less than that: by then most of the tree is pruned
+# up to this many positions singular values cost less than a last attempt, although it prunes most of the tree
 FEW_RESCUED = 4
-# weights that Schur's test tries, and what each keeps of the largest
+# how many sets of weights Schur's test tries, and the least share of the largest weight that any of them has
 NORM_STEPS = 8
 LEAST_WEIGHT = 1e-3
 # what rounding errors of a sum of a million positive terms add to it
@@ -196,7 +196,7 @@ class Matrix(UnsquaredEngine):
             scale = torch.minimum(norms.masked_fill(~doubtful, 0.0).amax(-1), whole)
             alike = doubtful & many & (norms * SCALE_RANGE >= scale[:, None])
             settled = take_settled(found, self.estimate(alike, FINE, cap, scale), alike)
-            # what this scale does not settle no smaller one will
+            # positions that this scale does not settle would not be settled by a smaller one
             rest |= alike & ~settled
             doubtful = doubtful & ~alike
         rest |= doubtful

@@ -21,15 +21,15 @@ from .parallel import over_items
 
 # up to this many positions of a piece, singular values cost less than taking its outside apart
 FEW = 2
-# where singular values of all that a head leaves open take no more floating-point operations, nothing else pays
+# a head whose open positions take no more floating-point operations than this for singular values gets these at once
 CHEAP = 3e7
 # floating-point operations that a head may spend on singular values of what stays open at the end
 AFFORDABLE = 1e9
 # tolerances on both sides are this many widths away, and no further down or up than so many times the tolerance
 APART, FURTHEST, FAR_UP = 2.0, 0.75, 1e6
-# widths are about this many times what taking the outside apart loses
+# the width of a count is about this many times the error of taking the outside apart
 GUESS = 4.0
-# a tolerance of zero stands for this many times what the factorisations lose
+# a tolerance of zero is replaced by this many times the error of the factorisations
 NOISE = 1e3
 # a share of the norm at which squares leave widths of a sixteenth of the hopeless one
 ROOT = (16 * EPS / HOPELESS) ** 0.5
@@ -73,7 +73,8 @@ class UnsquaredEngine(EliminatingEngine):
         if not bool(wanted.any()):
             return left
         alone = tau[..., None].expand(-1, -1, self.length)
-        # a value between two tolerances has been seen: what comes next is to find it, not to pass by it
+        # A width of NaN says that a singular value lies between two tolerances near tau. There is no point in counting
+        # at tau itself then: both sides of it come first.
         tied = torch.nn.functional.pad(result.width.isnan(), (1, 0))
         found, decided = self._count_alone(wanted, tied, alone, torch.zeros_like(alone))
         decided = decided[..., 1:]
@@ -88,7 +89,7 @@ class UnsquaredEngine(EliminatingEngine):
             return super().relative_counts(positions, atol, rtol)
         absolute = (atol / self.unit[:, None])[..., None]
         least, most = self._bounds_of_largest(wanted.any(1))
-        # a share of one or more leaves nothing
+        # with rtol of one or more nothing exceeds the tolerance
         share = rtol[:, None].clamp_max(1.0)
         tau, high = (torch.maximum(absolute, share * x[:, None]) for x in (least, most))
         possible = wanted & (tau < torch.inf) & (rtol < 1)[:, None]
@@ -113,7 +114,7 @@ class UnsquaredEngine(EliminatingEngine):
     def _crowds(self, wanted: Tensor) -> Tensor:
         """Those of bool `[N, M, L]` with enough others in their piece, and too much work for singular values."""
         work = self._value_work(torch.arange(self.length, device=wanted.device))
-        # head by head: what one is answered does not depend on the others
+        # decided head by head, so that no head's answer depends on another's
         wanted = wanted & ((wanted.any(1) * work).sum(1) > CHEAP)[:, None, None]
         crowded = torch.zeros_like(wanted)
         for start, stop in self._pieces():
@@ -190,11 +191,11 @@ class UnsquaredEngine(EliminatingEngine):
             move = (APART * guess).nan_to_num(nan=torch.inf)
             down, up = move.clamp_max(FURTHEST), move.clamp_max(FAR_UP)
             low, high = self._counts_at(rest, tau * (1 - down)), self._counts_at(rest, tau * (1 + up))
-            # whether what either may have passed over lies between the two
+            # whether singular values that either side may have miscounted lie between the two sides
             sure = high.width <= (up - slack) / (1 + up)
             alike = (low.width <= (down - slack) / (1 - down)) & (low.above == high.above)
             between = rest & sure & (alike | (high.above >= cap))
-            # a value between both that is not told from the tolerance does not count
+            # a singular value between the two sides cannot be told from the tolerance, and is not counted
             caught = rest & sure & ~between & (up <= HOPELESS)
             count = torch.where(between | caught, high.above, count)
             width = torch.where(caught, up, width.masked_fill(between, 0.0))
@@ -202,7 +203,7 @@ class UnsquaredEngine(EliminatingEngine):
             rest &= ~(between | caught | easy)
             if last or not bool(rest.any()):
                 break
-            # its own width may ask for another distance
+            # The count at the tolerance itself comes next: its width says how far apart the sides should have been.
             late = self._counts_at(rest, tau)
             count, width = torch.where(rest, late.above, count), torch.where(rest, late.width + slack, width)
             guess = width
@@ -217,7 +218,8 @@ class UnsquaredEngine(EliminatingEngine):
     def _full_above(self, wanted: Tensor, tau: Tensor) -> Tensor:
         """Where `H_i` has as many singular values as it can have above `tau`, bool `[N, M, L]`, as far as squares tell.
 
-        They do at the smallest tolerance whose square has not drowned: what is above that is above all smaller ones.
+        They do at the smallest tolerance whose square is above the rounding errors: a singular value above that
+        tolerance is above all smaller ones.
         """
         norm = self._norm_bound()
         least = None if norm is None else ROOT * norm[:, None, None]

@@ -73,7 +73,8 @@ def run(job: Job) -> None:
     """
     handle, how = current()
     kernel = getattr(handle, f"ess_{job.kernel}")
-    # what the thread keeps is mostly enough: a kernel that needs more says so before it does anything
+    # The workspace that the thread keeps is mostly large enough. A kernel that needs more returns WORKSPACE before it
+    # does anything.
     _lend(how, memory.kept.workspace)
     code = kernel(how, job)
     if code == abi.WORKSPACE:

@@ -44,9 +44,9 @@ def allowed_threads() -> int:
 def library() -> NativeLibrary:
     """The library in use, as the settings are now.
 
-    What has worked at a level stays in use, whatever becomes of its file; what has not is tried again when its file has
-    changed. A library that is there and still cannot be used gives one warning: whoever is served by PyTorch instead is
-    to know.
+    A library that has worked at a level stays in use, whatever becomes of its file. One that has not worked is tried
+    again when its file has changed. A library that exists but cannot be used gives one warning, because calls are then
+    served by PyTorch.
     """
     return _chosen()[0]
 

@@ -72,7 +72,7 @@ class NativeLanes(SummingEngine):
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         needed, back = heads.unique(return_inverse=True)
-        # the same units: they come from the same magnitudes
+        # these tokens get the units of this engine, because units follow from the magnitudes
         tokens = NativeTokens(source_of(self.op, self.heads[needed]))
         found = Survey(tokens, self.found.peaks[:, needed.numpy()])
         c = block_length(self.op.state_size, False)

@@ -101,7 +101,7 @@ class NativeMatrix(CompiledCertainty, Matrix):
         return items
 
     def _workspace(self, items: int) -> int:
-        # measuring reads heads and shifts, and no other numbers
+        # the library reads heads and shifts to measure the workspace; the other arrays only have to exist
         one = torch.ones(items, dtype=torch.float64, device="cpu")
         head = torch.zeros_like(one, dtype=torch.int64)
         return call.workspace(self._job(head, one, False, one, Eliminated(one, one, one)))
@@ -130,6 +130,6 @@ class NativeMatrix(CompiledCertainty, Matrix):
 
 
 def _nothing(shape: torch.Size) -> Eliminated:
-    """What is said where nothing was asked."""
+    """The answer at positions that were not wanted: nothing counted, no growth, no small row."""
     value, growth, least = torch.zeros(3, *shape, dtype=torch.float64, device="cpu").unbind(0)
     return Eliminated(value, growth, least.fill_(torch.inf))

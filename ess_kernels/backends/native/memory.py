@@ -1,6 +1,6 @@
-"""Memory of kernels: large arrays and workspace that one call after the other needs are kept, a thread for itself.
+"""Memory of kernels: every thread keeps its large arrays and its workspace from one call to the next.
 
-Fresh pages cost more than the arithmetic that is done on them.
+The operating system's work for fresh pages takes longer than the arithmetic that is done on them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def borrow(name: str, count: int) -> Tensor:
 
 
 def give_back(name: str, array: Tensor) -> None:
-    """To the next call: nothing may use `array`, which begins where a borrowed one did, any more. Ignores others."""
+    """Returns a borrowed array for the next call; nothing may use it any more. Ignores arrays that were not lent."""
     memory = kept.lent.get(name)
     if memory is not None and memory.untyped_storage().data_ptr() == array.untyped_storage().data_ptr():
         kept.free[name] = kept.lent.pop(name)

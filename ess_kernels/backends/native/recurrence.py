@@ -28,15 +28,17 @@ from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
 from .transitions import Transitions
 
-# names of what is kept between calls
+# names under which memory is kept between calls
 PARTS, PRODUCTS = "block parts", "root products"
 # the largest state that the kernels hold, padded
 MAX_STATE_SIZE = 256
 # bytes of matrices whose singular values are taken together
 PRODUCTS_WORKSPACE = 1 << 24
-# below this, in units of the largest reads and writes, squares may be hopeless: it pays to look at them first
+# below this tolerance, in units of the largest reads and writes, squares may have drowned in rounding errors: then the
+# width is foreseen from the diagonal before anything is eliminated
 FAR_DOWN = 1e-6
-# the kernels' roots take numbers below 1e-140 for zero: positions that are hardly larger are found without them
+# The kernels' roots take numbers below 1e-140 for zero, so positions whose largest singular value is below this are
+# computed in PyTorch.
 FAINT = 1e-120
 ROWS = 8
 
@@ -72,7 +74,7 @@ class Parts:
     def __init__(self, heads: int, length: int, n: int, c: int, diagonal: bool):
         blocks, m = -(-length // c), padded(n)
         sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
-        # all of these are multiples of a line
+        # all of these sizes are multiples of a cache line; `norms` need not be, and comes last
         if not diagonal:
             sizes["norms"] = 1
         self._sizes = {name: heads * blocks * size for name, size in sizes.items()}
@@ -122,8 +124,10 @@ class NativeRecurrence(SummingEngine):
 
     @cached_property
     def _blocks(self) -> Parts:
-        """Room for the parts. It comes at the first use: the kernel leaves nothing of the interpreter in the caches, so
-        whatever can be prepared before it is."""
+        """Memory for the parts, borrowed at their first use.
+
+        Kernels evict the interpreter's cache lines, so everything is prepared before the first kernel runs.
+        """
         parts = Parts(len(self.heads), self.length, self.op.state_size, self.group, self.op.diagonal)
         parts.structure.dense = self._layout
         return parts
@@ -151,7 +155,7 @@ class NativeRecurrence(SummingEngine):
         matrices = Transitions(self.op, self.heads)
         peaks = torch.stack([largest(matrices.read), largest(matrices.write)])
         self.finite = peaks.isfinite().all(0)
-        # no gate is read where transitions are matrices
+        # the third field stands for gates, which kernels do not read where transitions are matrices
         source = source_of_tokens(Tokens(matrices.read, matrices.write, matrices.write, self.op.reads_before))
         self.tokens = NativeTokens(source)
         found = Survey(self.tokens, torch.where(self.finite, peaks, 0.0).numpy())
@@ -159,14 +163,14 @@ class NativeRecurrence(SummingEngine):
         self._transition = matrices.address, matrices.stride
         self._matrices, self._layout = matrices, matrices.layout
         size = {name: largest(x) for name, x in self.parts.arrays.items() if name not in ("Q", "norms")}
-        # of Q the tiles above the diagonal are undefined
+        # The tiles of Q above its diagonal are undefined. Q is semidefinite: its largest entry is on the diagonal.
         n = self.parts.structure.n
         size["Q"] = self.parts.arrays["Q"].view(-1, n, n).diagonal(dim1=1, dim2=2).reshape(len(self.heads), -1).amax(1)
         entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
         supported = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
         growing = (self.finite & ~supported).nonzero()[:, 0]
         if len(growing):
-            # transitions that are no numbers are in the products of their blocks
+            # NaN or infinity in a transition has reached the parts of its block: such a head is not growing, it is bad
             self.finite[growing] = self.op.finite(self.heads[growing])
         self.growing = self.finite & ~supported
         if not bool(supported.all()):

@@ -1,7 +1,7 @@
 """What a compiled library must compute before it is used: small checks with known answers.
 
-A library that was built by a broken compiler, or for another machine, is to be found out here and not in somebody's
-results. The checks run once a process, at the first use of a dispatch level, and take tens of milliseconds: keep it so.
+A library that was built by a broken compiler, or for another machine, must fail here and not in somebody's results.
+The checks run once a process, at the first use of a dispatch level, and take tens of milliseconds: keep it so.
 They use the thread of the caller; those that try threads run once more, when a call is about to use some.
 
 A family of kernels adds a row to `CHECKS`: a function that calls its kernels as everybody does, by `call.run` or by the

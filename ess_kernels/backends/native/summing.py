@@ -1,4 +1,4 @@
-"""What engines for recurrences share: room for answers."""
+"""What engines for recurrences share: memory for the answers of an elimination, kept from one call to the next."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ...engine.staircase import Eliminated
 from . import memory
 from .certainty import CompiledCertainty
 
-# the name of what is kept between calls
+# the name under which that memory is kept between calls
 ELIMINATED = "eliminated"
 
 
 class SummingEngine(CompiledCertainty):
-    """An engine that eliminates into memory that is kept."""
+    """An engine that eliminates into memory which the thread keeps for its next engine."""
 
     _borrowed: Tensor | None = None
 
     def _room(self, *shape: int) -> Eliminated:
-        """An answer of this shape, undefined, in the place of the one before."""
+        """Three uninitialised arrays of this shape. The engine's previous answer is overwritten."""
         self._give_back()
         self._borrowed = memory.borrow(ELIMINATED, 3 * math.prod(shape))
         return Eliminated(*self._borrowed.view(3, *shape).unbind())

@@ -64,7 +64,7 @@ class NativeTokens:
         self.set_units(np.ones((2, self.heads)))
 
     def set_units(self, units: np.ndarray) -> None:
-        """What is multiplied onto reads and writes, float64 `[2, N]`; ones to begin with."""
+        """Sets the factors of reads and writes, float64 `[2, N]`, which are ones to begin with."""
         self._units = np.multiply(units, self._scales, order="C")
         address = self._units.ctypes.data
         self._structure.read_unit, self._structure.write_unit = address, address + _BYTES * self.heads
@@ -137,6 +137,6 @@ def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey | Non
         return None, Survey(tokens, peaks)
     mask = torch.from_numpy(supported)
     if not supported.any():
-        # addresses are made from the first and the last head, which nobody has
+        # no head is supported, and tokens of no heads have no addresses
         return mask, None
     return mask, Survey(NativeTokens(source_of(op, heads[mask])), peaks[:, supported])
