@@ -24,7 +24,7 @@ extern "C" {
  *   tokens      the recurrence
  *   tolerances  S, at least 1
  *   tau         [heads][S][blocks]: the tolerance of each block of positions, positive and finite where wanted
- *   wanted      [heads][S][blocks]: not 0 where something is asked
+ *   wanted      [heads][S][blocks]: not 0 where a block is to be done
  *   value       [heads][S][length]: the counts. Here and below all positions of the wanted blocks are written, and no
  *               others; the number at position 0, where there is no block H, means nothing
  *   growth      [heads][S][length]: the largest sum of absolute updates, in units of tau: rounding errors move singular
@@ -46,7 +46,7 @@ ESS_KERNEL(lanes_counts);
  * exp(log N - E / N) with N and E the sums of ld_k with total and mixed weights, within 1 and the cap.
  *
  *   quadrature    nodes and weights
- *   wanted        [heads][ceil(length / ESS_LANES_ENTROPY_BLOCK)]: not 0 where something is asked
+ *   wanted        [heads][ceil(length / ESS_LANES_ENTROPY_BLOCK)]: not 0 where a block is to be done
  *   cap           [length]: the largest possible number of non-zero singular values at each position
  *   ess           [heads][length]. Here and below all positions of the wanted blocks are written, and no others
  *   bound         [heads][length]: a bound of its relative error, to first order; infinite where nothing is seen

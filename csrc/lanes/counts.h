@@ -215,15 +215,15 @@ template <int N> struct CountsScratch {
 };
 
 template <int N>
-void count_heads(const ess_lanes_counts_job &job, const LaneHeads &heads, const AskedBlocks &asked,
+void count_heads(const ess_lanes_counts_job &job, const LaneHeads &heads, const WantedBlocks &range,
                  CountsScratch<N> &scratch, V *transitions, V *gramians) {
     const int64_t length = job.tokens->length, blocks = (length + C - 1) / C, S = job.tolerances;
     LanesScratch<N, C> &c = scratch.common;
     const LaneTokens tokens(*job.tokens, heads);
-    observe_all<N, C>(tokens, asked.first, blocks, c.tokens, transitions, gramians);
+    observe_all<N, C>(tokens, range.first, blocks, c.tokens, transitions, gramians);
     for (V &x : c.F) x = V{};
     for (V &x : c.carried) x = V{};
-    for (int64_t b = 0; b <= asked.last; b++) {
+    for (int64_t b = 0; b <= range.last; b++) {
         const V *a = transitions + b * N * C;
         tokens.read_block<N, C>(b * C, c.tokens);
         block_parts<N, C>(c.tokens, a, tokens.reads_before(), c.parts);

@@ -345,15 +345,15 @@ template <int N> struct EntropyScratch {
 };
 
 template <int N>
-void entropy_of_heads(const ess_lanes_entropy_job &job, const LaneHeads &heads, const AskedBlocks &asked,
+void entropy_of_heads(const ess_lanes_entropy_job &job, const LaneHeads &heads, const WantedBlocks &range,
                       EntropyScratch<N> &scratch, V *transitions, V *gramians) {
     const int64_t length = job.tokens->length, blocks = (length + E - 1) / E;
     LanesScratch<N, E> &c = scratch.common;
     const LaneTokens tokens(*job.tokens, heads);
-    observe_all<N, E>(tokens, asked.first, blocks, c.tokens, transitions, gramians);
+    observe_all<N, E>(tokens, range.first, blocks, c.tokens, transitions, gramians);
     for (V &x : c.F) x = V{};
     for (V &x : c.carried) x = V{};
-    for (int64_t b = 0; b <= asked.last; b++) {
+    for (int64_t b = 0; b <= range.last; b++) {
         const V *a = transitions + b * N * E;
         tokens.read_block<N, E>(b * E, c.tokens);
         block_parts<N, E>(c.tokens, a, tokens.reads_before(), c.parts);

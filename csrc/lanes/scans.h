@@ -58,11 +58,11 @@ void store_positions(const V *rows, int row_stride, double *target, int64_t head
     }
 }
 
-// Which of `blocks` blocks are asked about in any of `rows` rows of `wanted`: from the first to the last of them.
-struct AskedBlocks {
+// Which of `blocks` blocks are wanted in any of `rows` rows of `wanted`: from the first to the last of them.
+struct WantedBlocks {
     int64_t first, last = -1;
 
-    explicit AskedBlocks(int64_t blocks) : first(blocks) {}
+    explicit WantedBlocks(int64_t blocks) : first(blocks) {}
     bool none() const { return last < 0; }
     void look(const uint8_t *wanted, int64_t rows, int64_t blocks) {
         for (int64_t row = 0; row < rows; row++) {
@@ -88,22 +88,22 @@ template <int N, int C, class Scratch> struct LanesWorkspace {
 // The heads of which anything is wanted, W at a time, which threads take in turn. A head has `rows` rows of `wanted`.
 template <int N, int C, class Scratch, class Job>
 int64_t by_lanes(const Job &job, int64_t rows, int32_t threads, void *workspace,
-                 void (*answer)(const Job &, const LaneHeads &, const AskedBlocks &, Scratch &, V *, V *)) {
+                 void (*answer)(const Job &, const LaneHeads &, const WantedBlocks &, Scratch &, V *, V *)) {
     const int64_t heads = job.tokens->heads, blocks = (job.tokens->length + C - 1) / C, most = (heads + W - 1) / W;
     Arena shared(workspace);
-    int64_t *asked = shared.take<int64_t>(heads), count = 0;
-    for (int64_t h = 0; asked && h < heads; h++) {
-        AskedBlocks any(blocks);
+    int64_t *chosen = shared.take<int64_t>(heads), count = 0;
+    for (int64_t h = 0; chosen && h < heads; h++) {
+        WantedBlocks any(blocks);
         any.look(job.wanted + h * rows * blocks, rows, blocks);
-        if (!any.none()) asked[count++] = h;
+        if (!any.none()) chosen[count++] = h;
     }
     TaskCounter tasks((count + W - 1) / W);
     auto body = [&](LanesWorkspace<N, C, Scratch> &own) {
         FlushDenormals flush;
         for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
             const int64_t left = count - task * W;
-            const LaneHeads lanes = {asked + task * W, left < W ? static_cast<int>(left) : W};
-            AskedBlocks range(blocks);
+            const LaneHeads lanes = {chosen + task * W, left < W ? static_cast<int>(left) : W};
+            WantedBlocks range(blocks);
             for (int l = 0; l < lanes.count; l++) {
                 range.look(job.wanted + lanes.number[l] * rows * blocks, rows, blocks);
             }

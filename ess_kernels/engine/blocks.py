@@ -94,8 +94,8 @@ def _diagonal_parts(read: Tensor, write: Tensor, a: Tensor, reads_before: bool) 
 
 def _dense_parts(read: Tensor, write: Tensor, A: Tensor, reads_before: bool) -> Blocks:
     c, n = read.shape[-2:]
-    # Columns of `state`, after the tokens so far: first what each unit vector at the block's start has become, then what
-    # each token's write alone has become.
+    # Columns of `state`, after the tokens so far: first what each unit vector at the block's start has become, then
+    # what each token's write alone has become.
     state = torch.eye(n, dtype=read.dtype, device=read.device).expand(*read.shape[:-2], n, n)
     X, Y = [], []
     for t in range(c):

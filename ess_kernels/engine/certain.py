@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .asked import Asked, everywhere, grouped
 from .certainty import (
     BLURRED,
     ENTROPY_BOUND,
@@ -27,8 +26,9 @@ from .certainty import (
 from .engine import Engine
 from .quadrature import FINE, STANDARD, Estimate, Quadrature
 from .staircase import Eliminated
+from .wanted import Wanted, everywhere, grouped
 
-Eliminate = Callable[[Asked, Tensor], Eliminated]
+Eliminate = Callable[[Wanted, Tensor], Eliminated]
 
 # up to this many positions singular values cost less than sixteen log-determinants
 FEW = 4
@@ -46,13 +46,13 @@ class EliminatingEngine(Engine):
     unsquared: bool = False
 
     @abstractmethod
-    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
         """Counts and growth `[N, S, L]` at the positions asked for, for tolerances `[N, S, ceil(L / group)]` (scaled).
 
         What is said of other positions means nothing. The next elimination may overwrite it.
         """
 
-    def eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate_unsquared(self, wanted: Wanted, tau: Tensor) -> Eliminated:
         """As `eliminate`, for more work, with errors in proportion to `s_1 / tau` instead of its square."""
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class EliminatingEngine(Engine):
         asked = self._mask(positions)
         # a tolerance of zero has no units to eliminate in, and nothing exceeds an infinite one
         possible = (tau > 0) & (tau < torch.inf)
-        wanted = Asked.alike(possible, asked, self.group)
+        wanted = Wanted.alike(possible, asked, self.group)
         grouped_tau = self._to_groups(tau)
         foreseen = self._foreseen_width(grouped_tau)
         blur = self._blur(tau)
@@ -89,7 +89,7 @@ class EliminatingEngine(Engine):
             # without squares
             futile = (foreseen > SURE) & (self.unsquared | (foreseen <= HOPEFUL))
             skipped = wanted.positions & self._spread(futile)
-            eliminated = self.eliminate(Asked.of(wanted.positions & ~skipped, self.group), grouped_tau)
+            eliminated = self.eliminate(Wanted.of(wanted.positions & ~skipped, self.group), grouped_tau)
             result, _ = self.judge(eliminated, possible, asked, blur)
             skipped = skipped[..., 1:]
             result.redone.logical_or_(skipped)
@@ -191,7 +191,7 @@ class EliminatingEngine(Engine):
         self, asked: Tensor, tau: Tensor, blur: Tensor | None, doubtful: Tensor, result: Counts
     ) -> bool:
         """Counts doubtful positions without squares, where widths are smaller; says whether any is left."""
-        open_ones = Asked.of(torch.nn.functional.pad(doubtful, (1, 0)), self.group)
+        open_ones = Wanted.of(torch.nn.functional.pad(doubtful, (1, 0)), self.group)
         possible = torch.ones_like(tau, dtype=torch.bool)
         again, _ = self.judge(self.eliminate_unsquared(open_ones, self._to_groups(tau)), possible, asked, blur)
         result.width.copy_(torch.where(doubtful, again.width, result.width))
@@ -200,7 +200,7 @@ class EliminatingEngine(Engine):
         doubtful.logical_and_(~settled)
         return bool(doubtful.any())
 
-    def _on_both_sides(self, doubtful: Tensor, hopeful: Tensor, width: Tensor) -> Asked:
+    def _on_both_sides(self, doubtful: Tensor, hopeful: Tensor, width: Tensor) -> Wanted:
         """The `doubtful` positions of `hopeful` groups `[N, M, groups]`, twice `[N, 2 M, L]`."""
 
         def twice(x: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class EliminatingEngine(Engine):
         def positions() -> Tensor:
             return twice(torch.nn.functional.pad(doubtful & ~width.isnan(), (1, 0)) & self._spread(hopeful))
 
-        return Asked(positions, lambda: twice(hopeful))
+        return Wanted(positions, lambda: twice(hopeful))
 
     def _typical_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor) -> Tensor:
         """What most positions of a group can do with, `[N, M, groups]`, infinite where none is doubtful."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import Operator, StateSpace, Tokens
-from .asked import Asked, grouped
 from .blocks import block_parts, cut
 from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
@@ -20,6 +19,7 @@ from .quadrature import Estimate, Quadrature
 from .scaling import keep_heads, largest, scaled_tokens
 from .staircase import Answer, Eliminated, descend
 from .unsquared import UnsquaredEngine
+from .wanted import Wanted, grouped
 
 # bytes of nodes in work at once: more falls out of the caches
 NODE_WORKSPACE = 1 << 24
@@ -117,8 +117,8 @@ class Recurrence(UnsquaredEngine):
             self._observe_roots = observe_roots(self.blocks)
         return self._observe_roots
 
-    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
-        return self._staircase(asked.positions, lambda boundary, head, number: tau[head, :, number], definite=False)
+    def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
+        return self._staircase(wanted.positions, lambda boundary, head, number: tau[head, :, number], definite=False)
 
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         nodes = quadrature.nodes(wanted.device)

@@ -11,7 +11,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .asked import Asked
 from .certain import take_settled
 from .certainty import EPS, HOPEFUL
 from .cost import Cost
@@ -21,6 +20,7 @@ from .quadrature import FINE, Estimate, Quadrature
 from .scaling import largest, power_of_two
 from .staircase import Answer, Eliminated, Nodes, descend
 from .unsquared import UnsquaredEngine
+from .wanted import Wanted
 
 # up to this many positions singular values cost less than another round of eliminations
 FEW_SVDS = 16
@@ -91,8 +91,8 @@ class Matrix(UnsquaredEngine):
             self._grams[left] = subtract_symmetric(zeros, -A, A)
         return self._grams[left]
 
-    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
-        return self.staircase(asked.positions, tau[..., 0], definite=False)
+    def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
+        return self.staircase(wanted.positions, tau[..., 0], definite=False)
 
     def _typical_widths(self, asked: Tensor, doubtful: Tensor, width: Tensor) -> Tensor:
         # one group is the whole head: its smallest width would do for hardly any other position, its median does for

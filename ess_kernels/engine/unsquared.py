@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .asked import Asked
 from .certain import EliminatingEngine
 from .certainty import EPS, HOPELESS, SURE, Counts, count_relative, near_tie, width_of
 from .outside import Found, Outside
 from .parallel import over_items
+from .wanted import Wanted
 
 # up to this many positions of a piece, singular values cost less than taking its outside apart
 FEW = 2
@@ -154,10 +154,10 @@ class UnsquaredEngine(EliminatingEngine):
             noise = (NOISE * outside.error).clamp_min(1e-300)[:, None]
             for m in range(tau.shape[1]):
                 own = torch.nn.functional.pad(tau[head, m, start:stop], (0, padding), value=1.0).view(shape)
-                asked = torch.nn.functional.pad(wanted[head, m, start:stop], (0, padding)).view(shape)
-                if not bool(asked.any()):
+                here = torch.nn.functional.pad(wanted[head, m, start:stop], (0, padding)).view(shape)
+                if not bool(here.any()):
                     continue
-                piece = count(outside, torch.where(own > 0, own, noise), asked)
+                piece = count(outside, torch.where(own > 0, own, noise), here)
                 for mine, theirs in zip(found, piece, strict=True):
                     mine[head, m, start:stop] = theirs.flatten()[: stop - start]
 
@@ -226,7 +226,7 @@ class UnsquaredEngine(EliminatingEngine):
         if least is None or not bool((wanted & (tau < least / 2)).any()):
             return torch.zeros_like(wanted)
         at = least.clamp_min(TINIEST).expand(-1, 1, -(-self.length // self.group))
-        found = self.eliminate(Asked.of(wanted.any(1, keepdim=True), self.group), at)
+        found = self.eliminate(Wanted.of(wanted.any(1, keepdim=True), self.group), at)
         above, growth, smallest = (x.view(len(wanted), 1, -1) for x in (found.value, found.growth, found.least))
         believed = (width_of(growth) <= HOPELESS) & ~near_tie(growth, smallest)
         return believed & (above >= self._rank_cap()[:, None]) & (tau < least / 2)

@@ -160,6 +160,6 @@ def gla_s6(q: Tensor, k: Tensor, dt: Tensor, alpha: float, *, scale: float | Non
         steps = dt
     check_same_device(q=q, dt=dt)
     rates = torch.arange(1, q.shape[-1] + 1, dtype=torch.float64, device=q.device) / alpha
-    # an infinite step is bad data, though the gate that it would make, exp(-inf) = 0, is a fair one
+    # an infinite step is bad data, though the gate that it would make, exp(-inf) = 0, is a valid one
     g = finite_or_nan(-rates * finite_or_nan(steps.double()))
     return GatedStateSpace(q, k, g, scale=scale, inputs=(q, k, dt))

@@ -53,7 +53,7 @@ class SelectiveStateSpace(StateSpace):
     def tokens(self, heads: Tensor) -> Tokens:
         batch, channel = self.unravel(heads)
         delta = self.delta[batch, channel].double()[..., None]
-        # an infinite A or step would pass for the fair decay exp(-inf) = 0
+        # an infinite A or step would pass for the valid decay exp(-inf) = 0
         log_decay = finite_or_nan(finite_or_nan(self.A[channel].double())[:, None] * delta)
         return Tokens(
             read=self._by_token(self.C, batch, channel),
@@ -184,7 +184,7 @@ def ssd(
     if dt_limit is not None:
         low, high = _limits(dt_limit)
         steps = steps.clamp(low, high)
-    # an infinite A or step would pass for the fair decay exp(-inf) = 0
+    # an infinite A or step would pass for the valid decay exp(-inf) = 0
     log_decay = finite_or_nan(finite_or_nan(A.double()) * steps)
     gates = log_decay[..., None].expand(-1, -1, -1, state_size)
     inputs = [x for x in (dt, A, B, C, dt_bias) if x is not None]

@@ -49,7 +49,7 @@ class OperatorTestCase(ABC):
         options: its other arguments, passed as they are.
         reads: for each input the axis that runs along each batch dimension, `None` where it is shared. An axis shorter
             than the batch dimension holds groups of neighbours. Inputs not named lie as `[B, T, H, ...]`: `(0, 2)`.
-        allows_minus_inf: the inputs in which -inf is a fair value.
+        allows_minus_inf: the inputs in which -inf is a valid value.
         state_size: the expected TSS; `"last"` takes the last axis of the first input.
         lengths: lengths of the sequences to try.
         rtol: of the comparison with `dense`.
@@ -186,7 +186,7 @@ class OperatorTestCase(ABC):
                     assert torch.equal(good, ~reads), f"{name}{list(index)} = {value}: finite {good}, read by {reads}"
                     assert torch.equal(op.dense_heads(op.all_heads())[~reads], T[~reads])
 
-    def test_minus_inf_where_it_is_fair(self) -> None:
+    def test_minus_inf_where_it_is_valid(self) -> None:
         for name in self.allows_minus_inf:
             inputs = self.inputs(9)
             inputs[name][tuple(size // 2 for size in inputs[name].shape)] = -torch.inf

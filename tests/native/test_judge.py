@@ -11,12 +11,12 @@ from ess_kernels.backends.native import abi, call
 from ess_kernels.backends.native.certainty import CompiledCertainty, judge_counts, judge_entropy
 from ess_kernels.backends.native.memory import borrow, give_back
 from ess_kernels.backends.native.nodes import Nodes
-from ess_kernels.engine.asked import grouped
 from ess_kernels.engine.certain import EliminatingEngine
 from ess_kernels.engine.certainty import BLURRED, ENTROPY_BOUND, EPS, HOPELESS, SMALL_ROW, SURE, TINY_ROW, Counts
 from ess_kernels.engine.lost import SPAN as LOST_SPAN
 from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.engine.staircase import Eliminated
+from ess_kernels.engine.wanted import grouped
 
 pytestmark = pytest.mark.usefixtures("level")
 

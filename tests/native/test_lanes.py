@@ -13,10 +13,10 @@ from ess_kernels import operators as ops
 from ess_kernels.backends.native import abi, call, lanes, memory
 from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.backends.native.tokens import surveyed
-from ess_kernels.engine.asked import Asked
 from ess_kernels.engine.certainty import ENTROPY_BOUND, SURE, count_values, entropy_of_values, near_tie, width_of
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.quadrature import FINE, STANDARD
+from ess_kernels.engine.wanted import Wanted
 from ess_kernels.operators import Operator
 from ess_kernels.testing.cases import CASES, build, names, powers, rand, randn, spectra, truth
 
@@ -57,7 +57,7 @@ def test_sure_counts_are_right(level, name):
     tolerances = 1.2345 * float(expected.max()) * powers(-1, -7, 7)
     tau = (tolerances / found.unit[:, None])[..., None].expand(-1, -1, -(-op.length // found.group))
     wanted = torch.ones(len(found.unit), len(tolerances), op.length, dtype=torch.bool)
-    answer = found.eliminate(Asked.of(wanted, found.group), tau)
+    answer = found.eliminate(Wanted.of(wanted, found.group), tau)
     sure = (width_of(answer.growth) <= SURE) & ~near_tie(answer.growth, answer.least)
     counts = (expected[:, None] > tolerances[:, None, None]).sum(-1)
     if float(expected.max()) > 0:
@@ -201,7 +201,7 @@ def test_only_what_is_wanted_is_written(level):
     out = [torch.full((5, 2, 30), 7.5).double() for _ in range(3)]
     call.run(abi.LanesCounts(found.tokens.pointer, 2, *(x.data_ptr() for x in (tau, wanted, *out))))
     touched = wanted.repeat_interleave(8, -1)[..., :30]
-    everything = found.eliminate(Asked.of(torch.ones_like(touched), found.group), tau)
+    everything = found.eliminate(Wanted.of(torch.ones_like(touched), found.group), tau)
     for x, complete in zip(out, everything):
         assert bool((x[~touched] == 7.5).all())
         assert_same_bits(x[touched], complete[touched])

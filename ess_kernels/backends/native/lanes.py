@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...engine.asked import Asked, grouped
 from ...engine.cost import Cost
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.staircase import Eliminated
+from ...engine.wanted import Wanted, grouped
 from ...operators.selective_scan import SelectiveStateSpace
 from ...operators.structure import StateSpace
 from ..sources import source_of
@@ -51,11 +51,11 @@ class NativeLanes(SummingEngine):
     def _lost(self, span: int) -> Tensor:
         return self.tokens.lost(span)
 
-    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
+    def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
         N, S = tau.shape[:2]
         tau = tau.contiguous()
         result = self._room(N, S, self.length)
-        call.run(abi.LanesCounts(self.tokens.pointer, S, *(x.data_ptr() for x in (tau, asked.groups, *result))))
+        call.run(abi.LanesCounts(self.tokens.pointer, S, *(x.data_ptr() for x in (tau, wanted.groups, *result))))
         return result
 
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:

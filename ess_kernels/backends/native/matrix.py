@@ -75,17 +75,17 @@ class NativeMatrix(CompiledCertainty, Matrix):
 
     def staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         S = shifts.shape[1]
-        asked = wanted.flatten(0, 1)
-        answer = _nothing(asked.shape)
+        wanted = wanted.flatten(0, 1)
+        answer = _nothing(wanted.shape)
         if self.length < 2:
             return answer
-        rows = asked[:, 1:].any(1).nonzero()[:, 0]
+        rows = wanted[:, 1:].any(1).nonzero()[:, 0]
         shifts = shifts.flatten()
         start = 0
         while start < len(rows):
             items = rows[start : start + self._together(len(rows) - start)]
-            everything = len(items) == len(asked)
-            mine = asked if everything else asked[items]
+            everything = len(items) == len(wanted)
+            mine = wanted if everything else wanted[items]
             piece = answer if everything else _nothing(mine.shape)
             self._eliminate_items(items // S, shifts[items], definite, mine, piece)
             if not everything:

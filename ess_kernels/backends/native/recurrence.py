@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...engine.asked import Asked
 from ...engine.certainty import EPS
 from ...engine.cost import Cost
 from ...engine.lost import lost_in_dense_states
@@ -17,6 +16,7 @@ from ...engine.scaling import largest
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
+from ...engine.wanted import Wanted
 from ...operators.structure import StateSpace, Tokens
 from ..sources import source_of_tokens
 from . import abi, call, memory, spectra
@@ -205,25 +205,25 @@ class NativeRecurrence(SummingEngine):
         writes = self.parts.arrays["Z"].view(N, -1, self.group, n)
         return EPS * (writes.square() @ mass[..., None]).amax((2, 3))[:, None] / tau.square()
 
-    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
-        job, result = self._counting(asked, tau)
+    def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
+        job, result = self._counting(wanted, tau)
         self._answer(job)
         return result
 
-    def eliminate_unsquared(self, asked: Asked, tau: Tensor) -> Eliminated:
-        job, result = self._counting(asked, tau)
+    def eliminate_unsquared(self, wanted: Wanted, tau: Tensor) -> Eliminated:
+        job, result = self._counting(wanted, tau)
         job.parts = self.parts.pointer
         arrays = [x.data_ptr() for x in (self._observe_roots, *self._outsides)]
         run(abi.RecurrenceUnsquaredCounts(job, *arrays))
         return result
 
-    def _counting(self, asked: Asked, tau: Tensor) -> tuple[abi.RecurrenceCounts, Eliminated]:
+    def _counting(self, wanted: Wanted, tau: Tensor) -> tuple[abi.RecurrenceCounts, Eliminated]:
         """A job that counts, but for its parts, and where it writes."""
         (N, S), L = tau.shape[:2], self.length
         tau = tau.contiguous()
         result = self._room(N, S, L)
-        job = abi.RecurrenceCounts(None, None, L, S, *[x.data_ptr() for x in (tau, asked.groups, *result)])
-        job.alive = tau, asked.groups
+        job = abi.RecurrenceCounts(None, None, L, S, *[x.data_ptr() for x in (tau, wanted.groups, *result)])
+        job.alive = tau, wanted.groups
         return job, result
 
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:

@@ -176,7 +176,7 @@ class _Descent:
 
     def _pieces(self, places: list[Places], h: int) -> list[Places]:
         """What is asked for, in pieces that fit the budget, at least one."""
-        where = self._asked(Places.all_of(*places))
+        where = self._wanted_nodes(Places.all_of(*places))
         limit = max(1, self.matrix.budget // (ELIMINATION_BYTES * h * h))
         return [where[first : first + limit] for first in range(0, max(1, len(where)), limit)]
 
@@ -198,11 +198,11 @@ class _Descent:
             return [first]
         return [first, places(2, 0, last, L if h is None else min(last + h, L))]
 
-    def _asked(self, where: Places) -> Places:
-        asked = where.start < where.stop
+    def _wanted_nodes(self, where: Places) -> Places:
+        wanted = where.start < where.stop
         if self.sums is not None:
-            asked &= self.sums[where.item, where.stop] > self.sums[where.item, where.start]
-        return where if bool(asked.all()) else where[asked]
+            wanted &= self.sums[where.item, where.stop] > self.sums[where.item, where.start]
+        return where if bool(wanted.all()) else where[wanted]
 
     def _send(self, *numbers: Tensor) -> Tensor:
         """To the device, `[k, B]`, without waiting for what runs there."""

@@ -13,7 +13,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ....engine.asked import Asked
 from ....engine.blocks import Blocks, block_parts, cut
 from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
@@ -25,6 +24,7 @@ from ....engine.scaling import largest, power_of_two, scaled_tokens
 from ....engine.staircase import Answer, Eliminated
 from ....engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ....engine.state_space import block_length as exact_block_length
+from ....engine.wanted import Wanted
 from ....operators.structure import StateSpace, Tokens
 from ...sources import source_of
 from ..runtime import on
@@ -207,8 +207,8 @@ class TritonRecurrence(EliminatingEngine):
         reached = (self.P.diagonal(dim1=1, dim2=2) * self.mass).sum(1).view(len(self.heads), 1, -1)
         return EPS * _root_error(reached, self.P.shape[1]) * _inverse_square(tau)
 
-    def eliminate(self, asked: Asked, tau: Tensor) -> Eliminated:
-        return self._staircase(asked.positions, lambda head, number: tau[head, :, number], definite=False)
+    def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
+        return self._staircase(wanted.positions, lambda head, number: tau[head, :, number], definite=False)
 
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
         nodes = quadrature.nodes(wanted.device)

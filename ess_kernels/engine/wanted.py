@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Asked:
+class Wanted:
     """Positions `[N, S, L]` of `S` tolerances. Engines that answer group by group never make the mask of positions."""
 
     def __init__(self, positions: Callable[[], Tensor], groups: Callable[[], Tensor]):
@@ -17,12 +17,12 @@ class Asked:
         self._positions, self._groups = positions, groups
 
     @classmethod
-    def of(cls, positions: Tensor, group: int) -> Asked:
+    def of(cls, positions: Tensor, group: int) -> Wanted:
         """From bool `[N, S, L]`."""
         return cls(lambda: positions, lambda: grouped(positions, group).any(-1))
 
     @classmethod
-    def alike(cls, possible: Tensor, positions: Tensor, group: int) -> Asked:
+    def alike(cls, possible: Tensor, positions: Tensor, group: int) -> Wanted:
         """The same positions, bool `[L]`, of some heads and tolerances, bool `[N, S]`."""
         pairs = possible[..., None]
         return cls(lambda: pairs & positions, lambda: pairs & grouped(positions, group).any(-1))
