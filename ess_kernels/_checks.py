@@ -196,7 +196,7 @@ def _tolerance(name: str, value: Any) -> tuple[list[float], bool]:
         return [0.0], False
     several = isinstance(value, (list, tuple))
     numbers = list(value) if several else [value]
-    # plain numbers are told apart here, without tensors, which could not be looked into while a graph is traced
+    # plain numbers need no tensor, whose value could not be read while a graph is traced
     if not all(isinstance(x, (float, int)) and not isinstance(x, bool) for x in numbers):
         numbers, several = _from_tensor(name, value)
     floats = [as_float(name, number, "values >= 0") for number in numbers]
@@ -207,12 +207,13 @@ def _tolerance(name: str, value: Any) -> tuple[list[float], bool]:
 
 
 def _from_tensor(name: str, value: Any) -> tuple[list[float], bool]:
-    """`_tolerance` of what is no plain number: tensors and arrays, numpy's scalars, and what must be refused."""
+    """The numbers of a tensor, an array or numpy's scalar, and whether they are several; other values are refused."""
     expected = f"{name}: expected a number or a 1-D list of numbers"
     if isinstance(value, Tensor):
         check_plain(name, value)
         check_readable(name, [value])
-    # without a dtype first: what is no number must not be turned into one, True for instance into 1.0
+    # The dtype is looked at first: a conversion to float64 would turn values that are no numbers, such as True, into
+    # numbers.
     try:
         kind = torch.as_tensor(value, device="cpu").dtype
         numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()

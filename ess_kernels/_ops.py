@@ -26,7 +26,7 @@ from .processes import on_one_thread_if_forked
 
 Result = TypeVar("Result")
 
-# an op looks at numbers on the way, for which the CPU waits: not to be captured
+# the ops read numbers on the CPU while they run, so CUDA graphs cannot capture them
 TAGS = (torch.Tag.cudagraph_unsafe,)
 
 # --- tolerance-ESS ----------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(text: object) -> None:
-    """`print`, with what becomes of it known at once: a pipe's reader may have left, or a disk be full."""
+    """`print`, flushed at once, so that a closed pipe or a full disk is noticed here."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -138,7 +138,7 @@ def _demo(options: argparse.Namespace) -> int:
             raise
         raise UserError(f"--backend {options.backend}: {error}") from error
 
-    # neither a reader of the table who has left nor a full disk takes the other from the user
+    # a file that cannot be written must not cost the user the table, nor a closed pipe the files
     try:
         if options.json is not None:
             _write(options.json, (json.dumps(report.to_json()) + "\n").encode())

@@ -47,7 +47,7 @@ def on_one_thread_if_forked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _forked_before_import() -> bool:
-    """Whether there was a fork before anybody could be told of it, and torch may have had threads by then.
+    """Whether the process was forked before this module was imported, when torch may already have had threads.
 
     A worker of multiprocessing's fork server is a copy too, but of a process that has only waited for orders.
     """

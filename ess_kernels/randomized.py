@@ -124,7 +124,7 @@ def answer(
     if not count.numel():
         return RandomizedESS(count, certified, error)
     cap = op.rank_cap(positions)
-    # a wider sketch sees no more
+    # no H_i has more than L // 2 singular values, so a wider sketch sees no more
     rank = min(rank, op.length // 2)
     test, probes = draw(op.length, rank, seed, op.device)
     heads_at_once, positions_at_once, rest = _slices(op, len(positions), rank)

@@ -32,7 +32,8 @@ def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list
     finite = op.finite(heads) & T.isfinite().flatten(1).all(1)
     # an SVD of a NaN is an error
     T = torch.where(finite[:, None, None], T, 0)
-    # what is beyond the state size is made of rounding errors in T, however large; of no state a zero stays
+    # Values beyond the state size are rounding errors of T, however large, and are cut off. Without a state one value
+    # is kept, which is zero.
     most = None if op.state_size is None else max(1, op.state_size)
     return op, [torch.linalg.svdvals(T[:, i:, :i])[:, :most] for i in wanted], finite
 

@@ -106,9 +106,9 @@ class Quadrature:
         rounding may have hidden is added.
         """
         first, second, third = logdets[..., :3, :].unbind(-2)
-        spans = [math.log(self.table[k + 1][0] / self.table[k][0]) for k in (0, 1)]
-        haze = (first - second) / spans[0] - (second - third) / spans[1]
-        roots = (cap * (haze.clamp_min(0.0) + cap * rounding / (self.table[0][0] * spans[0]))).sqrt()
+        steps = [math.log(self.table[k + 1][0] / self.table[k][0]) for k in (0, 1)]
+        haze = (first - second) / steps[0] - (second - third) / steps[1]
+        roots = (cap * (haze.clamp_min(0.0) + cap * rounding / (self.table[0][0] * steps[0]))).sqrt()
         return self.estimate_with_all_nodes(
             logdets, cap, rounding, (roots * self.haze_errors[0], roots * self.haze_errors[1])
         )

@@ -82,7 +82,7 @@ class ShortConvolution(StateSpace):
 
     def tokens(self, heads: Tensor) -> Tokens:
         taps = self._taps(heads)
-        # the tap on the diagonal is not among the tokens, but may not be bad data all the same
+        # the tap on the diagonal is in no token, but must be finite as well
         read = torch.where(all_finite(taps)[:, None], taps[:, 1:], torch.nan)
         eye = torch.eye(self.state_size, dtype=read.dtype, device=read.device)
         shift = pad(eye, (0, 0, 1, 0))[:-1]
