@@ -55,8 +55,8 @@ def staircase(R: Tensor, K: Tensor, C: Tensor, worth: Callable[[Tensor], Tensor]
     ):
         pivots, u = eliminate(E, torch.cat([to_rows, to_columns], 1))
         w = to_rows.shape[1]
-        parts = R[half, half] - u[:w, :w], K[half, half] - u[:w, w:], C[half, half] - u[w:, w:]
-        answers += staircase(*parts, worth, so_far + worth(pivots))
+        child = R[half, half] - u[:w, :w], K[half, half] - u[:w, w:], C[half, half] - u[w:, w:]
+        answers += staircase(*child, worth, so_far + worth(pivots))
     return answers
 
 

@@ -78,7 +78,7 @@ def _diagonal_parts(read: Tensor, write: Tensor, a: Tensor, reads_before: bool) 
     while h < c:
         # right half of each segment of 2h tokens against its left half, through the state between them
         segments = (c // (2 * h), 2, h)
-        right, left = (x.unflatten(-2, segments)[..., part, :, :] for x, part in ((read, 1), (write, 0)))
+        right, left = (x.unflatten(-2, segments)[..., half, :, :] for x, half in ((read, 1), (write, 0)))
         gates = a.unflatten(-2, segments)
         right = right * products_upto(gates[..., 1, :, :], inclusive=not reads_before)
         left = left * products_after(gates[..., 0, :, :])

@@ -182,8 +182,10 @@ class OperatorTestCase(ABC):
                     spoilt[index] = value
                     op = self.make_operator({**inputs, name: spoilt})
                     reads = self._readers(name, x, index, op.batch_shape).flatten()
-                    good = op.finite(op.all_heads())
-                    assert torch.equal(good, ~reads), f"{name}{list(index)} = {value}: finite {good}, read by {reads}"
+                    finite = op.finite(op.all_heads())
+                    assert torch.equal(finite, ~reads), (
+                        f"{name}{list(index)} = {value}: finite {finite}, read by {reads}"
+                    )
                     assert torch.equal(op.dense_heads(op.all_heads())[~reads], T[~reads])
 
     def test_minus_inf_where_it_is_valid(self) -> None:

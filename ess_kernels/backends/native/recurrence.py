@@ -250,10 +250,10 @@ class NativeRecurrence(SummingEngine):
         values = heads.new_zeros(len(heads), self.state_size, dtype=torch.float64)
         each = max(1, PRODUCTS_WORKSPACE // (8 * n * n))
         products = memory.borrow(PRODUCTS, min(each, len(order)) * n * n).view(-1, n, n)
-        for part in order.split(each):
-            mine = products[: len(part)]
-            self._root_products(heads[part].contiguous(), positions[part].contiguous(), mine)
-            values[part] = spectra.singular_values(mine.mT, None)[:, : self.state_size]
+        for piece in order.split(each):
+            mine = products[: len(piece)]
+            self._root_products(heads[piece].contiguous(), positions[piece].contiguous(), mine)
+            values[piece] = spectra.singular_values(mine.mT, None)[:, : self.state_size]
         memory.give_back(PRODUCTS, products)
         faint = (values[:, 0] < FAINT).nonzero()[:, 0]
         if len(faint):
