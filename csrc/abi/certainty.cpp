@@ -5,24 +5,26 @@
 namespace ess {
 
 int32_t check(const ess_judge_counts_job &job) {
-    if (job.heads < 1 || job.tolerances < 1 || job.length < 2 || job.blur.span < 1) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({job.heads, job.tolerances, job.length})) return error;
+    if (job.length < 2 || check_sizes({job.blur.span})) return ESS_ERR_SIZE;
     return check_pointers(
         {job.value, job.growth, job.least, job.possible, job.asked, job.counts, job.width, job.doubtful, job.number});
 }
 
 int32_t check(const ess_group_widths_job &job) {
-    if (job.heads < 1 || job.tolerances < 1 || job.length < 2 || job.group < 1 || job.reserved) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({job.heads, job.tolerances, job.length})) return error;
+    if (job.length < 2 || check_sizes({job.group}) || job.reserved != 0) return ESS_ERR_SIZE;
     return check_pointers({job.asked, job.doubtful, job.width, job.chosen});
 }
 
 int32_t check(const ess_compare_counts_job &job) {
-    if (job.heads < 1 || job.tolerances < 1 || job.length < 2) return ESS_ERR_SIZE;
-    if (job.group < 1 || job.blur.span < 1) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({job.heads, job.tolerances, job.length})) return error;
+    if (job.length < 2 || check_sizes({job.group}) || check_sizes({job.blur.span})) return ESS_ERR_SIZE;
     return check_pointers({job.value, job.growth, job.move, job.counts, job.width, job.doubtful, job.number});
 }
 
 int32_t check(const ess_judge_entropy_job &job) {
-    if (job.heads < 1 || job.length < 1 || job.group < 1) return ESS_ERR_SIZE;
+    if (check_sizes({job.heads, job.length}) || check_sizes({job.group})) return ESS_ERR_SIZE;
     return check_pointers({job.quadrature, job.total, job.mixed, job.rounding, job.cap, job.ess, job.bound});
 }
 

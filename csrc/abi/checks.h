@@ -11,8 +11,20 @@
 
 namespace ess {
 
-// sizes beyond this would overflow where the bytes of a workspace are counted
+// One size may be as large as MANY and an array have MOST elements: beyond that, the bytes of a workspace, which takes
+// some for every element and every thread, could no longer be counted in 64 bits.
 constexpr int64_t MANY = int64_t{1} << 40;
+constexpr double MOST = 0x1p50;
+
+// ESS_ERR_SIZE unless all sizes are in 1 .. MANY, and an array [sizes...] has at most MOST elements.
+inline int32_t check_sizes(std::initializer_list<int64_t> sizes) {
+    double elements = 1;
+    for (int64_t size : sizes) {
+        if (size < 1 || size > MANY) return ESS_ERR_SIZE;
+        elements *= static_cast<double>(size);
+    }
+    return elements <= MOST ? ESS_OK : ESS_ERR_SIZE;
+}
 
 inline bool aligned(const void *p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 

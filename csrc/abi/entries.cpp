@@ -24,13 +24,15 @@ int32_t find(const ess_run *run, const Job *job, Kernel<Job> Kernels::*entry, Ke
 template <class Job> int64_t measure(const ess_run *run, const Job *job, Kernel<Job> Kernels::*entry) {
     Kernel<Job> kernel;
     if (int32_t error = find(run, job, entry, kernel)) return -error;
-    return kernel(*job, run->threads, nullptr);
+    const int64_t needed = kernel(*job, run->threads, nullptr);
+    return needed < 0 ? -ESS_ERR_SIZE : needed; // the count of its bytes has overflowed
 }
 
 template <class Job> int32_t enter(const ess_run *run, const Job *job, Kernel<Job> Kernels::*entry) {
     Kernel<Job> kernel;
     if (int32_t error = find(run, job, entry, kernel)) return error;
     const int64_t needed = kernel(*job, run->threads, nullptr);
+    if (needed < 0) return ESS_ERR_SIZE;
     char nothing; // any address but null, which would mean that the kernel only measures its workspace
     void *workspace = needed > 0 ? run->workspace : &nothing;
     if (needed > 0 && (!workspace || !aligned(workspace) || run->workspace_bytes < needed)) return ESS_ERR_WORKSPACE;

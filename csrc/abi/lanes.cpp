@@ -6,7 +6,7 @@ namespace ess {
 
 int32_t check(const ess_lanes_counts_job &job) {
     if (int32_t error = check_tokens(job.tokens, ESS_LANES_MAX_STATES, true)) return error;
-    if (job.tolerances < 1) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({job.tokens->heads, job.tolerances, job.tokens->length})) return error;
     return check_pointers({job.tau, job.wanted, job.value, job.growth, job.least});
 }
 

@@ -8,8 +8,8 @@ namespace {
 
 int32_t check_matrix(const ess_matrix *m) {
     if (m == nullptr || m->T == nullptr || m->scale == nullptr) return ESS_ERR_NULL;
-    if (m->heads < 1 || m->heads > MANY || m->length < 1 || m->length > ESS_MAX_LENGTH) return ESS_ERR_SIZE;
-    if (m->row_stride < m->length || m->row_stride > MANY) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({m->heads, m->length, m->row_stride})) return error;
+    if (m->length > ESS_MAX_LENGTH || m->row_stride < m->length) return ESS_ERR_SIZE;
     return m->heads > 1 && m->head_stride < m->length * m->row_stride ? ESS_ERR_SIZE : ESS_OK;
 }
 
@@ -35,7 +35,8 @@ int32_t check(const ess_matrix_products_job &job) { return check_products(job.ma
 
 int32_t check(const ess_matrix_staircase_job &job) {
     if (int32_t error = check_products(job.matrix, job.products)) return error;
-    if (job.items < 1 || job.items > MANY || job.reserved != 0) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({job.items, job.matrix->length, job.matrix->length})) return error;
+    if (job.reserved != 0) return ESS_ERR_SIZE;
     if (int32_t error = check_pointers({job.head, job.shift, job.wanted, job.value})) return error;
     if (!job.definite && (!job.growth || !job.least)) return ESS_ERR_NULL;
     for (int64_t i = 0; i < job.items; i++) {
@@ -46,8 +47,10 @@ int32_t check(const ess_matrix_staircase_job &job) {
 
 int32_t check(const ess_attention_rows_job &job) {
     if (int32_t error = check_pointers({job.q, job.k, job.weights})) return error;
-    if (job.heads < 1 || job.length < 1 || job.length > ESS_MAX_LENGTH) return ESS_ERR_SIZE;
-    if (job.size < 1 || job.size > ESS_MAX_QUERY || job.window < 0 || !(job.softcap >= 0)) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({job.heads, job.length, job.size})) return error;
+    if (int32_t error = check_sizes({job.heads, job.length, job.row_stride})) return error;
+    if (job.length > ESS_MAX_LENGTH || job.size > ESS_MAX_QUERY) return ESS_ERR_SIZE;
+    if (job.window < 0 || !(job.softcap >= 0)) return ESS_ERR_SIZE;
     const int64_t tile = ESS_ATTENTION_TILE, rounded = (job.length + tile - 1) / tile * tile;
     return job.row_stride < rounded ? ESS_ERR_SIZE : ESS_OK;
 }

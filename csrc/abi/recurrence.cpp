@@ -9,8 +9,8 @@ int32_t check_tokens(const ess_tokens *t, int64_t most_states, bool gated) {
     if (t == nullptr) return ESS_ERR_NULL;
     if (int32_t error = check_pointers({t->read, t->write, t->read_unit, t->write_unit})) return error;
     if (gated && t->gate == nullptr) return ESS_ERR_NULL;
-    if (t->heads < 1 || t->length < 1 || t->states < 1 || t->states > most_states) return ESS_ERR_SIZE;
-    if (t->reserved != 0) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({t->heads, t->length, t->states})) return error;
+    if (t->states > most_states || t->reserved != 0) return ESS_ERR_SIZE;
     for (int64_t h = 0; h < t->heads; h++) {
         if (t->read[h] == nullptr || t->write[h] == nullptr || (gated && t->gate[h] == nullptr)) return ESS_ERR_NULL;
         if (t->rate && t->rate[h] == nullptr) return ESS_ERR_NULL;
@@ -40,7 +40,9 @@ int32_t check_block(int64_t n, int64_t c) {
 int32_t check_parts(const ess_recurrence *p) {
     if (p == nullptr) return ESS_ERR_NULL;
     if (int32_t error = check_block(p->n, p->c)) return error;
-    if (p->heads < 1 || p->blocks < 1 || p->reserved != 0) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({p->heads, p->blocks, p->n, p->n})) return error;
+    if (int32_t error = check_sizes({p->heads, p->blocks, p->c, p->c})) return error;
+    if (p->reserved != 0) return ESS_ERR_SIZE;
     if (p->dense < 0 || p->dense > ESS_COLUMN_MAJOR) return ESS_ERR_SIZE;
     return check_aligned({p->X, p->Z, p->Y, p->Phi, p->F, p->Q});
 }
@@ -67,7 +69,8 @@ int32_t check(const ess_tokens_survey_job &job) {
 
 int32_t check(const ess_tokens_lost_job &job) {
     if (int32_t error = check_tokens(job.tokens, ESS_MAX_STATES, true)) return error;
-    return job.span < 1 ? ESS_ERR_SIZE : check_pointers({job.lost});
+    const int32_t error = check_sizes({job.span});
+    return error ? error : check_pointers({job.lost});
 }
 
 int32_t check(const ess_recurrence_parts_job &job) {
@@ -86,7 +89,7 @@ int32_t check(const ess_recurrence_parts_job &job) {
 
 int32_t check(const ess_recurrence_counts_job &job) {
     if (int32_t error = check_source(job.parts, job.tokens, job.length)) return error;
-    if (job.tolerances < 1) return ESS_ERR_SIZE;
+    if (int32_t error = check_sizes({job.parts->heads, job.tolerances, job.length})) return error;
     return check_pointers({job.tau, job.wanted, job.counts, job.growth, job.least});
 }
 

@@ -5,7 +5,7 @@
 namespace ess {
 namespace {
 
-int32_t check_sizes(const ess_matrices &x) {
+int32_t check_matrices(const ess_matrices &x) {
     if (x.rows < 0 || x.columns < 0 || x.rows > MANY || x.columns > MANY) return ESS_ERR_SIZE;
     return (x.rows < x.columns ? x.rows : x.columns) > ESS_MAX_SMALL ? ESS_ERR_SIZE : ESS_OK;
 }
@@ -19,9 +19,9 @@ bool missing(const ess_matrices &x, int64_t batch) {
 int32_t check(const ess_spectra_job &job) {
     if ((job.element_bytes != 4 && job.element_bytes != 8) || job.reserved != 0) return ESS_ERR_SIZE;
     if (job.batch < 0 || job.batch > MANY || job.tolerances < 0) return ESS_ERR_SIZE;
-    if (int32_t error = check_sizes(job.left)) return error;
+    if (int32_t error = check_matrices(job.left)) return error;
     if (job.right.rows >= 0) {
-        if (int32_t error = check_sizes(job.right)) return error;
+        if (int32_t error = check_matrices(job.right)) return error;
         if (job.right.columns != job.left.columns) return ESS_ERR_SIZE;
         if (missing(job.right, job.batch)) return ESS_ERR_NULL;
     }

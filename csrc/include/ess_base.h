@@ -44,11 +44,13 @@ typedef struct {
  *
  *   ess_X             does the job, and returns ESS_OK or an error code: then nothing has been written
  *   ess_X_workspace   how many bytes of workspace ess_X needs for this job, run->threads and run->level, 0 if none; or
- *                     minus an error code. It looks neither at run->workspace nor at the arrays that hold numbers
+ *                     minus an error code. It does not look at run->workspace, and of the arrays it reads only those
+ *                     that are checked: addresses, indices, shifts and nodes
  *
  * Every kernel returns ESS_ERR_NULL for a null pointer where the job does not allow it, ESS_ERR_SIZE for a number of
- * threads, a size, an index or an alignment that is out of range, ESS_ERR_LEVEL for a dispatch level that this machine
- * has not got, and ESS_ERR_WORKSPACE for a workspace that is null, not aligned to 64 bytes or too small. */
+ * threads, a size, an index or an alignment that is out of range (no size may exceed 2^40, and no array 2^50 elements),
+ * ESS_ERR_LEVEL for a dispatch level that this machine has not got, and ESS_ERR_WORKSPACE for a workspace that is null,
+ * not aligned to 64 bytes or too small. */
 #define ESS_KERNEL(X)                                                                                                  \
     ESS_API int32_t ess_##X(const ess_run *run, const ess_##X##_job *job);                                             \
     ESS_API int64_t ess_##X##_workspace(const ess_run *run, const ess_##X##_job *job)

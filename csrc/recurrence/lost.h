@@ -54,7 +54,7 @@ struct LostWork {
         : n(padded(min(job.tokens->states, LOST_STATES))), decay(arena.take<double>(lost_spans(job) * n)),
           gate(arena.take<double>(lost_spans(job) * n)), read(arena.take<double>(lost_spans(job) * n)),
           norm(arena.take<double>(lost_spans(job) * n)), error(arena.take<double>(lost_spans(job) * n)),
-          write(arena.take<double>(n)), scale(arena.take<double>(job.span)) {}
+          write(arena.take<double>(n)), scale(arena.take<double>(min(job.span, job.tokens->length))) {}
 };
 
 // x[states..n) = value; not in whole vectors, which would reach beyond n.

@@ -126,3 +126,55 @@ def test_where_nothing_is_pinned_nothing_else_is_called_either():
     ):
         with pytest.raises(RuntimeError, match="no compiled library is pinned"):
             use()
+
+
+@needs_library
+def test_sizes_whose_bytes_cannot_be_counted_are_refused():
+    """No product of sizes may overflow: neither in a check nor where a kernel measures its workspace."""
+    handle = library().handle
+    numbers = torch.ones(64, dtype=torch.float64)
+    address = numbers.data_ptr() + -numbers.data_ptr() % 64
+    heads = (ctypes.c_void_p * 8)(*[address] * 8)
+    first = ctypes.addressof(heads)
+
+    def tokens(**fields):
+        found = abi.Tokens(heads=1, length=10, states=4, read=first, write=first, gate=first)
+        found.read_unit = found.write_unit = address
+        for name, value in fields.items():
+            setattr(found, name, value)
+        return ctypes.pointer(found)
+
+    def parts(**fields):
+        arrays = dict.fromkeys(("X", "Z", "Y", "Phi", "F", "Q"), address)
+        return ctypes.pointer(abi.Recurrence(**{"heads": 1, "blocks": 1, "n": 8, "c": 16, **arrays, **fields}))
+
+    def matrix(heads, length):
+        return ctypes.pointer(abi.Matrix(heads, length, address, length, length**2, address))
+
+    quadrature = ctypes.pointer(abi.Quadrature(8, address, address, address))
+    jobs = [
+        *(abi.TokensLost(tokens(length=1000), span, address) for span in (2**60, 2**61, 2**63 - 1)),
+        *(abi.TokensSurvey(tokens(length=length), address, address, address) for length in (2**41, 2**62)),
+        abi.TokensSurvey(tokens(heads=2, length=2**40, states=1024), address, address, address),
+        abi.RecurrenceParts(parts(blocks=2**58 + 1, c=64), tokens(), None, 0),
+        abi.RecurrenceParts(parts(heads=2**40, blocks=2**20), tokens(heads=2**40), None, 0),
+        abi.RecurrenceCounts(parts(), None, 10, 2**62, *[address] * 5),
+        abi.RecurrenceCounts(parts(blocks=2**40), None, 2**43, 1, *[address] * 5),
+        abi.RecurrenceEntropy(parts(blocks=2**58 + 1, c=64), None, 10, None, quadrature, *[address] * 5),
+        abi.LanesCounts(tokens(length=2**60), 1, *[address] * 5),
+        abi.LanesCounts(tokens(), 2**60, *[address] * 5),
+        abi.MatrixNorm(matrix(2**40, 2**20), 1, address, address),
+        abi.MatrixLargest(matrix(2**40, 2**20), address),
+        abi.JudgeCounts(2, 1, 3, 1, 1, 1, 1, 1, abi.Blur(address, 2**63 - 1), *[address] * 9),
+        abi.JudgeCounts(2**40, 2**40, 3, 1, 1, 1, 1, 1, abi.Blur(None, 1), *[address] * 9),
+        abi.GroupWidths(2, 1, 3, 2**63 - 1, 0, 0, 1.0, *[address] * 4),
+        abi.CompareCounts(2, 1, 3, 2**63 - 1, 1.0, *[address] * 3, abi.Blur(None, 1), *[address] * 4),
+        abi.JudgeEntropy(2, 3, 2**63 - 1, quadrature, *[address] * 6),
+        abi.AttentionRows(2**40, 2**20, 4, address, address, None, 1.0, 0.0, 0, address, 2**20),
+    ]
+    room = torch.zeros(1 << 20, dtype=torch.uint8)
+    run = abi.Run(1, 0, room.data_ptr() + -room.data_ptr() % 64, len(room) - 64)
+    for number, job in enumerate(jobs):
+        assert getattr(handle, f"ess_{job.kernel}")(run, job) == SIZE, (number, job.kernel)
+        assert getattr(handle, f"ess_{job.kernel}_workspace")(run, job) == -SIZE, (number, job.kernel)
+    assert bool((numbers == 1).all())
