@@ -38,8 +38,9 @@ def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
         logdets = _matrix_logdets(op.rows(head, 0, op.length).tril(-1))[:, positions]
         # the scale is that of all of T, and so are rounding errors
         rounding = torch.full_like(cap, EPS)
-    found = STANDARD.estimate(logdets, cap, rounding)
-    ess, doubtful = found.ess, ~(found.bound <= ENTROPY_BOUND)
+    doubtful = ~(STANDARD.estimate(logdets.detach(), cap, rounding).bound <= ENTROPY_BOUND)
+    # No gradient may pass through log-determinants that are not used: zero times their infinite ones is not zero.
+    ess = STANDARD.estimate(torch.where(doubtful, 0.0, logdets), cap, rounding).ess
     if not bool(doubtful.any()):
         return ess
     T = op.dense_heads(head)[0]
@@ -148,7 +149,14 @@ def _logdets(product: Tensor) -> Tensor:
     scale = _scale(product)
     t = STANDARD.nodes(product.device)[:, None] * torch.where(scale > 0, scale, 1.0)
     one = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
-    return torch.linalg.slogdet(one + product / t[..., None, None]).logabsdet
+    matrices = one + product / t[..., None, None]
+    logdets = torch.linalg.slogdet(matrices).logabsdet
+    singular = ~logdets.isfinite()
+    if bool(singular.any()):
+        # rounding has left no determinant, and no gradient that is a number: NaN, of a constant
+        matrices = torch.where(singular[..., None, None], one, matrices)
+        logdets = torch.linalg.slogdet(matrices).logabsdet.masked_fill(singular, torch.nan)
+    return logdets
 
 
 def _matrix_logdets(T: Tensor) -> Tensor:
