@@ -19,6 +19,9 @@ from ..operators.gated import GatedStateSpace
 from ..operators.selective_scan import SelectiveStateSpace
 from ..operators.structure import StateSpace, Tokens
 
+# What is 2^-62 of the largest read or write of a head is lost in rounding, and is a normal number above this peak.
+SMALLEST_PEAK = 2.0**-960
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -148,9 +151,17 @@ def supported_heads(op: StateSpace, heads: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def representable(read: Any, write: Any, states: int) -> Any:
-    """Whether all entries of `T` are sure to fit into float64, bool `[N]`, from the largest reads and writes `[N]`."""
+    """Whether float64 is sure to hold the numbers of `T`, bool `[N]`, from the largest reads and writes `[N]`.
+
+    No entry may overflow. Kernels take numbers below the normal ones for zero before they multiply a unit onto them.
+    """
     unit = read * write
-    return (unit * states <= REPRESENTABLE) & (unit <= LARGE_UNIT)
+    return (unit * states <= REPRESENTABLE) & (unit <= LARGE_UNIT) & held_in_kernels(read) & held_in_kernels(write)
+
+
+def held_in_kernels(peak: Any) -> Any:
+    """Whether kernels lose nothing that matters of numbers of which these are the largest, bool."""
+    return (peak >= SMALLEST_PEAK) | (peak == 0)
 
 
 def _peak(source: Source, x: Tensor, scale: Tensor | None) -> Tensor:

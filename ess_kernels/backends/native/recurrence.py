@@ -18,7 +18,7 @@ from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...engine.wanted import Wanted
 from ...operators.structure import StateSpace, Tokens
-from ..sources import source_of_tokens
+from ..sources import held_in_kernels, source_of_tokens
 from . import abi, call, memory, spectra
 from .call import run
 from .certainty import judge_entropy
@@ -168,6 +168,7 @@ class NativeRecurrence(SummingEngine):
         size["Q"] = self.parts.arrays["Q"].view(-1, n, n).diagonal(dim1=1, dim2=2).reshape(len(self.heads), -1).amax(1)
         entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
         supported = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
+        supported &= held_in_kernels(peaks).all(0)
         growing = (self.finite & ~supported).nonzero()[:, 0]
         if len(growing):
             # NaN or infinity in a transition has reached the parts of its block: such a head is not growing, it is bad
