@@ -59,7 +59,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """
     option = config.option
     everything = [config.invocation_params.dir / name for name in config.args] == [Path(__file__).parent]
-    particular = option.keyword or option.usepdb or option.capture == "no" or option.collectonly
+    particular = option.keyword or option.usepdb or option.trace or option.capture == "no" or option.collectonly
+    particular = particular or option.setupshow or option.setuponly or option.setupplan
     default = option.markexpr in config.getini("addopts")
     if everything and default and not particular and not WORKER and getattr(option, "numprocesses", 0) is None:
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -213,7 +213,7 @@ def test_only_what_is_wanted_is_written(level):
 def test_errors(pinned):
     found, nodes = engine(mamba(2, 9)), Nodes(STANDARD)
     tau, out = torch.ones(2, 1, 2).double(), torch.ones(2, 1, 9).double()
-    wanted = torch.ones(2, 1, 2, dtype=torch.uint8)
+    wanted = torch.ones(2, 1, 3, dtype=torch.uint8)  # three blocks for entropies, two for counts
 
     def counts(**fields):
         addresses = (x.data_ptr() for x in (tau, wanted, *[out] * 3))
