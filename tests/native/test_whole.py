@@ -161,3 +161,20 @@ def test_bad_data_marks_its_head_and_no_other(family):
     assert (found[2] == -1).all()
     others = [h for h in range(HEADS) if h != 2]
     assert torch.equal(found[others], good[others])
+
+
+def test_leaves_beside_each_other():
+    """Factors that are made anew for one leaf are made anew for its neighbours in the vector, who must not notice.
+
+    Heads 4 and 2 share a vector of leaves here; one of them needs other factors than the other.
+    """
+    for level in levels():
+        with running(level=level, threads=1):
+            for pair in ([4, 2], [2, 4], [4, 4], [4, 10], [10, 4]):
+                for positions in (range(64, 96), range(1, 150)):
+                    alone = [certificate_of([head], positions) for head in pair]
+                    assert_same_bits(certificate_of(pair, positions), torch.cat(alone, -2))
+
+
+def certificate_of(heads, positions):
+    return ek.tolerance_ess(make("attention", heads), positions=positions, backend="native", certificate=True)[1].width
