@@ -39,19 +39,7 @@ def build(target: str, folder: Path) -> Path:
 
     def compile_one(source: Path) -> str:
         result = folder / f"{target}-{source.stem}.o"
-        command = [
-            *zig,
-            "c++",
-            "-target",
-            target,
-            *FLAGS,
-            "-I",
-            str(ROOT / "csrc"),
-            "-c",
-            str(source),
-            "-o",
-            str(result),
-        ]
+        command = [*zig, "c++", "-target", target, *FLAGS, "-c", str(source), "-o", str(result)]
         subprocess.run(command, check=True, env=environment)
         return str(result)
 
