@@ -21,8 +21,8 @@
 #endif
 
 #define ESS_INLINE inline __attribute__((always_inline))
-// One copy, whose roundings are the same wherever it is called from: the compiler fuses products and sums as it likes, and
-// otherwise in another way in each copy, such as one for an argument that is always the same.
+// One copy, whose roundings are the same wherever it is called from: the compiler fuses products and sums as it likes,
+// and otherwise in another way in each copy, such as one for an argument that is always the same.
 #if defined(__clang__)
 #define ESS_ONE_COPY __attribute__((noinline))
 #else

@@ -157,8 +157,8 @@ template <int SIZE, class Rows, class Put> class LeafColumns {
         return growth;
     }
 
-    // The factors of position s, of its columns in reverse order if asked for, and how they have grown. Which lanes need
-    // them decides how often they are made: their roundings must not depend on it.
+    // The factors of position s, of its columns in reverse order if asked for, and how they have grown. Which lanes
+    // need them decides how often they are made: their roundings must not depend on it.
     ESS_ONE_COPY V make_fresh(int s, bool reversed) {
         V *C = fresh_.C, growth = V{}, first = V{};
         rows_.columns(C);
