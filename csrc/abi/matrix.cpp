@@ -51,8 +51,7 @@ int32_t check(const ess_attention_rows_job &job) {
     if (int32_t error = check_sizes({job.heads, job.length, job.row_stride})) return error;
     if (job.length > ESS_MAX_LENGTH || job.size > ESS_MAX_QUERY) return ESS_ERR_SIZE;
     if (job.window < 0 || !(job.softcap >= 0)) return ESS_ERR_SIZE;
-    const int64_t tile = ESS_ATTENTION_TILE, rounded = (job.length + tile - 1) / tile * tile;
-    return job.row_stride < rounded ? ESS_ERR_SIZE : ESS_OK;
+    return job.row_stride < padded_rows(job.length) ? ESS_ERR_SIZE : ESS_OK;
 }
 
 } // namespace ess

@@ -6,6 +6,7 @@
 
 #include "dense/strips.h"
 #include "include/ess_attention.h"
+#include "matrix/tree.h"
 
 namespace ess::ESS_LEVEL::matrix {
 using namespace dense;
@@ -54,8 +55,7 @@ inline void softmax_row(double *x, int64_t first, int64_t end, double softcap, d
 }
 
 inline int64_t attention_rows(const ess_attention_rows_job &job, int32_t threads, void *workspace) {
-    const int64_t rounded = (job.length + ESS_ATTENTION_TILE - 1) / ESS_ATTENTION_TILE * ESS_ATTENTION_TILE,
-                  strips = rounded / STRIP, tokens = job.length * job.size;
+    const int64_t rounded = padded_rows(job.length), strips = rounded / STRIP, tokens = job.length * job.size;
     Arena arena(workspace);
     double *keys = arena.take<double>(job.heads * rounded * job.size);
     double *queries = arena.take<double>(threads * STRIP * job.size);

@@ -7,12 +7,19 @@
 
 #include <cstdint>
 
+#include "include/ess_attention.h"
+
 namespace ess {
 
 // positions of a leaf; every node of the tree is a whole number of leaves
 constexpr int64_t MATRIX_LEAF = 32;
 
 namespace {
+
+// Rows and columns of the weights of attention in memory.
+inline int64_t padded_rows(int64_t length) {
+    return (length + ESS_ATTENTION_TILE - 1) / ESS_ATTENTION_TILE * ESS_ATTENTION_TILE;
+}
 
 inline int64_t leaves_of(int64_t length) { return (length + MATRIX_LEAF - 1) / MATRIX_LEAF; }
 

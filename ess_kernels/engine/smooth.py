@@ -38,11 +38,12 @@ def _one_head(op: Operator, head: Tensor, positions: Tensor) -> Tensor:
         logdets = _matrix_logdets(op.rows(head, 0, op.length).tril(-1))[:, positions]
         # the scale is that of all of T, and so are rounding errors
         rounding = torch.full_like(cap, EPS)
-    doubtful = ~(STANDARD.estimate(logdets.detach(), cap, rounding).bound <= ENTROPY_BOUND)
+    found = STANDARD.estimate(logdets, cap, rounding)
+    doubtful = ~(found.bound <= ENTROPY_BOUND)
+    if not bool(doubtful.any()):
+        return found.ess
     # No gradient may pass through log-determinants that are not used: zero times their infinite ones is not zero.
     ess = STANDARD.estimate(torch.where(doubtful, 0.0, logdets), cap, rounding).ess
-    if not bool(doubtful.any()):
-        return ess
     T = op.dense_heads(head)[0]
     exact = [
         _exact(T[i:, :i]) if bad else x for i, bad, x in zip(positions.tolist(), doubtful.tolist(), ess, strict=True)
@@ -99,7 +100,7 @@ def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> tuple[Tensor, Tens
         before, after = (torch.stack([x[i] for i in some]) for x in (P, Q))
         columns = checkpoint(lambda p, q: _logdets(p @ q), before, after, use_reentrant=False)
         logdets.update(zip(places, columns.unbind(-1), strict=True))
-        rounding[list(places)] = _rounding(before @ after, _norm(before) * _norm(after))
+        rounding[list(places)] = _rounding(before.detach() @ after.detach(), _norm(before) * _norm(after))
     return torch.stack([logdets[place] for place in range(len(positions))], -1), rounding
 
 
