@@ -117,7 +117,7 @@ threads = [threading.Thread(target=busy) for _ in range(2)]
 for thread in threads:
     thread.start()
 try:
-    for _ in range(3):
+    for _ in range(10):
         check(child, expected)
 finally:
     stop.set()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..caching import cached_property
 from ..operators.structure import rank_cap
 from .certainty import Counts, Entropies, count_relative, count_values, estimate_of_values
 from .cost import Cost

@@ -6,11 +6,10 @@ The root of the staircase is free: its pivots are `-I` or `+I`, so its two halve
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
+from ..caching import cached_property
 from .certain import take_settled
 from .certainty import EPS, HOPEFUL
 from .cost import Cost

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ...caching import cached_property
 from ...engine.cost import Cost
 from ...engine.scaling import power_of_two
 from ...engine.staircase import Eliminated

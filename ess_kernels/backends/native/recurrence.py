@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ...caching import cached_property
 from ...engine.certainty import EPS
 from ...engine.cost import Cost
 from ...engine.lost import lost_in_dense_states

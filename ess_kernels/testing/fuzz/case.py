@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import operators
+from ...caching import cached_property
 from ...operators.structure import Operator
 
 HEAD, TOKEN, STATE = "H", "L", "N"

@@ -9,12 +9,12 @@ smaller. What that bar still contains is left undecided, and nobody is blamed fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...caching import cached_property
 from .case import Case
 from .exact import LONG, LONG_EPS, UNDERFLOW, exact
 from .pairs import Pair, to_longdouble

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ....caching import cached_property
 from ....engine.blocks import Blocks, block_parts, cut
 from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
