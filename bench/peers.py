@@ -104,20 +104,16 @@ class _Tokens:
     the transition."""
 
     def __init__(self, op: StateSpace, heads: list[int]):
-        tokens = op.tokens(torch.tensor(heads))
-        self.read, self.write, self.transition = tokens.read, tokens.write, tokens.transition
-        self.dense = self.transition.dim() == 4
-        self.reads_before = tokens.reads_before
+        self.tokens = op.tokens(torch.tensor(heads))
+        self.read, self.write, self.reads_before = self.tokens.read, self.tokens.write, self.tokens.reads_before
 
     def forward(self, X: Tensor, t: int) -> Tensor:
         """`A_t X` for `X` `[heads, n, m]`."""
-        A = self.transition[:, t]
-        return A @ X if self.dense else A[..., None] * X
+        return self.tokens.move(t, X)
 
     def backward(self, X: Tensor, t: int) -> Tensor:
         """`A_t^T X`."""
-        A = self.transition[:, t]
-        return A.mT @ X if self.dense else A[..., None] * X
+        return self.tokens.move(t, X, transposed=True)
 
 
 def _answer(name: str, op: StateSpace, heads: list[int], values: Tensor, start: float) -> Peer:

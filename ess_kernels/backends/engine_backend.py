@@ -130,7 +130,7 @@ class EngineBackend(Backend):
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
         """The workspace of one head in `_recurrences`."""
-        return recurrence_bytes(op.length, op.state_size, op.diagonal, block_length(op.state_size, entropy))
+        return recurrence_bytes(op, block_length(op.state_size, entropy))
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         """`T` `[N, L, L]` of some heads, float64."""

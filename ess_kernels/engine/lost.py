@@ -142,5 +142,17 @@ def lost_in_dense_states(
     return lost.nan_to_num(nan=torch.inf)[:, None]
 
 
+def transition_squares(blocks: Tokens) -> Tensor:
+    """What `lost_in_dense_states` takes for the transitions of blocks `[N, B, c, ...]`, float64 `[N, B]`.
+
+    With a rank-one term the block's parts come from a substitution, whose rounding errors pass through the updates of
+    two tokens, not of one: there it is the fourth power of a bound of the norm.
+    """
+    if blocks.lookup is None:
+        return torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
+    terms = blocks.lookup.norm(dim=-1) * blocks.updates.norm(dim=-1)
+    return (blocks.transition.abs().amax(-1) + terms).square().square().amax(-1)
+
+
 def _norms(x: Tensor) -> Tensor:
     return x.square().sum(-2).sqrt()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -36,21 +38,22 @@ def scaled_tokens(tokens: Tokens) -> tuple[Tokens, Tensor, Tensor]:
 
     Heads that are not finite become zero operators.
     """
-    magnitudes = torch.stack([largest(x) for x in (tokens.read, tokens.write, tokens.transition)])
+    magnitudes = torch.stack([largest(x) for x in tokens.tensors])
     finite = magnitudes.isfinite().all(0)
     if not bool(finite.all()):
         tokens, magnitudes = keep_heads(tokens, finite), torch.where(finite, magnitudes, 0.0)
     read, read_unit = power_of_two(tokens.read, magnitudes[0])
     write, write_unit = power_of_two(tokens.write, magnitudes[1])
-    return Tokens(read, write, tokens.transition, tokens.reads_before), read_unit * write_unit, finite
+    lookup = tokens.lookup
+    if lookup is not None and tokens.update is None:
+        # the update, minus the write, is scaled with it, and the product of update and lookup must stay what it is
+        lookup = lookup * write_unit[:, None, None]
+    return replace(tokens, read=read, write=write, lookup=lookup), read_unit * write_unit, finite
 
 
 def keep_heads(tokens: Tokens, keep: Tensor) -> Tokens:
     """The same with zero operators in place of the heads that are not kept, bool `[N]`."""
-    read, write, transition = (
-        torch.where(keep.view(-1, *[1] * (x.dim() - 1)), x, 0.0) for x in (tokens.read, tokens.write, tokens.transition)
-    )
-    return Tokens(read, write, transition, tokens.reads_before)
+    return tokens.map(lambda x: torch.where(keep.view(-1, *[1] * (x.dim() - 1)), x, 0.0))
 
 
 def exp2(exponent: Tensor) -> Tensor:

@@ -65,14 +65,13 @@ def _recurrence_logdets(tokens: Tokens, positions: Tensor) -> tuple[Tensor, Tens
     values are by rounding in `P_i Q_i`, in units of the scale, `[P]`."""
     # powers of two change no ESS, and keep squares within range
     read, write = (power_of_two(x, largest(x.detach()))[0][0] for x in (tokens.read, tokens.write))
-    transition = tokens.transition[0]
     length = len(read)
 
     def forward(x: Tensor, t: int) -> Tensor:
-        return transition[t][:, None] * x if tokens.diagonal else transition[t] @ x
+        return tokens.move(t, x[None])[0]
 
     def backward(x: Tensor, t: int) -> Tensor:
-        return transition[t][:, None] * x if tokens.diagonal else transition[t].mT @ x
+        return tokens.move(t, x[None], transposed=True)[0]
 
     P, early = _accumulate(write, range(length), forward, moves_first=True)
     Q, late = _accumulate(read, reversed(range(length)), backward, moves_first=tokens.reads_before)

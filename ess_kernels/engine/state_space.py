@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..operators.structure import Operator, StateSpace, Tokens
-from .blocks import block_parts, cut
+from .blocks import block_parts, cut, identity_like
 from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
 from .cost import Cost
-from .lost import few_spans, lost_in_dense_states, lost_in_states
+from .lost import few_spans, lost_in_dense_states, lost_in_states, transition_squares
 from .outside import ROUNDING, Outside
 from .parallel import svdvals
 from .quadrature import Estimate, Quadrature
@@ -39,9 +40,14 @@ def block_length(n: int, entropy: bool) -> int:
     return 16 if n <= 24 else 32 if n <= 48 else 64
 
 
-def bytes_per_head(length: int, n: int, diagonal: bool, c: int) -> int:
-    """What one head needs while its recurrence is in work."""
-    per_token = 10 * n + 2 * c + (0 if diagonal else 4 * n * n)
+def bytes_per_head(op: StateSpace, c: int) -> int:
+    """What one head needs while its recurrence is in work, in blocks of `c` tokens."""
+    length, n = op.length, op.state_size
+    per_token = 10 * n + 2 * c
+    if op.rank_one:
+        per_token += 10 * n + 4 * c + 2 * n * n // c
+    elif not op.diagonal:
+        per_token += 4 * n * n
     return 8 * (length + c) * (per_token + 4 * n * n // c + 32)
 
 
@@ -97,16 +103,15 @@ class Recurrence(UnsquaredEngine):
 
     def _lost(self, span: int) -> Tensor:
         tokens, blocks = self.tokens, self.blocks
-        if tokens.transition.dim() == tokens.read.dim():
-            read, write, transition = (x.flatten(1, 2) for x in (tokens.read, tokens.write, tokens.transition))
-            lost = lost_in_states(Tokens(read, write, transition, tokens.reads_before), span)
+        if tokens.diagonal:
+            lost = lost_in_states(tokens.map(lambda x: x.flatten(1, 2)), span)
             return lost[:, : -(-self.length // span)]
         lost = lost_in_dense_states(
             self.roots.square().sum((-2, -1)),
             blocks.Z.square().sum((-2, -1)),
             self.gramians.diagonal(dim1=-2, dim2=-1).sum(-1),
             blocks.X.square().sum((-2, -1)),
-            torch.linalg.matrix_norm(tokens.transition).square().amax(-1),
+            transition_squares(tokens),
             self.group,
         )
         return lost.expand(-1, -(-self.length // span))
@@ -204,15 +209,11 @@ class Recurrence(UnsquaredEngine):
 
     def _only(self, heads: Tensor, number: Tensor, keep: Tensor) -> Tokens:
         """Blocks with some tokens only; the others become zero tokens."""
-        tokens = self.tokens
-        read, write, transition = (x[heads, number] for x in (tokens.read, tokens.write, tokens.transition))
-        mask = keep[..., None]
-        if transition.dim() == read.dim():
-            transition = torch.where(mask, transition, 1.0)
-        else:
-            one = torch.eye(self.n, dtype=read.dtype, device=read.device)
-            transition = torch.where(mask[..., None], transition, one)
-        return Tokens(torch.where(mask, read, 0.0), torch.where(mask, write, 0.0), transition, tokens.reads_before)
+        tokens = self.tokens.map(lambda x: x[heads, number])
+        masked = tokens.map(lambda x: torch.where(keep.view(*keep.shape, *[1] * (x.dim() - 2)), x, 0.0))
+        kept = keep.view(*keep.shape, *[1] * (tokens.transition.dim() - 2))
+        identity = identity_like(tokens.transition, tokens.read)
+        return replace(masked, transition=torch.where(kept, tokens.transition, identity))
 
 
 def lost_in(op: Operator, heads: Tensor) -> Tensor:

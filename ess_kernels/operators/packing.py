@@ -15,6 +15,7 @@ from .attention import Attention
 from .convolution import Convolution, ShortConvolution
 from .dense import Dense
 from .gated import GatedStateSpace
+from .rank_one import RankOneStateSpace
 from .recurrence import LinearRecurrence
 from .selective_scan import SelectiveStateSpace
 from .structure import Operator
@@ -27,6 +28,7 @@ FAMILIES: dict[str, type[Operator]] = {
         Dense,
         GatedStateSpace,
         LinearRecurrence,
+        RankOneStateSpace,
         SelectiveStateSpace,
         ShortConvolution,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -124,24 +124,68 @@ class Tokens:
         write: `[N, L, n]`.
         transition: `[N, L, n]` for diagonal `A_t` (decay factors, not their logarithms) or `[N, L, n, n]`.
         reads_before: see above.
+        lookup: `[N, L, n]` for transitions that are diagonal plus one rank-one term, as in the delta rules:
+            `A_t = diag(transition[t]) + update[t] lookup[t]^T`. What the state before the transition holds under the
+            lookup is multiplied into the update.
+        update: `[N, L, n]`, beside a lookup. None means minus the write: the token replaces what it looked up.
     """
 
     read: Tensor
     write: Tensor
     transition: Tensor
     reads_before: bool
+    lookup: Tensor | None = None
+    update: Tensor | None = None
 
     @property
     def diagonal(self) -> bool:
-        return self.transition.dim() == 3
+        return self.transition.dim() == self.read.dim() and self.lookup is None
+
+    @property
+    def rank_one(self) -> bool:
+        return self.lookup is not None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that are there."""
+        every = (self.read, self.write, self.transition, self.lookup, self.update)
+        return tuple(x for x in every if x is not None)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        """The tokens with every tensor changed."""
+        read, write, transition = change(self.read), change(self.write), change(self.transition)
+        lookup, update = (None if x is None else change(x) for x in (self.lookup, self.update))
+        return Tokens(read, write, transition, self.reads_before, lookup, update)
+
+    @property
+    def updates(self) -> Tensor:
+        """`update`, made from the write where it is None."""
+        return -self.write if self.update is None else self.update
+
+    def matrices(self) -> Tensor:
+        """The transitions as matrices `[..., L, n, n]`, whatever their kind."""
+        if self.transition.dim() > self.read.dim():
+            return self.transition
+        diagonal = torch.diag_embed(self.transition)
+        return diagonal if self.lookup is None else diagonal + self.updates[..., :, None] * self.lookup[..., None, :]
+
+    def move(self, t: int, states: Tensor, transposed: bool = False) -> Tensor:
+        """`A_t states`, or `A_t^T states`, for columns `[N, n, m]`."""
+        step = self.transition[:, t]
+        if self.transition.dim() > self.read.dim():
+            return (step.mT if transposed else step) @ states
+        moved = step[..., None] * states
+        if self.lookup is None:
+            return moved
+        seen, changed = self.lookup[:, t], self.updates[:, t]
+        if transposed:
+            seen, changed = changed, seen
+        return moved + changed[..., None] * (seen[:, None] @ states)
 
     def finite(self) -> Tensor:
         """bool `[N]`: whether every number of the head is finite."""
-        return (
-            self.read.isfinite().flatten(1).all(1)
-            & self.write.isfinite().flatten(1).all(1)
-            & self.transition.isfinite().flatten(1).all(1)
-        )
+        finite = torch.stack([x.isfinite().flatten(1).all(1) for x in self.tensors])
+        return finite.all(0)
 
 
 class StateSpace(Operator):
@@ -149,7 +193,8 @@ class StateSpace(Operator):
 
     Attributes:
         reads_before: whether row i reads the state before its own transition.
-        diagonal: whether transitions are (see `Tokens`).
+        diagonal, rank_one: whether transitions are diagonal, or diagonal plus a rank-one term (see `Tokens`). Where
+            they are neither, they are matrices.
     """
 
     state_size: int
@@ -163,10 +208,12 @@ class StateSpace(Operator):
         *,
         reads_before: bool = False,
         diagonal: bool = True,
+        rank_one: bool = False,
     ):
         super().__init__(length, batch_shape, state_size, inputs)
         self.reads_before = reads_before
-        self.diagonal = diagonal
+        self.diagonal = diagonal and not rank_one
+        self.rank_one = rank_one
 
     @abstractmethod
     def tokens(self, heads: Tensor) -> Tokens:
@@ -184,10 +231,9 @@ class StateSpace(Operator):
         for i in range(length):
             written = tokens.write[:, i, :, None]
             read = tokens.read[:, i, None]
-            step = tokens.transition[:, i]
             if tokens.reads_before:
                 seen = torch.cat([read @ reach, torch.zeros_like(read[..., :1])], -1)
-            reach = step[..., None] * reach if tokens.diagonal else step @ reach
+            reach = tokens.move(i, reach)
             reach = torch.cat([reach, written], -1)
             if not tokens.reads_before:
                 seen = read @ reach

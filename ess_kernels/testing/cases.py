@@ -129,7 +129,7 @@ def matrix_of(tokens: Tokens) -> Tensor:
     """`T` `[N, L, L]` of a recurrence token by token, without the diagonal."""
     heads, length, _ = tokens.read.shape
     T = torch.zeros(heads, length, length, dtype=torch.float64)
-    A = torch.diag_embed(tokens.transition) if tokens.diagonal else tokens.transition
+    A = tokens.matrices()
     for j in range(length):
         state = tokens.write[:, j, :, None]
         for i in range(j + 1, length):

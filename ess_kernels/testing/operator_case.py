@@ -140,10 +140,12 @@ class OperatorTestCase(ABC):
             tokens = op.tokens(heads)
             shape = (3, op.length, op.state_size)
             assert tokens.read.shape == tokens.write.shape == shape
-            assert tokens.transition.shape == (shape if op.diagonal else (*shape, op.state_size))
-            assert tokens.diagonal == op.diagonal
+            vectors = op.diagonal or op.rank_one
+            assert tokens.transition.shape == (shape if vectors else (*shape, op.state_size))
+            assert (tokens.diagonal, tokens.rank_one) == (op.diagonal, op.rank_one)
+            assert all(x.shape == shape for x in tokens.tensors[3:])
             assert tokens.reads_before == op.reads_before
-            assert tokens.read.dtype == tokens.write.dtype == tokens.transition.dtype == torch.float64
+            assert {x.dtype for x in tokens.tensors} == {torch.float64}
 
     def test_rank_within_state_size(self) -> None:
         op = self.make_operator(self.inputs(9))

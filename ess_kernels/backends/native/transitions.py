@@ -33,7 +33,7 @@ class Transitions:
         else:
             tokens = op.tokens(heads)
             self.read, self.write = tokens.read, tokens.write
-            matrices = tokens.transition.contiguous()
+            matrices = tokens.matrices().contiguous()
             self.stride = matrices.stride(1)
             offsets = torch.arange(len(heads), device=heads.device) * matrices.stride(0)
         self.layout = ROWS if matrices.stride()[-1] == 1 else COLUMNS

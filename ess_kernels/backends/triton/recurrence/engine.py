@@ -18,7 +18,7 @@ from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
 from ....engine.certainty import HOPEFUL
 from ....engine.cost import Cost
-from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans
+from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans, transition_squares
 from ....engine.quadrature import Estimate, Quadrature
 from ....engine.scaling import largest, power_of_two, scaled_tokens
 from ....engine.staircase import Answer, Eliminated
@@ -144,7 +144,7 @@ class TritonRecurrence(EliminatingEngine):
         self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
         blocks = cut(tokens, self.group)
         # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
-        self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
+        self.transition_squares = transition_squares(blocks)
         built = block_parts(blocks)
         padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
 
