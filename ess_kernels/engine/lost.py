@@ -125,14 +125,14 @@ def lost_in_dense_states(
 
     A step from token t to the next one rounds the states by up to `EPS |A_t| |F_t|`, which later tokens see as large as
     `|G_t|`: the bound is the sum of `EPS |A_t| |F_t| |G_t|`. Inside of a block `|F_t|` and `|G_t|` are taken to be at
-    most the larger one of those at its edges, with the block's own tokens added: so it is where transitions do not
-    grow, and where all tokens share one matrix. Squared Frobenius norms by block, `[N, B]`:
+    most the larger one of those at its edges, with the block's own tokens added as they write and read: so it is where
+    transitions do not grow, and where all tokens share one matrix. Squared Frobenius norms by block, `[N, B]`:
 
     Args:
         reach: of the reachability root at the left edge.
-        written: of the block's writes, carried to the right edge.
+        written: of the block's writes, even if they are erased before its end.
         seen: of the observability root at the right edge.
-        read: of the block's reads, seen from the left edge.
+        read: of the block's reads.
         transition: the largest of the block's transitions.
         c: tokens a block.
     """
@@ -140,18 +140,6 @@ def lost_in_dense_states(
     seen = torch.maximum(seen, torch.cat([seen[:, :1], seen[:, :-1]], 1)) + read
     lost = EPS * c * (transition.clamp_min(1.0) * reach * seen).sqrt().sum(1)
     return lost.nan_to_num(nan=torch.inf)[:, None]
-
-
-def transition_squares(blocks: Tokens) -> Tensor:
-    """What `lost_in_dense_states` takes for the transitions of blocks `[N, B, c, ...]`, float64 `[N, B]`.
-
-    With a rank-one term the block's parts come from a substitution, whose rounding errors pass through the updates of
-    two tokens, not of one: there it is the fourth power of a bound of the norm.
-    """
-    if blocks.lookup is None:
-        return torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
-    terms = blocks.lookup.norm(dim=-1) * blocks.updates.norm(dim=-1)
-    return (blocks.transition.abs().amax(-1) + terms).square().square().amax(-1)
 
 
 def _norms(x: Tensor) -> Tensor:
