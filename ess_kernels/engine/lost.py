@@ -125,14 +125,14 @@ def lost_in_dense_states(
 
     A step from token t to the next one rounds the states by up to `EPS |A_t| |F_t|`, which later tokens see as large as
     `|G_t|`: the bound is the sum of `EPS |A_t| |F_t| |G_t|`. Inside of a block `|F_t|` and `|G_t|` are taken to be at
-    most the larger one of those at its edges, with the block's own tokens added as they write and read: so it is where
-    transitions do not grow, and where all tokens share one matrix. Squared Frobenius norms by block, `[N, B]`:
+    most the larger one of those at its edges, with the block's own tokens added: so it is where transitions do not
+    grow, and where all tokens share one matrix. Squared Frobenius norms by block, `[N, B]`:
 
     Args:
         reach: of the reachability root at the left edge.
-        written: of the block's writes, even if they are erased before its end.
+        written: of the block's writes, as they are written and as they are at its end: `squares(write, Z)`.
         seen: of the observability root at the right edge.
-        read: of the block's reads.
+        read: of the block's reads, as they read and seen from its left edge: `squares(read, X)`.
         transition: the largest of the block's transitions.
         c: tokens a block.
     """
@@ -140,6 +140,14 @@ def lost_in_dense_states(
     seen = torch.maximum(seen, torch.cat([seen[:, :1], seen[:, :-1]], 1)) + read
     lost = EPS * c * (transition.clamp_min(1.0) * reach * seen).sqrt().sum(1)
     return lost.nan_to_num(nan=torch.inf)[:, None]
+
+
+def squares(token: Tensor, carried: Tensor) -> Tensor:
+    """`[N, B]` from `[N, B, c, n]` each: what tokens write or read, and what that has become at the block's edge.
+
+    A write that the next token erases has been rounded all the same, and one that grows is rounded as large as it is.
+    """
+    return token.square().sum((-2, -1)) + carried.square().sum((-2, -1))
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .blocks import block_parts, cut, identity_like
 from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
 from .cost import Cost
-from .lost import few_spans, lost_in_dense_states, lost_in_states
+from .lost import few_spans, lost_in_dense_states, lost_in_states, squares
 from .lost_rank_one import TokenSizes, lost_in_rank_one_states
 from .outside import ROUNDING, Outside
 from .parallel import svdvals
@@ -103,7 +103,7 @@ class Recurrence(UnsquaredEngine):
         return (magnitude <= SQUARABLE).all(0) & (entry <= REPRESENTABLE)
 
     def _lost(self, span: int) -> Tensor:
-        tokens = self.tokens
+        tokens, blocks = self.tokens, self.blocks
         if tokens.diagonal:
             lost = lost_in_states(tokens.map(lambda x: x.flatten(1, 2)), span)
             return lost[:, : -(-self.length // span)]
@@ -113,9 +113,9 @@ class Recurrence(UnsquaredEngine):
             return lost_in_rank_one_states(sizes, reach, seen, self.group, tokens.reads_before, span)
         lost = lost_in_dense_states(
             reach,
-            tokens.write.square().sum((-2, -1)),
+            squares(tokens.write, blocks.Z),
             seen,
-            tokens.read.square().sum((-2, -1)),
+            squares(tokens.read, blocks.X),
             torch.linalg.matrix_norm(tokens.transition).square().amax(-1),
             self.group,
         )

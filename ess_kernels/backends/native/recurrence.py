@@ -189,10 +189,13 @@ class NativeRecurrence(SummingEngine):
         if self.op.rank_one:
             sizes = TokenSizes.of(scaled_tokens(self.op.tokens(self.heads))[0])
             return lost_in_rank_one_states(sizes, reach, seen, self.group, self.op.reads_before, span)
-        written, read = (
-            grouped(power_of_two(x)[0].square().sum(-1), self.group).sum(-1)
-            for x in (self._matrices.write, self._matrices.read)
-        )
+
+        def by_block(tokens: Tensor, carried: Tensor) -> Tensor:
+            """As `engine.lost.squares` of whole blocks."""
+            own = grouped(power_of_two(tokens)[0].square().sum(-1), self.group).sum(-1)
+            return own + carried.view(*blocks, -1).square().sum(-1)
+
+        written, read = by_block(self._matrices.write, arrays["Z"]), by_block(self._matrices.read, arrays["X"])
         lost = lost_in_dense_states(reach, written, seen, read, arrays["norms"].square(), self.group)
         return lost.expand(-1, -(-self.length // span))
 

@@ -18,7 +18,7 @@ from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
 from ....engine.certainty import HOPEFUL
 from ....engine.cost import Cost
-from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans
+from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans, squares
 from ....engine.lost_rank_one import TokenSizes, lost_in_rank_one_states
 from ....engine.quadrature import Estimate, Quadrature
 from ....engine.scaling import largest, power_of_two, scaled_tokens
@@ -147,10 +147,10 @@ class TritonRecurrence(EliminatingEngine):
         if tokens.rank_one:
             self.sizes = TokenSizes.of(tokens)
         else:
-            # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`, and its reads and writes
+            # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
             self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
-            self.squares = [x.square().sum((2, 3)) for x in (blocks.write, blocks.read)]
         built = block_parts(blocks)
+        self.squares = squares(blocks.write, built.Z), squares(blocks.read, built.X)
         padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
 
         def padded(x: Tensor, axes: int) -> Tensor:
