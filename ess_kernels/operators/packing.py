@@ -19,6 +19,7 @@ from .momentum import MomentumStateSpace
 from .rank_one import RankOneStateSpace
 from .recurrence import LinearRecurrence
 from .selective_scan import SelectiveStateSpace
+from .shift_register import ShiftRegister
 from .structure import Operator
 
 FAMILIES: dict[str, type[Operator]] = {
@@ -32,6 +33,7 @@ FAMILIES: dict[str, type[Operator]] = {
         MomentumStateSpace,
         RankOneStateSpace,
         SelectiveStateSpace,
+        ShiftRegister,
         ShortConvolution,
     )
 }

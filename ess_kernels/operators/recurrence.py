@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .._checks import (
@@ -40,9 +42,11 @@ class LinearRecurrence(StateSpace):
         length: int,
         constant: bool,
         reads_before: bool = True,
+        inputs: Sequence[Tensor] | None = None,
     ):
         batch_shape = B.shape[: -1 if constant else -2]
-        super().__init__(length, batch_shape, B.shape[-1], (A, B, C), reads_before=reads_before, diagonal=diagonal)
+        inputs = (A, B, C) if inputs is None else inputs
+        super().__init__(length, batch_shape, B.shape[-1], inputs, reads_before=reads_before, diagonal=diagonal)
         self.A, self.B, self.C = A, B, C
         self.constant = constant
 
