@@ -151,8 +151,9 @@ def total_ess_per_index(
 def cap(op: Operator | Tensor, positions: Any = None) -> Tensor:
     """The largest ESS that each position can have, `min(TSS, i, L - i)`: int64 `[P]`.
 
-    `TSS` is the state size, i where there is no finite state. The fall towards the end of a window is this cap, an
-    effect of the boundary, not of the mixer.
+    `TSS` is the state size, i where there is no finite state. Where tokens are blocks of p rows and m columns, the cap
+    is `min(TSS, m i, p (L - i))`, and `m i` the TSS without a finite state. The fall towards the end of a window is
+    this cap, an effect of the boundary, not of the mixer.
 
     Args:
         op: an operator, or a dense `T [..., L, L]`.
@@ -165,7 +166,7 @@ def cap(op: Operator | Tensor, positions: Any = None) -> Tensor:
 
 def _tss(op: Operator, i: Tensor) -> Tensor:
     """The theoretically realisable state size at the positions `i`."""
-    return i if op.state_size is None else torch.full_like(i, op.state_size)
+    return op.block[1] * i if op.state_size is None else torch.full_like(i, op.state_size)
 
 
 def _per_position(name: str, ess: Tensor, op: Operator | Tensor, positions: Any) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """Sequence mixers as operators: one function a family, each with its upstream's argument names and layout."""
 
 from .attention import attention
+from .block_recurrence import block_recurrence
+from .blocked import Blocked
 from .convolution import convolution, gated_convolution, short_convolution
 from .cyfa import cyfa
 from .delta_rules import comba, delta_rule, gated_delta_rule, gdn2, kda
@@ -23,12 +25,14 @@ from .slots import gsa, lightnet
 from .structure import Operator, StateSpace, Tiled
 
 __all__ = [
+    "Blocked",
     "Operator",
     "StateSpace",
     "Tiled",
     "as_operator",
     "attention",
     "based",
+    "block_recurrence",
     "comba",
     "convolution",
     "cyfa",
