@@ -19,6 +19,7 @@ from .preconditioned import precond_gated_delta_rule, precond_kda
 from .recurrence import recurrence
 from .refused import gated_oja_rule, mom, titans, ttt
 from .rwkv import rwkv4, rwkv6
+from .s4d import s4d
 from .selective_scan import selective_scan, ssd
 from .shift_register import dynamic_short_convolution, lfm2_conv
 from .slots import gsa, lightnet
@@ -69,6 +70,7 @@ __all__ = [
     "rwkv4",
     "rwkv6",
     "rwkv7",
+    "s4d",
     "selective_scan",
     "short_convolution",
     "simple_gla",

@@ -91,7 +91,8 @@ class RelationsOfOperators(FamilyUnderTest):
 
         So the singular values at position i are those of `T` at L - i, found from an operator of the other structure.
         """
-        op = self.make_operator(self.inputs(max(self.lengths)))
+        # of an operator whose positions are blocks, the one that has a row and a column a position
+        op = self.make_operator(self.inputs(max(self.lengths))).inner
         backwards = dense(op.dense().flip(-1, -2).mT)
         positions = range(1, op.length)
         number = singular_values(op, positions).shape[-1]
