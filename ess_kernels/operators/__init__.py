@@ -5,6 +5,7 @@ from .block_recurrence import block_recurrence
 from .blocked import Blocked
 from .convolution import convolution, gated_convolution, short_convolution
 from .cyfa import cyfa
+from .delta_product import gated_delta_product
 from .delta_rules import comba, delta_rule, gated_delta_rule, gdn2, kda
 from .dense import as_operator, dense
 from .hgrn import hgrn, hgrn2, rg_lru
@@ -42,6 +43,7 @@ __all__ = [
     "dplr_delta_rule",
     "dynamic_short_convolution",
     "gated_convolution",
+    "gated_delta_product",
     "gated_delta_rule",
     "gated_oja_rule",
     "gdn2",

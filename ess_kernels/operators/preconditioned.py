@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_same_device, check_shape, finite_float
-from .decayed_sum import decayed_sum
 from .delta_inputs import check_alike, check_value_heads, normalized, scale_of
 from .finiteness import finite_or_nan
+from .over_time import decayed_sum
 from .rank_one import RankOneStateSpace
 
 # upstream's centre of the logarithms where none is given

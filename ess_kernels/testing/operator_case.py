@@ -330,7 +330,7 @@ class OperatorTestCase(RelationsOfOperators, FamilyUnderTest):
                 try:
                     op = self.make_operator(given)
                 except (ValueError, TypeError, NotImplementedError) as error:
-                    named = any(str(error).startswith(argument) for argument in inputs)
+                    named = any(str(error).startswith(argument) for argument in (*inputs, *self.options))
                     assert named, f"{name} {list(changed.shape)}: no argument is named by {error}"
                     continue
                 if name in self.other_sizes:
