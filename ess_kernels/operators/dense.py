@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .._checks import check_floating
 from .finiteness import strictly_lower_finite
+from .separate import takes_sequences
 from .structure import Operator, Tiled
 
 
@@ -25,13 +26,15 @@ class Dense(Tiled):
         return strictly_lower_finite(self, heads)
 
 
-def dense(T: Tensor) -> Dense:
+@takes_sequences(T="[*batch, L, L]")
+def dense(T: Tensor, *, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None) -> Operator:
     """A ready-made mixer matrix `T_ij = T[..., i, j]`.
 
     What lies above the diagonal is ignored, whatever it is, and so is the diagonal in every ESS.
 
     Args:
         T: `[..., L, L]`, float16, bfloat16, float32 or float64. The leading dimensions are the batch.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError: `T` is no floating-point tensor.

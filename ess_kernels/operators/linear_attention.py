@@ -8,6 +8,8 @@ from torch import Tensor
 from .._checks import check_bool, check_layout, check_positive_size, check_same_device, check_shape, finite_float
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
+from .separate import takes_sequences
+from .structure import Operator
 
 LAYOUT = "[B, T, H, K]"
 # what upstream adds to the row sums of normalised linear attention
@@ -23,7 +25,16 @@ def _check_q_k(q: Tensor, k: Tensor, scale: float | None) -> float:
     return shape[-1] ** -0.5 if scale is None else finite_float("scale", scale)
 
 
-def linear_attention(q: Tensor, k: Tensor, *, scale: float | None = None, normalize: bool = False) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    normalize: bool = False,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Linear attention without decay: `T_ij = scale q_i . k_j`.
 
     With `normalize`, row i is divided by `scale q_i . (k_0 + ... + k_i) + 1e-10`, as upstream does: no rank changes,
@@ -33,6 +44,7 @@ def linear_attention(q: Tensor, k: Tensor, *, scale: float | None = None, normal
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         scale: `None` means `K ** -0.5`.
         normalize: see above. Upstream's default differs from function to function; here it is False.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -50,13 +62,23 @@ def linear_attention(q: Tensor, k: Tensor, *, scale: float | None = None, normal
     return GatedStateSpace(q, k, no_decay, scale=scale, read_scale=read_scale, inputs=(q, k))
 
 
-def gla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT, g=LAYOUT)
+def gla(
+    q: Tensor,
+    k: Tensor,
+    g: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Gated linear attention: `T_ij = scale sum_n q_in k_jn exp(g_{j+1,n} + ... + g_{i,n})`.
 
     Args:
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         g: `[B, T, H, K]`, natural logarithms of the decays (-inf empties the state); `gk` in `fused_recurrent_gla`.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -69,9 +91,17 @@ def gla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> Gated
     return GatedStateSpace(q, k, g, scale=scale, inputs=(q, k, g))
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, H]")
 def simple_gla(
-    q: Tensor, k: Tensor, *, g: Tensor | None = None, g_gamma: Tensor | None = None, scale: float | None = None
-) -> GatedStateSpace:
+    q: Tensor,
+    k: Tensor,
+    *,
+    g: Tensor | None = None,
+    g_gamma: Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """GLA with one gate a head: `T_ij = scale q_i . k_j exp(g_{j+1} + ... + g_i)`.
 
     Args:
@@ -79,6 +109,7 @@ def simple_gla(
         g: `[B, T, H]`, natural logarithms of the decays; or
         g_gamma: `[H]`, one for all steps. Exactly one of the two must be given.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong, or both gates or none are given.
@@ -99,12 +130,21 @@ def simple_gla(
     return GatedStateSpace(q, k, gate[..., None].expand(q.shape), scale=scale, inputs=(q, k, gate))
 
 
-def retention(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def retention(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Retention (RetNet): `T_ij = scale q_i . k_j gamma_h^(i-j)` with `gamma_h = 1 - 2^(-5-h)`.
 
     Args:
         q, k: `[B, T, H, K]` after their rotary embedding, float16, bfloat16, float32 or float64.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -117,13 +157,23 @@ def retention(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedState
     return GatedStateSpace(q, k, log_gamma[:, None].expand(q.shape), scale=scale, inputs=(q, k))
 
 
-def wla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def wla(
+    q: Tensor,
+    k: Tensor,
+    g: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """WLA, which is GLA with fixed gates: `T_ij = scale sum_n q_in k_jn exp((i - j) g_n)`.
 
     Args:
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         g: `[H, K]`, natural logarithms of the decays, the same at every step.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -136,7 +186,17 @@ def wla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> Gated
     return GatedStateSpace(q, k, g.expand(q.shape), scale=scale, inputs=(q, k, g))
 
 
-def gla_s6(q: Tensor, k: Tensor, dt: Tensor, alpha: float, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT, dt=("[B, T, H]", LAYOUT))
+def gla_s6(
+    q: Tensor,
+    k: Tensor,
+    dt: Tensor,
+    alpha: float,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """GLA with the gates of S6: `T_ij = scale sum_n q_in k_jn exp(-n/alpha (dt_{j+1,n} + ... + dt_{i,n}))`, n from 1.
 
     Args:
@@ -144,6 +204,7 @@ def gla_s6(q: Tensor, k: Tensor, dt: Tensor, alpha: float, *, scale: float | Non
         dt: step sizes after their softplus, `[B, T, H]` or `[B, T, H, K]`.
         alpha: positive; the paper's experiments vary it around 1000.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

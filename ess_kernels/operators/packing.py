@@ -18,6 +18,7 @@ from .gated import GatedStateSpace
 from .rank_one import RankOneStateSpace
 from .recurrence import LinearRecurrence
 from .selective_scan import SelectiveStateSpace
+from .separate import SeparateSequences
 from .structure import Operator
 
 FAMILIES: dict[str, type[Operator]] = {
@@ -33,6 +34,9 @@ FAMILIES: dict[str, type[Operator]] = {
         ShortConvolution,
     )
 }
+
+# what the description of an operator of separate sequences begins with
+SEQUENCES = "sequences "
 
 
 class Packed(NamedTuple):
@@ -51,6 +55,9 @@ class Packed(NamedTuple):
 
 def pack(op: Operator) -> Packed | None:
     """The tensors and numbers of an operator, or None where its class is none of this package's."""
+    if isinstance(op, SeparateSequences):
+        tensors, rest = op.pack()
+        return Packed([None if x is None else x.detach() for x in tensors], SEQUENCES + rest, op.length)
     family = type(op)
     name = family.__name__
     if FAMILIES.get(name) is not family:
@@ -62,6 +69,8 @@ def pack(op: Operator) -> Packed | None:
 
 def unpack(tensors: Sequence[Tensor | None], description: str, length: int) -> Operator:
     """The operator of these tensors and numbers. Its `inputs` are the tensors themselves."""
+    if description.startswith(SEQUENCES):
+        return SeparateSequences.unpack(tensors, description.removeprefix(SEQUENCES), length)
     name, numbers = ast.literal_eval(description)
     family: Any = FAMILIES[name]
     if "length" in family.NUMBERS:

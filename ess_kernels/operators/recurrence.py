@@ -13,7 +13,8 @@ from .._checks import (
     integer,
     refuse_complex,
 )
-from .structure import StateSpace, Tokens
+from .separate import Arguments, Layout, takes_sequences
+from .structure import Operator, StateSpace, Tokens
 
 
 class LinearRecurrence(StateSpace):
@@ -56,7 +57,26 @@ class LinearRecurrence(StateSpace):
         return mine[:, None].expand(-1, self.length, *mine.shape[1:]) if self.constant else mine
 
 
-def recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int | None = None) -> LinearRecurrence:
+def _layout(arguments: Arguments) -> Layout:
+    """Of `B` and `C`."""
+    return "[*batch, L, n]" if arguments.get("length") is None else ()
+
+
+def _layout_of_transitions(arguments: Arguments) -> Layout:
+    return "[*batch, L, n, n]" if not arguments["diagonal"] and arguments.get("length") is None else _layout(arguments)
+
+
+@takes_sequences(A=_layout_of_transitions, B=_layout, C=_layout)
+def recurrence(
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    diagonal: bool,
+    length: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """A linear recurrence of control theory: `T_ij = C_i A_{i-1} ... A_{j+1} B_j` for `i > j`.
 
     It is `x_{t+1} = A_t x_t + B_t u_t`, `y_t = C_t x_t`. The output reads the state before its update, so `T` has no
@@ -67,6 +87,7 @@ def recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int |
         B, C: `[*batch, L, n]`. All float16, bfloat16, float32 or float64.
         diagonal: whether `A` holds the diagonals of diagonal matrices.
         length: if given, `A`, `B` and `C` are constant: none of them has the axis `L`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

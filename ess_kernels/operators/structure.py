@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def rank_cap(positions: Tensor, length: int, state_size: int | None) -> Tensor:
+def rank_cap(positions: Tensor, length: int | Tensor, state_size: int | None) -> Tensor:
     """The largest rank that `H_i` can have: `min(i, L - i)`, and no more than the state size unless that is None."""
     cap = torch.minimum(positions, length - positions)
     return cap if state_size is None else cap.clamp_max(state_size)
@@ -69,6 +69,30 @@ class Operator(ABC):
     @property
     def requires_grad(self) -> bool:
         return any(x.requires_grad for x in self.inputs)
+
+    def sequence_bounds(self) -> tuple[Tensor, Tensor]:
+        """Where the sequence of each position starts and stops, in tokens of its row: int64 `[B, L - 1]` both.
+
+        An operator made with `cu_seqlens`, `seq_idx` or `attention_mask` has several sequences in a row, or padding
+        beside one; any other has `0` and `L` everywhere. `B` is the first of two or more batch dimensions, else 1.
+        """
+        rows = self.batch_shape[0] if len(self.batch_shape) > 1 else 1
+        start = torch.zeros(rows, max(self.length - 1, 0), dtype=torch.int64, device=self.device)
+        return start, start + self.length
+
+    @property
+    def valid(self) -> Tensor:
+        """bool `[B, L - 1]`: which positions are inside a sequence, `1 .. L_s - 1` of it.
+
+        Not those at which a sequence starts, nor padding: there every count and every value is 0.
+        """
+        start, stop = self.sequence_bounds()
+        position = torch.arange(1, start.shape[1] + 1, device=start.device)
+        return (start < position) & (position < stop)
+
+    def beside_results(self, x: Tensor) -> Tensor:
+        """`x` `[B, P]` of the rows so that it broadcasts to results `[..., *batch, P]`: `[P]` if the rows are alike."""
+        return x[0] if len(x) == 1 else x.reshape(len(x), *[1] * (len(self.batch_shape) - 1), x.shape[1])
 
     def rank_cap(self, positions: Tensor) -> Tensor:
         """The largest rank that `H_i` can have at each of the positions."""
