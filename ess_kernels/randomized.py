@@ -112,7 +112,7 @@ def randomized_ess(
 
         count, certified, error = answer_by_sequence(op, wanted.tolist(), of_one, FIELDS, several=len(absolute))
         # the zeros at positions of no sequence are right
-        certified |= ~op.beside_results(op.valid[:, wanted.to(op.device) - 1])
+        certified |= ~op.within(wanted.to(op.device))[1]
         return RandomizedESS(*(x if listed else x[0] for x in (count, certified, error)))
     products = backends.choose(backend, "randomized_ess", op).thin_products
     absolute, relative, distinct, back = (x.to(op.device) for x in (absolute, relative, distinct, back))

@@ -288,6 +288,7 @@ class TestConstantRecurrence(OperatorTestCase):
     constructor = staticmethod(operators.recurrence)
     decays = ("A",)
     options = {"diagonal": False, "length": 9}
+    has_rows = False
     reads = dict.fromkeys("ABC", (0,))
     lengths = (9,)
 
@@ -326,6 +327,7 @@ def by_lag(taps, length):
 
 class TestConvolution(OperatorTestCase):
     constructor = staticmethod(operators.convolution)
+    lags, has_rows = ("k",), False
     reads = {"k": (0,)}
     state_size = None
 
@@ -338,6 +340,7 @@ class TestConvolution(OperatorTestCase):
 
 class TestGatedConvolution(OperatorTestCase):
     constructor = staticmethod(operators.gated_convolution)
+    lags = ("k",)
     reads = {"x0": (0, 1), "k": (None, 0), "x1": (0, 1)}
     state_size = None
 
@@ -351,6 +354,7 @@ class TestGatedConvolution(OperatorTestCase):
 
 class TestShortConvolution(OperatorTestCase):
     constructor = staticmethod(operators.short_convolution)
+    has_rows = False
     options = {"length": 9}
     reads = {"weight": (0,)}
     lengths = (9,)
@@ -378,6 +382,7 @@ class TestShortConvolutionLongerThanTheSequence(TestShortConvolution):
 
 class TestShortConvolutionOfOneTap(OperatorTestCase):
     constructor = staticmethod(operators.short_convolution)
+    has_rows = False
     options = {"length": 9}
     reads = {"weight": (0,)}
     lengths = (9,)

@@ -140,7 +140,7 @@ class SeparateSequences(Operator):
         tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
         super().__init__(whole.length, whole.batch_shape, whole.state_size, [*tensors.values(), marks])
         self.family, self.arguments = family, dict(arguments)
-        self.constructor, layouts, any_batch = FAMILIES[family]
+        _, layouts, any_batch = FAMILIES[family]
         self.axes = {}
         for name, x in tensors.items():
             layout = layouts.get(name, ())
@@ -184,7 +184,7 @@ class SeparateSequences(Operator):
                 changed[name] = torch.stack(pieces) if axes.batch is None else torch.cat(pieces, axes.batch)
         if self.arguments.get("length") is not None:
             changed["length"] = first.length
-        return self.constructor(**{**self.arguments, **changed})
+        return FAMILIES[self.family].constructor(**{**self.arguments, **changed})
 
     def _cut(self, x: Tensor, axes: Axes, sequence: Bounds) -> Tensor:
         """What a sequence has of a tensor, as a view."""
@@ -232,10 +232,22 @@ class SeparateSequences(Operator):
         start, stop = self.sequences.of_tokens()
         return start[:, 1:], stop[:, 1:]
 
-    def rank_cap(self, positions: Tensor) -> Tensor:
-        """`[P]`; or `[B, 1, P]`, with an axis of one for each further dimension of the batch, if B is not one."""
+    def _at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the sequences of positions start and stop, of the shape of `rank_cap`."""
         start, stop = (x[:, positions] for x in self.sequences.of_tokens())
-        return self.beside_results(rank_cap(positions - start, stop - start, self.state_size).clamp_min(0))
+        if len(start) == 1:
+            return start[0], stop[0]
+        shape = (len(start), *[1] * (len(self.batch_shape) - 1), len(positions))
+        return start.reshape(shape), stop.reshape(shape)
+
+    def within(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        start, stop = self._at(positions)
+        return positions - start, (start < positions) & (positions < stop)
+
+    def rank_cap(self, positions: Tensor) -> Tensor:
+        """0 at positions that are not valid. `[P]`; or `[B, 1, P]` where B rows have sequences of their own."""
+        start, stop = self._at(positions)
+        return rank_cap(positions - start, stop - start, self.state_size).clamp_min(0)
 
     # --- across the border of a compiled graph ------------------------------------------------------------------------
 

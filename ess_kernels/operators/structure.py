@@ -90,12 +90,12 @@ class Operator(ABC):
         position = torch.arange(1, start.shape[1] + 1, device=start.device)
         return (start < position) & (position < stop)
 
-    def beside_results(self, x: Tensor) -> Tensor:
-        """`x` `[B, P]` of the rows so that it broadcasts to results `[..., *batch, P]`: `[P]` if the rows are alike."""
-        return x[0] if len(x) == 1 else x.reshape(len(x), *[1] * (len(self.batch_shape) - 1), x.shape[1])
+    def within(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions counted from the start of their sequences, and whether they are valid: as `rank_cap`."""
+        return positions, torch.ones_like(positions, dtype=torch.bool)
 
     def rank_cap(self, positions: Tensor) -> Tensor:
-        """The largest rank that `H_i` can have at each of the positions."""
+        """The largest rank that `H_i` can have at each of the positions, `[P]`; it broadcasts to `[*batch, P]`."""
         return rank_cap(positions, self.length, self.state_size)
 
     def all_heads(self) -> Tensor:

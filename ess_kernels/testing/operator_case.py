@@ -36,12 +36,13 @@ from ..operators import packing
 from ..operators.structure import Operator, StateSpace, Tiled
 from ..reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 from .closeness import assert_close
+from .packed_case import PackedCase
 
 # of counts on every backend; random inputs of the order of one have singular values on both sides of each
 TOLERANCES = [0.5, 0.05, 1e-6]
 
 
-class OperatorTestCase(ABC):
+class OperatorTestCase(PackedCase, ABC):
     """The tests that every operator family passes. See the module for what a subclass writes.
 
     Attributes:
