@@ -66,13 +66,10 @@ class Family(NamedTuple):
     Attributes:
         constructor: makes the operator of whole rows.
         layouts: of each tensor that has a batch or a time.
-        any_batch: whether any number of axes may stand before the time; all of them share the sequences of
-            `cu_seqlens`.
     """
 
     constructor: Callable[..., Operator]
     layouts: Layouts
-    any_batch: bool
 
 
 # by the constructors' names
@@ -91,7 +88,7 @@ def takes_sequences(
         parameters = list(inspect.signature(constructor).parameters)
         name = constructor.__name__
         taken = [kind for kind in KINDS if kind in parameters]
-        FAMILIES[name] = Family(constructor, layouts, "*batch" in str(layouts))
+        FAMILIES[name] = Family(constructor, layouts)
 
         @functools.wraps(constructor)
         def construct(*args: P.args, **kwargs: P.kwargs) -> Operator:
@@ -140,12 +137,14 @@ class SeparateSequences(Operator):
         tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
         super().__init__(whole.length, whole.batch_shape, whole.state_size, [*tensors.values(), marks])
         self.family, self.arguments = family, dict(arguments)
-        _, layouts, any_batch = FAMILIES[family]
         self.axes = {}
         for name, x in tensors.items():
-            layout = layouts.get(name, ())
-            axes = axes_of(layout(arguments) if callable(layout) else layout, x.dim())
-            if any_batch and kind == "cu_seqlens":
+            layout = FAMILIES[family].layouts.get(name, ())
+            if callable(layout):
+                layout = layout(arguments)
+            axes = axes_of(layout, x.dim())
+            if "*batch" in str(layout) and kind == "cu_seqlens":
+                # every dimension of the batch shares these sequences, and none is one of rows
                 axes = axes._replace(batch=None)
             if axes != Axes():
                 self.axes[name] = axes
