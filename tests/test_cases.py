@@ -15,7 +15,7 @@ def test_what_is_said_beside_the_name(name):
         assert isinstance(op, Tiled)
     else:
         assert isinstance(op, StateSpace)
-        assert op.diagonal == (about.kind == "diagonal")
+        assert (op.diagonal, op.rank_one) == (about.kind == "diagonal", about.kind == "rank one")
     # every case is finite, so that heads with diagonal transitions are refused by kernels for growth alone
     assert bool(op.finite(op.all_heads()).all())
     if about.kind == "diagonal":
@@ -31,4 +31,4 @@ def test_names_are_chosen_by_what_is_said():
         "dense: length 5",
     ]
     assert set(names("short", kind="tiled")) == {"short_convolution: one tap"}
-    assert len(names()) == sum(len(names(kind=kind)) for kind in ("diagonal", "full", "tiled"))
+    assert len(names()) == sum(len(names(kind=kind)) for kind in ("diagonal", "rank one", "full", "tiled"))

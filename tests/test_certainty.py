@@ -44,7 +44,7 @@ def test_easy_tolerances_are_sure_at_once(name):
     assert bool((certificate.width[accepted] <= certainty.SURE).all())
 
 
-@pytest.mark.parametrize("name", names("gla", "recurrence", "attention", "dense"))
+@pytest.mark.parametrize("name", names("gla", "recurrence", "kda", "delta", "rwkv7", "iplr", "attention", "dense"))
 def test_width_is_small_wherever_a_position_is_closed(name):
     known = truth(name)
     if known.values.numel() == 0 or not bool((known.largest > 0).any()):

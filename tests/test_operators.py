@@ -5,10 +5,7 @@ import torch
 from torch.nn.functional import softplus
 
 from ess_kernels import operators
-from ess_kernels.testing import OperatorTestCase, assert_close
-
-# upstream's functions compute in float32
-UPSTREAM = 3e-5
+from ess_kernels.testing import OperatorTestCase, assert_close, upstream_function
 
 
 def qk(length, *, heads=4, size=3):
@@ -62,10 +59,14 @@ class TestDense(OperatorTestCase):
 
 class TestLinearAttention(OperatorTestCase):
     constructor = staticmethod(operators.linear_attention)
+    scales = ("q", "k")
     make_inputs = staticmethod(qk)
 
     def dense(self, q, k):
         return torch.einsum("bihn,bjhn->bhij", q, k).tril() * q.shape[-1] ** -0.5
+
+    def upstream(self, v, q, k):
+        return upstream_function("fla.ops.linear_attn.naive", "naive_recurrent_linear_attn")(q, k, v)
 
 
 class TestNormalizedLinearAttention(OperatorTestCase):
@@ -79,9 +80,14 @@ class TestNormalizedLinearAttention(OperatorTestCase):
         T = 0.7 * torch.einsum("bihn,bjhn->bhij", q, k).tril()
         return T / (T.sum(-1, keepdim=True) + 1e-10)
 
+    def upstream(self, v, q, k):
+        naive = upstream_function("fla.ops.linear_attn.naive", "naive_recurrent_linear_attn")
+        return naive(q, k, v, scale=0.7, normalize=True)
+
 
 class TestGLA(OperatorTestCase):
     constructor = staticmethod(operators.gla)
+    scales = ("q", "k")
     options = {"scale": 1.5}
     allows_minus_inf = ("g",)
     decays = ("g",)
@@ -92,9 +98,14 @@ class TestGLA(OperatorTestCase):
     def dense(self, q, k, g):
         return loop(q, k, g.exp(), 1.5)
 
+    def upstream(self, v, q, k, g):
+        # it has no scale of its own but K^-1/2
+        return upstream_function("fla.ops.gla.naive", "naive_recurrent_gla")(q * 1.5 * 3**0.5, k, v, g)
+
 
 class TestSimpleGLA(OperatorTestCase):
     constructor = staticmethod(operators.simple_gla)
+    scales = ("q", "k")
     allows_minus_inf = ("g",)
     decays = ("g",)
 
@@ -104,9 +115,13 @@ class TestSimpleGLA(OperatorTestCase):
     def dense(self, q, k, g):
         return loop(q, k, g.exp()[..., None], 3**-0.5)
 
+    def upstream(self, v, q, k, g):
+        return upstream_function("fla.ops.simple_gla.naive", "naive_recurrent_simple_gla")(q, k, v, g)
+
 
 class TestSimpleGLAFixed(OperatorTestCase):
     constructor = staticmethod(operators.simple_gla)
+    scales = ("q", "k")
     reads = {"g_gamma": (None, 0)}
     allows_minus_inf = ("g_gamma",)
     decays = ("g_gamma",)
@@ -117,18 +132,29 @@ class TestSimpleGLAFixed(OperatorTestCase):
     def dense(self, q, k, g_gamma):
         return loop(q, k, g_gamma.exp()[:, None].expand(q.shape), 3**-0.5)
 
+    def upstream(self, v, q, k, g_gamma):
+        return upstream_function("fla.ops.simple_gla.naive", "naive_parallel_simple_gla")(
+            q, k, v, g_gamma.expand(q.shape[:3])
+        )
+
 
 class TestRetention(OperatorTestCase):
     constructor = staticmethod(operators.retention)
+    scales = ("q", "k")
+    value_layout = "[B, H, T, V]"
     make_inputs = staticmethod(qk)
 
     def dense(self, q, k):
         gamma = torch.tensor([1 - 2.0 ** (-5 - h) for h in range(4)], dtype=torch.float64)
         return loop(q, k, gamma[:, None].expand(q.shape), 3**-0.5)
 
+    def upstream(self, v, q, k):
+        return upstream_function("fla.ops.retention.naive", "naive_retention")(q.transpose(1, 2), k.transpose(1, 2), v)
+
 
 class TestWLA(OperatorTestCase):
     constructor = staticmethod(operators.wla)
+    scales = ("q", "k")
     reads = {"g": (None, 0)}
     allows_minus_inf = ("g",)
     decays = ("g",)
@@ -142,6 +168,7 @@ class TestWLA(OperatorTestCase):
 
 class TestGLAS6(OperatorTestCase):
     constructor = staticmethod(operators.gla_s6)
+    scales = ("q", "k")
     options = {"alpha": 7}
     decays = ("dt",)
 
@@ -165,6 +192,7 @@ class TestGLAS6ByChannel(TestGLAS6):
 
 class TestSSD(OperatorTestCase):
     constructor = staticmethod(operators.ssd)
+    scales = ("B", "C")
     options = {"dt_softplus": True, "dt_limit": (0.5, 1.0)}
     decays = ("A",)
     reads = {"A": (None, 0), "dt_bias": (None, 0)}
@@ -184,6 +212,10 @@ class TestSSD(OperatorTestCase):
         B, C = B.repeat_interleave(2, 2), C.repeat_interleave(2, 2)
         return loop(C, B * steps[..., None], (A * steps).exp()[..., None], 1)
 
+    def upstream(self, v, dt, A, B, C, dt_bias):
+        scan = upstream_function("transformers.models.mamba2.modeling_mamba2", "mamba2_chunk_scan")
+        return scan(v, dt, A, B, C, chunk_size=4, dt_bias=dt_bias, dt_softplus=True, dt_limit=(0.5, 1.0))
+
 
 class TestSSDBare(TestSSD):
     options = {}
@@ -197,11 +229,17 @@ class TestSSDBare(TestSSD):
         B, C = B.repeat_interleave(2, 2), C.repeat_interleave(2, 2)
         return loop(C, B * dt[..., None], (A * dt).exp()[..., None], 1)
 
+    def upstream(self, v, dt, A, B, C):
+        scan = upstream_function("transformers.models.mamba2.modeling_mamba2", "mamba2_chunk_scan")
+        return scan(v, dt, A, B, C, chunk_size=4, dt_limit=(-torch.inf, torch.inf))
+
 
 class TestSelectiveScan(OperatorTestCase):
     """`B` for all channels, `C` in groups."""
 
     constructor = staticmethod(operators.selective_scan)
+    scales = ("B", "C")
+    value_layout = "[B, D, T]"
     decays = ("A",)
     options = {"delta_softplus": True}
     reads = {"delta": (0, 1), "A": (None, 0), "B": (0, None), "C": (0, 1), "delta_bias": (None, 0)}
@@ -222,6 +260,15 @@ class TestSelectiveScan(OperatorTestCase):
         C = C.repeat_interleave(2, 1).permute(0, 3, 1, 2)
         return loop(C, B * steps, (A * steps).exp(), 1)
 
+    def upstream(self, v, delta, A, B, C, delta_bias):
+        # it knows no groups: B is given to each channel's, C to the first's
+        scan = upstream_function("transformers.models.mamba.modeling_mamba", "mamba_selective_scan")
+        groups = [
+            scan(v[:, d], delta[:, d], A[d], B, C[:, g], delta_bias=delta_bias[d], delta_softplus=True)
+            for g, d in enumerate((slice(0, 2), slice(2, 4)))
+        ]
+        return torch.cat(groups, 1)
+
 
 class TestSelectiveScanConstant(OperatorTestCase):
     """`B` and `C` the same at every step, steps as they are."""
@@ -229,6 +276,7 @@ class TestSelectiveScanConstant(OperatorTestCase):
     other_sizes = ("delta",)
 
     constructor = staticmethod(operators.selective_scan)
+    scales = ("B", "C")
     decays = ("A",)
     reads = {"delta": (0, 1), "A": (None, 0), "B": (None, 0), "C": (None, 0)}
     state_size = 3
@@ -256,6 +304,7 @@ def control_loop(A, B, C):
 
 class TestDiagonalRecurrence(OperatorTestCase):
     constructor = staticmethod(operators.recurrence)
+    scales = ("B", "C")
     decays = ("A",)
     options = {"diagonal": True}
     reads = dict.fromkeys("ABC", (0, 1))
@@ -269,6 +318,7 @@ class TestDiagonalRecurrence(OperatorTestCase):
 
 class TestDenseRecurrence(OperatorTestCase):
     constructor = staticmethod(operators.recurrence)
+    scales = ("B", "C")
     decays = ("A",)
     options = {"diagonal": False}
     reads = dict.fromkeys("ABC", (0,))
@@ -286,6 +336,7 @@ class TestDenseRecurrence(OperatorTestCase):
 
 class TestConstantRecurrence(OperatorTestCase):
     constructor = staticmethod(operators.recurrence)
+    scales = ("B", "C")
     decays = ("A",)
     options = {"diagonal": False, "length": 9}
     has_rows = False
@@ -327,6 +378,8 @@ def by_lag(taps, length):
 
 class TestConvolution(OperatorTestCase):
     constructor = staticmethod(operators.convolution)
+    scales = ("k",)
+    value_layout = "[D, T]"
     lags, has_rows = ("k",), False
     reads = {"k": (0,)}
     state_size = None
@@ -337,9 +390,14 @@ class TestConvolution(OperatorTestCase):
     def dense(self, k):
         return by_lag(k, k.shape[-1])
 
+    def upstream(self, v, k):
+        # it adds its input to the output
+        return upstream_function("fla.modules.long_conv", "fft_conv")(v[None], k, None, gelu=False)[0] - v
+
 
 class TestGatedConvolution(OperatorTestCase):
     constructor = staticmethod(operators.gated_convolution)
+    scales = ("x0", "k", "x1")
     lags = ("k",)
     reads = {"x0": (0, 1), "k": (None, 0), "x1": (0, 1)}
     state_size = None
@@ -354,6 +412,8 @@ class TestGatedConvolution(OperatorTestCase):
 
 class TestShortConvolution(OperatorTestCase):
     constructor = staticmethod(operators.short_convolution)
+    scales = ("weight",)
+    value_layout = "[D, T]"
     has_rows = False
     options = {"length": 9}
     reads = {"weight": (0,)}
@@ -371,6 +431,9 @@ class TestShortConvolution(OperatorTestCase):
         op = self.make_operator(self.inputs(9))
         tokens = op.tokens(op.all_heads())
         assert_close("T", control_loop(tokens.transition, tokens.write, tokens.read), op.dense().tril(-1))
+
+    def upstream(self, v, weight):
+        return upstream_function("transformers.models.mamba.modeling_mamba", "causal_conv1d_fn")(v[None], weight)[0]
 
 
 class TestShortConvolutionLongerThanTheSequence(TestShortConvolution):
@@ -408,100 +471,6 @@ def test_an_empty_sequence_is_an_empty_matrix():
     for op in (operators.gla(q, q, q), operators.dense(torch.zeros(2, 4, 0, 0)), operators.attention(q.mT.mT, q)):
         assert op.dense().shape == (*op.batch_shape, op.length, op.length)
         assert bool(op.finite(op.all_heads()).all())
-
-
-# --- upstream, with one-hot values: o_i = sum_j T_ij v_j with v_j the j-th unit vector gives T row by row ------------
-
-
-def one_hot_values(batch, length, heads):
-    return torch.eye(length)[None, :, None].expand(batch, -1, heads, -1).contiguous()
-
-
-def matrix(output):
-    """`T [B, H, L, L]` from an output `[B, L, H, V = L]`."""
-    return output.transpose(1, 2)
-
-
-def single(inputs):
-    return {name: x.float() for name, x in inputs.items()}
-
-
-def test_fla_linear_attention():
-    naive = pytest.importorskip("fla.ops.linear_attn.naive").naive_recurrent_linear_attn
-    inputs = single(qk(9))
-    v = one_hot_values(2, 9, 4)
-    T = operators.linear_attention(**inputs).dense()
-    assert_close("T", T, matrix(naive(**inputs, v=v)[0]), UPSTREAM, UPSTREAM)
-    positive = {name: x.abs() for name, x in inputs.items()}
-    T = operators.linear_attention(**positive, normalize=True, scale=0.3).dense()
-    assert_close("normalised", T, matrix(naive(**positive, v=v, scale=0.3, normalize=True)[0]), UPSTREAM, UPSTREAM)
-
-
-def test_fla_gla():
-    naive = pytest.importorskip("fla.ops.gla.naive").naive_recurrent_gla
-    inputs = single(TestGLA().inputs(9))
-    o, _ = naive(inputs["q"], inputs["k"], one_hot_values(2, 9, 4), inputs["g"])
-    assert_close("T", operators.gla(**inputs).dense(), matrix(o), UPSTREAM, UPSTREAM)
-
-
-def test_fla_simple_gla():
-    naive = pytest.importorskip("fla.ops.simple_gla.naive")
-    inputs = single(TestSimpleGLA().inputs(9))
-    q, k, g = inputs["q"], inputs["k"], inputs["g"]
-    o, _ = naive.naive_recurrent_simple_gla(q, k, one_hot_values(2, 9, 4), g)
-    T = operators.simple_gla(**inputs).dense()
-    assert_close("recurrent", T, matrix(o), UPSTREAM, UPSTREAM)
-    _, parallel = naive.naive_parallel_simple_gla(q, k, one_hot_values(2, 9, 4), g)
-    assert_close("parallel", T, parallel, UPSTREAM, UPSTREAM)
-
-
-def test_fla_retention():
-    naive = pytest.importorskip("fla.ops.retention.naive").naive_retention
-    inputs = single(qk(9))
-    # the naive function alone has the heads first
-    q, k, v = (x.transpose(1, 2) for x in (inputs["q"], inputs["k"], one_hot_values(2, 9, 4)))
-    assert_close("T", operators.retention(**inputs).dense(), naive(q, k, v), UPSTREAM, UPSTREAM)
-
-
-def test_transformers_mamba():
-    scan = pytest.importorskip("transformers.models.mamba.modeling_mamba").mamba_selective_scan
-    inputs = single(TestSelectiveScan().inputs(9))
-    inputs["C"] = inputs["C"][:, 0]
-    delta, A, B, C, bias = (inputs[name] for name in ("delta", "A", "B", "C", "delta_bias"))
-    columns = []
-    for j in range(9):
-        impulse = torch.zeros(2, 4, 9)
-        impulse[..., j] = 1
-        columns.append(scan(impulse, delta, A, B, C, delta_bias=bias, delta_softplus=True))
-    T = operators.selective_scan(**inputs, delta_softplus=True).dense()
-    assert_close("T", T, torch.stack(columns, -1), UPSTREAM, UPSTREAM)
-
-
-def test_transformers_mamba2():
-    scan = pytest.importorskip("transformers.models.mamba2.modeling_mamba2").mamba2_chunk_scan
-    inputs = single(TestSSD().inputs(9))
-    options = {"dt_bias": inputs["dt_bias"], "dt_softplus": True, "dt_limit": (0.3, 0.9)}
-    dt, A, B, C = (inputs[name] for name in ("dt", "A", "B", "C"))
-    o = scan(one_hot_values(2, 9, 4), dt, A, B, C, chunk_size=4, **options)
-    assert_close("T", operators.ssd(dt, A, B, C, **options).dense(), matrix(o), UPSTREAM, UPSTREAM)
-
-
-def test_transformers_short_convolution():
-    conv = pytest.importorskip("transformers.models.mamba.modeling_mamba").causal_conv1d_fn
-    weight = torch.randn(3, 4)
-    # a batch of impulses: the output [L, D, L] has the input position first
-    impulses = torch.eye(9)[:, None].expand(-1, 3, -1)
-    T = conv(impulses, weight).permute(1, 2, 0)
-    assert_close("T", operators.short_convolution(weight, 9).dense(), T, UPSTREAM, UPSTREAM)
-
-
-def test_fla_long_convolution():
-    fft_conv = pytest.importorskip("fla.modules.long_conv").fft_conv
-    k = torch.randn(3, 9)
-    impulses = torch.eye(9)[:, None].expand(-1, 3, -1)
-    # upstream adds its input to the output
-    T = (fft_conv(impulses, k, None, gelu=False) - impulses).permute(1, 2, 0)
-    assert_close("T", operators.convolution(k).dense(), T, UPSTREAM, UPSTREAM)
 
 
 # --- what fused kernels rely on ---------------------------------------------------------------------------------------

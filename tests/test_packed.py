@@ -257,7 +257,8 @@ def test_numbers_are_checked_inside_of_a_graph():
 def test_options_cross_the_border_of_a_graph():
     def everything(dt, A, B, C, index):
         op = operators.ssd(dt, A, B, C, dt_limit=(-float("inf"), 0.5), seq_idx=index)
-        return [ek.entropy_ess(op), *op.sequence_bounds()]
+        some = ek.entropy_ess(op, [8, 1, 8]), ek.singular_values(op, (8, 2)), ek.aggregate.cap(op)
+        return [ek.entropy_ess(op), *some, *op.sequence_bounds()]
 
     torch._dynamo.reset()
     tensors = rand(2, 9, 3), -rand(3), randn(2, 9, 1, 4), randn(2, 9, 1, 4)

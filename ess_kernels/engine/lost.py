@@ -130,9 +130,9 @@ def lost_in_dense_states(
 
     Args:
         reach: of the reachability root at the left edge.
-        written: of the block's writes, carried to the right edge.
+        written: of the block's writes, as they are written and as they are at its end: `squares(write, Z)`.
         seen: of the observability root at the right edge.
-        read: of the block's reads, seen from the left edge.
+        read: of the block's reads, as they read and seen from its left edge: `squares(read, X)`.
         transition: the largest of the block's transitions.
         c: tokens a block.
     """
@@ -142,16 +142,12 @@ def lost_in_dense_states(
     return lost.nan_to_num(nan=torch.inf)[:, None]
 
 
-def transition_squares(blocks: Tokens) -> Tensor:
-    """What `lost_in_dense_states` takes for the transitions of blocks `[N, B, c, ...]`, float64 `[N, B]`.
+def squares(token: Tensor, carried: Tensor) -> Tensor:
+    """`[N, B]` from `[N, B, c, n]` each: what tokens write or read, and what that has become at the block's edge.
 
-    With a rank-one term the block's parts come from a substitution, whose rounding errors pass through the updates of
-    two tokens, not of one: there it is the fourth power of a bound of the norm.
+    A write that the next token erases has been rounded all the same, and one that grows is rounded as large as it is.
     """
-    if blocks.lookup is None:
-        return torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
-    terms = blocks.lookup.norm(dim=-1) * blocks.updates.norm(dim=-1)
-    return (blocks.transition.abs().amax(-1) + terms).square().square().amax(-1)
+    return token.square().sum((-2, -1)) + carried.square().sum((-2, -1))
 
 
 def _norms(x: Tensor) -> Tensor:

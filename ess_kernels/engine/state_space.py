@@ -13,7 +13,8 @@ from .blocks import block_parts, cut, identity_like
 from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
 from .cost import Cost
-from .lost import few_spans, lost_in_dense_states, lost_in_states, transition_squares
+from .lost import few_spans, lost_in_dense_states, lost_in_states, squares
+from .lost_rank_one import TokenSizes, lost_in_rank_one_states
 from .outside import ROUNDING, Outside
 from .parallel import svdvals
 from .quadrature import Estimate, Quadrature
@@ -106,12 +107,16 @@ class Recurrence(UnsquaredEngine):
         if tokens.diagonal:
             lost = lost_in_states(tokens.map(lambda x: x.flatten(1, 2)), span)
             return lost[:, : -(-self.length // span)]
+        reach, seen = self.roots.square().sum((-2, -1)), self.gramians.diagonal(dim1=-2, dim2=-1).sum(-1)
+        if tokens.rank_one:
+            sizes = TokenSizes.of(tokens.map(lambda x: x.flatten(1, 2)[:, : self.length]))
+            return lost_in_rank_one_states(sizes, reach, seen, self.group, tokens.reads_before, span)
         lost = lost_in_dense_states(
-            self.roots.square().sum((-2, -1)),
-            blocks.Z.square().sum((-2, -1)),
-            self.gramians.diagonal(dim1=-2, dim2=-1).sum(-1),
-            blocks.X.square().sum((-2, -1)),
-            transition_squares(tokens),
+            reach,
+            squares(tokens.write, blocks.Z),
+            seen,
+            squares(tokens.read, blocks.X),
+            torch.linalg.matrix_norm(tokens.transition).square().amax(-1),
             self.group,
         )
         return lost.expand(-1, -(-self.length // span))

@@ -15,6 +15,7 @@ from .attention import Attention
 from .convolution import Convolution, ShortConvolution
 from .dense import Dense
 from .gated import GatedStateSpace
+from .momentum import MomentumStateSpace
 from .rank_one import RankOneStateSpace
 from .recurrence import LinearRecurrence
 from .selective_scan import SelectiveStateSpace
@@ -29,6 +30,7 @@ FAMILIES: dict[str, type[Operator]] = {
         Dense,
         GatedStateSpace,
         LinearRecurrence,
+        MomentumStateSpace,
         RankOneStateSpace,
         SelectiveStateSpace,
         ShortConvolution,

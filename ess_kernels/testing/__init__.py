@@ -5,5 +5,6 @@
 
 from .closeness import assert_close
 from .operator_case import OperatorTestCase
+from .upstream import upstream_function
 
-__all__ = ["OperatorTestCase", "assert_close"]
+__all__ = ["OperatorTestCase", "assert_close", "upstream_function"]

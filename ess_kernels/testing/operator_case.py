@@ -12,23 +12,25 @@ A new family writes two methods and inherits the rest:
         def dense(self, q, k, g):
             return ...  # T, by other means than the operator's own
 
-pytest collects the subclass by its name; nothing here imports pytest.
+        def upstream(self, v, q, k, g):  # optional: what upstream's function makes of the values v
+            return upstream_function("fla.ops.gla.naive", "naive_recurrent_gla")(q, k, v, g)
+
+What a subclass can say about itself is in `family.py`; tests that compare an operator with a changed one are in
+`relations.py`, all others here. pytest collects the subclass by its name; nothing here imports pytest.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .. import backends
 from ..backends.triton.runtime import interpreting
 from ..environment import MEMORY_BUDGET
 from ..metrics import Certificate, entropy_ess, singular_values, tolerance_ess
@@ -36,71 +38,19 @@ from ..operators import packing
 from ..operators.structure import Operator, StateSpace, Tiled
 from ..reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 from .closeness import assert_close
+from .family import FamilyUnderTest
 from .packed_case import PackedCase
+from .relations import RelationsOfOperators
+from .upstream import ValueLayout, matrix_of, outputs
 
 # of counts on every backend; random inputs of the order of one have singular values on both sides of each
 TOLERANCES = [0.5, 0.05, 1e-6]
+# of T against upstream's, and of upstream against its own T, in units of the largest entry
+UPSTREAM = 1e-12
 
 
-class OperatorTestCase(PackedCase, ABC):
-    """The tests that every operator family passes. See the module for what a subclass writes.
-
-    Attributes:
-        constructor: the public function.
-        options: its other arguments, passed as they are.
-        reads: for each input the axis that runs along each batch dimension, `None` where it is shared. An axis shorter
-            than the batch dimension holds groups of neighbours. Inputs not named lie as `[B, T, H, ...]`: `(0, 2)`.
-        allows_minus_inf: the inputs in which -inf is a valid value.
-        state_size: the expected TSS; `"last"` takes the last axis of the first input.
-        lengths: lengths of the sequences to try.
-        rtol: of the comparison with `dense`.
-        decays: the inputs from which transitions are made, such that three times their negatives make them grow.
-        other_sizes: the inputs that may have other sizes too, for which `dense` is not written.
-
-    The diagonal of `T` is the mixer's own, and no metric reads it. A family that reads before its transition has none:
-    `dense` leaves zeros there. Where upstream adds a term of the present token apart from the state, such as RWKV-6's
-    bonus `u`, the constructor takes no argument for it: it is in no `H_i`, and a value that changes no answer must not
-    look as if it did. The constructor's docstring says so, and a comparison with upstream is made below the diagonal.
-    """
-
-    constructor: ClassVar[Callable[..., Operator]]
-    options: ClassVar[Mapping[str, Any]] = {}
-    reads: ClassVar[Mapping[str, tuple[int | None, ...]]] = {}
-    allows_minus_inf: ClassVar[tuple[str, ...]] = ()
-    state_size: ClassVar[int | str | None] = "last"
-    lengths: ClassVar[tuple[int, ...]] = (1, 2, 3, 9)
-    rtol: ClassVar[float] = 1e-10
-    decays: ClassVar[tuple[str, ...]] = ()
-    other_sizes: ClassVar[tuple[str, ...]] = ()
-
-    @abstractmethod
-    def make_inputs(self, length: int) -> dict[str, Tensor]:
-        """Random inputs, float64, by the names of the constructor's arguments, at least two of each batch dimension."""
-
-    @abstractmethod
-    def dense(self, *args: Any, **inputs: Any) -> Tensor:
-        """`T [*batch, L, L]` of float64 inputs, computed independently of the operator."""
-
-    def inputs(self, length: int) -> dict[str, Tensor]:
-        """The same random inputs every time."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(length)
-            return self.make_inputs(length)
-
-    def make_operator(self, inputs: Mapping[str, Any]) -> Operator:
-        return type(self).constructor(**inputs, **self.options)
-
-    def _readers(self, name: str, x: Tensor, index: tuple[int, ...], batch_shape: tuple[int, ...]) -> Tensor:
-        """bool `[*batch]`: the heads that read the entry `x[index]`."""
-        readers = torch.ones(batch_shape, dtype=torch.bool)
-        for dim, axis in enumerate(self.reads.get(name, (0, 2))):
-            if axis is None:
-                continue
-            head = torch.arange(batch_shape[dim])
-            group = head // (batch_shape[dim] // x.shape[axis])
-            shape = [-1 if d == dim else 1 for d in range(len(batch_shape))]
-            readers &= (group == index[axis]).reshape(shape)
-        return readers
+class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
+    """The tests that every operator family passes. See the module for what a subclass writes."""
 
     def test_dense(self) -> None:
         for length in self.lengths:
@@ -112,6 +62,29 @@ class OperatorTestCase(PackedCase, ABC):
                 rtol=self.rtol,
                 atol=self.rtol,
             )
+
+    def test_upstream_is_linear_and_has_this_matrix(self) -> None:
+        """T from upstream's outputs for one-hot values, and its outputs for random values from that T."""
+        if type(self).upstream is FamilyUnderTest.upstream:
+            return  # this family has no reference function
+        length = self.upstream_length or max(self.lengths)
+        inputs = self.inputs(length)
+        op = self.make_operator(inputs)
+        layout = ValueLayout(self.value_layout)
+
+        def run(v: Tensor) -> Any:
+            return self.upstream(v, **{name: x.clone() for name, x in inputs.items()})
+
+        T = matrix_of(run, layout, op.batch_shape, length, self.value_channels)
+        unit = float(T.abs().amax())
+        assert_close("T", op.dense() / unit, T / unit, 0, UPSTREAM)
+        channels = self.value_channels or (3 if layout.has_channels else 1)
+        generator = torch.Generator().manual_seed(length)
+        v = torch.randn(2, *op.batch_shape, length, channels, dtype=torch.float64, generator=generator)
+        # a mixer whose weights depend on its values is no matrix: it misses one of these
+        for what, values in (("zeros", 0 * v[0]), ("one", v[0]), ("another", v[1]), ("their sum", v[0] + v[1])):
+            found = outputs(run, layout, values)
+            assert_close(f"upstream is not linear in its values: {what}", found / unit, T @ values / unit, 0, UPSTREAM)
 
     def test_shapes(self) -> None:
         for length in self.lengths:
@@ -189,7 +162,9 @@ class OperatorTestCase(PackedCase, ABC):
                     assert torch.equal(finite, ~reads), (
                         f"{name}{list(index)} = {value}: finite {finite}, read by {reads}"
                     )
-                    assert torch.equal(op.dense_heads(op.all_heads())[~reads], T[~reads])
+                    read_diagonal = 0 if name not in self.diagonal_only else -1
+                    found, wanted = (x[~reads].tril(read_diagonal) for x in (op.dense_heads(op.all_heads()), T))
+                    assert torch.equal(found, wanted)
 
     def test_minus_inf_where_it_is_valid(self) -> None:
         for name in self.allows_minus_inf:
@@ -221,23 +196,6 @@ class OperatorTestCase(PackedCase, ABC):
         with mock.patch.dict(os.environ, {MEMORY_BUDGET: "1"}):
             self._compare_metrics("one head a chunk", some_odd, torch.float64, "auto")
 
-    def _short_inputs(self) -> dict[str, Tensor]:
-        return self.inputs(5 if max(self.lengths) > min(self.lengths) else self.lengths[0])
-
-    def _last_row(self, name: str, x: Tensor) -> tuple[int | slice, ...]:
-        """Everything that the last head of an input reads."""
-        axes = self.reads.get(name, (0, 2))
-        return tuple(-1 if axis in axes else slice(None) for axis in range(x.dim()))
-
-    def _first_head(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the first head of the first batch reads."""
-        alone = {}
-        for name, x in inputs.items():
-            for axis in self.reads.get(name, (0, 2)):
-                x = x if axis is None else x.narrow(axis, 0, 1)
-            alone[name] = x
-        return alone
-
     def _compare_metrics(self, what: str, inputs: Mapping[str, Tensor], dtype: torch.dtype, backend: str) -> None:
         """Every metric of the inputs in this precision against the definition."""
         op = self.make_operator({name: x.to(dtype) for name, x in inputs.items()})
@@ -266,7 +224,7 @@ class OperatorTestCase(PackedCase, ABC):
             self._compare_with_the_definition(op, "triton")
 
     def _compare_with_the_definition(self, op: Operator, backend: str) -> None:
-        """Counts wherever the certificate calls them resolved, and entropies."""
+        """Counts wherever the certificate calls them resolved, entropies and singular values."""
         wanted = torch.stack([reference_tolerance_ess(op, atol) for atol in TOLERANCES])
         counts, certificate = tolerance_ess(op, TOLERANCES, backend=backend, certificate=True)
         assert isinstance(certificate, Certificate)
@@ -275,18 +233,9 @@ class OperatorTestCase(PackedCase, ABC):
         assert_close(f"backend {backend}: resolved counts", counts[resolved], wanted[resolved], 0, 0)
         entropy = entropy_ess(op, backend=backend)
         assert_close(f"backend {backend}: entropy", entropy, reference_entropy_ess(op), rtol=1e-4)
-
-    def _backends(self, op: Operator) -> list[str]:
-        """The backends that are usable here and take this operator."""
-
-        def takes_it(name: str) -> bool:
-            try:
-                backends.choose(name, "tolerance_ess", op)
-            except RuntimeError:
-                return False
-            return True
-
-        return [status.name for status in backends.describe() if status.usable and takes_it(status.name)]
+        values = reference_singular_values(op)
+        found = singular_values(op, range(1, op.length), values.shape[-1], backend)
+        assert_close(f"backend {backend}: values", found, values, 0, 1e-12 * float(values.amax()))
 
     def test_an_operator_survives_packing(self) -> None:
         op = self.make_operator({name: x.requires_grad_() for name, x in self.inputs(9).items()})

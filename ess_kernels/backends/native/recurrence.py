@@ -11,12 +11,13 @@ from ...caching import cached_property
 from ...engine.certainty import EPS
 from ...engine.cost import Cost
 from ...engine.lost import lost_in_dense_states
+from ...engine.lost_rank_one import TokenSizes, lost_in_rank_one_states
 from ...engine.quadrature import Estimate, Quadrature
-from ...engine.scaling import largest
+from ...engine.scaling import largest, power_of_two, scaled_tokens
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
-from ...engine.wanted import Wanted
+from ...engine.wanted import Wanted, grouped
 from ...operators.structure import StateSpace, Tokens
 from ..sources import held_in_kernels, source_of_tokens
 from . import abi, call, memory, spectra
@@ -182,19 +183,20 @@ class NativeRecurrence(SummingEngine):
         if self.op.diagonal:
             return self.tokens.lost(span)
         arrays, n = self.parts.arrays, self.parts.structure.n
-        N = len(self.heads)
+        blocks = len(self.heads), self.parts.structure.blocks
+        reach = arrays["F"].view(*blocks, -1).square().sum(-1)
+        seen = arrays["Q"].view(*blocks, n, n).diagonal(dim1=-2, dim2=-1).sum(-1)
+        if self.op.rank_one:
+            sizes = TokenSizes.of(scaled_tokens(self.op.tokens(self.heads))[0])
+            return lost_in_rank_one_states(sizes, reach, seen, self.group, self.op.reads_before, span)
 
-        def by_block(x: Tensor) -> Tensor:
-            return x.view(N, self.parts.structure.blocks, -1).square().sum(-1)
+        def by_block(tokens: Tensor, carried: Tensor) -> Tensor:
+            """As `engine.lost.squares` of whole blocks."""
+            own = grouped(power_of_two(tokens)[0].square().sum(-1), self.group).sum(-1)
+            return own + carried.view(*blocks, -1).square().sum(-1)
 
-        lost = lost_in_dense_states(
-            by_block(arrays["F"]),
-            by_block(arrays["Z"]),
-            arrays["Q"].view(N, -1, n, n).diagonal(dim1=-2, dim2=-1).sum(-1),
-            by_block(arrays["X"]),
-            arrays["norms"].square(),
-            self.group,
-        )
+        written, read = by_block(self._matrices.write, arrays["Z"]), by_block(self._matrices.read, arrays["X"])
+        lost = lost_in_dense_states(reach, written, seen, read, arrays["norms"].square(), self.group)
         return lost.expand(-1, -(-self.length // span))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:

@@ -26,6 +26,8 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "gla": {"q": "1LHN", "k": "1LHN", "g": "1LHN"},
     "ssd": {"dt": "1LH", "A": "H", "B": "1LHN", "C": "1LHN"},
     "selective_scan": {"delta": "1HL", "A": "HN", "B": "1NL", "C": "1NL"},
+    "kda": {"q": "1LHN", "k": "1LHN", "g": "1LHN", "beta": "1LH"},
+    "dplr_delta_rule": {"q": "1LHN", "k": "1LHN", "a": "1LHN", "b": "1LHN", "gk": "1LHN"},
     "convolution": {"k": "HL"},
     "gated_convolution": {"x0": "1HL", "k": "HL", "x1": "1HL"},
 }
@@ -124,6 +126,8 @@ _FACTORS: Mapping[str, tuple[str, str | None]] = {
     "gla": ("q", "k"),
     "ssd": ("B", "C"),
     "selective_scan": ("B", "C"),
+    "kda": ("q", None),
+    "dplr_delta_rule": ("q", "k"),
     "recurrence": ("B", "C"),
     "convolution": ("k", None),
     "gated_convolution": ("x0", "x1"),

@@ -44,13 +44,22 @@ class Exact(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """A recurrence token by token: pairs `[H, L, n]`, and `[H, L, n]` or `[H, L, n, n]` for the transitions."""
+    """A recurrence token by token: pairs `[H, L, n]`, and `[H, L, n]` or `[H, L, n, n]` for the transitions.
+
+    `terms`: of transitions that are sums, the magnitudes of what is added up, `[H, L, n, n]`.
+    """
 
     read: Pair
     write: Pair
     transition: Pair
     reads_before: bool
     loss: float
+    terms: np.ndarray | None = None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Magnitudes of the transitions."""
+        return np.abs(self.transition.high) if self.terms is None else self.terms
 
 
 def exact(case: Case) -> Exact:
@@ -126,14 +135,14 @@ def _decays(exponent: Pair) -> Pair:
 
 
 def _gla(case: Case, q: np.ndarray, k: np.ndarray, g: np.ndarray) -> Steps:
-    read, write, _, _, _ = _linear_attention(case, q, k)
+    read, write, *_ = _linear_attention(case, q, k)
     return Steps(read, write, _decays(pairs.exact(g[0].swapaxes(0, 1))), False, 4 * q.shape[1] * LONG_EPS)
 
 
 def _ssd(case: Case, dt: np.ndarray, A: np.ndarray, B: np.ndarray, C: np.ndarray) -> Steps:
     step = dt[0].T[..., None]
     decay = _decays(pairs.multiply(pairs.exact(np.broadcast_to(A[:, None, None], step.shape)), pairs.exact(step)))
-    read, write, _, _, _ = _linear_attention(case, C, B)
+    read, write, *_ = _linear_attention(case, C, B)
     n = B.shape[-1]
     write = pairs.multiply(write, pairs.exact(np.broadcast_to(step, write.high.shape)))
     return Steps(read, write, decay.map(lambda x: np.repeat(x, n, -1)), False, 4 * dt.shape[1] * LONG_EPS)
@@ -154,11 +163,34 @@ def _recurrence(case: Case, A: np.ndarray, B: np.ndarray, C: np.ndarray) -> Step
     return Steps(pairs.exact(C), pairs.exact(B), pairs.exact(A), True, pairs.LOSS)
 
 
+def _rank_one(read: Pair, write: Pair, decay: Pair, lookup: Pair, update: Pair, loss: float) -> Steps:
+    """Transitions `diag(decay) + update lookup^T`, as matrices."""
+    outer = pairs.multiply(update[..., :, None], lookup[..., None, :])
+    one = np.eye(decay.high.shape[-1])
+    diagonal = decay.map(lambda x: x[..., None] * one)
+    terms = np.abs(diagonal.high) + np.abs(outer.high)
+    return Steps(read, write, pairs.add(diagonal, outer), False, loss, terms)
+
+
+def _dplr(case: Case, q: np.ndarray, k: np.ndarray, a: np.ndarray, b: np.ndarray, gk: np.ndarray) -> Steps:
+    read, write, decay, _, loss, _ = _gla(case, q, k, gk)
+    lookup, update, *_ = _linear_attention(case, a, b)
+    return _rank_one(read, write, decay, lookup, update, loss)
+
+
+def _kda(case: Case, q: np.ndarray, k: np.ndarray, g: np.ndarray, beta: np.ndarray) -> Steps:
+    read, key, decay, _, loss, _ = _gla(case, q, k, g)
+    write = pairs.multiply(key, pairs.exact(np.broadcast_to(beta[0].T[..., None], key.high.shape)))
+    return _rank_one(read, write, decay, pairs.multiply(decay, key), write.map(np.negative), loss)
+
+
 _STEPS: Mapping[str, Callable[..., Steps]] = {
     "linear_attention": _linear_attention,
     "gla": _gla,
     "ssd": _ssd,
     "selective_scan": _selective_scan,
+    "dplr_delta_rule": _dplr,
+    "kda": _kda,
     "recurrence": _recurrence,
 }
 
@@ -176,15 +208,15 @@ def _of_steps(steps: Steps) -> Exact:
         written[:, i] = np.sqrt((sizes[past] ** 2).sum((1, 2)))
 
         def move(i=i, past=past) -> None:
-            A = steps.transition[:, i, None]
+            A, size = steps.transition[:, i, None], steps.sizes[:, i]
             if steps.transition.high.ndim == 3:
                 states[past] = pairs.multiply(A, states[past])
-                sizes[past] *= np.abs(A.high)
+                sizes[past] *= size[:, None]
                 alive[past] &= A.high != 0
             else:
                 states[past] = pairs.total(pairs.multiply(A, states[past][:, :, None, :]))
-                sizes[past] = sizes[past] @ np.abs(steps.transition.high[:, i]).swapaxes(-1, -2)
-                alive[past] = alive[past] @ (steps.transition.high[:, i] != 0).swapaxes(-1, -2)
+                sizes[past] = sizes[past] @ size.swapaxes(-1, -2)
+                alive[past] = alive[past] @ (size != 0).swapaxes(-1, -2)
 
         if not steps.reads_before:
             move()
@@ -204,7 +236,7 @@ def _will_be_read(steps: Steps) -> np.ndarray:
     """Norms of the magnitudes by which the rows from each position on read the state before it, `[H, L]`."""
     heads, length, n = steps.read.high.shape
     rows, norms = np.zeros((heads, length, n)), np.zeros((heads, length))
-    transition = np.abs(steps.transition.high)
+    transition = steps.sizes
     for i in reversed(range(length)):
         own = np.abs(steps.read.high[:, i])
         if not steps.reads_before:

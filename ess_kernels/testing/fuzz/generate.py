@@ -9,11 +9,13 @@ from .case import Case
 from .dice import Dice
 from .matrices import matrix
 from .oracle import Truth
-from .states import dense_transitions, gated
+from .states import delta_rules, dense_transitions, gated
 
 # lengths at which blocks, leaves and tiles begin and end
 EDGES = (8, 16, 32, 64, 128)
-STATES = (1, 2, 3, 4, 5, 8, 12, 15, 16, 17, 32, 33, 64, 65)
+SIZES = (1, 2, 3, 4, 5, 8, 12, 15, 16, 17, 32, 33, 64, 65)
+# recurrences that cost the oracle a matrix a token, by name
+STATES = {"delta rules": delta_rules, "dense transitions": dense_transitions}
 # more positions than this are sampled, the oracle's SVDs being what costs
 MOST_POSITIONS = 48
 
@@ -22,7 +24,8 @@ def make_case(dice: Dice, small: bool = False) -> Case:
     """A random operator; `small` ones suit programs that are interpreted."""
     length = _length(dice, 40 if small else 200)
     heads = dice.randint(1, 2) if small else max(1, min(6, 240 // length, dice.randint(1, 6)))
-    family = dice.choice(["dense", "dense", "gated", "gated", "gated", "dense transitions", "attention", "convolution"])
+    families = ["dense", "dense", "gated", "gated", "gated", *STATES, "attention", "convolution"]
+    family = dice.choice(families)
     if family == "dense":
         kind, T, tolerances = matrix(dice, heads, length)
         case = Case("dense", kind, {"T": T.tril(-1)}, {}, tolerances)
@@ -31,9 +34,9 @@ def make_case(dice: Dice, small: bool = False) -> Case:
     elif family == "convolution":
         case = _convolution(dice, heads, length)
     else:
-        most = 16 if small or family == "dense transitions" else 65
-        n = dice.choice([n for n in STATES if n <= most])
-        case = (gated if family == "gated" else dense_transitions)(dice, heads, length, n)
+        most = 65 if family == "gated" and not small else 16
+        n = dice.choice([n for n in SIZES if n <= most])
+        case = STATES.get(family, gated)(dice, heads, length, n)
     if dice.chance(0.2):
         return case.cast(dice.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16]))
     return case.scaled(dice.choice([0, 0, 0, 1, -200, 200, dice.randint(-200, 200)]))

@@ -110,6 +110,42 @@ def _selective_scan(dice: Dice, heads: int, length: int, n: int) -> Case:
     return Case("selective_scan", "Mamba", inputs)
 
 
+def delta_rules(dice: Dice, heads: int, length: int, n: int) -> Case:
+    """KDA, whose keys repeat, are close, or are no unit vectors; and diagonal plus rank one in general."""
+    name, q, k = _tokens(dice, heads, length, n)
+    gate, g = _gates(dice, heads, length, n)
+    if dice.chance(0.35):
+        a = normalize(dice.normal(heads, length, n), dim=-1)
+        b = -a * dice.flat(heads, length, 1) * dice.choice([1.0, 2.0])
+        twist = dice.choice(["layers", "shears", "anything"])
+        if twist == "shears":
+            b = dice.normal(heads, length, n) / dice.choice([1.0, 4.0])
+            b = b - (b * a).sum(-1, keepdim=True) * a
+        elif twist == "anything":
+            b = dice.normal(heads, length, n) / dice.choice([2.0, 8.0])
+        inputs = {"q": q, "k": k, "a": a, "b": b, "gk": g}
+        by_time = {name: _by_time(x) for name, x in inputs.items()}
+        return Case("dplr_delta_rule", f"{name}; {twist}; gates: {gate}", by_time, {"scale": 1.0})
+    keys = dice.choice(["unit", "unit", "one", "few", "close", "raw"])
+    k = normalize(dice.normal(heads, length, n), dim=-1)
+    if keys == "one":
+        k = k[:, :1].expand(heads, length, n).clone()
+    elif keys == "few":
+        k = k[:, torch.arange(length) % min(5, length)]
+    elif keys == "close":
+        k = normalize(k[:, :1] + 10.0 ** -dice.uniform(1, 8) * k, dim=-1)
+    elif keys == "raw":
+        k = dice.uniform(0.2, 2) * dice.normal(heads, length, n)
+    beta = dice.flat(1, length, heads) * dice.choice([1.0, 2.0])
+    steps = dice.choice(["random", "random", "constant", "some zero"])
+    if steps == "constant":
+        beta = torch.full_like(beta, dice.choice([1.0, 2.0, 1.9, 0.5]))
+    elif steps == "some zero":
+        beta = beta * (dice.flat(1, length, heads) < 0.7)
+    kind = f"{name}; keys: {keys}; steps: {steps}; gates: {gate}"
+    return Case("kda", kind, {"q": _by_time(q), "k": _by_time(k), "g": _by_time(g), "beta": beta}, {"scale": 1.0})
+
+
 def dense_transitions(dice: Dice, heads: int, length: int, n: int) -> Case:
     """Rotations, delta rules, constant matrices that are far from normal, singular and nilpotent ones."""
     name = dice.choice(

@@ -18,7 +18,8 @@ from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
 from ....engine.certainty import HOPEFUL
 from ....engine.cost import Cost
-from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans, transition_squares
+from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans, squares
+from ....engine.lost_rank_one import TokenSizes, lost_in_rank_one_states
 from ....engine.quadrature import Estimate, Quadrature
 from ....engine.scaling import largest, power_of_two, scaled_tokens
 from ....engine.staircase import Answer, Eliminated
@@ -143,9 +144,13 @@ class TritonRecurrence(EliminatingEngine):
         tokens, self.unit, self.finite = scaled_tokens(self.op.tokens(self.heads))
         self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
         blocks = cut(tokens, self.group)
-        # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
-        self.transition_squares = transition_squares(blocks)
+        if tokens.rank_one:
+            self.sizes = TokenSizes.of(tokens)
+        else:
+            # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
+            self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
         built = block_parts(blocks)
+        self.squares = squares(blocks.write, built.Z), squares(blocks.read, built.X)
         padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
 
         def padded(x: Tensor, axes: int) -> Tensor:
@@ -170,8 +175,13 @@ class TritonRecurrence(EliminatingEngine):
 
     def _lost(self, span: int) -> Tensor:
         """Found from the tokens in PyTorch, some heads at a time; in few spans, as each costs a few launches."""
+        if self.op.rank_one:
+            return lost_in_rank_one_states(self.sizes, *self._edges(), self.group, self.op.reads_before, span)
         if not self.op.diagonal:
-            return self._lost_in_dense_states().expand(-1, -(-self.length // span))
+            reach, seen = self._edges()
+            written, read = self.squares
+            lost = lost_in_dense_states(reach, written, seen, read, self.transition_squares, self.group)
+            return lost.expand(-1, -(-self.length // span))
         size = max(span, LEAST_LOST_SPAN)
         each = max(1, LOST_WORKSPACE // (8 * 8 * self.length * self.op.state_size))
         numbers = torch.arange(len(self.heads), device=self.heads.device)
@@ -186,18 +196,10 @@ class TritonRecurrence(EliminatingEngine):
         write = tokens.write * self.write_inverse[some, None, None]
         return Spans.of(Tokens(read, write, tokens.transition, tokens.reads_before), size)
 
-    def _lost_in_dense_states(self) -> Tensor:
-        def by_block(x: Tensor) -> Tensor:
-            return x.reshape(len(self.heads), self.number, -1).sum(-1)
-
-        return lost_in_dense_states(
-            by_block(self.P.diagonal(dim1=1, dim2=2)),
-            by_block(self.blocks.Z.square()),
-            by_block(self.Q.diagonal(dim1=1, dim2=2)),
-            by_block(self.blocks.X.square()),
-            self.transition_squares,
-            self.group,
-        )
+    def _edges(self) -> tuple[Tensor, Tensor]:
+        """Squared norms of the states at left edges of blocks, and of the rows at right edges, `[N, blocks]`."""
+        P, Q = (x.diagonal(dim1=1, dim2=2).sum(1).view(len(self.heads), self.number) for x in (self.P, self.Q))
+        return P, Q
 
     def _foreseen_width(self, tau: Tensor) -> Tensor:
         """What the shifted root adds to a width, which is known before any elimination."""

@@ -1,0 +1,304 @@
+"""Delta rules and their kin against loops over their recurrences, token by token with matrices."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize, softplus
+
+from ess_kernels import operators
+from ess_kernels.testing import OperatorTestCase
+
+
+def control(A, write, read):
+    """`T [B, H, L, L]` with `T_ij = read_i . A_i ... A_{j+1} write_j`; vectors are `[B, L, H, n]`."""
+    batch, length, heads, _ = read.shape
+    T = torch.zeros(batch, heads, length, length, dtype=torch.float64)
+    for j in range(length):
+        state = write[:, j]
+        for i in range(j, length):
+            if i > j:
+                state = (A[:, i] @ state[..., None])[..., 0]
+            T[:, :, i, j] = (read[:, i] * state).sum(-1)
+    return T
+
+
+def replacing(q, k, decay, beta, p=None):
+    """`s <- D s + beta k (u - p . D s)` for `decay` `[B, L, HV, K]` and `beta` `[B, L, HV]`."""
+    heads = decay.shape[2]
+    q, k, p = (x.repeat_interleave(heads // x.shape[2], 2) for x in (q, k, k if p is None else p))
+    one = torch.eye(q.shape[-1], dtype=torch.float64)
+    taken = one - beta[..., None, None] * k[..., :, None] * p[..., None, :]
+    return control(taken @ torch.diag_embed(decay), beta[..., None] * k, q * q.shape[-1] ** -0.5)
+
+
+def draw(*shape):
+    return torch.randn(*shape).double()
+
+
+def keys(length, *, heads=2, size=3, batch=2):
+    return {"q": draw(batch, length, heads, size), "k": normalize(draw(batch, length, heads, size), dim=-1)}
+
+
+def gates(*shape):
+    return -torch.rand(*shape).double()
+
+
+def steps(*shape):
+    return 2 * torch.rand(*shape).double()
+
+
+class TestDeltaRule(OperatorTestCase):
+    constructor = staticmethod(operators.delta_rule)
+
+    def make_inputs(self, length):
+        return {**keys(length), "beta": steps(2, length, 2)}
+
+    def dense(self, q, k, beta):
+        return replacing(q, k, torch.ones_like(q), beta)
+
+
+class TestDeltaRuleOfRawKeys(TestDeltaRule):
+    options = {"use_qk_l2norm_in_kernel": True}
+
+    def make_inputs(self, length):
+        return {"q": draw(2, length, 2, 3), "k": draw(2, length, 2, 3), "beta": steps(2, length, 2)}
+
+    def dense(self, q, k, beta):
+        q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+        return super().dense(q, k, beta)
+
+
+class TestGatedDeltaRule(OperatorTestCase):
+    """Four value heads, two of each key head."""
+
+    constructor = staticmethod(operators.gated_delta_rule)
+    allows_minus_inf = ("g",)
+    decays = ("g",)
+
+    def make_inputs(self, length):
+        return {**keys(length), "g": gates(2, length, 4), "beta": steps(2, length, 4)}
+
+    def dense(self, q, k, g, beta):
+        return replacing(q, k, g.exp()[..., None].expand(*g.shape, q.shape[-1]), beta)
+
+
+class TestGatedDeltaRuleFromRawInputs(OperatorTestCase):
+    constructor = staticmethod(operators.gated_delta_rule)
+    options = {
+        "use_qk_l2norm_in_kernel": True,
+        "use_beta_sigmoid_in_kernel": True,
+        "allow_neg_eigval": True,
+        "use_gate_in_kernel": True,
+    }
+    reads = {"A_log": (None, 0), "dt_bias": (None, 0)}
+
+    def make_inputs(self, length):
+        raw = {"q": draw(2, length, 2, 3), "k": draw(2, length, 2, 3)}
+        return {**raw, "g": draw(2, length, 4), "beta": draw(2, length, 4), "A_log": draw(4), "dt_bias": draw(4)}
+
+    def dense(self, q, k, g, beta, A_log, dt_bias):
+        q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+        decay = torch.exp(-A_log.exp() * softplus(g + dt_bias))
+        return replacing(q, k, decay[..., None].expand(*g.shape, q.shape[-1]), 2 * beta.sigmoid())
+
+
+class TestKDA(OperatorTestCase):
+    constructor = staticmethod(operators.kda)
+    allows_minus_inf = ("g",)
+    decays = ("g",)
+
+    def make_inputs(self, length):
+        return {**keys(length), "g": gates(2, length, 4, 3), "beta": steps(2, length, 4)}
+
+    def dense(self, q, k, g, beta):
+        return replacing(q, k, g.exp(), beta)
+
+
+class TestKDAFromRawInputs(OperatorTestCase):
+    constructor = staticmethod(operators.kda)
+    options = {"use_gate_in_kernel": True, "use_beta_sigmoid_in_kernel": True}
+    reads = {"A_log": (None, 0)}
+
+    def make_inputs(self, length):
+        raw = {"g": draw(2, length, 2, 3), "beta": draw(2, length, 2), "A_log": draw(2)}
+        return {**keys(length), **raw}
+
+    def dense(self, q, k, g, beta, A_log):
+        return replacing(q, k, torch.exp(-A_log.exp()[:, None] * softplus(g)), beta.sigmoid())
+
+
+class TestKDAWithALowerBound(OperatorTestCase):
+    constructor = staticmethod(operators.kda)
+    options = {"use_gate_in_kernel": True, "lower_bound": -5.0}
+
+    def make_inputs(self, length):
+        return {**keys(length), "g": draw(2, length, 2, 3), "beta": steps(2, length, 2)}
+
+    def dense(self, q, k, g, beta):
+        return replacing(q, k, torch.exp(-5 * g.sigmoid()), beta)
+
+
+class TestComba(OperatorTestCase):
+    constructor = staticmethod(operators.comba)
+    allows_minus_inf = ("g",)
+    decays = ("g",)
+
+    def make_inputs(self, length):
+        return {**keys(length), "p": draw(2, length, 2, 3) / 2, "g": gates(2, length, 4), "beta": steps(2, length, 4)}
+
+    def dense(self, q, k, p, g, beta):
+        return replacing(q, k, g.exp()[..., None].expand(*g.shape, q.shape[-1]), beta, p)
+
+
+class TestGDN2(OperatorTestCase):
+    constructor = staticmethod(operators.gdn2)
+    allows_minus_inf = ("g",)
+    decays = ("g",)
+
+    def make_inputs(self, length):
+        return {**keys(length), "g": gates(2, length, 4, 3), "b": torch.rand(2, length, 4, 3).double()}
+
+    def dense(self, q, k, g, b):
+        erased = b * k.repeat_interleave(g.shape[2] // k.shape[2], 2)
+        return replacing(q, k, g.exp(), torch.ones_like(g[..., 0]), erased)
+
+
+class TestDPLR(OperatorTestCase):
+    constructor = staticmethod(operators.dplr_delta_rule)
+    allows_minus_inf = ("gk",)
+    decays = ("gk",)
+
+    def make_inputs(self, length):
+        a = normalize(draw(2, length, 2, 3), dim=-1)
+        b = -a * torch.rand(2, length, 2, 3).double()
+        return {**keys(length), "a": a, "b": b, "gk": gates(2, length, 2, 3)}
+
+    def dense(self, q, k, a, b, gk):
+        A = torch.diag_embed(gk.exp()) + b[..., :, None] * a[..., None, :]
+        return control(A, k, q * q.shape[-1] ** -0.5)
+
+
+class TestIPLR(OperatorTestCase):
+    constructor = staticmethod(operators.iplr_delta_rule)
+
+    def make_inputs(self, length):
+        inputs = TestDPLR().make_inputs(length)
+        return {name: inputs[name] for name in ("q", "k", "a", "b")}
+
+    def dense(self, q, k, a, b):
+        return TestDPLR().dense(q, k, a, b, torch.zeros_like(q))
+
+
+class TestRWKV7(OperatorTestCase):
+    constructor = staticmethod(operators.rwkv7)
+    allows_minus_inf = ("w",)
+    decays = ("w",)
+
+    def make_inputs(self, length):
+        inputs = TestDPLR().make_inputs(length)
+        return {"r": inputs["q"], "w": inputs["gk"], **{name: inputs[name] for name in ("k", "a", "b")}}
+
+    def dense(self, r, w, k, a, b):
+        return TestDPLR().dense(r, k, a, b, w) * r.shape[-1] ** 0.5
+
+
+def preconditioned(k, g_atk, beta_atk, center, x=1.5, eps=1e-6):
+    """The written keys, token by token."""
+    used, out = torch.zeros_like(k[:, 0]), []
+    for t in range(k.shape[1]):
+        used = used * g_atk[:, t].exp()[..., None] + beta_atk[:, t, :, None] * k[:, t] ** 2
+        r = (used + eps).log() - center
+        out.append(k[:, t] * x ** (-r / (1 + r.abs())))
+    return torch.stack(out, 1)
+
+
+class TestPrecondGatedDeltaRule(OperatorTestCase):
+    constructor = staticmethod(operators.precond_gated_delta_rule)
+    allows_minus_inf = ("g", "g_atk")
+    decays = ("g",)
+
+    def make_inputs(self, length):
+        atk = {"g_atk": gates(2, length, 2), "beta_atk": torch.rand(2, length, 2).double()}
+        return {**keys(length), **atk, "g": gates(2, length, 4), "beta": steps(2, length, 4) / 2}
+
+    def dense(self, q, k, g_atk, beta_atk, g, beta):
+        q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+        written = preconditioned(k, g_atk, beta_atk, -0.2)
+        return replacing(q, written, g.exp()[..., None].expand(*g.shape, q.shape[-1]), beta, k)
+
+
+class TestPrecondKDA(OperatorTestCase):
+    constructor = staticmethod(operators.precond_kda)
+    allows_minus_inf = ("g", "g_atk")
+    decays = ("g",)
+    options = {"x": 2.0}
+    reads = {"log_atk_scale": (None, 0)}
+
+    def make_inputs(self, length):
+        atk = {"g_atk": gates(2, length, 2), "beta_atk": torch.rand(2, length, 2).double(), "log_atk_scale": draw(2)}
+        return {**keys(length), **atk, "g": gates(2, length, 4, 3), "beta": steps(2, length, 4) / 2}
+
+    def dense(self, q, k, g_atk, beta_atk, log_atk_scale, g, beta):
+        written = preconditioned(k, g_atk, beta_atk, log_atk_scale[:, None], 2.0)
+        return replacing(q, written, g.exp(), beta, k)
+
+
+class TestMomentumDeltaRule(OperatorTestCase):
+    constructor = staticmethod(operators.momentum_delta_rule)
+    allows_minus_inf = ("log_alpha", "log_mu")
+    state_size = 6
+
+    def make_inputs(self, length):
+        shape = (2, length, 2)
+        rates = {"beta": torch.rand(shape).double(), "eta": torch.rand(shape).double()}
+        p = normalize(draw(*shape, 3), dim=-1)
+        return {**keys(length), "log_alpha": gates(*shape), "log_mu": gates(*shape), "p": p, **rates}
+
+    def dense(self, q, k, log_alpha, log_mu, p, beta, eta):
+        batch, length, heads, size = q.shape
+        T = torch.zeros(batch, heads, length, length, dtype=torch.float64)
+        for j in range(length):
+            memory = velocity = torch.zeros(batch, heads, size, dtype=torch.float64)
+            for t in range(j, length):
+                error = float(t == j) - (p[:, t] * memory).sum(-1, keepdim=True)
+                velocity = log_mu[:, t].exp()[..., None] * velocity - eta[:, t, :, None] * k[:, t] * error
+                memory = log_alpha[:, t].exp()[..., None] * memory - beta[:, t, :, None] * velocity
+                T[:, :, t, j] = (q[:, t] * memory).sum(-1) * size**-0.5
+        return T
+
+
+def test_tensors_and_flags_go_together():
+    inputs = {**keys(4), "g": gates(2, 4, 2), "beta": steps(2, 4, 2)}
+    by_channel = {**inputs, "g": gates(2, 4, 2, 3)}
+    one = torch.zeros(2).double()
+    for rule, given in ((operators.gated_delta_rule, inputs), (operators.kda, by_channel)):
+        with pytest.raises(ValueError, match=r"^A_log: expected use_gate_in_kernel=True beside it, got False"):
+            rule(**given, A_log=one)
+        with pytest.raises(ValueError, match=r"^dt_bias: expected use_gate_in_kernel=True"):
+            rule(**given, dt_bias=one)
+        with pytest.raises(
+            ValueError, match=r"^A_log: expected a tensor \[HV\] with use_gate_in_kernel=True, got None"
+        ):
+            rule(**given, use_gate_in_kernel=True)
+        with pytest.raises(ValueError, match=r"^allow_neg_eigval: expected use_beta_sigmoid_in_kernel=True"):
+            rule(**given, allow_neg_eigval=True)
+        with pytest.raises(TypeError, match=r"^use_gate_in_kernel: expected a bool"):
+            rule(**given, use_gate_in_kernel=1, A_log=one)
+    with pytest.raises(ValueError, match=r"^lower_bound: expected use_gate_in_kernel=True"):
+        operators.kda(**by_channel, lower_bound=-5.0)
+    with pytest.raises(ValueError, match=r"^lower_bound: expected a negative number, got 1"):
+        operators.kda(**by_channel, use_gate_in_kernel=True, lower_bound=1.0)
+
+
+def test_value_heads_must_be_a_multiple_of_the_key_heads():
+    with pytest.raises(ValueError, match=r"^q: expected a number of groups H that divides the 3 heads, got 2"):
+        operators.gated_delta_rule(**keys(4), g=gates(2, 4, 3), beta=steps(2, 4, 3))
+
+
+def test_infinities_that_a_gate_would_squash_are_bad_data():
+    inputs = TestGatedDeltaRuleFromRawInputs().inputs(5)
+    for name in ("g", "beta", "A_log", "dt_bias"):
+        for value in (torch.inf, -torch.inf):
+            spoilt = inputs[name].clone()
+            spoilt[..., 0] = value
+            op = operators.gated_delta_rule(**{**inputs, name: spoilt}, **TestGatedDeltaRuleFromRawInputs.options)
+            assert op.finite(op.all_heads()).view(2, 4).tolist() == [[False, True, True, True]] * 2, name
