@@ -54,11 +54,14 @@ def _tolerance_ess(
             op, positions, lambda one, its: _tolerance_ess(one, atol, rtol, its, backend), COUNTS, several=len(atol)
         )
         return width, counts, redone, unresolved
-    chosen = backends.choose(backend, "tolerance_ess", op)
+    chosen = backends.choose(backend, "tolerance_ess", op.inner)
     distinct, back = _distinct(op, positions)
     absolute, relative = (torch.tensor(x, dtype=torch.float64, device=op.device) for x in (atol, rtol))
     if op.num_heads and len(distinct) and len(absolute):
-        found = chosen.tolerance_ess(op, distinct, absolute, relative)
+        found = chosen.tolerance_ess(op.inner, op.inner_positions(distinct), absolute, relative)
+        if op.inner is not op:
+            # rounding errors of the inner operator may have a higher rank
+            torch.minimum(found.counts, op.rank_cap(distinct), out=found.counts)
     else:
         found = Counts.empty((op.num_heads, len(absolute), len(distinct)), op.device)
     counts, width, redone, unresolved = (
@@ -112,10 +115,10 @@ def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) ->
             op, positions, lambda one, its: _entropy_ess(one, its, backend), ENTROPIES
         )
         return ess, error, total, unresolved
-    chosen = backends.choose(backend, "entropy_ess", op)
+    chosen = backends.choose(backend, "entropy_ess", op.inner)
     distinct, back = _distinct(op, positions)
     if op.num_heads and len(distinct):
-        found = chosen.entropy_ess(op, distinct)
+        found = chosen.entropy_ess(op.inner, op.inner_positions(distinct))
     else:
         found = Entropies.empty((op.num_heads, len(distinct)), op.device)
     shape = (*op.batch_shape, _how_many(op, positions))
@@ -154,10 +157,13 @@ def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | Non
         return answer_by_sequence(
             op, positions, lambda one, its: [_singular_values(one, its, k, backend)], [torch.float64], values=k
         )[0]
-    chosen = backends.choose(backend, "singular_values", op)
+    chosen = backends.choose(backend, "singular_values", op.inner)
     distinct, back = _distinct(op, positions)
     if op.num_heads and len(distinct):
-        found = chosen.singular_values(op, distinct, k)
+        found = chosen.singular_values(op.inner, op.inner_positions(distinct), k)
+        if op.inner is not op:
+            beyond = torch.arange(k, device=op.device) >= op.rank_cap(distinct)[:, None]
+            found = found.masked_fill(beyond & ~found.isnan(), 0.0)
     else:
         found = torch.zeros(op.num_heads, len(distinct), k, dtype=torch.float64, device=op.device)
     return _asked(found, back, -2).reshape(*op.batch_shape, _how_many(op, positions), k).contiguous()
@@ -288,9 +294,14 @@ def _how_many(op: Operator, positions: Sequence[int] | None) -> int:
 
 
 def _largest_rank(op: Operator, positions: Sequence[int] | None) -> int:
-    """The largest `min(state_size, i, L - i)` of the positions, 0 where there are none."""
-    if positions is None:
-        cap = op.length // 2
+    """The largest `min(state_size, m i, p (L - i))` of the positions, 0 where there are none."""
+    rows, columns = op.block
+    if positions is None and rows == columns:
+        cap = op.length // 2 * rows
+    elif positions is None:
+        # the position where columns and rows are equally many, or the next one
+        before = rows * op.length // (rows + columns)
+        cap = torch.sym_max(columns * before, rows * (op.length - before - 1))
     else:
-        cap = max((min(i, op.length - i) for i in positions), default=0)
+        cap = max((min(columns * i, rows * (op.length - i)) for i in positions), default=0)
     return cap if op.state_size is None else min(cap, op.state_size)

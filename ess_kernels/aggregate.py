@@ -178,10 +178,11 @@ def total_ess_per_index(
 def cap(op: Operator | Tensor, positions: Any = None) -> Tensor:
     """The largest ESS that each position can have, `min(TSS, i, L - i)`: int64 `[P]`.
 
-    `TSS` is the state size, i where there is no finite state. The fall towards the end of a window is this cap, an
-    effect of the boundary, not of the mixer. In a packed or padded batch i and L are those of the position's sequence,
-    and the cap of other positions is 0; where B rows have sequences of their own it is `[B, 1, P]`, beside results
-    `[B, H, P]`.
+    `TSS` is the state size, i where there is no finite state. Where tokens are blocks of p rows and m columns, the cap
+    is `min(TSS, m i, p (L - i))`, and `m i` the TSS without a finite state. The fall towards the end of a window is
+    this cap, an effect of the boundary, not of the mixer. In a packed or padded batch i and L are those of the
+    position's sequence, and the cap of other positions is 0; where B rows have sequences of their own it is
+    `[B, 1, P]`, beside results `[B, H, P]`.
 
     Args:
         op: an operator, or a dense `T [..., L, L]`.
@@ -200,7 +201,7 @@ def _positions(op: Operator | Tensor, positions: Any) -> tuple[Operator, Tensor]
 def _tss(op: Operator, i: Tensor) -> Tensor:
     """The theoretically realisable state size at the positions `i`, of the shape of their caps."""
     within, _ = op.within(i)
-    return within if op.state_size is None else torch.full_like(within, op.state_size)
+    return op.block[1] * within if op.state_size is None else torch.full_like(within, op.state_size)
 
 
 def _valid(name: str, numbers: Tensor, op: Operator | Tensor, positions: Any) -> Tensor:

@@ -114,9 +114,10 @@ def randomized_ess(
         # the zeros at positions of no sequence are right
         certified |= ~op.within(wanted.to(op.device))[1]
         return RandomizedESS(*(x if listed else x[0] for x in (count, certified, error)))
-    products = backends.choose(backend, "randomized_ess", op).thin_products
+    products = backends.choose(backend, "randomized_ess", op.inner).thin_products
     absolute, relative, distinct, back = (x.to(op.device) for x in (absolute, relative, distinct, back))
-    found = answer(op, distinct, absolute, relative, products, rank, power_iterations, seed)
+    cap, inner = op.rank_cap(distinct), op.inner_positions(distinct)
+    found = answer(op.inner, inner, cap, absolute, relative, products, rank, power_iterations, seed)
 
     def shaped(x: Tensor) -> Tensor:
         x = x[..., back].movedim(1, 0).reshape(len(absolute), *op.batch_shape, len(back))
@@ -130,6 +131,7 @@ def randomized_ess(
 def answer(
     op: Operator,
     positions: Tensor,
+    cap: Tensor,
     atol: Tensor,
     rtol: Tensor,
     products: Callable[[Operator, Tensor, int], ThinProducts],
@@ -139,7 +141,8 @@ def answer(
 ) -> RandomizedESS:
     """The answer at distinct positions `[P]`, ascending, for tolerances `[M]`: fields `[N, M, P]`.
 
-    `products` makes the thin products of some heads within a number of bytes.
+    `cap` `[P]` is the largest rank that each `H_i` can have. `products` makes the thin products of some heads within a
+    number of bytes.
     """
     shape = (op.num_heads, len(atol), len(positions))
     count = torch.full(shape, -1, dtype=torch.int64, device=op.device)
@@ -147,7 +150,6 @@ def answer(
     error = torch.full(shape, torch.nan, dtype=torch.float64, device=op.device)
     if not count.numel():
         return RandomizedESS(count, certified, error)
-    cap = op.rank_cap(positions)
     # no H_i has more than L // 2 singular values, so a wider sketch sees no more
     rank = min(rank, op.length // 2)
     test, probes = draw(op.length, rank, seed, op.device)

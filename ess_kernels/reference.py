@@ -1,7 +1,8 @@
 """The definition itself, slow and obvious: a dense float64 `T` and one SVD per position, the oracle of every backend.
 
-`H_i = T[i:, :i]` for a position `i` in `1..L-1`; `s_1 >= s_2 >= ...` are its singular values (arXiv 2504.19561), of
-which no more than the state size are not zero where there is a state.
+`H_i = T[i:, :i]` for a position `i` in `1..L-1`, or `T[p i:, :m i]` where a token has p rows and m columns;
+`s_1 >= s_2 >= ...` are its singular values (arXiv 2504.19561), of which no more than the state size are not zero where
+there is a state.
 Below that stands the paper's printed program, which differs in details that the docstrings name.
 """
 
@@ -24,19 +25,19 @@ from .operators.structure import Operator
 def _spectra(op: Operator, positions: Any) -> tuple[Operator, list[Tensor], Tensor]:
     """The operator, `s [N, S]` at each position, and which heads are finite (a bad one counts as zero here).
 
-    `S` is `min(i, L-i)`, or the state size where that is smaller.
+    `S` is the smaller side of `H_i`, `min(i, L-i)` for most operators, or the state size where that is smaller.
     """
     check_readable("op_or_T", op.inputs)
     wanted = check_positions(positions, op.length).tolist()
     heads = op.all_heads()
-    T = op.dense_heads(heads).tril(-1)
+    T = op.strictly_lower(op.dense_heads(heads))
     finite = op.finite(heads) & T.isfinite().flatten(1).all(1)
     # an SVD of a NaN is an error
     T = torch.where(finite[:, None, None], T, 0)
     # Values beyond the state size are rounding errors of T, however large, and are cut off. Without a state one value
     # is kept, which is zero.
     most = None if op.state_size is None else max(1, op.state_size)
-    return op, [torch.linalg.svdvals(T[:, i:, :i])[:, :most] for i in wanted], finite
+    return op, [torch.linalg.svdvals(op.submatrix(T, i))[:, :most] for i in wanted], finite
 
 
 def _by_sequence(
@@ -66,15 +67,16 @@ def reference_singular_values(op_or_T: Operator | Tensor, positions: Any = None)
         positions: integers in `1..L-1`, in any order; `None` means all of them.
 
     Returns:
-        float64 `[*batch, P, S]` with `S` the largest `min(i, L-i)`, padded with zeros. NaN for every position of a head
-        that reads a non-finite number.
+        float64 `[*batch, P, S]` with `S` the largest `min(m i, p (L-i))`, padded with zeros. NaN for every position of
+        a head that reads a non-finite number.
 
     Raises:
         TypeError, ValueError: a wrong position, or neither an operator nor a square floating-point tensor.
     """
     op = as_operator(op_or_T)
     wanted = check_positions(positions, op.length).tolist()
-    width = max((min(i, op.length - i) for i in wanted), default=0)
+    rows, columns = op.block
+    width = max((min(columns * i, rows * (op.length - i)) for i in wanted), default=0)
     if isinstance(op, SeparateSequences):
 
         def of_one(one: Operator, its: list[int]) -> list[Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from ess_kernels import operators
-from ess_kernels.testing import OperatorTestCase
+from ess_kernels.testing import OperatorTestCase, upstream_function
 
 
 def control(A, write, read):
@@ -30,6 +30,14 @@ def replacing(q, k, decay, beta, p=None):
     return control(taken @ torch.diag_embed(decay), beta[..., None] * k, q * q.shape[-1] ** -0.5)
 
 
+def as_kernels_norm(x):
+    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def head_first(x):
+    return x.transpose(1, 2)
+
+
 def draw(*shape):
     return torch.randn(*shape).double()
 
@@ -48,12 +56,17 @@ def steps(*shape):
 
 class TestDeltaRule(OperatorTestCase):
     constructor = staticmethod(operators.delta_rule)
+    value_layout = "[B, H, T, V]"
 
     def make_inputs(self, length):
         return {**keys(length), "beta": steps(2, length, 2)}
 
     def dense(self, q, k, beta):
         return replacing(q, k, torch.ones_like(q), beta)
+
+    def upstream(self, v, q, k, beta):
+        naive = upstream_function("fla.ops.delta_rule.naive", "delta_rule_recurrence")
+        return naive(head_first(q), head_first(k), v, head_first(beta))
 
 
 class TestDeltaRuleOfRawKeys(TestDeltaRule):
@@ -63,8 +76,10 @@ class TestDeltaRuleOfRawKeys(TestDeltaRule):
         return {"q": draw(2, length, 2, 3), "k": draw(2, length, 2, 3), "beta": steps(2, length, 2)}
 
     def dense(self, q, k, beta):
-        q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
-        return super().dense(q, k, beta)
+        return super().dense(as_kernels_norm(q), as_kernels_norm(k), beta)
+
+    def upstream(self, v, q, k, beta):
+        return super().upstream(v, as_kernels_norm(q), as_kernels_norm(k), beta)
 
 
 class TestGatedDeltaRule(OperatorTestCase):
@@ -79,6 +94,10 @@ class TestGatedDeltaRule(OperatorTestCase):
 
     def dense(self, q, k, g, beta):
         return replacing(q, k, g.exp()[..., None].expand(*g.shape, q.shape[-1]), beta)
+
+    def upstream(self, v, q, k, g, beta):
+        q, k = (x.repeat_interleave(2, 2) for x in (q, k))
+        return upstream_function("fla.ops.gated_delta_rule.naive", "naive_recurrent_gated_delta_rule")(q, k, v, beta, g)
 
 
 class TestGatedDeltaRuleFromRawInputs(OperatorTestCase):
@@ -96,9 +115,18 @@ class TestGatedDeltaRuleFromRawInputs(OperatorTestCase):
         return {**raw, "g": draw(2, length, 4), "beta": draw(2, length, 4), "A_log": draw(4), "dt_bias": draw(4)}
 
     def dense(self, q, k, g, beta, A_log, dt_bias):
-        q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+        q, k = as_kernels_norm(q), as_kernels_norm(k)
         decay = torch.exp(-A_log.exp() * softplus(g + dt_bias))
         return replacing(q, k, decay[..., None].expand(*g.shape, q.shape[-1]), 2 * beta.sigmoid())
+
+    def upstream(self, v, q, k, g, beta, A_log, dt_bias):
+        """Qwen3-Next's own function, whose norm is upstream's, with fla's gate."""
+        q, k = (x.repeat_interleave(2, 2) for x in (q, k))
+        gate = upstream_function("fla.ops.gated_delta_rule.gate", "naive_gdn_gate")(g, A_log, dt_bias, torch.float64)
+        rule = upstream_function(
+            "transformers.models.qwen3_next.modeling_qwen3_next", "torch_recurrent_gated_delta_rule"
+        )
+        return rule(q, k, v, gate, 2 * beta.sigmoid(), None, False, use_qk_l2norm_in_kernel=True)
 
 
 class TestKDA(OperatorTestCase):
@@ -111,6 +139,9 @@ class TestKDA(OperatorTestCase):
 
     def dense(self, q, k, g, beta):
         return replacing(q, k, g.exp(), beta)
+
+    def upstream(self, v, q, k, g, beta):
+        return upstream_function("fla.ops.kda.naive", "naive_recurrent_kda")(q, k, v, g, beta)
 
 
 class TestKDAFromRawInputs(OperatorTestCase):
@@ -125,6 +156,12 @@ class TestKDAFromRawInputs(OperatorTestCase):
     def dense(self, q, k, g, beta, A_log):
         return replacing(q, k, torch.exp(-A_log.exp()[:, None] * softplus(g)), beta.sigmoid())
 
+    def upstream(self, v, q, k, g, beta, A_log):
+        """Kimi Linear's own function with fla's gate."""
+        gate = upstream_function("fla.ops.kda.gate", "naive_kda_gate")(g, A_log, output_dtype=torch.float64)
+        module = "transformers.models.kimi_linear.modeling_kimi_linear"
+        return upstream_function(module, "recurrent_kimi_delta_attention")(q, k, v, gate, beta.sigmoid(), None, False)
+
 
 class TestKDAWithALowerBound(OperatorTestCase):
     constructor = staticmethod(operators.kda)
@@ -135,6 +172,11 @@ class TestKDAWithALowerBound(OperatorTestCase):
 
     def dense(self, q, k, g, beta):
         return replacing(q, k, torch.exp(-5 * g.sigmoid()), beta)
+
+    def upstream(self, v, q, k, g, beta):
+        bounded = upstream_function("fla.ops.kda.gate", "naive_kda_lowerbound_gate")
+        gate = bounded(g, None, lower_bound=-5.0, output_dtype=torch.float64)
+        return upstream_function("fla.ops.kda.naive", "naive_recurrent_kda")(q, k, v, gate, beta)
 
 
 class TestComba(OperatorTestCase):
@@ -147,6 +189,10 @@ class TestComba(OperatorTestCase):
 
     def dense(self, q, k, p, g, beta):
         return replacing(q, k, g.exp()[..., None].expand(*g.shape, q.shape[-1]), beta, p)
+
+    def upstream(self, v, q, k, p, g, beta):
+        q, k, p = (x.repeat_interleave(2, 2) for x in (q, k, p))
+        return upstream_function("fla.ops.comba.naive", "naive_recurrent_comba")(q, k, v, p, beta, g)
 
 
 class TestGDN2(OperatorTestCase):
@@ -161,9 +207,14 @@ class TestGDN2(OperatorTestCase):
         erased = b * k.repeat_interleave(g.shape[2] // k.shape[2], 2)
         return replacing(q, k, g.exp(), torch.ones_like(g[..., 0]), erased)
 
+    def upstream(self, v, q, k, g, b):
+        q, k = (x.repeat_interleave(2, 2) for x in (q, k))
+        return upstream_function("fla.ops.gdn2.naive", "naive_recurrent_gdn2")(q, k, v, g, b, torch.ones_like(v))
+
 
 class TestDPLR(OperatorTestCase):
     constructor = staticmethod(operators.dplr_delta_rule)
+    value_layout = "[B, H, T, V]"
     allows_minus_inf = ("gk",)
     decays = ("gk",)
 
@@ -176,9 +227,14 @@ class TestDPLR(OperatorTestCase):
         A = torch.diag_embed(gk.exp()) + b[..., :, None] * a[..., None, :]
         return control(A, k, q * q.shape[-1] ** -0.5)
 
+    def upstream(self, v, q, k, a, b, gk):
+        naive = upstream_function("fla.ops.generalized_delta_rule.dplr.naive", "dplr_recurrence")
+        return naive(head_first(q), head_first(k), v, *(head_first(x) for x in (a, b, gk)))
+
 
 class TestIPLR(OperatorTestCase):
     constructor = staticmethod(operators.iplr_delta_rule)
+    value_layout = "[B, H, T, V]"
 
     def make_inputs(self, length):
         inputs = TestDPLR().make_inputs(length)
@@ -187,9 +243,14 @@ class TestIPLR(OperatorTestCase):
     def dense(self, q, k, a, b):
         return TestDPLR().dense(q, k, a, b, torch.zeros_like(q))
 
+    def upstream(self, v, q, k, a, b):
+        naive = upstream_function("fla.ops.generalized_delta_rule.iplr.naive", "iplr_recurrence")
+        return naive(head_first(q), head_first(k), v, head_first(a), head_first(b))
+
 
 class TestRWKV7(OperatorTestCase):
     constructor = staticmethod(operators.rwkv7)
+    value_layout = "[B, H, T, V]"
     allows_minus_inf = ("w",)
     decays = ("w",)
 
@@ -199,6 +260,12 @@ class TestRWKV7(OperatorTestCase):
 
     def dense(self, r, w, k, a, b):
         return TestDPLR().dense(r, k, a, b, w) * r.shape[-1] ** 0.5
+
+    def upstream(self, v, r, w, k, a, b):
+        naive = upstream_function("fla.ops.generalized_delta_rule.dplr.naive", "dplr_recurrence")
+        # it has a scale of its own, K ** -0.5
+        r = r * r.shape[-1] ** 0.5
+        return naive(head_first(r), head_first(k), v, *(head_first(x) for x in (a, b, w)))
 
 
 def preconditioned(k, g_atk, beta_atk, center, x=1.5, eps=1e-6):
@@ -212,18 +279,38 @@ def preconditioned(k, g_atk, beta_atk, center, x=1.5, eps=1e-6):
 
 
 class TestPrecondGatedDeltaRule(OperatorTestCase):
+    """Of keys that are unit vectors: upstream's reference makes them so, without what its kernels add to the norm."""
+
+    constructor = staticmethod(operators.precond_gated_delta_rule)
+    allows_minus_inf = ("g", "g_atk")
+    decays = ("g",)
+    options = {"use_qk_l2norm_in_kernel": False}
+
+    def make_inputs(self, length):
+        atk = {"g_atk": gates(2, length, 2), "beta_atk": torch.rand(2, length, 2).double()}
+        q = normalize(draw(2, length, 2, 3), dim=-1)
+        return {**keys(length), "q": q, **atk, "g": gates(2, length, 4), "beta": steps(2, length, 4) / 2}
+
+    def dense(self, q, k, g_atk, beta_atk, g, beta):
+        written = preconditioned(k, g_atk, beta_atk, -0.2)
+        return replacing(q, written, g.exp()[..., None].expand(*g.shape, q.shape[-1]), beta, k)
+
+    def upstream(self, v, q, k, g_atk, beta_atk, g, beta):
+        naive = upstream_function("fla.ops.precond_gated_delta_rule.naive", "naive_recurrent_precond_gated_delta_rule")
+        return naive(q, k, v, g_atk, g, beta_atk, beta)
+
+
+class TestPrecondGatedDeltaRuleOfRawKeys(OperatorTestCase):
     constructor = staticmethod(operators.precond_gated_delta_rule)
     allows_minus_inf = ("g", "g_atk")
     decays = ("g",)
 
     def make_inputs(self, length):
-        atk = {"g_atk": gates(2, length, 2), "beta_atk": torch.rand(2, length, 2).double()}
-        return {**keys(length), **atk, "g": gates(2, length, 4), "beta": steps(2, length, 4) / 2}
+        inputs = TestPrecondGatedDeltaRule().make_inputs(length)
+        return {**inputs, "q": draw(2, length, 2, 3), "k": draw(2, length, 2, 3)}
 
-    def dense(self, q, k, g_atk, beta_atk, g, beta):
-        q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
-        written = preconditioned(k, g_atk, beta_atk, -0.2)
-        return replacing(q, written, g.exp()[..., None].expand(*g.shape, q.shape[-1]), beta, k)
+    def dense(self, q, k, **rest):
+        return TestPrecondGatedDeltaRule().dense(as_kernels_norm(q), as_kernels_norm(k), **rest)
 
 
 class TestPrecondKDA(OperatorTestCase):
@@ -240,6 +327,12 @@ class TestPrecondKDA(OperatorTestCase):
     def dense(self, q, k, g_atk, beta_atk, log_atk_scale, g, beta):
         written = preconditioned(k, g_atk, beta_atk, log_atk_scale[:, None], 2.0)
         return replacing(q, written, g.exp(), beta, k)
+
+    def upstream(self, v, q, k, g_atk, beta_atk, log_atk_scale, g, beta):
+        naive = upstream_function("fla.ops.precond_kda.naive", "naive_recurrent_precond_kda")
+        q, k, g_atk, beta_atk = (x.repeat_interleave(2, 2) for x in (q, k, g_atk, beta_atk))
+        center = log_atk_scale.repeat_interleave(2)
+        return naive(q, k, v, g, g_atk, beta_atk, beta, x=2.0, log_atk_scale=center)
 
 
 class TestMomentumDeltaRule(OperatorTestCase):
@@ -264,6 +357,10 @@ class TestMomentumDeltaRule(OperatorTestCase):
                 memory = log_alpha[:, t].exp()[..., None] * memory - beta[:, t, :, None] * velocity
                 T[:, :, t, j] = (q[:, t] * memory).sum(-1) * size**-0.5
         return T
+
+    def upstream(self, v, q, k, log_alpha, log_mu, p, beta, eta):
+        naive = upstream_function("fla.ops.momentum_delta_rule.naive", "recurrent_momentum_delta_rule_ref")
+        return naive(q, k, v, log_alpha, log_mu, p, beta, eta)
 
 
 def test_tensors_and_flags_go_together():

@@ -17,45 +17,79 @@ no tensor has a batch B is 1.
 """
 
 from .attention import attention
+from .block_recurrence import block_recurrence
+from .blocked import Blocked
 from .convolution import convolution, gated_convolution, short_convolution
+from .cyfa import cyfa
 from .delta_rules import comba, delta_rule, gated_delta_rule, gdn2, kda
 from .dense import as_operator, dense
-from .linear_attention import gla, gla_s6, linear_attention, retention, simple_gla, wla
+from .hgrn import hgrn, hgrn2, rg_lru
+from .linear_attention import gla, gla_s6, lightning_attention, linear_attention, retention, simple_gla, wla
 from .low_rank import dplr_delta_rule, iplr_delta_rule, rwkv7
+from .mamba3 import mamba3
+from .mesa import mesa_net
+from .mlstm import mlstm
 from .momentum import momentum_delta_rule
+from .polynomial import based, rebased
 from .preconditioned import precond_gated_delta_rule, precond_kda
 from .recurrence import recurrence
+from .refused import gated_oja_rule, mom, titans, ttt
+from .rwkv import rwkv4, rwkv6
 from .selective_scan import selective_scan, ssd
+from .shift_register import dynamic_short_convolution, lfm2_conv
+from .slots import gsa, lightnet
 from .structure import Operator, StateSpace, Tiled
 
 __all__ = [
+    "Blocked",
     "Operator",
     "StateSpace",
     "Tiled",
     "as_operator",
     "attention",
+    "based",
+    "block_recurrence",
     "comba",
     "convolution",
+    "cyfa",
     "delta_rule",
     "dense",
     "dplr_delta_rule",
+    "dynamic_short_convolution",
     "gated_convolution",
     "gated_delta_rule",
+    "gated_oja_rule",
     "gdn2",
     "gla",
     "gla_s6",
+    "gsa",
+    "hgrn",
+    "hgrn2",
     "iplr_delta_rule",
     "kda",
+    "lfm2_conv",
+    "lightnet",
+    "lightning_attention",
     "linear_attention",
+    "mamba3",
+    "mesa_net",
+    "mlstm",
+    "mom",
     "momentum_delta_rule",
     "precond_gated_delta_rule",
     "precond_kda",
+    "rebased",
     "recurrence",
     "retention",
+    "rg_lru",
+    "rwkv4",
+    "rwkv6",
     "rwkv7",
     "selective_scan",
     "short_convolution",
     "simple_gla",
     "ssd",
+    "titans",
+    "ttt",
     "wla",
 ]

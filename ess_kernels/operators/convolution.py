@@ -19,6 +19,12 @@ def toeplitz(kernel: Tensor, start: int, stop: int) -> Tensor:
     return kernel[:, (row - column).clamp(min=0)].tril(start)
 
 
+def shift_matrix(size: int, device: torch.device) -> Tensor:
+    """The transition of a shift register, float64 `[size, size]`: every number moves one place on, the last is lost."""
+    eye = torch.eye(size, dtype=torch.float64, device=device)
+    return pad(eye, (0, 0, 1, 0))[:-1]
+
+
 class Convolution(Tiled):
     """`T_ij = x0_i k[i - j] x1_j`; see `convolution` and `gated_convolution`.
 
@@ -85,10 +91,10 @@ class ShortConvolution(StateSpace):
         taps = self._taps(heads)
         # the tap on the diagonal is in no token, but must be finite as well
         read = torch.where(all_finite(taps)[:, None], taps[:, 1:], torch.nan)
-        eye = torch.eye(self.state_size, dtype=read.dtype, device=read.device)
-        shift = pad(eye, (0, 0, 1, 0))[:-1]
         size = (len(heads), self.length, self.state_size)
-        return Tokens(read[:, None].expand(size), eye[0].expand(size), shift.expand(*size, -1), self.reads_before)
+        first = pad(read.new_ones(1), (0, self.state_size - 1))
+        shift = shift_matrix(self.state_size, read.device)
+        return Tokens(read[:, None].expand(size), first.expand(size), shift.expand(*size, -1), self.reads_before)
 
     def dense_heads(self, heads: Tensor) -> Tensor:
         return toeplitz(_fit(self._taps(heads), self.length), 0, self.length)

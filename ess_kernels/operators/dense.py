@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .._checks import check_floating
+from .._checks import check_floating, integer
+from .blocked import Blocked
 from .finiteness import strictly_lower_finite
 from .separate import takes_sequences
 from .structure import Operator, Tiled
 
 
 class Dense(Tiled):
-    """A given matrix; see `dense`."""
+    """A given matrix; see `dense`.
+
+    Attributes:
+        T: the caller's tensor.
+        blocks: rows and columns of a token. Only what lies below the diagonal blocks is in an `H_i` then, so that
+            `rows` has zeros in them.
+    """
 
     TENSORS = ("T",)
+    NUMBERS = ("blocks",)
 
-    def __init__(self, T: Tensor):
+    def __init__(self, T: Tensor, blocks: int = 1):
         super().__init__(T.shape[-1], T.shape[:-2], None, (T,))
         self.T = T
+        self.blocks = blocks
 
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
-        return self.take(self.T[..., start:stop, :stop], heads).double().tril(start)
+        rows = self.take(self.T[..., start:stop, :stop], heads).double()
+        return rows.tril(start) if self.blocks == 1 else torch.where(self._blocks_apart(start, stop) > 0, rows, 0.0)
+
+    def dense_heads(self, heads: Tensor) -> Tensor:
+        if self.blocks == 1:
+            return super().dense_heads(heads)
+        return torch.where(self._blocks_apart(0, self.length) >= 0, self.take(self.T, heads).double(), 0.0)
+
+    def strictly_lower(self, T: Tensor) -> Tensor:
+        if self.blocks == 1:
+            return super().strictly_lower(T)
+        return torch.where(self._blocks_apart(0, self.length) > 0, T, 0.0)
+
+    def _blocks_apart(self, start: int, stop: int) -> Tensor:
+        """By how many blocks columns `0..stop-1` come before rows `start..stop-1`."""
+        block = torch.arange(stop, device=self.device) // self.blocks
+        return block[start:, None] - block
 
     def finite(self, heads: Tensor) -> Tensor:
         return strictly_lower_finite(self, heads)
 
 
 @takes_sequences(T="[*batch, L, L]")
-def dense(T: Tensor, *, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None) -> Operator:
-    """A ready-made mixer matrix `T_ij = T[..., i, j]`.
+def dense(
+    T: Tensor, *, block: int = 1, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None
+) -> Operator:
+    """A ready-made mixer matrix `T_ij = T[..., i, j]`, or one of blocks.
 
     What lies above the diagonal is ignored, whatever it is, and so is the diagonal in every ESS.
 
     Args:
         T: `[..., L, L]`, float16, bfloat16, float32 or float64. The leading dimensions are the batch.
+        block: the number d of rows and columns of a token, for mixers that also mix channels: `T` is `[..., L d, L d]`,
+            `T_ij` one of its blocks, and `H_i = T[d i:, :d i]` at the positions 1..L-1.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
-        TypeError: `T` is no floating-point tensor.
-        ValueError: `T` is not square.
+        TypeError: `T` is no floating-point tensor, or `block` no integer.
+        ValueError: `T` is not square, or its sides are no multiples of `block`.
 
     Source: the operator `T` of "Quantifying Memory Utilization with Effective State-Size" (arXiv 2504.19561).
     """
     check_floating("T", T)
     if T.dim() < 2 or T.shape[-1] != T.shape[-2]:
         raise ValueError(f"T: expected shape [..., L, L], got {list(T.shape)}")
-    return Dense(T)
+    block = integer("block", block, minimum=1)
+    if T.shape[-1] % block:
+        raise ValueError(f"block: expected a divisor of T's side {T.shape[-1]}, got {block}")
+    return Dense(T) if block == 1 else Blocked(Dense(T, block), block)
 
 
 def as_operator(op_or_T: Operator | Tensor) -> Operator:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_layout, check_positive_size, check_same_device, check_shape, finite_float
+from .._checks import (
+    check_bool,
+    check_floating,
+    check_layout,
+    check_positive_size,
+    check_same_device,
+    check_shape,
+    finite_float,
+    integer,
+)
+from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
 from .separate import takes_sequences
@@ -16,13 +28,45 @@ LAYOUT = "[B, T, H, K]"
 NORMALIZER_EPS = 1e-10
 
 
-def _check_q_k(q: Tensor, k: Tensor, scale: float | None) -> float:
-    """The scale, once `q` and `k` are known to fit."""
-    shape = check_layout("q", q, LAYOUT)
-    check_positive_size("q", "K", shape[-1])
-    check_shape("k", k, shape, LAYOUT)
-    check_same_device(q=q, k=k)
+def check_q_k(q: Tensor, k: Tensor, scale: float | None, *, names: tuple[str, str] = ("q", "k")) -> float:
+    """The scale, once `q` and `k`, which the caller calls by these names, are known to fit."""
+    shape = check_layout(names[0], q, LAYOUT)
+    check_positive_size(names[0], "K", shape[-1])
+    check_shape(names[1], k, shape, LAYOUT)
+    check_same_device(**dict(zip(names, (q, k))))
     return shape[-1] ** -0.5 if scale is None else finite_float("scale", scale)
+
+
+def _check_gate(name: str, gate: Any, q: Tensor, layout: str) -> int:
+    """The number of heads HV of a gate, which is a multiple of the H of `q`; `ValueError` if its shape does not fit."""
+    check_floating(name, gate)
+    sizes = dict(zip(("B", "T", "HV", "K"), q.shape))
+    axes = layout.strip("[]").split(", ")
+    expected = [sizes[axis] for axis in axes]
+    shape, heads = list(gate.shape), q.shape[2]
+    place = axes.index("HV")
+    if len(shape) == len(expected):
+        value_heads = expected[place] = shape[place]
+        if shape == expected and (value_heads == heads or (heads and value_heads % heads == 0)):
+            return value_heads
+        expected[place] = heads
+    raise ValueError(f"{name}: expected shape {layout} = {expected}, or HV a multiple of {heads}, got {shape}")
+
+
+def _shape(q: Tensor, value_heads: int) -> tuple[int, ...]:
+    """`[B, T, HV, K]`."""
+    return (*q.shape[:2], value_heads, q.shape[3])
+
+
+def _value_heads(num_v_heads: int | None, q: Tensor) -> int:
+    """The number of heads of a family that is given no gates."""
+    heads = q.shape[2]
+    if num_v_heads is None:
+        return heads
+    value_heads = integer("num_v_heads", num_v_heads, minimum=0)
+    if value_heads != heads and (heads < 1 or value_heads % heads):
+        raise ValueError(f"num_v_heads: expected a multiple of q's {heads} heads, got {value_heads}")
+    return value_heads
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT)
@@ -32,6 +76,7 @@ def linear_attention(
     *,
     scale: float | None = None,
     normalize: bool = False,
+    num_v_heads: int | None = None,
     cu_seqlens: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Operator:
@@ -44,6 +89,8 @@ def linear_attention(
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         scale: `None` means `K ** -0.5`.
         normalize: see above. Upstream's default differs from function to function; here it is False.
+        num_v_heads: HV, if it is not H: value head h reads `q`, `k` of head `h // (HV // H)`, and the batch shape is
+            `(B, HV)`.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
@@ -51,14 +98,17 @@ def linear_attention(
 
     Source: `fla.ops.linear_attn`; `C_i B_j` in the paper (arXiv 2504.19561).
     """
-    scale = _check_q_k(q, k, scale)
+    scale = check_q_k(q, k, scale)
     check_bool("normalize", normalize)
-    no_decay = q.new_zeros(()).expand(q.shape)
+    value_heads = _value_heads(num_v_heads, q)
+    no_decay = q.new_zeros(()).expand(_shape(q, value_heads))
     read_scale = None
     if normalize:
-        row_sums = scale * (q.double() * k.double().cumsum(1)).sum(-1) + NORMALIZER_EPS
+        row_sums = scale * (q.double() * over_time.cumsum(k.double(), 1)).sum(-1) + NORMALIZER_EPS
         # a row sum that overflowed would make a row of plausible zeros
         read_scale = 1 / finite_or_nan(row_sums)
+        if value_heads != q.shape[2]:
+            read_scale = read_scale.repeat_interleave(value_heads // q.shape[2], 2)
     return GatedStateSpace(q, k, no_decay, scale=scale, read_scale=read_scale, inputs=(q, k))
 
 
@@ -76,7 +126,8 @@ def gla(
 
     Args:
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
-        g: `[B, T, H, K]`, natural logarithms of the decays (-inf empties the state); `gk` in `fused_recurrent_gla`.
+        g: `[B, T, HV, K]`, natural logarithms of the decays (-inf empties the state); `gk` in `fused_recurrent_gla`. HV
+            is H or a multiple: value head h reads `q`, `k` of head `h // (HV // H)`, and the batch shape is `(B, HV)`.
         scale: `None` means `K ** -0.5`.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
@@ -85,13 +136,13 @@ def gla(
 
     Source: `fla.ops.gla.chunk_gla`; GLA in appendix D.2 of the paper (arXiv 2504.19561).
     """
-    scale = _check_q_k(q, k, scale)
-    check_shape("g", g, q.shape, LAYOUT)
+    scale = check_q_k(q, k, scale)
+    _check_gate("g", g, q, "[B, T, HV, K]")
     check_same_device(q=q, g=g)
     return GatedStateSpace(q, k, g, scale=scale, inputs=(q, k, g))
 
 
-@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, H]")
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, HV]")
 def simple_gla(
     q: Tensor,
     k: Tensor,
@@ -106,8 +157,9 @@ def simple_gla(
 
     Args:
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
-        g: `[B, T, H]`, natural logarithms of the decays; or
-        g_gamma: `[H]`, one for all steps. Exactly one of the two must be given.
+        g: `[B, T, HV]`, natural logarithms of the decays; or
+        g_gamma: `[HV]`, one for all steps. Exactly one of the two must be given. HV is H or a multiple: value head h
+            reads `q`, `k` of head `h // (HV // H)`, and the batch shape is `(B, HV)`.
         scale: `None` means `K ** -0.5`.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
@@ -116,18 +168,15 @@ def simple_gla(
 
     Source: `fla.ops.simple_gla.chunk_simple_gla`.
     """
-    scale = _check_q_k(q, k, scale)
-    batch, length, heads, _ = q.shape
+    scale = check_q_k(q, k, scale)
     if g is not None and g_gamma is None:
-        check_shape("g", g, (batch, length, heads), "[B, T, H]")
-        gate = g
+        gate, heads = g, _check_gate("g", g, q, "[B, T, HV]")
     elif g_gamma is not None and g is None:
-        check_shape("g_gamma", g_gamma, (heads,), "[H]")
-        gate = g_gamma
+        gate, heads = g_gamma, _check_gate("g_gamma", g_gamma, q, "[HV]")
     else:
         raise ValueError(f"g, g_gamma: expected exactly one of them, got {'none' if g is None else 'both'}")
     check_same_device(q=q, g=g, g_gamma=g_gamma)
-    return GatedStateSpace(q, k, gate[..., None].expand(q.shape), scale=scale, inputs=(q, k, gate))
+    return GatedStateSpace(q, k, gate[..., None].expand(_shape(q, heads)), scale=scale, inputs=(q, k, gate))
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT)
@@ -136,6 +185,7 @@ def retention(
     k: Tensor,
     *,
     scale: float | None = None,
+    num_v_heads: int | None = None,
     cu_seqlens: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Operator:
@@ -144,6 +194,8 @@ def retention(
     Args:
         q, k: `[B, T, H, K]` after their rotary embedding, float16, bfloat16, float32 or float64.
         scale: `None` means `K ** -0.5`.
+        num_v_heads: HV, if it is not H: value head h has `gamma_h`, reads `q`, `k` of head `h // (HV // H)`, and the
+            batch shape is `(B, HV)`.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
@@ -151,10 +203,49 @@ def retention(
 
     Source: `fla.ops.retention.chunk_retention`.
     """
-    scale = _check_q_k(q, k, scale)
-    head = torch.arange(q.shape[2], dtype=torch.float64, device=q.device)
+    scale = check_q_k(q, k, scale)
+    shape = _shape(q, _value_heads(num_v_heads, q))
+    head = torch.arange(shape[2], dtype=torch.float64, device=q.device)
     log_gamma = torch.log1p(-torch.exp2(-5 - head))
-    return GatedStateSpace(q, k, log_gamma[:, None].expand(q.shape), scale=scale, inputs=(q, k))
+    return GatedStateSpace(q, k, log_gamma[:, None].expand(shape), scale=scale, inputs=(q, k))
+
+
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def lightning_attention(
+    q: Tensor,
+    k: Tensor,
+    *,
+    layer_idx: int,
+    num_layers: int,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
+    """Lightning attention: `T_ij = scale q_i . k_j exp(-s_h (i - j))`, `s_h = 8 / H (1 - layer_idx / num_layers) h`.
+
+    These slopes are fla's. MiniMax has others and no scale: `simple_gla(q, k, g_gamma=-slopes, scale=1.0)`.
+
+    Args:
+        q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
+        layer_idx: number of the layer, from 0 on.
+        num_layers: how many layers the model has.
+        scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
+
+    Raises:
+        TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.
+
+    Source: `fla.ops.lightning_attn.chunk_lightning_attn`.
+    """
+    scale = check_q_k(q, k, scale)
+    num_layers = integer("num_layers", num_layers, minimum=1)
+    layer_idx = integer("layer_idx", layer_idx, minimum=0)
+    if layer_idx >= num_layers:
+        raise ValueError(f"layer_idx: expected less than num_layers = {num_layers}, got {layer_idx}")
+    heads = q.shape[2]
+    slope = 8 / max(heads, 1) * (1 - layer_idx / num_layers)
+    log_decay = -slope * torch.arange(heads, dtype=torch.float64, device=q.device)
+    return GatedStateSpace(q, k, log_decay[:, None].expand(q.shape), scale=scale, inputs=(q, k))
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT)
@@ -180,7 +271,7 @@ def wla(
 
     Source: WLA in appendix D.2 of the paper (arXiv 2504.19561).
     """
-    scale = _check_q_k(q, k, scale)
+    scale = check_q_k(q, k, scale)
     check_shape("g", g, q.shape[2:], "[H, K]")
     check_same_device(q=q, g=g)
     return GatedStateSpace(q, k, g.expand(q.shape), scale=scale, inputs=(q, k, g))
@@ -211,7 +302,7 @@ def gla_s6(
 
     Source: GLA-S6 in section 5.1 and appendix D.2 of the paper (arXiv 2504.19561).
     """
-    scale = _check_q_k(q, k, scale)
+    scale = check_q_k(q, k, scale)
     alpha = finite_float("alpha", alpha, positive=True)
     if isinstance(dt, Tensor) and dt.dim() == 3:
         check_shape("dt", dt, q.shape[:3], "[B, T, H]")

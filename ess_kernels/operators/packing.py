@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .attention import Attention
+from .block_recurrence import BlockStateSpace
+from .blocked import Blocked
 from .convolution import Convolution, ShortConvolution
 from .dense import Dense
 from .gated import GatedStateSpace
@@ -20,12 +22,14 @@ from .rank_one import RankOneStateSpace
 from .recurrence import LinearRecurrence
 from .selective_scan import SelectiveStateSpace
 from .separate import SeparateSequences
+from .shift_register import ShiftRegister
 from .structure import Operator
 
 FAMILIES: dict[str, type[Operator]] = {
     family.__name__: family
     for family in (
         Attention,
+        BlockStateSpace,
         Convolution,
         Dense,
         GatedStateSpace,
@@ -33,6 +37,7 @@ FAMILIES: dict[str, type[Operator]] = {
         MomentumStateSpace,
         RankOneStateSpace,
         SelectiveStateSpace,
+        ShiftRegister,
         ShortConvolution,
     )
 }
@@ -45,9 +50,10 @@ class Packed(NamedTuple):
     """An operator taken apart.
 
     Attributes:
-        tensors: the family's `TENSORS`, detached.
-        description: the family's name and its `NUMBERS`, as text. The length is not among them: it may be symbolic.
-        length: of the sequence.
+        tensors: the `TENSORS` of the operator that the engine sees, detached.
+        description: its family's name and its `NUMBERS`, and those of a `Blocked` around it or None, as text. The
+            length is not among them: it may be symbolic.
+        length: of the sequence that the engine sees.
     """
 
     tensors: list[Tensor | None]
@@ -60,21 +66,27 @@ def pack(op: Operator) -> Packed | None:
     if isinstance(op, SeparateSequences):
         tensors, rest = op.pack()
         return Packed([None if x is None else x.detach() for x in tensors], SEQUENCES + rest, op.length)
-    family = type(op)
+    inner = op.inner
+    family = type(inner)
     name = family.__name__
-    if FAMILIES.get(name) is not family:
+    if FAMILIES.get(name) is not family or not (inner is op or type(op) is Blocked):
         return None
-    tensors = [getattr(op, tensor) for tensor in family.TENSORS]
-    numbers = {number: getattr(op, number) for number in family.NUMBERS if number != "length"}
-    return Packed([None if x is None else x.detach() for x in tensors], repr((name, numbers)), op.length)
+    tensors = [getattr(inner, tensor) for tensor in family.TENSORS]
+    numbers, blocks = _numbers(inner), None if inner is op else _numbers(op)
+    return Packed([None if x is None else x.detach() for x in tensors], repr((name, numbers, blocks)), inner.length)
+
+
+def _numbers(op: Operator) -> dict[str, Any]:
+    return {number: getattr(op, number) for number in op.NUMBERS if number != "length"}
 
 
 def unpack(tensors: Sequence[Tensor | None], description: str, length: int) -> Operator:
     """The operator of these tensors and numbers. Its `inputs` are the tensors themselves."""
     if description.startswith(SEQUENCES):
         return SeparateSequences.unpack(tensors, description.removeprefix(SEQUENCES), length)
-    name, numbers = ast.literal_eval(description)
+    name, numbers, blocks = ast.literal_eval(description)
     family: Any = FAMILIES[name]
     if "length" in family.NUMBERS:
         numbers["length"] = length
-    return family(**dict(zip(family.TENSORS, tensors, strict=True)), **numbers)
+    op = family(**dict(zip(family.TENSORS, tensors, strict=True)), **numbers)
+    return op if blocks is None else Blocked(op, **blocks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .._checks import (
@@ -41,9 +43,11 @@ class LinearRecurrence(StateSpace):
         length: int,
         constant: bool,
         reads_before: bool = True,
+        inputs: Sequence[Tensor] | None = None,
     ):
         batch_shape = B.shape[: -1 if constant else -2]
-        super().__init__(length, batch_shape, B.shape[-1], (A, B, C), reads_before=reads_before, diagonal=diagonal)
+        inputs = (A, B, C) if inputs is None else inputs
+        super().__init__(length, batch_shape, B.shape[-1], inputs, reads_before=reads_before, diagonal=diagonal)
         self.A, self.B, self.C = A, B, C
         self.constant = constant
 
@@ -62,11 +66,11 @@ def _layout(arguments: Arguments) -> Layout:
     return "[*batch, L, n]" if arguments.get("length") is None else ()
 
 
-def _layout_of_transitions(arguments: Arguments) -> Layout:
+def layout_of_transitions(arguments: Arguments) -> Layout:
     return "[*batch, L, n, n]" if not arguments["diagonal"] and arguments.get("length") is None else _layout(arguments)
 
 
-@takes_sequences(A=_layout_of_transitions, B=_layout, C=_layout)
+@takes_sequences(A=layout_of_transitions, B=_layout, C=_layout)
 def recurrence(
     A: Tensor,
     B: Tensor,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .sequences import KINDS, Bounds, Sequences, given_marks
-from .structure import Operator, rank_cap
+from .structure import Operator
 
 P = ParamSpec("P")
 Arguments = Mapping[str, Any]
@@ -135,7 +135,8 @@ class SeparateSequences(Operator):
     def __init__(self, family: str, arguments: Arguments, whole: Operator, kind: str, marks: Tensor):
         """`whole` is the operator of the same arguments without sequences: its sizes are those of this one."""
         tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
-        super().__init__(whole.length, whole.batch_shape, whole.state_size, [*tensors.values(), marks])
+        inputs = [*tensors.values(), marks]
+        super().__init__(whole.length, whole.batch_shape, whole.state_size, inputs, block=whole.block)
         self.family, self.arguments = family, dict(arguments)
         self.axes = {}
         for name, x in tensors.items():
@@ -219,12 +220,13 @@ class SeparateSequences(Operator):
         return finite.flatten()[heads]
 
     def dense_heads(self, heads: Tensor) -> Tensor:
-        size = (self.sequences.rows, self.heads_in_row, self.length, self.length)
+        rows, columns = self.block
+        size = (self.sequences.rows, self.heads_in_row, self.length * rows, self.length * columns)
         T = torch.zeros(size, dtype=torch.float64, device=self.device)
         for group in self.groups(self.sequences.every()):
             blocks = group.by_sequence(group.op.dense_heads(group.op.all_heads()))
             for (row, start, stop), block in zip(group.sequences, blocks):
-                T[row, :, start:stop, start:stop] = block
+                T[row, :, rows * start : rows * stop, columns * start : columns * stop] = block
         return T.flatten(0, 1)[heads]
 
     def sequence_bounds(self) -> tuple[Tensor, Tensor]:
@@ -246,7 +248,9 @@ class SeparateSequences(Operator):
     def rank_cap(self, positions: Tensor) -> Tensor:
         """0 at positions that are not valid. `[P]`; or `[B, 1, P]` where B rows have sequences of their own."""
         start, stop = self._at(positions)
-        return rank_cap(positions - start, stop - start, self.state_size).clamp_min(0)
+        rows, columns = self.block
+        cap = torch.minimum(columns * (positions - start), rows * (stop - positions)).clamp_min(0)
+        return cap if self.state_size is None else cap.clamp_max(self.state_size)
 
     # --- across the border of a compiled graph ------------------------------------------------------------------------
 

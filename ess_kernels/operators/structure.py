@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def rank_cap(positions: Tensor, length: int | Tensor, state_size: int | None) -> Tensor:
+def rank_cap(positions: Tensor, length: int, state_size: int | None) -> Tensor:
     """The largest rank that `H_i` can have: `min(i, L - i)`, and no more than the state size unless that is None."""
     cap = torch.minimum(positions, length - positions)
     return cap if state_size is None else cap.clamp_max(state_size)
@@ -33,6 +33,7 @@ class Operator(ABC):
     Attributes:
         length: sequence length `L`.
         batch_shape: leading dimensions of every result, for instance `(B, H)`.
+        block: how many rows and columns of `T` a token has, `(p, m)`; one and one for most operators.
         state_size: the theoretically realisable state size (TSS), `None` where there is no finite state.
         inputs: the caller's tensors, as they came (used to find the device and whether a gradient is wanted).
         TENSORS, NUMBERS: the constructor's arguments, each also an attribute: tensors or None, and plain numbers or
@@ -42,10 +43,19 @@ class Operator(ABC):
     TENSORS: ClassVar[tuple[str, ...]] = ()
     NUMBERS: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, length: int, batch_shape: Sequence[int], state_size: int | None, inputs: Sequence[Tensor]):
+    def __init__(
+        self,
+        length: int,
+        batch_shape: Sequence[int],
+        state_size: int | None,
+        inputs: Sequence[Tensor],
+        *,
+        block: tuple[int, int] = (1, 1),
+    ):
         # sizes stay as they come: while a graph is traced they may be symbolic
         self.length = length
         self.batch_shape = tuple(batch_shape)
+        self.block = block
         self.state_size = state_size
         self.inputs = tuple(inputs)
 
@@ -94,9 +104,36 @@ class Operator(ABC):
         """The positions counted from the start of their sequences, and whether they are valid: as `rank_cap`."""
         return positions, torch.ones_like(positions, dtype=torch.bool)
 
+    @property
+    def inner(self) -> Operator:
+        """The operator that the engine sees: this one, unless a token has several rows or columns of `T`."""
+        return self
+
+    def inner_positions(self, positions: Tensor) -> Tensor:
+        """The positions of `inner` that have the `H_i` of these."""
+        return positions
+
     def rank_cap(self, positions: Tensor) -> Tensor:
         """The largest rank that `H_i` can have at each of the positions, `[P]`; it broadcasts to `[*batch, P]`."""
-        return rank_cap(positions, self.length, self.state_size)
+        rows, columns = self.block
+        if rows == columns == 1:
+            return rank_cap(positions, self.length, self.state_size)
+        cap = torch.minimum(columns * positions, rows * (self.length - positions))
+        return cap if self.state_size is None else cap.clamp_max(self.state_size)
+
+    def submatrix(self, T: Tensor, i: int) -> Tensor:
+        """`H_i` of this operator's `T`: the rows of tokens from i on, the columns of tokens before i."""
+        rows, columns = self.block
+        return T[..., rows * i :, : columns * i]
+
+    def strictly_lower(self, T: Tensor) -> Tensor:
+        """This operator's `T`, zero where the row's token does not come after the column's."""
+        rows, columns = self.block
+        if rows == columns == 1:
+            return T.tril(-1)
+        token = torch.arange(self.length, device=T.device)
+        after = token.repeat_interleave(rows)[:, None] > token.repeat_interleave(columns)
+        return torch.where(after, T, 0.0)
 
     def all_heads(self) -> Tensor:
         return torch.arange(self.num_heads, device=self.device)
@@ -122,11 +159,12 @@ class Operator(ABC):
 
     @abstractmethod
     def dense_heads(self, heads: Tensor) -> Tensor:
-        """`T` of some heads, float64 `[N, L, L]`, zero above the diagonal."""
+        """`T` of some heads, float64 `[N, L p, L m]`, zero above the diagonal: `[N, L, L]` for most operators."""
 
     def dense(self) -> Tensor:
-        """The operator itself: float64 `[*batch, L, L]`, zero above the diagonal."""
-        return self.dense_heads(self.all_heads()).reshape(*self.batch_shape, self.length, self.length)
+        """The operator itself: float64 `[*batch, L p, L m]`, zero above the diagonal; `[*batch, L, L]` for most."""
+        rows, columns = self.block
+        return self.dense_heads(self.all_heads()).reshape(*self.batch_shape, self.length * rows, self.length * columns)
 
     def __repr__(self) -> str:
         return (

@@ -109,10 +109,14 @@ class PackedCase(FamilyUnderTest):
     def test_packed_sequences(self) -> None:
         if not self._takes("cu_seqlens"):
             return
-        op = self._compare_packed(self._first_row())
-        T = op.dense()
+        inputs = self._first_row()
+        op = self._compare_packed(inputs)
+        T, (rows, columns) = op.dense(), op.block
         for start, stop in SEQUENCES:
-            T[..., start:stop, start:stop] = 0
+            own = T[..., rows * start : rows * stop, columns * start : columns * stop]
+            alone = self._alone(self._cut(inputs, start, stop), stop - start).dense()
+            assert_close(f"T of tokens {start}..{stop}", own, alone.reshape(own.shape), rtol=1e-12, atol=1e-12)
+            own.zero_()
         assert bool((T == 0).all()), "T is not zero between sequences"
 
     def test_packed_sequences_by_index(self) -> None:

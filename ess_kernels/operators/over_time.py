@@ -1,0 +1,67 @@
+"""Sums and maxima over the tokens of a sequence, from its first token to each: all that operators accumulate over time.
+
+Every function takes the axis along which the time runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cumsum(x: Tensor, dim: int) -> Tensor:
+    """`x_0 + ... + x_t`."""
+    return x.cumsum(dim)
+
+
+def logcumsumexp(x: Tensor, dim: int) -> Tensor:
+    """`log(exp(x_0) + ... + exp(x_t))`."""
+    return x.logcumsumexp(dim)
+
+
+def decayed_sum(x: Tensor, decay: Tensor, dim: int) -> Tensor:
+    """`s_t = decay_t s_{t-1} + x_t` with `s_{-1} = 0`, in `log2 T` steps; decays are multiplied, never divided out."""
+    step = 1
+    while step < x.shape[dim]:
+        x = x + decay * _earlier(x, step, dim, 0.0)
+        decay = decay * _earlier(decay, step, dim, 1.0)
+        step *= 2
+    return x
+
+
+def decayed_maximum(x: Tensor, log_decay: Tensor, dim: int) -> Tensor:
+    """`m_t = max(m_{t-1} + log_decay_t, x_t)` with `m_{-1} = -inf`, in `log2 T` steps.
+
+    It is the logarithm of the largest term of `decayed_sum` for `exp(x)` and `exp(log_decay)`.
+    """
+    step = 1
+    while step < x.shape[dim]:
+        x = torch.maximum(x, _earlier(x, step, dim, -torch.inf) + log_decay)
+        log_decay = log_decay + _earlier(log_decay, step, dim, 0.0)
+        step *= 2
+    return x
+
+
+def previous(x: Tensor, dim: int, first: float) -> Tensor:
+    """What the token before had; `first` is for the first token."""
+    return _earlier(x, 1, dim, first)
+
+
+def _earlier(x: Tensor, steps: int, dim: int, fill: float) -> Tensor:
+    """`x` of the token `steps` before, `fill` where there is none; `steps` is at most the length."""
+    length = x.shape[dim]
+    steps = min(steps, length)
+    start = torch.full_like(x.narrow(dim, 0, steps), fill)
+    return torch.cat([start, x.narrow(dim, 0, length - steps)], dim)
+
+
+def softmax_over_time(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Writes `w` and log-gates `g` with `w_j exp(g_{j+1} + ... + g_t) = exp(logits_j) / sum_{r <= t} exp(logits_r)`.
+
+    A state with them holds the average of what was written, weighted by the softmax of the logits so far. The first
+    gate meets an empty state and is 0.
+    """
+    total = logcumsumexp(logits, dim)
+    before = torch.cat([total.narrow(dim, 0, min(1, total.shape[dim])), total], dim).narrow(dim, 0, total.shape[dim])
+    # rounding must not make a state grow
+    return (logits - total).exp(), (before - total).clamp_max(0)
