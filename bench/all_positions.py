@@ -27,6 +27,7 @@ import ess_kernels as ek
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_goals
 import cpu_measure
+import cpu_packed
 import cpu_report
 import cpu_work as work
 import inputs
@@ -154,6 +155,7 @@ def run(backend: str, quick: bool, samples: int, only: list[str]) -> dict[str, A
         report["growth"].append(cpu_measure.growth("attention", inputs.attention, lengths, backend))
     if not only or "gla64" in only:
         report["growth"].append(cpu_measure.growth("GLA n=64", lambda L: inputs.gla(L, 64), lengths, backend))
+    report["packed"] = cpu_packed.packed(backend, quick) if not only or "packed" in only else []
     print(f"torch's float64 matrix product, at the best: {rate / 1e9:.0f} GFLOP/s")
     report["memory"] = peak_memory(256 if quick else 8192, backend)
     cpu_report.print_rest(report)
@@ -163,7 +165,9 @@ def run(backend: str, quick: bool, samples: int, only: list[str]) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--only", nargs="+", default=[], choices=list(cases(True, 2)), help="these cases and no others")
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=[*cases(True, 2), "packed"], help="these cases and no others"
+    )
     parser.add_argument("--quick", action="store_true", help="short lengths, to see that everything runs")
     parser.add_argument("--samples", type=int, default=25, help="positions at which the answers are checked")
     parser.add_argument("--json", type=Path, help="write all figures to this file")

@@ -29,6 +29,8 @@ UNKIND = {
 UNKIND_TIMES = 3.0
 # five tolerances at once, over one
 FIVE = {"attention": 3.7, "gla64": 3.0}
+# packed sequences, over what they are compared with
+PACKED = 1.3
 # speed at small tolerances, over that at 1e-3
 SMALL_TOLERANCES = ("counts 1e-05", "counts 1e-06")
 SMALL_SPEED = 0.25
@@ -64,6 +66,10 @@ def judge(report: dict[str, Any]) -> list[Judged]:
             judged.append(
                 Judged(f"{row['case']}: five tolerances, at most times one", row["ratio"], goal, row["ratio"] <= goal)
             )
+    for row in report["packed"]:
+        if row["kind"] == "equal" or row["case"] == "attention":
+            what = f"{row['case']}, {row['metric']}, {row['title']}: at most times {row['against']}"
+            judged.append(Judged(what, row["ratio"], PACKED, row["ratio"] <= PACKED))
     for (key, metric), row in rows.items():
         usual = rows.get((UNKIND.get(key, ""), metric))
         if usual is not None:

@@ -21,14 +21,34 @@ def _normal(seed: int, *shape: int) -> Tensor:
 
 def gla(length: int, n: int, heads: int = 1) -> Operator:
     """`q = randn / sqrt(n)`, `k = randn`, `g = logsigmoid(randn) / 16`: the gates of a GLA layer at initialisation."""
+    return operators.gla(*gla_inputs(length, n, heads), scale=1.0)
+
+
+def gla_inputs(length: int, n: int, heads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     q, k, g = (_normal(seed, 1, length, heads, n) for seed in (0, 1, 2))
-    return operators.gla(q / math.sqrt(n), k, logsigmoid(g) / 16, scale=1.0)
+    return q / math.sqrt(n), k, logsigmoid(g) / 16
+
+
+def packed_gla(boundaries: Tensor, n: int) -> Operator:
+    """As `gla`, of packed sequences."""
+    return operators.gla(*gla_inputs(int(boundaries[-1]), n), scale=1.0, cu_seqlens=boundaries)
 
 
 def attention(length: int, heads: int = 1, d: int = 64) -> Operator:
     """Softmax of `2 randn . randn / sqrt(64)`."""
+    q, k, scale = attention_inputs(length, heads, d)
+    return operators.attention(q, k, scale=scale)
+
+
+def attention_inputs(length: int, heads: int = 1, d: int = 64) -> tuple[Tensor, Tensor, float]:
     q, k = (_normal(seed, 1, heads, length, d) for seed in (3, 4))
-    return operators.attention(2 * q, k, scale=1 / math.sqrt(d))
+    return 2 * q, k, 1 / math.sqrt(d)
+
+
+def packed_attention(boundaries: Tensor) -> Operator:
+    """As `attention`, of packed sequences."""
+    q, k, scale = attention_inputs(int(boundaries[-1]))
+    return operators.attention(q, k, scale=scale, cu_seqlens=boundaries)
 
 
 def mamba(length: int, channels: int, n: int = 16) -> Operator:

@@ -22,6 +22,7 @@ from .scaling import keep_heads, largest, scaled_tokens
 from .staircase import Answer, Eliminated, descend
 from .unsquared import UnsquaredEngine
 from .wanted import Wanted, grouped
+from .zeros import zero_positions
 
 # bytes of nodes in work at once: more falls out of the caches
 NODE_WORKSPACE = 1 << 24
@@ -169,7 +170,7 @@ class Recurrence(UnsquaredEngine):
         return answer.eliminated
 
     def known_zero(self) -> Tensor:
-        return (self.tokens.read == 0).flatten(1).all(1, True) | (self.tokens.write == 0).flatten(1).all(1, True)
+        return zero_positions(self.tokens.map(lambda x: x.flatten(1, 2)[:, : self.length]))
 
     def _pieces(self) -> list[tuple[int, int]]:
         step = TOGETHER * self.group

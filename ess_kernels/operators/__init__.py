@@ -1,4 +1,20 @@
-"""Sequence mixers as operators: one function a family, each with its upstream's argument names and layout."""
+"""Sequence mixers as operators: one function a family, each with its upstream's argument names and layout.
+
+A batch may hold several sequences in a row of tokens, or padding beside one. Families with an axis for the time take
+one of these arguments, on the device of the others:
+
+- `cu_seqlens` `[N + 1]`, int32 or int64, from 0 to T, not decreasing: sequence s is the tokens
+  `cu_seqlens[s] .. cu_seqlens[s + 1] - 1`, of which there may be none. B is 1; dimensions `*batch` share the sequences.
+- `seq_idx` `[B, T]`, int32 or int64 (`ssd`, `selective_scan`, short convolutions): every run of equal numbers is a
+  sequence.
+- `attention_mask` `[B, T]`, bool or integers 0 and 1: the ones of a row, one run of them, are its sequence. The rest is
+  padding, which is never looked at and may hold NaN.
+
+`T` is then block diagonal. Results keep their shape: at position i stands what the position's own sequence has there,
+and 0 where a sequence starts and in padding, which `op.valid` tells apart from zeros that were found. Bad data mark the
+positions of their own sequence only. A convolution's kernel, indexed by lag, starts anew with each sequence, and where
+no tensor has a batch B is 1.
+"""
 
 from .attention import attention
 from .block_recurrence import block_recurrence

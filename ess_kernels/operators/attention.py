@@ -18,7 +18,8 @@ from .._checks import (
 )
 from .._readable import check_plain
 from .finiteness import BAND, all_finite, largest
-from .structure import Tiled
+from .separate import takes_sequences
+from .structure import Operator, Tiled
 
 
 class Attention(Tiled):
@@ -126,6 +127,7 @@ class Attention(Tiled):
         return finite
 
 
+@takes_sequences(q="[B, H, L, E]", k="[B, Hkv, L, E]", attn_mask=("[L, L]", "[H, L, L]", "[B, H, L, L]"))
 def attention(
     q: Tensor,
     k: Tensor,
@@ -136,7 +138,9 @@ def attention(
     window_size: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-) -> Attention:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Causal softmax attention: `T_ij = exp(z_ij) / (sum_{r <= i} exp(z_ir) + exp(sink))`.
 
     Here `z_ij = cap(scale q_i . k_j) + mask_ij`, with the sink's term only if there are sinks. Columns `j > i` are
@@ -153,6 +157,7 @@ def attention(
         window_size: row i sees the columns `i - window_size + 1 .. i` only.
         softcap: scores become `softcap * tanh(scores / softcap)`, before the mask; positive.
         sinks: `[H]`, one more logit a head in the denominator, so that rows sum to less than 1.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

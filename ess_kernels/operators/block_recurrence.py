@@ -8,7 +8,9 @@ from torch.nn.functional import pad
 
 from .._checks import check_bool, check_floating, check_positive_size, check_same_device, check_shape, refuse_complex
 from .blocked import Blocked
-from .structure import StateSpace, Tokens
+from .recurrence import layout_of_transitions
+from .separate import takes_sequences
+from .structure import Operator, StateSpace, Tokens
 
 
 class BlockStateSpace(StateSpace):
@@ -48,7 +50,16 @@ class BlockStateSpace(StateSpace):
         return Tokens(read, write, transition, self.reads_before)
 
 
-def block_recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool) -> Blocked:
+@takes_sequences(A=layout_of_transitions, B="[*batch, L, n, m]", C="[*batch, L, p, n]")
+def block_recurrence(
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    diagonal: bool,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """A linear recurrence with m inputs and p outputs a token: `T_ij = C_i A_{i-1} ... A_{j+1} B_j` for `i > j`, p x m.
 
     It is `x_{t+1} = A_t x_t + B_t u_t`, `y_t = C_t x_t`, as in `recurrence`: the output reads the state before its
@@ -62,6 +73,7 @@ def block_recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool) -> Bloc
         B: `[*batch, L, n, m]`.
         C: `[*batch, L, p, n]`. All float16, bfloat16, float32 or float64.
         diagonal: whether `A` holds the diagonals of diagonal matrices.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

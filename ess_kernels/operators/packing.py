@@ -22,6 +22,7 @@ from .momentum import MomentumStateSpace
 from .rank_one import RankOneStateSpace
 from .recurrence import LinearRecurrence
 from .selective_scan import SelectiveStateSpace
+from .separate import SeparateSequences
 from .shift_register import ShiftRegister
 from .structure import Operator
 
@@ -44,6 +45,9 @@ FAMILIES: dict[str, type[Operator]] = {
     )
 }
 
+# what the description of an operator of separate sequences begins with
+SEQUENCES = "sequences "
+
 
 class Packed(NamedTuple):
     """An operator taken apart.
@@ -62,6 +66,9 @@ class Packed(NamedTuple):
 
 def pack(op: Operator) -> Packed | None:
     """The tensors and numbers of an operator, or None where its class is none of this package's."""
+    if isinstance(op, SeparateSequences):
+        tensors, rest = op.pack()
+        return Packed([None if x is None else x.detach() for x in tensors], SEQUENCES + rest, op.length)
     inner = op.inner
     family = type(inner)
     name = family.__name__
@@ -78,6 +85,8 @@ def _numbers(op: Operator) -> dict[str, Any]:
 
 def unpack(tensors: Sequence[Tensor | None], description: str, length: int) -> Operator:
     """The operator of these tensors and numbers. Its `inputs` are the tensors themselves."""
+    if description.startswith(SEQUENCES):
+        return SeparateSequences.unpack(tensors, description.removeprefix(SEQUENCES), length)
     name, numbers, blocks = ast.literal_eval(description)
     family: Any = FAMILIES[name]
     if "length" in family.NUMBERS:

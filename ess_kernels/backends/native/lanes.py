@@ -9,6 +9,7 @@ from ...engine.cost import Cost
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.staircase import Eliminated
 from ...engine.wanted import Wanted, grouped
+from ...engine.zeros import zero_positions_of
 from ...operators.selective_scan import SelectiveStateSpace
 from ...operators.structure import StateSpace
 from ..sources import source_of
@@ -68,7 +69,7 @@ class NativeLanes(SummingEngine):
         return found
 
     def known_zero(self) -> Tensor:
-        return self.found.nothing()[:, None]
+        return zero_positions_of(self.op, self.heads)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         needed, back = heads.unique(return_inverse=True)

@@ -120,11 +120,6 @@ class Survey:
         self.tokens.set_units(1.0 / units)
         return torch.from_numpy(units[0] * units[1])
 
-    def nothing(self) -> Tensor:
-        """bool `[N]`: whose operator is zero."""
-        read, write = self.peaks
-        return torch.from_numpy((read == 0) | (write == 0))
-
 
 def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey | None]:
     """Which heads of an operator with diagonal transitions kernels can take, bool `[N]`, and those heads' tokens.

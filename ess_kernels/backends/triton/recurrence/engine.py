@@ -26,6 +26,7 @@ from ....engine.staircase import Answer, Eliminated
 from ....engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ....engine.state_space import block_length as exact_block_length
 from ....engine.wanted import Wanted
+from ....engine.zeros import zero_positions_of
 from ....operators.structure import StateSpace, Tokens
 from ...sources import source_of
 from ..runtime import on
@@ -126,7 +127,6 @@ class TritonRecurrence(EliminatingEngine):
     def _run_diagonal(self, read: Tensor, write: Tensor) -> None:
         (read_unit, self.read_inverse), (write_unit, self.write_inverse) = _unit(read), _unit(write)
         self.unit = read_unit * write_unit
-        self.nothing = (read == 0) | (write == 0)
         self.finite = torch.ones_like(self.heads, dtype=torch.bool)
         self.growing = ~self.finite
         self.source = source_of(self.op, self.heads)
@@ -142,7 +142,6 @@ class TritonRecurrence(EliminatingEngine):
 
     def _run_dense(self) -> None:
         tokens, self.unit, self.finite = scaled_tokens(self.op.tokens(self.heads))
-        self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
         blocks = cut(tokens, self.group)
         if tokens.rank_one:
             self.sizes = TokenSizes.of(tokens)
@@ -324,7 +323,7 @@ class TritonRecurrence(EliminatingEngine):
         return _products(F, blocks, Q), shift, growth
 
     def known_zero(self) -> Tensor:
-        return self.nothing[:, None]
+        return zero_positions_of(self.op, self.heads)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """As the PyTorch engine finds them, from QR factors of the recurrence, for the heads that need it."""

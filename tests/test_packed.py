@@ -1,0 +1,449 @@
+"""Packed and padded batches: what the operator test case, which covers every family, cannot know."""
+
+import copy
+import pickle
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+import ess_kernels as ek
+from ess_kernels import aggregate, operators
+from ess_kernels.reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
+from ess_kernels.testing.cases import rand, randn
+
+LENGTHS = [5, 1, 0, 17, 40, 17]
+CU = torch.tensor([0, *LENGTHS]).cumsum(0)
+T = sum(LENGTHS)
+PAIRS = [(int(a), int(b)) for a, b in pairwise(CU)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def gla_inputs(length=T, batch=1, heads=2, n=4):
+    q, k, g = (randn(batch, length, heads, n) for _ in range(3))
+    return q, k, logsigmoid(g)
+
+
+def cut(tensors, start, stop, axis=1):
+    return [x.narrow(axis, start, stop - start) for x in tensors]
+
+
+# --- an operator of the usual kind that is cut by its transitions says the same ---------------------------------------
+
+
+def test_gates_that_empty_the_state_say_the_same():
+    q, k, g = gla_inputs()
+    emptied = g.clone()
+    emptied[:, [a for a, b in PAIRS if a < b]] = -torch.inf
+    packed, whole = operators.gla(q, k, g, cu_seqlens=CU), operators.gla(q, k, emptied)
+    tolerances = [1.0, 1e-1, 1e-3, 1e-6]
+    assert torch.equal(ek.tolerance_ess(packed, tolerances), ek.tolerance_ess(whole, tolerances))
+    torch.testing.assert_close(ek.entropy_ess(packed), ek.entropy_ess(whole), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(packed.dense(), whole.dense(), rtol=1e-12, atol=1e-12)
+
+
+def test_transitions_that_empty_the_state_after_it_is_read_say_the_same():
+    A, B, C = rand(1, T, 4), randn(1, T, 4), randn(1, T, 4)
+    emptied, kept = A.clone(), B.clone()
+    last = [b - 1 for a, b in PAIRS if a < b]
+    emptied[:, last], kept[:, last] = 0, 0
+    packed = operators.recurrence(A, B, C, diagonal=True, cu_seqlens=CU)
+    whole = operators.recurrence(emptied, kept, C, diagonal=True)
+    assert torch.equal(ek.tolerance_ess(packed, [1e-1, 1e-3]), ek.tolerance_ess(whole, [1e-1, 1e-3]))
+    torch.testing.assert_close(packed.dense(), whole.dense(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_diagonal_matrix_says_the_same():
+    q, k = randn(1, 2, T, 4), randn(1, 2, T, 4)
+    seen = torch.block_diag(*[torch.ones(n, n) for n in LENGTHS]).bool()
+    packed, whole = operators.attention(q, k, cu_seqlens=CU), operators.attention(q, k, attn_mask=seen)
+    torch.testing.assert_close(packed.dense(), whole.dense(), rtol=1e-12, atol=1e-14)
+    assert torch.equal(reference_tolerance_ess(packed, 0.05), reference_tolerance_ess(whole, 0.05))
+    assert torch.equal(ek.tolerance_ess(packed, 0.05), ek.tolerance_ess(whole, 0.05))
+
+
+# --- one by one -------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_bit_for_bit_those_of_single_sequences():
+    tensors = gla_inputs()
+    op = operators.gla(*tensors, cu_seqlens=CU)
+    counts, certificate = ek.tolerance_ess(op, [1e-1, 1e-3], certificate=True)
+    entropy, of_entropy = ek.entropy_ess(op, certificate=True)
+    for number, (a, b) in enumerate(PAIRS):
+        one = operators.gla(*cut(tensors, a, b))
+        its, its_certificate = ek.tolerance_ess(one, [1e-1, 1e-3], certificate=True)
+        its_entropy, its_of_entropy = ek.entropy_ess(one, certificate=True)
+        pairs = [(counts, its), *zip(certificate, its_certificate)]
+        pairs += [(entropy, its_entropy), *zip(of_entropy, its_of_entropy)]
+        for found, wanted in pairs:
+            part = ek.split(found, op)[number]
+            assert part.dtype == wanted.dtype
+            assert torch.equal(part, wanted.squeeze(-3)), (number, part, wanted)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "native", "auto"])
+def test_positions_in_any_order(backend):
+    op = operators.gla(*gla_inputs(), cu_seqlens=CU.int())
+    if backend == "native" and not ek.show_config().native:
+        pytest.skip("no compiled kernels")
+    positions = [79, 3, 6, 3, 5, 30, 1, 22, 23, 24, 70]
+    places = torch.tensor(positions) - 1
+    every = ek.tolerance_ess(op, [1e-1, 1e-3], backend=backend)
+    assert torch.equal(ek.tolerance_ess(op, [1e-1, 1e-3], positions=positions, backend=backend), every[..., places])
+    entropy = ek.entropy_ess(op, backend=backend)
+    some = ek.entropy_ess(op, positions, backend=backend)
+    torch.testing.assert_close(some, entropy[..., places], rtol=1e-4, atol=1e-4)
+    values = ek.singular_values(op, positions, backend=backend)
+    wanted = reference_singular_values(op, positions)[..., :4]
+    assert values.shape == (1, 2, 11, 4)
+    torch.testing.assert_close(values, wanted, rtol=1e-12, atol=1e-12)
+    assert ek.tolerance_ess(op, positions=[], backend=backend).shape == (1, 2, 0)
+
+
+def test_attention_with_everything():
+    q, k = randn(1, 4, T, 3), randn(1, 2, T, 3)
+    sinks = randn(4)
+    for mask in (randn(T, T), randn(4, T, T), randn(1, 4, T, T) > -1, randn(1, T), randn(1, 1, T, T)):
+        op = operators.attention(q, k, attn_mask=mask, sinks=sinks, window_size=9, softcap=2.0, cu_seqlens=CU)
+        parts = ek.split(ek.tolerance_ess(op, 0.1), op)
+        for (a, b), part in zip(PAIRS, parts):
+            its = mask[..., a:b, a:b] if mask.shape[-2] > 1 else mask[..., a:b]
+            one = operators.attention(
+                q[:, :, a:b], k[:, :, a:b], attn_mask=its, sinks=sinks, window_size=9, softcap=2.0
+            )
+            assert torch.equal(part, ek.tolerance_ess(one, 0.1)[0])
+
+
+def test_rows_have_runs_of_their_own():
+    index = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 0, 0], [4, 4, 4, 4, 4, 4, 4, 2, 4]], dtype=torch.int32)
+    dt, A, B, C = rand(2, 9, 3), -rand(3), randn(2, 9, 1, 4), randn(2, 9, 1, 4)
+    op = operators.ssd(dt, A, B, C, seq_idx=index, dt_limit=(0.0, float("inf")))
+    parts = ek.split(ek.entropy_ess(op), op)
+    runs = [(0, 0, 3), (0, 3, 7), (0, 7, 9), (1, 0, 7), (1, 7, 8), (1, 8, 9)]
+    assert len(parts) == len(runs)
+    for (row, a, b), part in zip(runs, parts):
+        dt_, B_, C_ = (x[row : row + 1, a:b] for x in (dt, B, C))
+        torch.testing.assert_close(part, ek.entropy_ess(operators.ssd(dt_, A, B_, C_))[0])
+    start, stop = op.sequence_bounds()
+    assert start.tolist() == [[0, 0, 3, 3, 3, 3, 7, 7], [0, 0, 0, 0, 0, 0, 7, 8]]
+    assert stop.tolist() == [[3, 3, 7, 7, 7, 7, 9, 9], [7, 7, 7, 7, 7, 7, 8, 9]]
+    assert op.valid.int().tolist() == [[1, 1, 0, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 0, 0]]
+
+
+def test_every_dimension_of_a_recurrence_shares_boundaries():
+    A, B, C = rand(3, 2, T, 4), randn(3, 2, T, 4), randn(3, 2, T, 4)
+    op = operators.recurrence(A, B, C, diagonal=True, cu_seqlens=CU)
+    counts = ek.tolerance_ess(op)
+    for (a, b), part in zip(PAIRS, ek.split(counts, op)):
+        one = operators.recurrence(*cut((A, B, C), a, b, 2), diagonal=True)
+        assert torch.equal(part, ek.tolerance_ess(one))
+
+
+# --- sizes at the edge ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boundaries", [[0], [0, 0], [0, 0, 0]])
+def test_no_tokens(boundaries):
+    op = operators.gla(*gla_inputs(0), cu_seqlens=torch.tensor(boundaries))
+    assert ek.tolerance_ess(op, [1.0, 0.1]).shape == (2, 1, 2, 0)
+    assert ek.entropy_ess(op).shape == (1, 2, 0)
+    assert [x.shape for x in ek.split(ek.entropy_ess(op), op)] == [(2, 0)] * (len(boundaries) - 1)
+    assert op.dense().shape == (1, 2, 0, 0)
+    assert op.valid.shape == (1, 0)
+
+
+def test_sequences_of_one_token_only():
+    op = operators.gla(*gla_inputs(5), cu_seqlens=torch.arange(6))
+    assert torch.equal(ek.tolerance_ess(op), torch.zeros(1, 2, 4, dtype=torch.int64))
+    assert torch.equal(ek.singular_values(op, [1, 4]), torch.zeros(1, 2, 2, 4, dtype=torch.float64)[..., :1])
+    assert not bool(op.valid.any())
+    assert bool((op.dense().diagonal(dim1=-2, dim2=-1) != 0).all())
+    with pytest.raises(ValueError, match="backend: expected one of"):
+        ek.tolerance_ess(op, backend="nonsense")
+
+
+def test_rows_of_padding_only():
+    mask = torch.tensor([[0] * 6, [0, 1, 1, 1, 0, 0], [1] * 6])
+    q, k, g = gla_inputs(6, batch=3)
+    q[0], k[1, 0] = torch.nan, torch.inf
+    op = operators.gla(q, k, g, attention_mask=mask)
+    counts = ek.tolerance_ess(op)
+    assert bool((counts[0] == 0).all()) and bool((counts[1, :, [0, 3, 4]] == 0).all())
+    assert bool((counts[1, :, 1:3] > 0).all()) and bool((counts[2] > 0).all())
+    assert [x.shape for x in ek.split(counts, op)] == [(2, 0), (2, 2), (2, 5)]
+    assert bool(op.finite(op.all_heads()).all())
+
+
+def test_an_empty_batch():
+    op = operators.gla(*gla_inputs(6, batch=0), attention_mask=torch.ones(0, 6, dtype=torch.bool))
+    assert ek.tolerance_ess(op).shape == (0, 2, 5)
+    assert ek.split(ek.entropy_ess(op), op) == []
+    op = operators.gla(*gla_inputs(6, heads=0), cu_seqlens=torch.tensor([0, 4, 6]))
+    assert ek.tolerance_ess(op).shape == (1, 0, 5)
+    assert [x.shape for x in ek.split(ek.entropy_ess(op), op)] == [(0, 3), (0, 1)]
+
+
+# --- bad data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "native", "auto"])
+def test_bad_data_mark_one_sequence_of_one_head(backend):
+    if backend == "native" and not ek.show_config().native:
+        pytest.skip("no compiled kernels")
+    q, k, g = gla_inputs()
+    clean = operators.gla(q, k, g, cu_seqlens=CU)
+    k = k.clone()
+    k[0, 30, 1, 2] = torch.nan  # of the sequence 23..62
+    op = operators.gla(q, k, g, cu_seqlens=CU)
+    marked = torch.zeros(1, 2, T - 1, dtype=torch.bool)
+    marked[0, 1, 23:62] = True
+    counts, before = ek.tolerance_ess(op, 0.1, backend=backend), ek.tolerance_ess(clean, 0.1, backend=backend)
+    assert torch.equal(counts, torch.where(marked, -1, before))
+    entropy, before = ek.entropy_ess(op, backend=backend), ek.entropy_ess(clean, backend=backend)
+    assert torch.equal(entropy.isnan(), marked) and torch.equal(entropy[~marked], before[~marked])
+    values = ek.singular_values(op, range(1, T), 2, backend=backend)
+    assert torch.equal(values.isnan().all(-1), marked)
+    assert op.finite(op.all_heads()).tolist() == [True, False]
+
+
+def test_a_sequence_that_grows_leaves_the_others_alone():
+    q, k, g = gla_inputs()
+    grown = g.clone()
+    grown[0, 23:63, 1] = 9.0
+    op, before = operators.gla(q, k, grown, cu_seqlens=CU), operators.gla(q, k, g, cu_seqlens=CU)
+    found, wanted = (ek.split(ek.tolerance_ess(x, 0.1), x) for x in (op, before))
+    for number in (0, 1, 2, 3, 5):
+        assert torch.equal(found[number], wanted[number])
+
+
+# --- gradients and graphs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gla", "attention"])
+def test_gradients_are_those_of_single_sequences(family):
+    boundaries = torch.tensor([0, 4, 8, 8, 9, 15])
+    tensors = [x.detach() for x in gla_inputs(15)] if family == "gla" else [randn(1, 2, 15, 3), randn(1, 2, 15, 3)]
+    axis = 1 if family == "gla" else 2
+    leaves, others = ([x.clone().requires_grad_() for x in tensors] for _ in range(2))
+    make = getattr(operators, family)
+    entropy = ek.entropy_ess(make(*leaves, cu_seqlens=boundaries))
+    weights = randn(14)
+    (entropy * weights).sum().backward()
+    for a, b in zip(boundaries.tolist(), boundaries.tolist()[1:]):
+        if b - a > 1:
+            (ek.entropy_ess(make(*cut(others, a, b, axis))) * weights[a : b - 1]).sum().backward()
+    for x, y in zip(leaves, others):
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_numbers_are_checked_inside_of_a_graph():
+    torch._dynamo.reset()
+    function = torch.compile(
+        lambda q, k, g, cu: ek.tolerance_ess(operators.gla(q, k, g, cu_seqlens=cu)), fullgraph=True, backend="aot_eager"
+    )
+    tensors = gla_inputs()
+    assert torch.equal(function(*tensors, CU), ek.tolerance_ess(operators.gla(*tensors, cu_seqlens=CU)))
+    with pytest.raises(ValueError, match="cu_seqlens: expected the number of tokens 80 as its last number, got 79"):
+        function(*tensors, torch.where(CU == T, T - 1, CU))
+
+
+def test_options_cross_the_border_of_a_graph():
+    def everything(dt, A, B, C, index):
+        op = operators.ssd(dt, A, B, C, dt_limit=(-float("inf"), 0.5), seq_idx=index)
+        some = ek.entropy_ess(op, [8, 1, 8]), ek.singular_values(op, (8, 2)), ek.aggregate.cap(op)
+        return [ek.entropy_ess(op), *some, *op.sequence_bounds()]
+
+    torch._dynamo.reset()
+    tensors = rand(2, 9, 3), -rand(3), randn(2, 9, 1, 4), randn(2, 9, 1, 4)
+    index = torch.randint(0, 2, (2, 9))
+    function = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, function(*tensors, index), everything(*tensors, index)))
+
+
+def test_copies():
+    op = operators.gla(*gla_inputs(), cu_seqlens=CU)
+    for again in (copy.deepcopy(op), pickle.loads(pickle.dumps(op))):
+        assert torch.equal(ek.tolerance_ess(again), ek.tolerance_ess(op))
+    with pytest.raises(AttributeError, match="immutable"):
+        op.length = 3
+
+
+# --- what is made of the answers --------------------------------------------------------------------------------------
+
+
+def test_caps_and_shares():
+    op = operators.gla(*gla_inputs(n=4), cu_seqlens=CU)
+    counts = ek.tolerance_ess(op, 1e-9)
+    caps = [[min(i, b - a - i, 4) for i in range(1, b - a)] for a, b in PAIRS]
+    assert [x.tolist() for x in ek.split(aggregate.cap(op).expand(1, 2, -1), op)] == [[c, c] for c in caps]
+    assert aggregate.cap(op, [6, 5, 30]).tolist() == [0, 0, 4]
+    every = [x for one in caps for x in one]
+    shares = aggregate.saturated(counts, op)
+    hits = torch.cat([x >= 0.9 * torch.tensor(c) for x, c in zip(ek.split(counts, op), caps) if c], -1)
+    torch.testing.assert_close(shares[0], hits.double().mean(-1))
+    mean = torch.cat(ek.split(counts, op), -1).double().mean()
+    torch.testing.assert_close(aggregate.average_ess(counts, op=op), mean)
+    torch.testing.assert_close(aggregate.average_ess([counts, 2 * counts], op=op), 1.5 * mean)
+    torch.testing.assert_close(aggregate.total_ess(counts, op=op), 2 * mean)
+    torch.testing.assert_close(
+        aggregate.average_ess(counts[..., [0, 4, 29]], op=op, positions=[1, 5, 30]),
+        counts[..., [0, 29]].double().mean(),
+    )
+    used = aggregate.utilisation(counts, op, "cap")
+    assert torch.equal(used.isnan(), ~op.valid[:, None].expand(1, 2, -1))
+    assert len(every) == int(op.valid.sum())
+    with pytest.raises(ValueError, match="length: expected None beside op, got 80"):
+        aggregate.average_ess(counts, op=op, length=80)
+    with pytest.raises(ValueError, match="ess: expected 79 positions in its last axis, got 3"):
+        aggregate.average_ess(counts[..., :3], op=op)
+
+
+def test_caps_of_rows_that_differ():
+    mask = torch.tensor([[0] * 10 + [1] * 40, [1] * 50])
+    op = operators.attention(randn(2, 3, 50, 4), randn(2, 3, 50, 4), attention_mask=mask)
+    counts = ek.tolerance_ess(op, 1e-6)
+    caps = aggregate.cap(op)
+    assert caps.shape == (2, 1, 49)
+    assert caps[0, 0].tolist() == [0] * 10 + [min(i, 40 - i) for i in range(1, 40)]
+    assert caps[1, 0].tolist() == [min(i, 50 - i) for i in range(1, 50)]
+    assert bool((counts <= caps).all())
+    alone = operators.attention(op.arguments["q"][:1, :, 10:], op.arguments["k"][:1, :, 10:])
+    for function in (aggregate.saturated, aggregate.collapsed):
+        torch.testing.assert_close(function(counts, op)[0], function(counts[:1, :, 10:], alone)[0])
+    found = aggregate.utilisation(counts, op)[0, :, 10:]
+    torch.testing.assert_close(found, aggregate.utilisation(counts[:1, :, 10:], alone)[0])
+    wanted = torch.cat([counts[0, :, 10:].flatten(), counts[1].flatten()]).double().mean()
+    torch.testing.assert_close(aggregate.average_ess(counts, op=op), wanted)
+    with pytest.raises(ValueError, match=r"ess: expected shape \[..., 2, H, 49\], got \[3, 49\]"):
+        aggregate.utilisation(counts[0], op)
+
+
+def test_any_operator_has_bounds():
+    op = operators.gla(*gla_inputs(7, batch=3))
+    start, stop = op.sequence_bounds()
+    assert start.dtype == stop.dtype == torch.int64
+    assert torch.equal(start, torch.zeros(3, 6, dtype=torch.int64)) and torch.equal(stop, torch.full((3, 6), 7))
+    assert op.valid.shape == (3, 6) and bool(op.valid.all())
+    assert operators.convolution(randn(5, 7)).valid.shape == (1, 6)
+    counts = ek.tolerance_ess(op)
+    assert all(map(torch.equal, ek.split(counts, op), counts))
+    T = randn(7, 7)
+    assert torch.equal(ek.split(ek.tolerance_ess(T), T)[0], ek.tolerance_ess(T))
+
+
+def test_split_refuses_other_shapes():
+    op = operators.gla(*gla_inputs(), cu_seqlens=CU)
+    with pytest.raises(ValueError, match=r"result: expected shape \[..., 1, 2, 79\], got \[2, 79\]"):
+        ek.split(torch.zeros(2, 79), op)
+    with pytest.raises(TypeError, match="result: expected a tensor, got list"):
+        ek.split([1], op)
+
+
+def test_plots_draw_the_cap_of_each_sequence():
+    pytest.importorskip("matplotlib")
+    from ess_kernels.analysis.plots import Curves, plot_ess
+
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    for marks in ({"cu_seqlens": torch.tensor([0, 2, 6])}, {"attention_mask": mask}):
+        op = operators.gla(*gla_inputs(6, batch=1 + ("attention_mask" in marks)), **marks)
+        cap = aggregate.cap(op)
+        entropy, counts = ek.entropy_ess(op), ek.tolerance_ess(op, [1e-3])
+        figure = plot_ess([Curves("", cap, entropy.flatten(0, 1), counts.flatten(1, 2))], [1e-3])
+        lines = figure.axes[0].lines
+        drawn = [line.get_ydata().tolist() for line in lines if line.get_linestyle() == "--"]
+        assert sorted(drawn) == sorted(cap.reshape(-1, 5).tolist())
+        assert len(lines[0].get_xdata()) == int(op.valid.any(0).sum())
+
+
+@pytest.mark.parametrize("family", ["gla", "attention"])
+def test_randomized(family):
+    tensors = gla_inputs() if family == "gla" else (randn(1, 2, T, 4), randn(1, 2, T, 4))
+    op = getattr(operators, family)(*tensors, cu_seqlens=CU)
+    found = ek.randomized_ess(op, range(1, T), atol=[0.1, 1e-3], rank=30)
+    wanted = ek.tolerance_ess(op, [0.1, 1e-3])
+    assert torch.equal(found.count[found.certified], wanted[found.certified])
+    outside = ~op.valid[0]
+    assert bool(found.certified[..., outside].all()) and not bool(found.error[..., outside].any())
+    assert float(found.certified.double().mean()) > 0.9
+    assert ek.randomized_ess(op, [5, 3]).count.shape == (1, 2, 2)
+
+
+def test_reference_functions_take_lists():
+    op = operators.gla(*gla_inputs(), cu_seqlens=CU)
+    counts = reference_tolerance_ess(op, [1e-1, 1e-3], [0.0, 0.1], positions=[3, 9, 5])
+    assert counts.shape == (2, 1, 2, 3)
+    assert torch.equal(counts[0], reference_tolerance_ess(op, 1e-1, positions=[3, 9, 5]))
+    assert torch.equal(reference_entropy_ess(op, [3, 9, 5]), reference_entropy_ess(op)[..., [2, 8, 4]])
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+MASK = torch.ones(1, T, dtype=torch.int64)
+HOLES = MASK.clone().index_fill_(1, torch.tensor([5]), 0)
+REFUSED = [
+    ({"cu_seqlens": CU, "attention_mask": MASK}, ValueError, "attention_mask: expected None beside cu_seqlens, got"),
+    ({"cu_seqlens": CU.tolist()}, TypeError, "cu_seqlens: expected a tensor of integers, got list"),
+    ({"cu_seqlens": CU.double()}, TypeError, "cu_seqlens: expected int32 or int64, got torch.float64"),
+    ({"cu_seqlens": CU.bool()}, TypeError, "cu_seqlens: expected int32 or int64, got torch.bool"),
+    ({"cu_seqlens": CU[None]}, ValueError, "cu_seqlens: expected one axis [N + 1], from 0 to the total, got shape"),
+    ({"cu_seqlens": CU[:0]}, ValueError, "cu_seqlens: expected one axis [N + 1], from 0 to the total, got shape [0]"),
+    ({"cu_seqlens": CU[1:]}, ValueError, "cu_seqlens: expected 0 as its first number, got 5"),
+    ({"cu_seqlens": CU[:-1]}, ValueError, "cu_seqlens: expected the number of tokens 80 as its last number, got 63"),
+    ({"cu_seqlens": 2 * CU}, ValueError, "cu_seqlens: expected the number of tokens 80 as its last number, got 160"),
+    (
+        {"cu_seqlens": torch.tensor([0, 9, 8, T])},
+        ValueError,
+        "cu_seqlens: expected numbers that do not decrease, got 8",
+    ),
+    ({"cu_seqlens": CU.to("meta")}, ValueError, "cu_seqlens: expected q's device cpu, got meta"),
+    (
+        {"attention_mask": HOLES},
+        ValueError,
+        "attention_mask: expected one run of ones in each row, got ones with zeros",
+    ),
+    ({"attention_mask": 2 * MASK}, ValueError, "attention_mask: expected ones and zeros, got [2]"),
+    (
+        {"attention_mask": MASK.double()},
+        TypeError,
+        "attention_mask: expected bool or int32 or int64, got torch.float64",
+    ),
+    ({"attention_mask": MASK[0]}, ValueError, "attention_mask: expected shape [B, T] = [1, 80], got [80]"),
+    ({"attention_mask": MASK[:, 1:]}, ValueError, "attention_mask: expected shape [B, T] = [1, 80], got [1, 79]"),
+    (
+        {"attention_mask": MASK.expand(2, -1)},
+        ValueError,
+        "attention_mask: expected shape [B, T] = [1, 80], got [2, 80]",
+    ),
+    ({"attention_mask": MASK.to_sparse()}, TypeError, "attention_mask: expected a strided tensor"),
+]
+
+
+@pytest.mark.parametrize("marks, error, message", REFUSED, ids=[f"{n} {m[2][:60]}" for n, m in enumerate(REFUSED)])
+def test_refused(marks: dict[str, Tensor], error, message):
+    with pytest.raises(error) as caught:
+        operators.gla(*gla_inputs(), **marks)
+    assert str(caught.value).startswith(message)
+
+
+def test_refused_for_several_rows():
+    with pytest.raises(ValueError, match="cu_seqlens: expected one row of packed tokens, B = 1, got B = 2"):
+        operators.gla(*gla_inputs(batch=2), cu_seqlens=CU)
+    with pytest.raises(ValueError, match=r"seq_idx: expected shape \[B, T\] = \[2, 9\], got \[1, 9\]"):
+        operators.ssd(rand(2, 9, 3), -rand(3), randn(2, 9, 1, 4), randn(2, 9, 1, 4), seq_idx=torch.zeros(1, 9).int())
+    with pytest.raises(TypeError, match=r"seq_idx: expected int32 or int64, got torch\.bool"):
+        operators.short_convolution(randn(2, 3), 9, seq_idx=torch.zeros(1, 9).bool())
+    with pytest.raises(TypeError, match="seq_idx"):
+        operators.gla(*gla_inputs(), seq_idx=CU)  # gla has no such argument
+
+
+def test_other_arguments_are_checked_first():
+    q, k, g = gla_inputs()
+    with pytest.raises(ValueError, match="g: expected shape"):
+        operators.gla(q, k, g[:, 1:], cu_seqlens=CU)
