@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .. import operators as ops
 from ..operators import Operator
-from .cases import INF, case, powers, rand, randn
+from .registry import INF, case, powers, rand, randn
 
 
 def _with_resets(g: Tensor) -> Tensor:
