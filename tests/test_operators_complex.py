@@ -222,7 +222,7 @@ def test_phases_do_not_drift():
     A = torch.polar(torch.ones(5).double(), torch.tensor(angles).double())
     op = operators.recurrence(A, torch.ones_like(A), torch.ones_like(A), diagonal=True, length=L)
     tokens = op.tokens(op.all_heads())
-    found = torch.complex(tokens.read[0, -1, :5], -tokens.read[0, -1, 5:])
+    found = torch.complex(tokens.read[0, -1, :5], tokens.read[0, -1, 5:])
     with mpmath.workdps(40):
         exact = [mpmath.mpc(complex(a)) ** (L - 1) for a in A]
         exact = torch.tensor([complex(x / abs(x)) for x in exact], dtype=torch.complex128)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_layout, check_positive_size, check_same_device, check_shape, integer
-from .complex_states import ComplexRecurrence, times
+from .complex_states import ComplexRecurrence, Pair
 from .finiteness import finite_or_nan
 
 
@@ -42,8 +42,7 @@ def s4d(log_dt: Tensor, log_A_real: Tensor, A_imag: Tensor, C: Tensor, length: i
     rates = torch.complex(dt * -finite_or_nan(log_A_real.double()).exp(), dt * A_imag.double())
     nonzero = torch.where(rates == 0, 1.0, rates)
     hold = torch.where(rates == 0, 1.0, torch.expm1(nonzero) / nonzero)  # in steps
-    gain = torch.complex(2 * dt * hold.real, 2 * dt * hold.imag)
-    read = times(C.to(torch.complex128), gain)
+    read = Pair.of(C).times(Pair.of(hold).each(lambda x: 2 * dt * x)).complex()
     return ComplexRecurrence(
         rates.exp(),
         torch.ones_like(read),
