@@ -34,8 +34,8 @@ extern "C" {
  *   lookup_decayed            not 0: a_t = d_t * lookup, what the token's own decay has left is looked up; 0: a_t =
  *                             lookup
  *
- * No number may be NaN, none but a logarithmic gate infinite, and no transition larger than 1 in magnitude: kernels
- * check pointers and sizes, not values. */
+ * No number may be NaN, none but a logarithmic gate infinite, and without lookups no transition larger than 1 in
+ * magnitude: kernels check pointers and sizes, not values. */
 typedef struct {
     int64_t heads, length, states;
     const double *const *read;
