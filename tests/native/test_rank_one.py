@@ -14,8 +14,11 @@ from native_recurrence import Native, some_tokens
 import ess_kernels as ek
 from ess_kernels.backends.native import abi, call
 from ess_kernels.backends.native.memory import aligned
+from ess_kernels.backends.native.recurrence import NativeRecurrence
 from ess_kernels.engine.blocks import block_parts, cut
+from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.lost import transition_squares
+from ess_kernels.engine.state_space import Recurrence
 from ess_kernels.operators.rank_one import RankOneStateSpace
 from ess_kernels.testing import assert_close
 from ess_kernels.testing.cases import matrix_of, randn
@@ -74,6 +77,17 @@ def test_norms(level, kind, scale):
     plain = replace(tokens, lookup=tokens.lookup / scale, update=tokens.updates * scale)
     expected = transition_squares(cut(plain, 16)) ** 0.25
     assert_close("norms", native.array("norms"), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["delta after", "rank one before"])
+def test_lost(level, kind):
+    """What rounding in the states may have taken is what PyTorch says of the same blocks."""
+    tokens = some_tokens(kind, n=16)
+    op = RankOne(tokens)
+    mine = NativeRecurrence(op, op.all_heads(), None, 16, Cost())
+    theirs = Recurrence(tokens, 16, Cost())
+    assert not bool(mine.growing.any())
+    assert_close("lost", mine._lost(1)[:, 0] * mine.unit, theirs._lost(1)[:, 0] * theirs.unit, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("updates", [False, True], ids=["no updates", "updates"])
@@ -234,3 +248,22 @@ def test_heads_that_grow():
     counts, certificate = ek.tolerance_ess(op, 1e-3, backend="native", certificate=True)
     assert torch.equal(counts, ek.tolerance_ess(op, 1e-3, backend="reference"))
     assert not bool(certificate.unresolved.any())
+
+
+@pytest.mark.parametrize("updates", [False, True], ids=["no updates", "updates"])
+@pytest.mark.parametrize("read, write", [(300, -400), (-500, 100), (200, 500)])
+def test_powers_of_two_change_no_bit(level, updates, read, write):
+    """Units are taken out of reads and writes; what a token takes away goes with its write, unless it is given."""
+    tokens = some_tokens("rank one after" if updates else "delta after", length=90, n=24)
+    scaled = replace(tokens, read=tokens.read * 2.0**read, write=tokens.write * 2.0**write)
+    if not updates:
+        scaled = replace(scaled, lookup=tokens.lookup * 2.0**-write)
+    unit = 2.0 ** (read + write)
+    op, other = RankOne(tokens), RankOne(scaled)
+    for atol in (1e-1, 1e-4, 1e-9):
+        expected, certificate = ek.tolerance_ess(op, atol, backend="native", certificate=True)
+        found, same = ek.tolerance_ess(other, atol * unit, backend="native", certificate=True)
+        assert_same_bits([found, same.width, same.unresolved], [expected, certificate.width, certificate.unresolved])
+    values, scaled_values = (ek.singular_values(x, range(1, 90, 7), backend="native") for x in (op, other))
+    assert_same_bits(scaled_values / unit, values)
+    assert_same_bits(ek.entropy_ess(other, backend="native"), ek.entropy_ess(op, backend="native"))

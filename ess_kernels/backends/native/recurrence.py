@@ -179,47 +179,58 @@ class NativeRecurrence(SummingEngine):
 
     def _look_at_parts(self) -> None:
         """Finds heads that grow: no product of their transitions may be too large for kernels."""
-        size = {name: largest(x) for name, x in self.parts.arrays.items() if name not in ("Q", "norms")}
-        # The tiles of Q above its diagonal are undefined. Q is semidefinite: its largest entry is on the diagonal.
-        n = self.parts.structure.n
-        size["Q"] = self.parts.arrays["Q"].view(-1, n, n).diagonal(dim1=1, dim2=2).reshape(len(self.heads), -1).amax(1)
-        entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
-        supported = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
-        supported &= held_in_kernels(self._peaks).all(0)
+        arrays, squares = self.parts.arrays, self._squares
+        # norms of blocks, which are needed anyway, are bounds of their entries that mostly do
+        bounds = {name: x.amax(1).sqrt() for name, x in squares.items()}
+        exact = {name: largest(arrays[name]) for name in ("Y", "Phi")}
+        supported = self._supported(bounds | exact)
+        if not bool(supported.all()):
+            # The tiles of Q above its diagonal are undefined. Q is semidefinite: its largest entry is on the diagonal.
+            exact["Q"] = self._seen.flatten(1).amax(1)
+            supported = self._supported(exact | {name: largest(arrays[name]) for name in ("X", "Z", "F")})
         growing = (self.finite & ~supported).nonzero()[:, 0]
         if len(growing):
             # NaN or infinity in a transition has reached the parts of its block: such a head is not growing, it is bad
             self.finite[growing] = self.op.finite(self.heads[growing])
         self.growing = self.finite & ~supported
         if not bool(supported.all()):
-            for x in self.parts.arrays.values():
+            for x in (*arrays.values(), *squares.values()):
                 x[~supported] = 0.0
+
+    def _supported(self, size: dict[str, Tensor]) -> Tensor:
+        """bool `[N]`: whether kernels can take heads of which the entries of each array are so large at most."""
+        entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
+        supported = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
+        return supported & held_in_kernels(self._peaks).all(0)
+
+    @property
+    def _seen(self) -> Tensor:
+        """The diagonals of the observability Gramians, `[N, B, n]`."""
+        n = self.parts.structure.n
+        return self.parts.arrays["Q"].view(len(self.heads), -1, n, n).diagonal(dim1=2, dim2=3)
+
+    @cached_property
+    def _squares(self) -> dict[str, Tensor]:
+        """Squared Frobenius norms by block, `[N, B]`; of Q, which is a square itself, the trace."""
+        shape = len(self.heads), self.parts.structure.blocks, -1
+        squares = {name: self.parts.arrays[name].view(shape).square().sum(-1) for name in ("F", "Z", "X")}
+        return squares | {"Q": self._seen.sum(-1)}
 
     def _lost(self, span: int) -> Tensor:
         if self.op.diagonal:
             return self.tokens.lost(span)
-        arrays, n = self.parts.arrays, self.parts.structure.n
-        N = len(self.heads)
-
-        def by_block(x: Tensor) -> Tensor:
-            return x.view(N, self.parts.structure.blocks, -1).square().sum(-1)
-
-        lost = lost_in_dense_states(
-            by_block(arrays["F"]),
-            by_block(arrays["Z"]),
-            arrays["Q"].view(N, -1, n, n).diagonal(dim1=-2, dim2=-1).sum(-1),
-            by_block(arrays["X"]),
-            # a substitution's errors pass through two updates: see `engine.lost.transition_squares`
-            arrays["norms"].pow(4 if self.op.rank_one else 2),
-            self.group,
-        )
+        squares, norms = self._squares, self.parts.arrays["norms"]
+        # a substitution's errors pass through two updates: see `engine.lost.transition_squares`
+        transitions = norms.pow(4 if self.op.rank_one else 2)
+        F, Z, Q, X = (squares[name] for name in ("F", "Z", "Q", "X"))
+        lost = lost_in_dense_states(F, Z, Q, X, transitions, self.group)
         return lost.expand(-1, -(-self.length // span))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         if float(tau.min()) > FAR_DOWN:
             return None
         N, n = len(self.heads), self.parts.structure.n
-        mass = self.parts.arrays["Q"].view(N, -1, n, n).diagonal(dim1=2, dim2=3)
+        mass = self._seen
         # the last writes of a block, seen from its right edge: their squares are on the diagonal of what is eliminated
         writes = self.parts.arrays["Z"].view(N, -1, self.group, n)
         return EPS * (writes.square() @ mass[..., None]).amax((2, 3))[:, None] / tau.square()
