@@ -150,17 +150,39 @@ struct ScaledNorm {
     }
 };
 
-// A bound of the norms of the block's transitions: the largest max |d| + |a| |b|; NaN where a number is none.
-inline double largest_rank_one(const BlockTokens &tokens) {
+inline double plain_norm(const double *x, int64_t n) {
+    V sum{};
+    for (int64_t i = 0; i < n; i += W) sum += load(x + i) * load(x + i);
+    return std::sqrt(horizontal_sum(sum));
+}
+
+// How much each token of the block does at most, four numbers a token: the norms of its read and write, a bound of the
+// 2-norm of its transition A = diag(d) - b a^T, and one of the terms of which that is made, (max |d| + |a| |b|)
+// (1 + |a| |b|). A^T A = D^2 + v a^T + a v^T with v = |b|^2 a / 2 - D b, of which the last two have the eigenvalue
+// a.v + |a| |v|. With a and b in units of their largest entries no square overflows.
+inline void token_sizes(const BlockTokens &tokens, double *sizes) {
     const int64_t n = tokens.n;
-    double largest = 0;
-    for (int64_t t = 0; t < tokens.c; t++) {
-        V decay{};
-        for (int64_t i = t * n; i < (t + 1) * n; i += W) decay = max(decay, abs(load(tokens.factor + i)));
-        const ScaledNorm a(tokens.lookup + t * n, n), b(tokens.replace + t * n, n);
-        largest = max(largest, horizontal_max(decay) + a.peak * b.peak * (a.norm * b.norm));
+    for (int64_t t = 0; t < tokens.c; t++, sizes += 4) {
+        const double *d = tokens.factor + t * n, *a = tokens.lookup + t * n, *b = tokens.replace + t * n;
+        const ScaledNorm lookup(a, n), update(b, n);
+        const double product = lookup.peak * update.peak;
+        const V a_unit = all(lookup.peak == 0 ? 0.0 : 1 / lookup.peak);
+        const V b_unit = all(update.peak == 0 ? 0.0 : 1 / update.peak);
+        const V half = all(product * update.norm * update.norm / 2);
+        V largest{}, along{}, square{};
+        for (int64_t i = 0; i < n; i += W) {
+            const V decay = load(d + i), x = load(a + i) * a_unit, v = half * x - decay * (load(b + i) * b_unit);
+            largest = max(largest, abs(decay));
+            along += x * v;
+            square += v * v;
+        }
+        const double decay = horizontal_max(largest), terms = product * (lookup.norm * update.norm);
+        const double more = product * (horizontal_sum(along) + lookup.norm * std::sqrt(horizontal_sum(square)));
+        sizes[0] = plain_norm(tokens.read + t * n, n);
+        sizes[1] = plain_norm(tokens.write + t * n, n);
+        sizes[2] = std::sqrt(decay * decay + larger(more, 0.0));
+        sizes[3] = (decay + terms) * (1 + terms);
     }
-    return largest;
 }
 
 } // namespace

@@ -17,7 +17,7 @@ from ess_kernels.backends.native.memory import aligned
 from ess_kernels.backends.native.recurrence import NativeRecurrence
 from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.cost import Cost
-from ess_kernels.engine.lost import transition_squares
+from ess_kernels.engine.lost_rank_one import TokenSizes
 from ess_kernels.engine.state_space import Recurrence
 from ess_kernels.operators.rank_one import RankOneStateSpace
 from ess_kernels.testing import assert_close
@@ -63,20 +63,24 @@ def test_parts(level, name, updates, before, c):
             assert error <= PRECISION * wanted.abs().max().clamp_min(NOTHING), part
 
 
-@pytest.mark.parametrize("kind", ["delta after", "rank one before"])
-@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
-def test_norms(level, kind, scale):
+@pytest.mark.parametrize(
+    "kind, scale",
+    [("delta after", 1.0), ("rank one before", 1.0), ("rank one before", 1e-200), ("rank one after", 1e200)],
+)
+def test_sizes_of_tokens(level, kind, scale):
     """The norms of lookups and updates may be far apart."""
-    tokens = some_tokens(kind, n=16)
-    tokens = replace(tokens, lookup=tokens.lookup * scale)
-    if tokens.update is None:
-        tokens = replace(tokens, write=tokens.write / scale)
-    else:
-        tokens = replace(tokens, update=tokens.update / scale)
+    plain = some_tokens(kind, n=16)
+    tokens = plain
+    if scale != 1:
+        tokens = replace(plain, lookup=plain.lookup * scale, update=plain.update / scale)
     native = Native(tokens, 16)
-    plain = replace(tokens, lookup=tokens.lookup / scale, update=tokens.updates * scale)
-    expected = transition_squares(cut(plain, 16)) ** 0.25
-    assert_close("norms", native.array("norms"), expected, rtol=1e-13)
+    found = native.array("norms").flatten(1).unflatten(1, (-1, 4))[:, : tokens.read.shape[1]].unbind(-1)
+    wanted = TokenSizes.of(plain)
+    for name, x, y in zip(TokenSizes._fields, found, wanted):
+        # beside zero what is left of a norm is rounding, of which the root is taken
+        assert_close(name, x / y.amax(), y / y.amax(), rtol=1e-7 if name == "norm" else 1e-13)
+    exact = torch.linalg.matrix_norm(plain.matrices(), 2)
+    assert bool((found[2] >= exact * (1 - 1e-12)).all())
 
 
 @pytest.mark.parametrize("kind", ["delta after", "rank one before"])

@@ -11,12 +11,14 @@ from ...caching import cached_property
 from ...engine.certainty import EPS
 from ...engine.cost import Cost
 from ...engine.lost import lost_in_dense_states
+from ...engine.lost_rank_one import TokenSizes, lost_in_rank_one_states
 from ...engine.quadrature import Estimate, Quadrature
-from ...engine.scaling import largest
+from ...engine.scaling import largest, power_of_two
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
-from ...engine.wanted import Wanted
+from ...engine.wanted import Wanted, grouped
+from ...engine.zeros import zero_positions_of
 from ...operators.structure import StateSpace, Tokens
 from ..sources import held_in_kernels, source_of, source_of_tokens
 from . import abi, call, memory, spectra
@@ -85,7 +87,7 @@ class Parts:
         sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
         # all of these sizes are multiples of a cache line; `norms` need not be, and comes last
         if not diagonal:
-            sizes["norms"] = 1
+            sizes["norms"] = 4 * c if kind == RANK_ONE else 1
         self._sizes = {name: heads * blocks * size for name, size in sizes.items()}
         self._memory = memory.borrow(PARTS, sum(self._sizes.values()))
         addresses, address = {}, self._memory.data_ptr()
@@ -219,12 +221,22 @@ class NativeRecurrence(SummingEngine):
     def _lost(self, span: int) -> Tensor:
         if self.op.diagonal:
             return self.tokens.lost(span)
-        squares, norms = self._squares, self.parts.arrays["norms"]
-        # a substitution's errors pass through two updates: see `engine.lost.transition_squares`
-        transitions = norms.pow(4 if self.op.rank_one else 2)
-        F, Z, Q, X = (squares[name] for name in ("F", "Z", "Q", "X"))
-        lost = lost_in_dense_states(F, Z, Q, X, transitions, self.group)
+        F, Q = self._squares["F"], self._squares["Q"]
+        if self.op.rank_one:
+            lost = lost_in_rank_one_states(self._sizes, F, Q, self.group, self.op.reads_before, span)
+            return lost[:, : -(-self.length // span)]
+        assert self._matrices is not None
+        written, read = (
+            grouped(power_of_two(tokens)[0].square().sum(-1), self.group).sum(-1) + self._squares[name]
+            for tokens, name in ((self._matrices.write, "Z"), (self._matrices.read, "X"))
+        )
+        lost = lost_in_dense_states(F, written, Q, read, self.parts.arrays["norms"].square(), self.group)
         return lost.expand(-1, -(-self.length // span))
+
+    @cached_property
+    def _sizes(self) -> TokenSizes:
+        """Of rank-one transitions, `[N, B c]`."""
+        return TokenSizes(*self.parts.arrays["norms"].view(len(self.heads), -1, 4).unbind(-1))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         if float(tau.min()) > FAR_DOWN:
@@ -269,8 +281,7 @@ class NativeRecurrence(SummingEngine):
         return Estimate(ess, bound, total * self._spread(unit))
 
     def known_zero(self) -> Tensor:
-        assert self._found is not None
-        return self._found.nothing()[:, None]
+        return zero_positions_of(self.op, self.heads)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Scaled singular values `[Q, n]`, descending, zero beyond the rank's cap, from triangular roots."""
