@@ -27,6 +27,7 @@ from .dense import as_operator, dense
 from .hgrn import hgrn, hgrn2, rg_lru
 from .linear_attention import gla, gla_s6, lightning_attention, linear_attention, retention, simple_gla, wla
 from .low_rank import dplr_delta_rule, iplr_delta_rule, rwkv7
+from .lti import lti
 from .mamba3 import mamba3
 from .mesa import mesa_net
 from .mlstm import mlstm
@@ -74,6 +75,7 @@ __all__ = [
     "lightnet",
     "lightning_attention",
     "linear_attention",
+    "lti",
     "mamba3",
     "mesa_net",
     "mlstm",

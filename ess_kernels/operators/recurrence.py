@@ -57,6 +57,12 @@ class LinearRecurrence(StateSpace):
         read, write, transition = (self.by_token(x, heads) for x in (self.C, self.B, self.A))
         return Tokens(read, write, transition, self.reads_before)
 
+    def one_period(self, heads: Tensor) -> Tokens | None:
+        if not self.constant:
+            return None
+        read, write, transition = (self.take(x, heads).double()[:, None] for x in (self.C, self.B, self.A))
+        return Tokens(read, write, transition, self.reads_before)
+
     def by_token(self, x: Tensor, heads: Tensor) -> Tensor:
         """`A`, `B` or `C` of some heads, float64 `[N, L, ...]`."""
         mine = self.take(x, heads).double()

@@ -281,6 +281,10 @@ class StateSpace(Operator):
     def tokens(self, heads: Tensor) -> Tokens:
         """The recurrence of some heads, upcast to float64. Bad data must stay visible as non-finite numbers."""
 
+    def one_period(self, heads: Tensor) -> Tokens | None:
+        """The first tokens, after which all others repeat as often as they fit; None where tokens do not repeat."""
+        return None
+
     def finite(self, heads: Tensor) -> Tensor:
         return self.tokens(heads).finite()
 
