@@ -63,6 +63,7 @@ class TestComplexReads(TestComplexRecurrence):
 
 class TestConstantComplexRecurrence(TestComplexRecurrence):
     options = {"diagonal": True, "length": 9}
+    has_rows = False
     lengths = (9,)
 
     def make_inputs(self, length):
