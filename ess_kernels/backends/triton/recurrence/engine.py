@@ -31,7 +31,7 @@ from ....operators.structure import StateSpace, Tokens
 from ...sources import source_of
 from ..runtime import on
 from ..staircase.descent import Roots, descend
-from . import parts, scans, small, weights
+from . import parts, rank_one, scans, small, weights
 from .boundary import Outside, eliminate
 from .roots import EPS, pivoted_roots, shifted_roots
 from .roots import shift as root_shift
@@ -53,10 +53,15 @@ def block_length(n: int) -> int:
     return 16 if n <= 16 else 32 if n <= 64 else 64
 
 
-def bytes_per_head(length: int, n: int) -> int:
-    """What one head needs while it is in work: two Gramians of every block and, but for small states, its parts."""
+def bytes_per_head(length: int, n: int, rank_one: bool = False) -> int:
+    """What one head needs while it is in work: two Gramians of every block and, but for small states, its parts.
+
+    With rank-one terms also its tokens, the products of their transitions, and the squares that Gramians are sums of.
+    """
     n, c = parts.padded(n), block_length(n)
-    of_block = 2 * n * n + (0 if n == 16 else 2 * c * n + c * c + n)
+    of_block = 2 * n * n + (0 if n == 16 and not rank_one else 2 * c * n + c * c + n)
+    if rank_one:
+        of_block += 3 * n * n + 8 * c * n
     return 8 * (-(-length // c) * of_block + 4 * length)
 
 
@@ -143,19 +148,9 @@ class TritonRecurrence(EliminatingEngine):
     def _run_dense(self) -> None:
         tokens, self.unit, self.finite = scaled_tokens(self.op.tokens(self.heads))
         blocks = cut(tokens, self.group)
-        if tokens.rank_one:
-            self.sizes = TokenSizes.of(tokens)
-        else:
-            # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
-            self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
-        built = block_parts(blocks)
-        self.squares = squares(blocks.write, built.Z), squares(blocks.read, built.X)
-        padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
-
-        def padded(x: Tensor, axes: int) -> Tensor:
-            return torch.nn.functional.pad(x.flatten(0, 1), (0, padding) * axes).contiguous()
-
-        self.blocks = Blocks(padded(built.X, 1), built.Y.flatten(0, 1), padded(built.Z, 1), padded(built.Phi, 2))
+        # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
+        self.transition_squares = transition_squares(blocks)
+        self.blocks = rank_one.build(tokens, self.group) if tokens.rank_one else _dense_parts(blocks)
         self.P, self.Q = scans.gramians_in_torch(self.blocks, len(self.heads))
         pieces = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.P, self.Q)
         sizes = torch.stack([largest(x.reshape(len(self.heads), -1)) for x in pieces])
@@ -337,6 +332,17 @@ def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """A power of two near each magnitude, one where it is zero, and its inverse."""
     unit = power_of_two(magnitude[:, None])[1]
     return unit, 1 / unit
+
+
+def _dense_parts(cut_tokens: Tokens) -> Blocks:
+    """Parts of blocks whose transitions are matrices, by PyTorch: items in a row, states padded as kernels want them."""
+    built = block_parts(cut_tokens)
+    padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
+
+    def padded(x: Tensor, axes: int) -> Tensor:
+        return torch.nn.functional.pad(x.flatten(0, 1), (0, padding) * axes).contiguous()
+
+    return Blocks(padded(built.X, 1), built.Y.flatten(0, 1), padded(built.Z, 1), padded(built.Phi, 2))
 
 
 def _products(F: Tensor, blocks: Blocks, Q: Tensor) -> Outside:

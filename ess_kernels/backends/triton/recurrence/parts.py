@@ -10,6 +10,7 @@ ulp times `c`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +24,9 @@ from ..compilation import Variant
 from ..launches import Launch
 from .arguments import KINDS, arguments_of
 from .tokens import at_block, inner16, load16, widened
+
+# padded state sizes and tokens a block that kernels are compiled for ahead of time
+SIZES = ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64))
 
 
 @triton.jit
@@ -133,8 +137,13 @@ def build_in_torch(tokens: Tokens, c: int) -> Blocks:
 
 def variants() -> Iterator[Variant]:
     for kind, (arguments, flags) in KINDS.items():
-        for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
-            out = dict.fromkeys(("X", "Z", "PHI", "Y"), "*fp64") | {"blocks": "i32"}
-            constants = {"n": n, "N": n, "c": c, "W": 16} | flags
-            heavy = flags["RATED"] or flags["BEFORE"]
-            yield Variant(f"parts {kind} n={n} c={c}", parts_kernel, arguments | out, constants, launch(n, heavy))
+        yield from variants_of(kind, arguments, flags)
+
+
+def variants_of(kind: str, arguments: dict[str, str], flags: dict[str, Any]) -> Iterator[Variant]:
+    """The block builder for one kind of sources, at all sizes."""
+    for n, c in SIZES:
+        out = dict.fromkeys(("X", "Z", "PHI", "Y"), "*fp64") | {"blocks": "i32"}
+        constants = {"n": n, "N": n, "c": c, "W": 16} | flags
+        heavy = flags["RATED"] or flags["BEFORE"]
+        yield Variant(f"parts {kind} n={n} c={c}", parts_kernel, arguments | out, constants, launch(n, heavy))
