@@ -42,6 +42,8 @@ BLOCK_WORKSPACE = 1 << 29
 FEWEST_BLOCKS = 512
 # bytes of staircase nodes in work at once
 NODE_WORKSPACE = 1 << 30
+# bytes of tokens with rank-one terms in work at once, beside the parts that are made of them
+TOKEN_WORKSPACE = 1 << 29
 # bytes of tokens from which, at a time, is found what rounding errors took from states
 LOST_WORKSPACE = 1 << 28
 # tokens of the smallest spans in that search
@@ -56,12 +58,12 @@ def block_length(n: int) -> int:
 def bytes_per_head(length: int, n: int, rank_one: bool = False) -> int:
     """What one head needs while it is in work: two Gramians of every block and, but for small states, its parts.
 
-    With rank-one terms also its tokens, the products of their transitions, and the squares that Gramians are sums of.
+    With rank-one terms also the products of their transitions.
     """
     n, c = parts.padded(n), block_length(n)
     of_block = 2 * n * n + (0 if n == 16 and not rank_one else 2 * c * n + c * c + n)
     if rank_one:
-        of_block += 3 * n * n + 8 * c * n
+        of_block += n * n
     return 8 * (-(-length // c) * of_block + 4 * length)
 
 
@@ -112,7 +114,7 @@ class _Work:
 class TritonRecurrence(EliminatingEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with Gramians at all edges.
 
-    Heads that are `growing` `[N]` (only dense transitions can be) are left to another engine.
+    Heads that are `growing` `[N]` (only transitions that are not diagonal can be) are left to another engine.
     """
 
     def __init__(self, op: StateSpace, heads: Tensor, read: Tensor, write: Tensor, cost: Cost):
@@ -126,6 +128,8 @@ class TritonRecurrence(EliminatingEngine):
         with on(op.device):
             if op.diagonal:
                 self._run_diagonal(read, write)
+            elif op.rank_one:
+                self._run_rank_one()
             else:
                 self._run_dense()
 
@@ -150,7 +154,26 @@ class TritonRecurrence(EliminatingEngine):
         blocks = cut(tokens, self.group)
         # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
         self.transition_squares = transition_squares(blocks)
-        self.blocks = rank_one.build(tokens, self.group) if tokens.rank_one else _dense_parts(blocks)
+        self.blocks = _dense_parts(blocks)
+        self._scan_dense()
+
+    def _run_rank_one(self) -> None:
+        """As `_run_dense`, by kernels, and from the tokens of some heads at a time."""
+        n, number, device = parts.padded(self.op.state_size), self.number, self.heads.device
+        self.blocks = parts.empty(len(self.heads) * number, n, self.group, device, matrices=True)
+        each = max(1, TOKEN_WORKSPACE // rank_one.scratch_bytes(number * self.group, n))
+        found = []
+        for first in range(0, len(self.heads), each):
+            tokens, unit, finite = scaled_tokens(self.op.tokens(self.heads[first : first + each]))
+            nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
+            found.append((unit, finite, nothing, transition_squares(cut(tokens, self.group))))
+            rank_one.build(tokens, self.group, self.blocks[first * number : (first + each) * number])
+        pieces = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+        self.unit, self.finite, self.nothing, self.transition_squares = pieces
+        self._scan_dense()
+
+    def _scan_dense(self) -> None:
+        """Gramians of dense `Phi`, and which heads are growing; nothing of these is kept."""
         self.P, self.Q = scans.gramians_in_torch(self.blocks, len(self.heads))
         pieces = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.P, self.Q)
         sizes = torch.stack([largest(x.reshape(len(self.heads), -1)) for x in pieces])
@@ -335,7 +358,7 @@ def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dense_parts(cut_tokens: Tokens) -> Blocks:
-    """Parts of blocks whose transitions are matrices, by PyTorch: items in a row, states padded as kernels want them."""
+    """Parts of blocks whose transitions are matrices, by PyTorch: items in a row, states padded for the kernels."""
     built = block_parts(cut_tokens)
     padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
 

@@ -105,13 +105,14 @@ def launch(N: int, heavy: bool) -> Launch:
     return Launch(2 if heavy and N > 16 else 1)
 
 
-def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int) -> Blocks:
+def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int, out: Blocks | None = None) -> Blocks:
     """Block parts of every head of a source, its blocks in a row: `items = N * ceil(L / c)`.
 
     Args:
         source: the recurrence.
         read_unit, write_unit: float64 `[N]`, multiplied onto reads and writes.
         c: tokens a block: 16, 32 or 64. Missing tokens of the last block are zero.
+        out: contiguous memory for the result, or None.
 
     Returns:
         float64 `X`, `Z` `[items, c, padded n]`, `Y` `[items, c, c]`, `Phi` `[items, padded n]`; twin:
@@ -120,13 +121,20 @@ def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int) -> Bloc
     N = padded(source.state_size)
     blocks = -(-source.length // c)
     items = len(source.heads) * blocks
-    new = source.read.new_empty
-    X, Z = (new(items, c, N, dtype=torch.float64) for _ in range(2))
-    Phi, Y = new(items, N, dtype=torch.float64), source.read.new_zeros(items, c, c, dtype=torch.float64)
+    if out is None:
+        out = empty(items, N, c, source.read.device)
+    out.Y.zero_()
     arguments, flags = arguments_of(source, read_unit, write_unit)
     rule = launch(N, flags["RATED"] or flags["BEFORE"])
-    parts_kernel[(items,)](*arguments, X, Z, Phi, Y, blocks, **flags, N=N, c=c, W=16, **rule.options())
-    return Blocks(X, Y, Z, Phi)
+    pieces = (out.X, out.Z, out.Phi, out.Y)
+    parts_kernel[(items,)](*arguments, *pieces, blocks, **flags, N=N, c=c, W=16, **rule.options())
+    return out
+
+
+def empty(items: int, n: int, c: int, device: torch.device, matrices: bool = False) -> Blocks:
+    """Memory for the parts of so many blocks, with diagonal `Phi` or with `matrices`."""
+    shapes = (c, n), (c, c), (c, n), (n, n) if matrices else (n,)
+    return Blocks(*(torch.empty(items, *shape, dtype=torch.float64, device=device) for shape in shapes))
 
 
 def build_in_torch(tokens: Tokens, c: int) -> Blocks:

@@ -28,9 +28,6 @@ from ..tiles import solve16
 from . import parts
 from .arguments import READ_AFTER
 
-# bytes of parts in work at once that are not part of the result
-WORKSPACE = 1 << 28
-
 
 @triton.jit
 def substitution_kernel(TRIANGLE, STATE, OWN, n: tl.constexpr, c: tl.constexpr, W: tl.constexpr):
@@ -90,26 +87,23 @@ def substitute_in_torch(triangle: Tensor, state: Tensor, own: Tensor) -> None:
     own.copy_(engine.substitute(triangle, own))
 
 
-def build(tokens: Tokens, c: int) -> Blocks:
+def build(tokens: Tokens, c: int, out: Blocks | None = None) -> Blocks:
     """Block parts of every head of rank-one transitions, its blocks in a row: `items = N * ceil(L / c)`.
 
     Args:
         tokens: float64, with a lookup.
         c: tokens a block: 16, 32 or 64. Missing tokens of the last block are zero.
+        out: contiguous memory for the result, or None.
 
     Returns:
         float64 `X`, `Z` `[items, c, padded n]`, `Y` `[items, c, c]`, `Phi` `[items, padded n, padded n]`; twin:
         `build_in_torch`.
     """
-    built = _of_the_diagonal(tokens, tokens.read, tokens.write, tokens.reads_before, c)
-    items, _, N = built.Z.shape
-    Phi = built.Phi.new_empty(items, N, N)
-    number = items // max(len(tokens.read), 1)
-    each = max(1, WORKSPACE // max(1, scratch_bytes(number, N, c, tokens.update is not None)))
-    for first in range(0, len(tokens.read), each):
-        heads, blocks = slice(first, first + each), slice(first * number, (first + each) * number)
-        _add_rank_one_terms(tokens.map(lambda x, heads=heads: x[heads]), built[blocks], Phi[blocks], c)
-    return Blocks(built.X, built.Y, built.Z, Phi)
+    heads, length, n = tokens.read.shape
+    if out is None:
+        out = parts.empty(heads * -(-length // c), parts.padded(n), c, tokens.read.device, matrices=True)
+    _add_rank_one_terms(tokens, out, c)
+    return out
 
 
 def build_in_torch(tokens: Tokens, c: int) -> Blocks:
@@ -117,51 +111,50 @@ def build_in_torch(tokens: Tokens, c: int) -> Blocks:
     return parts.build_in_torch(tokens, c)
 
 
-def scratch_bytes(number: int, n: int, c: int, updates: bool) -> int:
-    """What `build` needs for `number` blocks beside its result: parts of two recurrences, with updates of four."""
-    return 8 * number * (2 * c * n + c * c + n) * (3 if updates else 1)
+def scratch_bytes(length: int, n: int) -> int:
+    """What one head of `length` tokens takes in `build`, beside the result: tokens, and parts for their updates."""
+    return 8 * length * 14 * n
 
 
-def _of_the_diagonal(
-    tokens: Tokens, read: Tensor, write: Tensor, reads_before: bool, c: int, sign: float = 1.0
-) -> Blocks:
-    """Block parts of the recurrence with no rank-one terms, with other reads, and with `sign` times other writes."""
-    one = torch.ones_like(read[:, 0, 0])
-    source = source_of_tokens(Tokens(read, write, tokens.transition, reads_before))
-    return parts.build(source, one, sign * one, c)
-
-
-def _add_rank_one_terms(tokens: Tokens, built: Blocks, Phi: Tensor, c: int) -> None:
-    """Changes `built`, parts of the recurrence without rank-one terms, to those with them, and writes `Phi`.
+def _add_rank_one_terms(tokens: Tokens, out: Blocks, c: int) -> None:
+    """Fills in `out`: the parts without rank-one terms first, which these terms then change.
 
     In the words of `engine.blocks.rank_one_parts`: `rows.Z` and `rows.Y` become what later tokens and the state make of
     each token's lookup, for the updates b or, where there are none, for the writes, which are -b.
     """
     read, write, lookup, before = tokens.read, tokens.write, tokens.lookup, tokens.reads_before
     assert lookup is not None
+    one = torch.ones_like(read[:, 0, 0])
+
+    def of_the_diagonal(read: Tensor, write: Tensor, before: bool, sign: float = 1.0, out: Blocks | None = None):
+        """Parts without rank-one terms, for other reads and for `sign` times other writes."""
+        return parts.build(source_of_tokens(Tokens(read, write, tokens.transition, before)), one, sign * one, c, out)
+
+    phi = out.Phi.new_empty(out.Phi.shape[:2])
+    of_the_diagonal(read, write, before, out=Blocks(out.X, out.Y, out.Z, phi))
     replaces = tokens.update is None
-    # X is what the lookups see of the state; Y is minus what they see of earlier tokens' updates
-    seen = _of_the_diagonal(tokens, lookup, tokens.updates, True, c, sign=-1.0)
+    update = write if tokens.update is None else tokens.update
+    # X is what lookups see of the state; Y is minus what they see of earlier tokens' updates
+    seen = of_the_diagonal(lookup, update, True, 1.0 if replaces else -1.0)
     triangle = seen.Y
     triangle.diagonal(dim1=1, dim2=2).fill_(1.0)
-    update = write if tokens.update is None else tokens.update
-    rows = built if replaces else _of_the_diagonal(tokens, read, update, before, c)
+    rows = out if replaces else of_the_diagonal(read, update, before)
     if not before:
-        own = (read * update).sum(-1)
-        own = torch.nn.functional.pad(own, (0, -own.shape[1] % c))
+        # a row also reads what its own token has looked up
+        own = torch.nn.functional.pad((read * update).sum(-1), (0, -read.shape[1] % c))
         rows.Y.diagonal(dim1=1, dim2=2).add_(own.view(-1, c))
     substitute(triangle, rows.Z, rows.Y)
     sign = -1.0 if replaces else 1.0
-    built.X.baddbmm_(rows.Y, seen.X, alpha=sign)
-    Phi.zero_().diagonal(dim1=1, dim2=2).copy_(built.Phi)
-    Phi.baddbmm_(rows.Z.mT, seen.X, alpha=sign)
+    out.X.baddbmm_(rows.Y, seen.X, alpha=sign)
+    out.Phi.zero_().diagonal(dim1=1, dim2=2).copy_(phi)
+    out.Phi.baddbmm_(rows.Z.mT, seen.X, alpha=sign)
     if replaces:
-        built.Y.tril_(-1)
+        out.Y.tril_(-1)
         return
-    # what the lookups see of earlier tokens' writes
-    written = _of_the_diagonal(tokens, lookup, write, True, c).Y
-    built.Y.baddbmm_(rows.Y, written)
-    built.Z.baddbmm_(written.mT, rows.Z)
+    # what lookups see of earlier tokens' writes
+    written = of_the_diagonal(lookup, write, True).Y
+    out.Y.baddbmm_(rows.Y, written)
+    out.Z.baddbmm_(written.mT, rows.Z)
 
 
 def variants() -> Iterator[Variant]:

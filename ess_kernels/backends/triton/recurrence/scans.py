@@ -6,7 +6,7 @@ blocks, parallel over heads, directions and tiles of the matrix, which stay in r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import triton
@@ -60,18 +60,24 @@ def gramians(blocks: Blocks, heads: int) -> tuple[Tensor, Tensor]:
 
 
 def gramians_in_torch(blocks: Blocks, heads: int) -> tuple[Tensor, Tensor]:
-    """The twin of `gramians`; also takes dense `Phi` `[items, n, n]`."""
+    """The twin of `gramians`; also takes dense `Phi` `[items, n, n]`. Needs next to no memory beside its results."""
     items, _, n = blocks.X.shape
     number = items // max(heads, 1)
     dense = blocks.Phi.dim() == 3
     Phi = (blocks.Phi if dense else torch.diag_embed(blocks.Phi)).view(heads, number, n, n)
     reached, seen = ((x.mT @ x).view(heads, number, n, n) for x in (blocks.Z, blocks.X))
-    P, Q = torch.zeros_like(reached), torch.zeros_like(seen)
-    for b in range(number - 1):
-        P[:, b + 1] = Phi[:, b] @ P[:, b] @ Phi[:, b].mT + reached[:, b]
-    for b in range(number - 1, 0, -1):
-        Q[:, b - 1] = Phi[:, b].mT @ Q[:, b] @ Phi[:, b] + seen[:, b]
-    return P.flatten(0, 1), Q.flatten(0, 1)
+    _pass_blocks(reached, Phi, range(number))
+    _pass_blocks(seen, Phi.mT, reversed(range(number)))
+    return reached.flatten(0, 1), seen.flatten(0, 1)
+
+
+def _pass_blocks(squares: Tensor, Phi: Tensor, order: Iterable[int]) -> None:
+    """Puts in the place of each block's square `[heads, blocks, n, n]` the Gramian before the block is passed."""
+    gramian = squares.new_zeros(squares.shape[0], *squares.shape[2:])
+    for b in order:
+        following = torch.baddbmm(squares[:, b], Phi[:, b] @ gramian, Phi[:, b].mT)
+        squares[:, b] = gramian
+        gramian = following
 
 
 def variants() -> Iterator[Variant]:
