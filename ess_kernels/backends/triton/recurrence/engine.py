@@ -174,7 +174,7 @@ class TritonRecurrence(EliminatingEngine):
 
     def _scan_dense(self) -> None:
         """Gramians of dense `Phi`, and which heads are growing; nothing of these is kept."""
-        self.P, self.Q = scans.gramians_in_torch(self.blocks, len(self.heads))
+        self.P, self.Q = scans.gramians(self.blocks, len(self.heads))
         pieces = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.P, self.Q)
         sizes = torch.stack([largest(x.reshape(len(self.heads), -1)) for x in pieces])
         entry = torch.maximum(self.op.state_size * sizes[0] * sizes[4].sqrt(), sizes[1]) * self.unit
