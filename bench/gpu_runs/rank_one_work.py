@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from ess_kernels.backends.triton.recurrence import engine, parts, rank_one
+from ess_kernels.backends.triton.recurrence import engine, parts, rank_one, scans
 
 from . import code
 from .code import Count
@@ -20,8 +20,6 @@ FAMILIES = ("gated_delta_rule", "kda")
 TOKEN_PASSES = 46
 # operations that the host launches for the tokens of some heads
 TOKEN_OPERATIONS = 60
-# products of a scan wait for one another: seconds that each takes at least, assumed
-DEPENDENT = 10e-6
 
 
 def substitution(n: int, c: int) -> Count:
@@ -56,11 +54,17 @@ def blocks_of(work: Work, n: int, c: int, heads: int, number: int) -> None:
     scan(work, n, c, heads, number)
 
 
+def dense_step(n: int, c: int, width: int) -> Count:
+    """Of 64 tokens the loop over them is unrolled."""
+    tiles = n / width
+    name = f"dense step n={n} c={c} W={width}"
+    return code.executed(code.code_of(name), [(tiles, [(tiles * n / 16, [])])], name)
+
+
 def scan(work: Work, n: int, c: int, heads: int, number: int) -> None:
-    """Two directions, block after block: two products and a copy each, for all heads at once."""
-    squares = 2 * 2.0 * heads * number * n * n * c
-    work.products("scan", squares, 2 * 8 * heads * number * (n * n + c * n), SMALL_PRODUCTS, 2)
-    steps = 2 * number
-    product = 2.0 * heads * n**3 / SMALL_PRODUCTS
-    moved = steps * heads * 8 * 8 * n * n
-    work.add("scan", steps * 2 * max(product, DEPENDENT), moved, steps * 4.0 * heads * n**3, 3 * steps)
+    """One launch a block, for both directions."""
+    width, rule = scans.launch(n, heads)
+    tiles = (n // width) ** 2
+    # most of what tiles read again stays in the cache
+    moved = 2 * heads * 8 * (3 * n * n + c * n)
+    work.launch("scan", dense_step(n, c, width), 2 * heads * tiles, rule, moved, number - 1)
