@@ -99,9 +99,10 @@ def test_heads_in_pieces_give_the_same(kind, monkeypatch):
     whole = engine.TritonRecurrence(op, op.all_heads(), one, one, cost.Cost())
     monkeypatch.setattr(engine, "TOKEN_WORKSPACE", 1)
     pieces = engine.TritonRecurrence(op, op.all_heads(), one, one, cost.Cost())
-    for name in ("unit", "finite", "nothing", "growing", "transition_squares"):
+    for name in ("unit", "finite", "growing"):
         assert torch.equal(getattr(pieces, name), getattr(whole, name)), name
-    assert whole.transition_squares.shape == (heads, 2)
+    for name, found, expected in zip(whole.sizes._fields, pieces.sizes, whole.sizes, strict=True):
+        assert torch.equal(found, expected), name
     for found, expected in zip(vars(pieces.blocks).values(), vars(whole.blocks).values(), strict=True):
         assert torch.equal(found, expected)
 

@@ -18,7 +18,7 @@ from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
 from ....engine.certainty import HOPEFUL
 from ....engine.cost import Cost
-from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans, squares
+from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans
 from ....engine.lost_rank_one import TokenSizes, lost_in_rank_one_states
 from ....engine.quadrature import Estimate, Quadrature
 from ....engine.scaling import largest, power_of_two, scaled_tokens
@@ -153,8 +153,9 @@ class TritonRecurrence(EliminatingEngine):
         tokens, self.unit, self.finite = scaled_tokens(self.op.tokens(self.heads))
         blocks = cut(tokens, self.group)
         # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
-        self.transition_squares = transition_squares(blocks)
+        self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
         self.blocks = _dense_parts(blocks)
+        self.token_squares = [x.square().sum((2, 3)) for x in (blocks.write, blocks.read)]
         self._scan_dense()
 
     def _run_rank_one(self) -> None:
@@ -165,11 +166,10 @@ class TritonRecurrence(EliminatingEngine):
         found = []
         for first in range(0, len(self.heads), each):
             tokens, unit, finite = scaled_tokens(self.op.tokens(self.heads[first : first + each]))
-            nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
-            found.append((unit, finite, nothing, transition_squares(cut(tokens, self.group))))
+            found.append((unit, finite, *TokenSizes.of(tokens)))
             rank_one.build(tokens, self.group, self.blocks[first * number : (first + each) * number])
-        pieces = (torch.cat(pieces) for pieces in zip(*found, strict=True))
-        self.unit, self.finite, self.nothing, self.transition_squares = pieces
+        self.unit, self.finite, *sizes = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+        self.sizes = TokenSizes(*sizes)
         self._scan_dense()
 
     def _scan_dense(self) -> None:
@@ -192,13 +192,8 @@ class TritonRecurrence(EliminatingEngine):
 
     def _lost(self, span: int) -> Tensor:
         """Found from the tokens in PyTorch, some heads at a time; in few spans, as each costs a few launches."""
-        if self.op.rank_one:
-            return lost_in_rank_one_states(self.sizes, *self._edges(), self.group, self.op.reads_before, span)
         if not self.op.diagonal:
-            reach, seen = self._edges()
-            written, read = self.squares
-            lost = lost_in_dense_states(reach, written, seen, read, self.transition_squares, self.group)
-            return lost.expand(-1, -(-self.length // span))
+            return self._lost_in_dense_states(span)
         size = max(span, LEAST_LOST_SPAN)
         each = max(1, LOST_WORKSPACE // (8 * 8 * self.length * self.op.state_size))
         numbers = torch.arange(len(self.heads), device=self.heads.device)
@@ -213,10 +208,18 @@ class TritonRecurrence(EliminatingEngine):
         write = tokens.write * self.write_inverse[some, None, None]
         return Spans.of(Tokens(read, write, tokens.transition, tokens.reads_before), size)
 
-    def _edges(self) -> tuple[Tensor, Tensor]:
-        """Squared norms of the states at left edges of blocks, and of the rows at right edges, `[N, blocks]`."""
-        P, Q = (x.diagonal(dim1=1, dim2=2).sum(1).view(len(self.heads), self.number) for x in (self.P, self.Q))
-        return P, Q
+    def _lost_in_dense_states(self, span: int) -> Tensor:
+        def by_block(x: Tensor) -> Tensor:
+            return x.reshape(len(self.heads), self.number, -1).sum(-1)
+
+        reach, seen = (by_block(x.diagonal(dim1=1, dim2=2)) for x in (self.P, self.Q))
+        if self.op.rank_one:
+            return lost_in_rank_one_states(self.sizes, reach, seen, self.group, self.op.reads_before, span)
+        # as `engine.lost.squares`
+        carried = by_block(self.blocks.Z.square()), by_block(self.blocks.X.square())
+        written, read = (own + x for own, x in zip(self.token_squares, carried, strict=True))
+        lost = lost_in_dense_states(reach, written, seen, read, self.transition_squares, self.group)
+        return lost.expand(-1, -(-self.length // span))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor:
         """What the shifted root adds to a width, which is known before any elimination."""
