@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 import ess_kernels as ek
 from ess_kernels import aggregate, operators
+from ess_kernels.operators.side_by_side import batches
 from ess_kernels.reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 from ess_kernels.testing.cases import rand, randn
 
@@ -144,6 +145,38 @@ def test_every_dimension_of_a_recurrence_shares_boundaries():
     for (a, b), part in zip(PAIRS, ek.split(counts, op)):
         one = operators.recurrence(*cut((A, B, C), a, b, 2), diagonal=True)
         assert torch.equal(part, ek.tolerance_ess(one))
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("family", ["simple_gla", "rwkv6", "gated_delta_rule"])
+def test_sequences_of_similar_lengths_share_a_call(family, backend):
+    if backend == "native" and not ek.show_config().native:
+        pytest.skip("no compiled kernels")
+    lengths = [30, 33, 28, 30, 5, 7, 33, 31]
+    boundaries, total = torch.tensor([0, *lengths]).cumsum(0), sum(lengths)
+    q, k, g = gla_inputs(total, n=12)
+    k[0, 40, 0, 3] = torch.nan  # of the second sequence
+    beta = rand(1, total, 2)
+
+    def make(a, b, **marks):
+        q_, k_, g_, beta_ = (x[:, a:b] for x in (q, k, g, beta))
+        if family == "simple_gla":
+            return operators.simple_gla(q_, k_, g=g_[..., 0], **marks)
+        if family == "rwkv6":
+            return operators.rwkv6(q_, k_, g_, torch.zeros(2, 12), **marks)
+        return operators.gated_delta_rule(q_, k_ / 4, g=g_[..., 0], beta=beta_, **marks)
+
+    op = make(0, total, cu_seqlens=boundaries)
+    joined = batches(op.groups(op.sequences.every()))
+    assert sorted(sum(len(group.sequences) for group in batch) for batch in joined) == [2, 6]
+    for positions in (None, [*range(3, total, 5), 3, 40]):
+        counts = ek.tolerance_ess(op, [1.0, 1e-1, 1e-3, 0.0], [0.0, 0.0, 0.1, 0.0], positions, backend)
+        every = torch.full((4, *op.batch_shape, total - 1), -7)
+        every[..., range(total - 1) if positions is None else [i - 1 for i in positions]] = counts
+        for (a, b), part in zip(pairwise(boundaries.tolist()), ek.split(every, op)):
+            own = ek.tolerance_ess(make(a, b), [1.0, 1e-1, 1e-3, 0.0], [0.0, 0.0, 0.1, 0.0], backend=backend)
+            assert torch.equal(part, torch.where(part == -7, part, own[:, 0]))
+            assert bool((own[:, 0, 0] == -1).all()) == (a == 30)
 
 
 # --- sizes at the edge ------------------------------------------------------------------------------------------------
