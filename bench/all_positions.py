@@ -83,6 +83,11 @@ def cases(quick: bool, samples: int) -> dict[str, Callable[[], Case]]:
             "dense", title, op, work.recurrence_counts(**size), work.recurrence_entropy(**size), positions=samples
         )
 
+    def diagonal(key: str, title: str, op: Operator) -> Case:
+        n = op.state_size
+        counts, entropy = work.recurrence_counts(L, n), work.recurrence_entropy(L, n)
+        return Case(key, f"{title} L={L}", op, counts, entropy, positions=samples)
+
     def head(key: str, name: str, op: Operator) -> Case:
         counts, entropy = work.matrix_counts(short), work.matrix_entropy(short)
         return Case(key, f"{name} L={short}", op, counts, entropy, positions=max(samples // 3, 4))
@@ -99,6 +104,9 @@ def cases(quick: bool, samples: int) -> dict[str, Callable[[], Case]]:
 
     made = {"gla64": lambda: gla(64), "gla128": lambda: gla(128), "gla16": lambda: gla(16)}
     made |= {"attention": attention, "mamba": mamba, "dense": dense}
+    for n in (16, 32, 64):
+        made[f"complex{n}"] = lambda n=n: diagonal(f"complex{n}", f"complex n={n}", inputs.complex_recurrence(L, n))
+        made[f"real{2 * n}"] = lambda n=n: diagonal(f"real{2 * n}", f"real n={2 * n}", inputs.real_recurrence(L, 2 * n))
     made["attention1024"] = lambda: head("attention1024", "attention", inputs.attention(short))
     for name in inputs.HEADS_OF_MODELS:
         made[name.replace(" ", "-")] = lambda name=name: head(

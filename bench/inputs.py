@@ -19,6 +19,10 @@ def _normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def _uniform(seed: int, *shape: int) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 def gla(length: int, n: int, heads: int = 1) -> Operator:
     """`q = randn / sqrt(n)`, `k = randn`, `g = logsigmoid(randn) / 16`: the gates of a GLA layer at initialisation."""
     return operators.gla(*gla_inputs(length, n, heads), scale=1.0)
@@ -67,6 +71,21 @@ def dense_recurrence(length: int, n: int) -> Operator:
     """`A_t` a random rotation times 0.97 (none grows, memory lasts some hundred tokens), B and C randn."""
     A = torch.linalg.qr(_normal(8, length, n, n)).Q * 0.97
     return operators.recurrence(A, _normal(9, length, n), _normal(10, length, n) / math.sqrt(n), diagonal=False)
+
+
+def complex_recurrence(length: int, n: int) -> Operator:
+    """`n` complex states: moduli `exp(-rand / 20)` and angles randn at every token, B and C randn."""
+    modulus, angle = torch.exp(-_uniform(19, length, n) / 20), _normal(20, length, n)
+    B, C = (torch.complex(_normal(seed, length, n), _normal(seed + 1, length, n)) for seed in (21, 23))
+    return operators.recurrence(torch.polar(modulus, angle), B, C / math.sqrt(n), diagonal=True)
+
+
+def real_recurrence(length: int, n: int) -> Operator:
+    """`n` real states with the transitions that those of `complex_recurrence` of half as many have."""
+    modulus = torch.exp(-_uniform(19, length, n // 2) / 20).repeat(1, 2)
+    return operators.recurrence(
+        modulus, _normal(21, length, n), _normal(23, length, n) / math.sqrt(n // 2), diagonal=True
+    )
 
 
 def heads_of_models(length: int, d: int = 64) -> dict[str, Operator]:

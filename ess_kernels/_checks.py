@@ -15,6 +15,7 @@ from torch import Tensor
 from ._readable import check_plain, check_readable
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPLEX = (torch.complex64, torch.complex128)
 LARGEST_INTEGER = 2**63 - 1
 
 
@@ -22,20 +23,28 @@ def _shape(sizes: Sequence[int]) -> str:
     return "[" + ", ".join(str(int(size)) for size in sizes) + "]"
 
 
-def check_floating(name: str, x: Any) -> None:
-    """`TypeError` unless `x` is a real floating-point tensor (float16, bfloat16, float32 or float64)."""
+def check_floating(name: str, x: Any, *, or_complex: bool = False) -> None:
+    """`TypeError` unless `x` is a real floating-point tensor (float16, bfloat16, float32 or float64).
+
+    With `or_complex` complex64 and complex128 will do as well.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a floating-point tensor, got {type(x).__name__}")
-    if x.dtype not in FLOATING:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.dtype not in FLOATING and not (or_complex and x.dtype in COMPLEX):
+        others = "bfloat16, float32, float64, complex64 or complex128" if or_complex else "bfloat16, float32 or float64"
+        raise TypeError(f"{name}: expected float16, {others}, got {x.dtype}")
     check_plain(name, x)
 
 
-def refuse_complex(**tensors: Any) -> None:
-    """`TypeError` for a complex tensor, which says that the family exists but is not supported yet."""
+def refuse_complex(why: str, **tensors: Any) -> None:
+    """`TypeError` for a complex tensor, which says why there cannot be one."""
     for name, x in tensors.items():
-        if isinstance(x, Tensor) and x.is_complex():
-            raise TypeError(f"{name}: expected real numbers, got {x.dtype}: complex state spaces are not supported yet")
+        if is_complex(x):
+            raise TypeError(f"{name}: expected real numbers ({why}), got {x.dtype}")
+
+
+def is_complex(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_complex()
 
 
 def check_bool(name: str, value: Any) -> None:
@@ -44,18 +53,18 @@ def check_bool(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
-def check_layout(name: str, x: Any, layout: str) -> tuple[int, ...]:
+def check_layout(name: str, x: Any, layout: str, *, or_complex: bool = False) -> tuple[int, ...]:
     """The sizes of a floating-point tensor that has as many axes as `layout`, for instance `"[B, T, H, K]"`."""
-    check_floating(name, x)
+    check_floating(name, x, or_complex=or_complex)
     axes = layout.count(",") + 1
     if x.dim() != axes:
         raise ValueError(f"{name}: expected {axes} axes {layout}, got shape {_shape(x.shape)}")
     return tuple(x.shape)
 
 
-def check_shape(name: str, x: Any, shape: Sequence[int], layout: str) -> None:
+def check_shape(name: str, x: Any, shape: Sequence[int], layout: str, *, or_complex: bool = False) -> None:
     """`ValueError` unless the floating-point tensor has exactly this shape."""
-    check_floating(name, x)
+    check_floating(name, x, or_complex=or_complex)
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name}: expected shape {layout} = {_shape(shape)}, got {_shape(x.shape)}")
 

@@ -240,6 +240,7 @@ class TestSelectiveScan(OperatorTestCase):
     constructor = staticmethod(operators.selective_scan)
     scales = ("B", "C")
     value_layout = "[B, D, T]"
+    real_or_complex = ("A",)
     decays = ("A",)
     options = {"delta_softplus": True}
     reads = {"delta": (0, 1), "A": (None, 0), "B": (0, None), "C": (0, 1), "delta_bias": (None, 0)}
@@ -274,6 +275,7 @@ class TestSelectiveScanConstant(OperatorTestCase):
     """`B` and `C` the same at every step, steps as they are."""
 
     other_sizes = ("delta",)
+    real_or_complex = ("A",)
 
     constructor = staticmethod(operators.selective_scan)
     scales = ("B", "C")
@@ -305,6 +307,7 @@ def control_loop(A, B, C):
 class TestDiagonalRecurrence(OperatorTestCase):
     constructor = staticmethod(operators.recurrence)
     scales = ("B", "C")
+    real_or_complex = ("A", "B", "C")
     decays = ("A",)
     options = {"diagonal": True}
     reads = dict.fromkeys("ABC", (0, 1))

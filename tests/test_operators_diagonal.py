@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 
 import pytest
 import torch
@@ -401,6 +402,31 @@ class TestMiniMax(OperatorTestCase):
         slopes = [2 ** (-8 * (h + 1) / 4) * (1 - 3 / (12 - 1 + 1e-5) + 1e-5) for h in range(4)]
         return loop(q, k, torch.tensor(slopes, dtype=torch.float64).neg().exp()[:, None].expand(q.shape))
 
+    def upstream(self, v, q, k):
+        """The layer from its projection on, without activation, norm and output gate."""
+        layer = "MiniMaxLightningAttention"
+        module = "transformers.models.minimax.modeling_minimax"
+        length, size, width = q.shape[1], q.shape[3], max(q.shape[3], v.shape[3])
+
+        def wide(x):  # its queries, keys and values have one size
+            return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+
+        stub = types.SimpleNamespace(
+            layer_idx=3, num_hidden_layers=12, num_attention_heads=4, head_dim=width, block_size=4,
+            qkv_proj=lambda x: torch.cat([wide(q), wide(k), wide(v)], -1).flatten(2),
+            act_fn=lambda x: x,
+            norm=lambda x: x,
+            output_gate=lambda x: torch.full((), 100.0),  # a sigmoid of one
+            out_proj=lambda x: x,
+        )  # fmt: skip
+        stub.slope_rate = upstream_function(module, f"{layer}.get_slope_rate")(stub)
+        decays = upstream_function(module, f"{layer}.decay_factors")(stub, stub.slope_rate)
+        stub.query_decay, stub.key_decay, stub.diagonal_decay = decays
+        assert size <= width
+        hidden = torch.zeros(q.shape[0], length, 1)
+        o, _ = upstream_function(module, f"{layer}.forward")(stub, hidden, None, None)
+        return o.unflatten(-1, (4, width))[..., : v.shape[3]]
+
 
 class TestCyFA(OperatorTestCase):
     constructor = staticmethod(operators.cyfa)
@@ -554,6 +580,22 @@ class TestLFM2(OperatorTestCase):
         return C * convolve(B * v, weight, None)
 
 
+def test_a_whole_layer_of_lfm2():
+    """From its own parameters, projections included."""
+    module = pytest.importorskip("transformers.models.lfm2.modeling_lfm2")
+    torch.manual_seed(0)
+    config = module.Lfm2Config(
+        hidden_size=6, conv_L_cache=3, conv_bias=False, layer_types=["conv"], num_hidden_layers=1
+    )
+    layer = module.Lfm2ShortConv(config, 0).double()
+    hidden = randn(2, 9, 6)
+    forward = upstream_function(module.__name__, "Lfm2ShortConv.forward")
+    B, C, x = (layer.in_proj(hidden).mT).detach().chunk(3, -2)
+    op = operators.lfm2_conv(B, C, layer.conv.weight.detach()[:, 0])
+    y = layer.out_proj((op.dense() @ x[..., None])[..., 0].mT)
+    assert_close("y", y, forward(layer, hidden), 1e-12, 1e-12)
+
+
 class TestLFM2OfOneTap(TestLFM2):
     state_size = 0
 
@@ -569,6 +611,21 @@ class TestDynamicShortConvolution(OperatorTestCase):
 
     def make_inputs(self, length):
         return {"weight": randn(2, 4, length, 3)}
+
+    def upstream(self, v, weight):
+        """Inkling-2's module with these taps for all channels of a head, but for the input and the factor it adds."""
+        module = "transformers.models.inkling2.modeling_inkling2"
+        width, channels = weight.shape[-1], v.shape[3]
+        scaled = weight.transpose(1, 2) * (2 * width + 1) ** 0.5
+        scaled[..., 0] -= 1
+        stub = types.SimpleNamespace(
+            conv_kernel_size=width,
+            num_heads=4,
+            static_weight=torch.zeros(width, 4 * channels, dtype=torch.float64),
+            weight_proj=lambda taps: taps,
+        )
+        forward = upstream_function(module, "Inkling2DynamicShortConvolution.forward")
+        return forward(stub, v.flatten(2), scaled).unflatten(-1, (4, channels))
 
     def dense(self, weight):
         def column(j):

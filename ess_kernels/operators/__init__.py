@@ -21,6 +21,7 @@ from .block_recurrence import block_recurrence
 from .blocked import Blocked
 from .convolution import convolution, gated_convolution, short_convolution
 from .cyfa import cyfa
+from .delta_product import gated_delta_product
 from .delta_rules import comba, delta_rule, gated_delta_rule, gdn2, kda
 from .dense import as_operator, dense
 from .hgrn import hgrn, hgrn2, rg_lru
@@ -35,6 +36,7 @@ from .preconditioned import precond_gated_delta_rule, precond_kda
 from .recurrence import recurrence
 from .refused import gated_oja_rule, mom, titans, ttt
 from .rwkv import rwkv4, rwkv6
+from .s4d import s4d
 from .selective_scan import selective_scan, ssd
 from .shift_register import dynamic_short_convolution, lfm2_conv
 from .slots import gsa, lightnet
@@ -57,6 +59,7 @@ __all__ = [
     "dplr_delta_rule",
     "dynamic_short_convolution",
     "gated_convolution",
+    "gated_delta_product",
     "gated_delta_rule",
     "gated_oja_rule",
     "gdn2",
@@ -85,6 +88,7 @@ __all__ = [
     "rwkv4",
     "rwkv6",
     "rwkv7",
+    "s4d",
     "selective_scan",
     "short_convolution",
     "simple_gla",

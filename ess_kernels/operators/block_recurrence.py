@@ -81,7 +81,7 @@ def block_recurrence(
     Source: the multi-channel recurrence of the paper (arXiv 2504.19561), whose `H_i` is cut at multiples of the block.
     """
     check_bool("diagonal", diagonal)
-    refuse_complex(A=A, B=B, C=C)
+    refuse_complex("block recurrences are real", A=A, B=B, C=C)
     check_floating("B", B)
     if B.dim() < 3:
         raise ValueError(f"B: expected shape [*batch, L, n, m], got {list(B.shape)}")

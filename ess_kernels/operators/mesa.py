@@ -36,7 +36,8 @@ def mesa_net(
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         g: `[B, T, H]`, natural logarithms of the decays (-inf empties the state).
         beta: `[B, T, H]`, weights of the tokens.
-        lamb: `[H, K]`, the regulariser.
+        lamb: `[H, K]`, the regulariser, positive: with zeros the systems of the first K - 1 tokens are singular, and
+            what comes out is rounding, or bad data.
         use_qk_l2norm_in_kernel: divides `q` and `k` by `sqrt(|x|^2 + 1e-6)`.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 

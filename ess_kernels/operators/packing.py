@@ -14,6 +14,7 @@ from torch import Tensor
 from .attention import Attention
 from .block_recurrence import BlockStateSpace
 from .blocked import Blocked
+from .complex_states import ComplexRecurrence, ComplexSelectiveStateSpace
 from .convolution import Convolution, ShortConvolution
 from .dense import Dense
 from .gated import GatedStateSpace
@@ -30,6 +31,8 @@ FAMILIES: dict[str, type[Operator]] = {
     for family in (
         Attention,
         BlockStateSpace,
+        ComplexRecurrence,
+        ComplexSelectiveStateSpace,
         Convolution,
         Dense,
         GatedStateSpace,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_same_device, check_shape, finite_float
-from .decayed_sum import decayed_sum
 from .delta_inputs import check_alike, check_value_heads, normalized, scale_of
 from .finiteness import finite_or_nan
 from .linear_attention import LAYOUT
+from .over_time import decayed_sum
 from .rank_one import RankOneStateSpace
 from .separate import takes_sequences
 from .structure import Operator

@@ -13,8 +13,10 @@ from .._checks import (
     check_same_device,
     check_shape,
     integer,
+    is_complex,
     refuse_complex,
 )
+from .complex_states import ComplexRecurrence
 from .separate import Arguments, Layout, takes_sequences
 from .structure import Operator, StateSpace, Tokens
 
@@ -86,9 +88,12 @@ def recurrence(
     It is `x_{t+1} = A_t x_t + B_t u_t`, `y_t = C_t x_t`. The output reads the state before its update, so `T` has no
     diagonal (a feed-through term is no part of it).
 
+    If `diagonal`, each of the three may be complex: then `y_t = Re(C_t x_t)`, and the state has `2 n` real numbers. Of
+    a state that has one of each conjugate pair (S4D, S5) pass `2 C`.
+
     Args:
         A: transitions (not their logarithms), `[*batch, L, n]` if `diagonal`, else `[*batch, L, n, n]`.
-        B, C: `[*batch, L, n]`. All float16, bfloat16, float32 or float64.
+        B, C: `[*batch, L, n]`. All float16, bfloat16, float32 or float64; complex64 or complex128, see above.
         diagonal: whether `A` holds the diagonals of diagonal matrices.
         length: if given, `A`, `B` and `C` are constant: none of them has the axis `L`.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
@@ -99,19 +104,22 @@ def recurrence(
     Source: the linear recurrence of the paper (arXiv 2504.19561).
     """
     check_bool("diagonal", diagonal)
-    refuse_complex(A=A, B=B, C=C)
-    check_floating("B", B)
+    if not diagonal:
+        refuse_complex("complex ones need diagonal=True", A=A, B=B, C=C)
+    check_floating("B", B, or_complex=diagonal)
     tail = "L, n" if length is None else "n"
     axes = 1 if length is not None else 2
     if B.dim() < axes:
         raise ValueError(f"B: expected shape [*batch, {tail}], got {list(B.shape)}")
     state_size = B.shape[-1]
     check_positive_size("B", "n", state_size)
-    check_shape("C", C, B.shape, f"[*batch, {tail}]")
+    check_shape("C", C, B.shape, f"[*batch, {tail}]", or_complex=diagonal)
     if diagonal:
-        check_shape("A", A, B.shape, f"[*batch, {tail}]")
+        check_shape("A", A, B.shape, f"[*batch, {tail}]", or_complex=True)
     else:
         check_shape("A", A, (*B.shape, state_size), f"[*batch, {tail}, n]")
     check_same_device(A=A, B=B, C=C)
     steps = B.shape[-2] if length is None else integer("length", length, minimum=0)
+    if any(map(is_complex, (A, B, C))):
+        return ComplexRecurrence(A, B, C, length=steps, constant=length is not None)
     return LinearRecurrence(A, B, C, diagonal=diagonal, length=steps, constant=length is not None)

@@ -17,8 +17,10 @@ from .._checks import (
     check_positive_size,
     check_same_device,
     check_shape,
+    is_complex,
     refuse_complex,
 )
+from .complex_states import ComplexSelectiveStateSpace, as_complex
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
 from .separate import takes_sequences
@@ -95,29 +97,32 @@ def selective_scan(
 ) -> Operator:
     """Mamba's selective scan (S6): `T_ij = sum_n C_in exp(A_dn (s_{j+1} + ... + s_i)) s_j B_jn` for each channel d.
 
-    The steps are `s = delta + delta_bias`, through a softplus if asked for. Skip (`D`) and output gate (`z`) are no
-    part of `T`.
+    A complex `A` makes `T_ij = 2 Re(...)`, of the same sum, and a state of `2 N` real numbers. The steps are
+    `s = delta + delta_bias`, through a softplus if asked for. Skip (`D`) and output gate (`z`) are no part of `T`.
 
     Args:
         delta: step sizes `[B, D, L]` (channel first), float16, bfloat16, float32 or float64.
-        A: `[D, N]`, real, negative for a decay (not its logarithm).
+        A: `[D, N]`, negative for a decay (not its logarithm); if complex (complex64, complex128), its real part is.
         B, C: `[D, N]` constant, `[B, N, L]`, or `[B, G, N, L]` with `G` dividing `D`: channel d reads group
-            `d // (D // G)`.
+            `d // (D // G)`. Beside a complex `A` they are complex, or real with an axis of `2 L` instead of `L` that
+            holds real and imaginary parts by turns, as upstream has them. Constant ones may be real, too.
         delta_bias: `[D]`.
         delta_softplus: see above.
         cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
-        TypeError: a dtype is wrong; complex state spaces are not supported yet.
+        TypeError: a dtype is wrong, or `B` or `C` is complex and `A` is not.
         ValueError: a shape or a device is wrong; the message names the argument.
 
     Source: `mamba_ssm.ops.selective_scan_interface.selective_scan_fn`; S6 in appendix D.2 of the paper (arXiv
         2504.19561).
     """
-    refuse_complex(A=A, B=B, C=C)
     batch, channels, length = check_layout("delta", delta, "[B, D, L]")
-    state_size = check_layout("A", A, "[D, N]")[1]
-    check_shape("A", A, (channels, state_size), "[D, N]")
+    state_size = check_layout("A", A, "[D, N]", or_complex=True)[1]
+    check_shape("A", A, (channels, state_size), "[D, N]", or_complex=True)
+    in_pairs = A.is_complex()
+    if not in_pairs:
+        refuse_complex("as A is", B=B, C=C)
     check_positive_size("A", "N", state_size)
     if delta_bias is not None:
         check_shape("delta_bias", delta_bias, (channels,), "[D]")
@@ -125,16 +130,20 @@ def selective_scan(
 
     def by_group(name: str, x: Tensor) -> Tensor:
         axes = x.dim() if isinstance(x, Tensor) else 0
+        packed = in_pairs and not is_complex(x)
+        steps, of_steps = (2 * length, "2 L") if packed else (length, "L")
         if axes == 2:
-            check_shape(name, x, (channels, state_size), "[D, N]")
-        elif axes == 3:
-            check_shape(name, x, (batch, state_size, length), "[B, N, L]")
-            return x[:, None]
+            check_shape(name, x, (channels, state_size), "[D, N]", or_complex=in_pairs)
+            return x
+        if axes == 3:
+            check_shape(name, x, (batch, state_size, steps), f"[B, N, {of_steps}]", or_complex=in_pairs)
+            x = x[:, None]
         else:
-            groups = check_layout(name, x, "[B, G, N, L]")[1]
-            check_shape(name, x, (batch, groups, state_size, length), "[B, G, N, L]")
+            groups = check_layout(name, x, f"[B, G, N, {of_steps}]", or_complex=in_pairs)[1]
+            shape = (batch, groups, state_size, steps)
+            check_shape(name, x, shape, f"[B, G, N, {of_steps}]", or_complex=in_pairs)
             check_groups(name, groups, "G", channels)
-        return x
+        return as_complex(x) if packed else x
 
     grouped_B, grouped_C = by_group("B", B), by_group("C", C)
     check_same_device(delta=delta, A=A, B=B, C=C, delta_bias=delta_bias)
@@ -143,6 +152,8 @@ def selective_scan(
     else:
         steps = delta  # as it came: `tokens` upcasts only the channels that are used
     inputs = [x for x in (delta, A, B, C, delta_bias) if x is not None]
+    if in_pairs:
+        return ComplexSelectiveStateSpace(steps, A, grouped_B, grouped_C, inputs=inputs)
     return SelectiveStateSpace(steps, A, grouped_B, grouped_C, inputs=inputs)
 
 
@@ -179,7 +190,7 @@ def ssd(
 
     Source: `mamba_ssm.ops.triton.ssd_combined.mamba_chunk_scan_combined`.
     """
-    refuse_complex(A=A, B=B, C=C)
+    refuse_complex("Mamba-2 is real", A=A, B=B, C=C)
     batch, length, heads = check_layout("dt", dt, "[B, L, H]")
     check_shape("A", A, (heads,), "[H]")
     groups, state_size = check_layout("B", B, "[B, L, G, n]")[2:]

@@ -19,12 +19,10 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .. import operators as ops
 from ..operators import Operator
-from . import delta_cases  # noqa: F401 (it adds its own cases)
-from .registry import CASES, build, case, matrix_of, names, powers, rand, randn, spectra, truth
+from . import delta_cases, diagonal_cases  # noqa: F401 (they add cases of their own)
+from .registry import CASES, INF, build, case, matrix_of, names, powers, rand, randn, spectra, truth
 
-__all__ = ["CASES", "build", "case", "matrix_of", "names", "powers", "rand", "randn", "spectra", "truth"]
-
-INF = float("inf")
+__all__ = ["CASES", "INF", "build", "case", "matrix_of", "names", "powers", "rand", "randn", "spectra", "truth"]
 
 
 # --- gated recurrences ------------------------------------------------------------------------------------------------

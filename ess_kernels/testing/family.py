@@ -27,6 +27,7 @@ class FamilyUnderTest(ABC):
         rtol: of the comparison with `dense`.
         decays: the inputs from which transitions are made, such that three times their negatives make them grow.
         other_sizes: the inputs that may have other sizes too, for which `dense` is not written.
+        real_or_complex: the inputs that may be either; `make_inputs` makes them as the family is meant.
         scales: the inputs in which `T` is linear, one at a time, such as `q` and `k`.
         diagonal_only: the inputs that only the diagonal of `T` reads, such as RWKV-6's bonus `u`. No metric reads the
             diagonal, so bad data there mark no head.
@@ -47,6 +48,7 @@ class FamilyUnderTest(ABC):
     rtol: ClassVar[float] = 1e-10
     decays: ClassVar[tuple[str, ...]] = ()
     other_sizes: ClassVar[tuple[str, ...]] = ()
+    real_or_complex: ClassVar[tuple[str, ...]] = ()
     scales: ClassVar[tuple[str, ...]] = ()
     diagonal_only: ClassVar[tuple[str, ...]] = ()
     value_layout: ClassVar[str] = "[B, T, H, V]"
@@ -55,7 +57,10 @@ class FamilyUnderTest(ABC):
 
     @abstractmethod
     def make_inputs(self, length: int) -> dict[str, Tensor]:
-        """Random inputs, float64, by the names of the constructor's arguments, at least two of each batch dimension."""
+        """Random inputs by the names of the constructor's arguments, at least two of each batch dimension.
+
+        All are float64, or complex128.
+        """
 
     @abstractmethod
     def dense(self, *args: Any, **inputs: Any) -> Tensor:

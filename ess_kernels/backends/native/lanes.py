@@ -76,5 +76,5 @@ class NativeLanes(SummingEngine):
         # these tokens get the units of this engine, because units follow from the magnitudes
         tokens = NativeTokens(source_of(self.op, self.heads[needed]))
         found = Survey(tokens, self.found.peaks[:, needed.numpy()])
-        c = block_length(self.op.state_size, False)
+        c = block_length(self.op, False)
         return NativeRecurrence(self.op, self.heads[needed], found, c, self.cost).values_at(back, positions)
