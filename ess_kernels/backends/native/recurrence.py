@@ -17,6 +17,7 @@ from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...engine.wanted import Wanted
+from ...engine.zeros import zero_positions_of
 from ...operators.structure import StateSpace, Tokens
 from ..sources import held_in_kernels, source_of, source_of_tokens
 from . import abi, call, memory, spectra
@@ -269,8 +270,7 @@ class NativeRecurrence(SummingEngine):
         return Estimate(ess, bound, total * self._spread(unit))
 
     def known_zero(self) -> Tensor:
-        assert self._found is not None
-        return self._found.nothing()[:, None]
+        return zero_positions_of(self.op, self.heads)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Scaled singular values `[Q, n]`, descending, zero beyond the rank's cap, from triangular roots."""
