@@ -51,9 +51,14 @@ def _tolerance_ess(
     if isinstance(op, SeparateSequences):
         backends.choose(backend, "tolerance_ess", op.empty_sequence())
         width, counts, redone, unresolved = answer_by_sequence(
-            op, positions, lambda one, its: _tolerance_ess(one, atol, rtol, its, backend), COUNTS, several=len(atol)
+            op,
+            positions,
+            lambda one, its: _tolerance_ess(one, atol, rtol, its, backend),
+            COUNTS,
+            several=len(atol),
+            together=backend != "reference",
         )
-        return width, counts, redone, unresolved
+        return width, torch.minimum(counts, _caps(op, positions)), redone, unresolved
     chosen = backends.choose(backend, "tolerance_ess", op.inner)
     distinct, back = _distinct(op, positions)
     absolute, relative = (torch.tensor(x, dtype=torch.float64, device=op.device) for x in (atol, rtol))
@@ -287,6 +292,12 @@ def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Te
 def _asked(x: Tensor, back: Tensor | None, dim: int = -1) -> Tensor:
     """Results at distinct positions along `dim`, in the order and as often as they were asked for."""
     return x if back is None else x.index_select(dim, back)
+
+
+def _caps(op: Operator, positions: Sequence[int] | None) -> Tensor:
+    """The largest rank at each of the positions, of a shape that broadcasts to results."""
+    wanted = range(1, op.length) if positions is None else positions
+    return op.rank_cap(torch.tensor(wanted, dtype=torch.int64, device=op.device))
 
 
 def _how_many(op: Operator, positions: Sequence[int] | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ._readable import check_plain
 from .operators.dense import as_operator
-from .operators.separate import Group, SeparateSequences
+from .operators.separate import SeparateSequences
 from .operators.sequences import Bounds
+from .operators.side_by_side import batches, side_by_side
 from .operators.structure import Operator
 
 
@@ -24,6 +25,7 @@ def answer_by_sequence(
     *,
     several: int | None = None,
     values: int | None = None,
+    together: bool = False,
 ) -> list[Tensor]:
     """What `answer(operator, positions)` says of each sequence, at its own positions; 0 at those of no sequence.
 
@@ -33,6 +35,8 @@ def answer_by_sequence(
         answer: gives a tensor for each of the `dtypes`, `[*batch, P]`.
         several: the size of a further first axis of every tensor; None: it has none.
         values: that of a further last axis.
+        together: whether recurrences of different lengths may be one operator. A count is then not cut off at the
+            largest rank of its own sequence.
 
     Returns:
         Tensors `[several, *batch, P, values]`.
@@ -42,22 +46,27 @@ def answer_by_sequence(
     size = (rows, count, 1 if several is None else several, heads, 1 if values is None else values)
     results = [torch.zeros(size, dtype=dtype, device=op.device) for dtype in dtypes]
     sequences = [sequence for sequence in op.sequences.every() if wanted.local(sequence)]
-    for group in op.groups(sequences, wanted.local):
-        found = answer(group.op, list(wanted.local(group.sequences[0])))
-        row = torch.tensor([sequence.row for sequence in group.sequences], device=op.device)[:, None]
-        places = torch.tensor([wanted.places(sequence) for sequence in group.sequences], device=op.device)
-        for result, x in zip(results, found, strict=True):
-            result[row, places] = _positions_first(group, x, several is not None, values is not None)
+    groups = op.groups(sequences, wanted.local)
+    for batch in batches(groups) if together else [[group] for group in groups]:
+        asked = wanted.of_any(group.sequences[0] for group in batch)
+        one = side_by_side([group.op for group in batch])
+        found = [_heads_second(x, one.num_heads, several is not None, values is not None) for x in answer(one, asked)]
+        first = 0
+        for group in batch:
+            row, places, its = wanted.where(group.sequences, asked, op.device)
+            for result, x in zip(results, found, strict=True):
+                mine = group.by_sequence(x[:, first : first + group.op.num_heads, its], 1)
+                result[row, places] = mine.permute(1, 3, 0, 2, 4)
+            first += group.op.num_heads
     shape = [*([] if several is None else [several]), *op.batch_shape, count, *([] if values is None else [values])]
     return [x.permute(2, 0, 3, 1, 4).reshape(shape) for x in results]
 
 
-def _positions_first(group: Group, x: Tensor, several: bool, values: bool) -> Tensor:
-    """`[several, *batch, P, values]` of a group as `[sequences, P, several, heads, values]`."""
+def _heads_second(x: Tensor, heads: int, several: bool, values: bool) -> Tensor:
+    """`[several, *batch, P, values]`, with or without the first and the last axis, as `[several, heads, P, values]`."""
     x = x if several else x[None]
     x = x if values else x[..., None]
-    x = x.reshape(len(x), group.op.num_heads, *x.shape[-2:])
-    return group.by_sequence(x, 1).permute(1, 3, 0, 2, 4)
+    return x.reshape(len(x), heads, *x.shape[-2:])
 
 
 class _Wanted:
@@ -81,12 +90,27 @@ class _Wanted:
         first, last = self._range(sequence)
         return tuple(position - sequence.start for position in self.sorted[first:last])
 
-    def places(self, sequence: Bounds) -> list[int]:
-        """Where the answers at these positions go."""
+    def of_any(self, sequences: Iterable[Bounds]) -> list[int]:
+        """Those of any of the sequences, counted from its start, ascending."""
         if self.every:
-            return list(range(sequence.start, sequence.stop - 1))
-        first, last = self._range(sequence)
-        return self.order[first:last]
+            return list(range(1, max(sequence.length for sequence in sequences)))
+        return sorted({position for sequence in sequences for position in self.local(sequence)})
+
+    def where(
+        self, sequences: Sequence[Bounds], asked: Sequence[int], device: torch.device
+    ) -> tuple[Tensor, Tensor, slice | Tensor]:
+        """Rows `[S, 1]` and places `[S, P]` of the answers of sequences at the same positions, and these among `asked`.
+
+        All that is asked of any sequence in the same call is `asked`, ascending.
+        """
+        row = torch.tensor([[sequence.row] for sequence in sequences], device=device)
+        if self.every:
+            start = torch.tensor([[sequence.start] for sequence in sequences], device=device)
+            count = sequences[0].length - 1
+            return row, start + torch.arange(count, device=device), slice(count)
+        places = [self.order[slice(*self._range(sequence))] for sequence in sequences]
+        its = [bisect_left(asked, position) for position in self.local(sequences[0])]
+        return row, torch.tensor(places, device=device), torch.tensor(its, device=device)
 
     def _range(self, sequence: Bounds) -> tuple[int, int]:
         return bisect_right(self.sorted, sequence.start), bisect_left(self.sorted, sequence.stop)

@@ -45,11 +45,13 @@ def _by_sequence(
     positions: Any,
     answer: Callable[[Operator, list[int]], list[Tensor]],
     dtype: torch.dtype,
-    **sizes: int | None,
+    several: int | None = None,
+    values: int | None = None,
 ) -> Tensor:
     """`answer_by_sequence` for one tensor."""
     check_readable("op_or_T", op.inputs)
-    return answer_by_sequence(op, check_positions(positions, op.length).tolist(), answer, [dtype], **sizes)[0]
+    wanted = check_positions(positions, op.length).tolist()
+    return answer_by_sequence(op, wanted, answer, [dtype], several=several, values=values)[0]
 
 
 def _assemble(op: Operator, columns: Iterable[Tensor], finite: Tensor, bad_value: float, dtype: torch.dtype) -> Tensor:

@@ -62,6 +62,7 @@ class TestComplexReads(TestComplexRecurrence):
 
 
 class TestConstantComplexRecurrence(TestComplexRecurrence):
+    has_rows = False
     options = {"diagonal": True, "length": 9}
     has_rows = False
     lengths = (9,)
@@ -130,6 +131,7 @@ class TestPackedSelectiveScan(TestComplexSelectiveScan):
 
 class TestS4D(OperatorTestCase):
     constructor = staticmethod(operators.s4d)
+    has_rows = False
     options = {"length": 9}
     lengths = (9,)
     reads = dict.fromkeys(("log_dt", "log_A_real", "A_imag", "C"), (0,))

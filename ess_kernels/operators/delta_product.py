@@ -9,9 +9,13 @@ from torch.nn.functional import pad
 from .._checks import check_same_device, check_shape, integer
 from .blocked import Blocked
 from .delta_inputs import check_alike, scale_of
+from .linear_attention import LAYOUT
 from .rank_one import RankOneStateSpace
+from .separate import takes_sequences
+from .structure import Operator
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, HV]", beta="[B, T, HV]")
 def gated_delta_product(
     q: Tensor,
     k: Tensor,
@@ -20,7 +24,9 @@ def gated_delta_product(
     beta: Tensor,
     num_householder: int,
     scale: float | None = None,
-) -> Blocked:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Gated DeltaProduct: every token decays once and then takes `n_h` steps of the delta rule, each with a value.
 
     So `T` is `[L, n_h L]`, with a row a token and a column a step, and the inputs before position i are all steps of
@@ -34,6 +40,7 @@ def gated_delta_product(
         beta: `[B, T n_h, H]`, step sizes after their sigmoid.
         num_householder: `n_h`, how many steps a token takes.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -116,10 +116,14 @@ class Group(NamedTuple):
     sequences: list[Bounds]
     heads: int
 
+    @property
+    def alike(self) -> bool:
+        """Whether one sequence stands for several."""
+        return len(self.sequences) > 1 and self.op.num_heads == self.heads
+
     def by_sequence(self, x: Tensor, dim: int = 0) -> Tensor:
         """`x`, whose axis `dim` is the operator's heads, with two axes in its place: sequences and heads."""
-        alike = self.op.num_heads == self.heads
-        x = x.unflatten(dim, (1 if alike else len(self.sequences), self.heads))
+        x = x.unflatten(dim, (1 if self.alike else len(self.sequences), self.heads))
         return x.expand(*x.shape[:dim], len(self.sequences), *x.shape[dim + 1 :])
 
 
