@@ -1,4 +1,4 @@
-"""Hard operators of families whose gates, reads or writes are made from other tensors; `cases.py` registers them."""
+"""Hard operators of families whose gates, reads or writes are made from other tensors; `cases.py` has the others."""
 
 from __future__ import annotations
 
