@@ -64,7 +64,6 @@ class TestComplexReads(TestComplexRecurrence):
 class TestConstantComplexRecurrence(TestComplexRecurrence):
     has_rows = False
     options = {"diagonal": True, "length": 9}
-    has_rows = False
     lengths = (9,)
 
     def make_inputs(self, length):
