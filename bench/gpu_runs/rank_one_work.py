@@ -63,7 +63,7 @@ def dense_step(n: int, c: int, width: int) -> Count:
 
 def scan(work: Work, n: int, c: int, heads: int, number: int) -> None:
     """One launch a block, for both directions."""
-    width, rule = scans.launch(n, heads)
+    width, rule = scans.dense_launch(n, heads)
     tiles = (n // width) ** 2
     # most of what tiles read again stays in the cache
     moved = 2 * heads * 8 * (3 * n * n + c * n)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ....caching import cached_property
-from ....engine.blocks import Blocks, block_parts, cut
+from ....engine.blocks import Blocks, cut
 from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
 from ....engine.certainty import HOPEFUL
@@ -154,7 +154,7 @@ class TritonRecurrence(EliminatingEngine):
         blocks = cut(tokens, self.group)
         # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
         self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
-        self.blocks = _dense_parts(blocks)
+        self.blocks = parts.of_matrices_in_torch(blocks)
         self.token_squares = [x.square().sum((2, 3)) for x in (blocks.write, blocks.read)]
         self._scan_dense()
 
@@ -358,17 +358,6 @@ def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """A power of two near each magnitude, one where it is zero, and its inverse."""
     unit = power_of_two(magnitude[:, None])[1]
     return unit, 1 / unit
-
-
-def _dense_parts(cut_tokens: Tokens) -> Blocks:
-    """Parts of blocks whose transitions are matrices, by PyTorch: items in a row, states padded for the kernels."""
-    built = block_parts(cut_tokens)
-    padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
-
-    def padded(x: Tensor, axes: int) -> Tensor:
-        return torch.nn.functional.pad(x.flatten(0, 1), (0, padding) * axes).contiguous()
-
-    return Blocks(padded(built.X, 1), built.Y.flatten(0, 1), padded(built.Z, 1), padded(built.Phi, 2))
 
 
 def _products(F: Tensor, blocks: Blocks, Q: Tensor) -> Outside:

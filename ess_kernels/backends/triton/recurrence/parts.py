@@ -143,6 +143,20 @@ def build_in_torch(tokens: Tokens, c: int) -> Blocks:
     return Blocks(parts.X.flatten(0, 1), parts.Y.flatten(0, 1), parts.Z.flatten(0, 1), parts.Phi.flatten(0, 1))
 
 
+def of_matrices_in_torch(cut_tokens: Tokens) -> Blocks:
+    """Parts of blocks whose transitions are matrices, for which there is no kernel, with states padded for the others.
+
+    As `build` returns them, with `Phi` `[items, padded n, padded n]`.
+    """
+    built = block_parts(cut_tokens)
+    padding = padded(built.X.shape[-1]) - built.X.shape[-1]
+
+    def flat(x: Tensor, axes: int) -> Tensor:
+        return torch.nn.functional.pad(x.flatten(0, 1), (0, padding) * axes).contiguous()
+
+    return Blocks(flat(built.X, 1), built.Y.flatten(0, 1), flat(built.Z, 1), flat(built.Phi, 2))
+
+
 def variants() -> Iterator[Variant]:
     for kind, (arguments, flags) in KINDS.items():
         yield from variants_of(kind, arguments, flags)

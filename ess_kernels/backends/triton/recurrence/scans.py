@@ -86,16 +86,23 @@ def launch(n: int, heads: int) -> tuple[int, Launch]:
     return (32, Launch(2)) if n % 32 == 0 else (16, Launch(1))
 
 
+def dense_launch(n: int, heads: int) -> tuple[int, Launch]:
+    """As `launch`; two tiles in registers need twice the warps where they are wide."""
+    width, rule = launch(n, heads)
+    return width, Launch(8) if width == 64 else rule
+
+
 def gramians(blocks: Blocks, heads: int) -> tuple[Tensor, Tensor]:
     """`P` at the left and `Q` at the right edge of every block, `[items, n, n]`, from block parts. Twin below."""
     items, c, n = blocks.X.shape
     number = items // max(heads, 1)
     P, Q = (torch.empty(items, n, n, dtype=torch.float64, device=blocks.X.device) for _ in range(2))
-    width, rule = launch(n, heads)
+    dense = blocks.Phi.dim() == 3
+    width, rule = dense_launch(n, heads) if dense else launch(n, heads)
     grid = (heads, (n // width) ** 2, 2)
     pieces = (blocks.X, blocks.Z, blocks.Phi, P, Q)
     constants = {"n": n, "c": c, "W": width}
-    if blocks.Phi.dim() == 2:
+    if not dense:
         scan_kernel[grid](*pieces, number, **constants, **rule.options())
         return P, Q
     P[::number], Q[number - 1 :: number] = 0.0, 0.0
@@ -131,5 +138,7 @@ def variants() -> Iterator[Variant]:
         for W, rule in sorted({launch(n, heads) for heads in (1, 1000)}):
             constants = {"n": n, "c": c, "W": W}
             yield Variant(f"scan n={n} c={c} W={W}", scan_kernel, arguments, constants, rule)
+        for W, rule in sorted({dense_launch(n, heads) for heads in (1, 1000)}):
+            constants = {"n": n, "c": c, "W": W}
             step = arguments | {"step": "i32"}
             yield Variant(f"dense step n={n} c={c} W={W}", dense_step_kernel, step, constants, rule)
