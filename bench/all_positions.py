@@ -30,6 +30,7 @@ import cpu_measure
 import cpu_packed
 import cpu_report
 import cpu_work as work
+import families
 import inputs
 from cpu_measure import Case
 
@@ -178,8 +179,19 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="short lengths, to see that everything runs")
     parser.add_argument("--samples", type=int, default=25, help="positions at which the answers are checked")
+    parser.add_argument(
+        "--family",
+        nargs="+",
+        choices=["all", *families.FAMILIES],
+        metavar="NAME",
+        help="compare families with GLA and with one SVD per position, and nothing else (families.py)",
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
+    if arguments.family:
+        length, n = (256, 16) if arguments.quick else (families.LENGTH, families.STATE)
+        families.report(arguments.family, length, n, arguments.backend, arguments.json)
+        return
     torch.manual_seed(0)
     samples = min(arguments.samples, 5) if arguments.quick else arguments.samples
     report = run(arguments.backend, arguments.quick, samples, arguments.only)

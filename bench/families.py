@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +31,8 @@ from family_inputs import FAMILIES
 
 from ess_kernels.operators import Operator, StateSpace
 
+LENGTH, STATE = 2048, 64
 METRICS: dict[str, Callable[..., Any]] = {"counts": ek.tolerance_ess, "entropy": ek.entropy_ess}
-# times as long as GLA's, and as fast as matrices and as one SVD per position, at n = 64
-GOALS = {"counts": 2.2, "entropy": 2.2, "matrices": 3.0, "counts, SVDs": 300.0, "entropy, SVDs": 50.0}
 
 
 def in_turn(calls: Sequence[Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
@@ -90,6 +90,31 @@ def _check(op: Operator, truth: dict[tuple[int, int], Tensor], backend: str) -> 
     return int((counts != wanted).sum()), max(errors)
 
 
+PEAK = """
+import re, sys
+sys.path.insert(0, {here!r})
+from family_inputs import FAMILIES
+import ess_kernels as ek
+op = FAMILIES[{name!r}]({length}, {n})
+def peak():
+    # ru_maxrss would start from the parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+ek.tolerance_ess(FAMILIES[{name!r}](64, {n}), backend={backend!r})
+before = peak()
+ek.tolerance_ess(op, backend={backend!r})
+ek.entropy_ess(op, backend={backend!r})
+print(before, peak())
+"""
+
+
+def peak_memory(name: str, length: int, n: int, backend: str) -> float:
+    """Megabytes that counts and entropy of one head take above its inputs, in a process of their own."""
+    script = PEAK.format(here=str(Path(__file__).parent), name=name, length=length, n=n, backend=backend)
+    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    before, peak = map(int, out.split())
+    return (peak - before) / 1024
+
+
 def print_row(row: dict[str, Any]) -> None:
     line = f"{row['family']:26} n={row['n']:<4}"
     for metric in METRICS:
@@ -114,22 +139,30 @@ def run(
     return rows
 
 
+def report(chosen: Sequence[str], length: int, n: int, backend: str, file: Path | None = None, rounds: int = 7) -> None:
+    """Prints the rows of the chosen families, or of "all", and one figure of memory; exits with 1 if any is wrong."""
+    names = list(FAMILIES) if "all" in chosen else chosen
+    rows = run(names, length, n, backend, rounds=rounds)
+    if Path("/proc/self/status").exists() and "kda" in names:
+        megabytes = peak_memory("kda", 4 * length, 2 * n, backend)
+        print(f"peak memory above the inputs, kda, one head, L={4 * length} n={2 * n}: {megabytes:.0f} MB")
+    if file:
+        file.write_text(json.dumps(rows, indent=1))
+    wrong, worst = sum(row["wrong"] for row in rows), max(row["error"] for row in rows)
+    if wrong or worst > 1e-4:
+        sys.exit(f"wrong answers: {wrong} counts, entropy off by up to {worst:.1e}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", nargs="+", default=["all"], choices=["all", *FAMILIES], metavar="NAME")
-    parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--state", type=int, default=64, help="the state size, where a family can choose it")
+    parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--state", type=int, default=STATE, help="the state size, where a family can choose it")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
-    names = list(FAMILIES) if "all" in arguments.family else arguments.family
-    rows = run(names, arguments.length, arguments.state, arguments.backend, rounds=arguments.rounds)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
-    wrong, worst = sum(row["wrong"] for row in rows), max(row["error"] for row in rows)
-    if wrong or worst > 1e-4:
-        sys.exit(f"wrong answers: {wrong} counts, entropy off by up to {worst:.1e}")
+    report(arguments.family, arguments.length, arguments.state, arguments.backend, arguments.json, arguments.rounds)
 
 
 if __name__ == "__main__":

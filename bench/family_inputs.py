@@ -134,3 +134,77 @@ def momentum_delta_rule(x: Draw) -> Operator:
     key = x.keys()
     gates = {"log_alpha": x.head_gates(), "log_mu": logsigmoid(x.numbers() + 2)}
     return operators.momentum_delta_rule(x.keys(), key, p=key, beta=x.steps(), eta=x.steps(), **gates)
+
+
+@family
+def linear_attention(x: Draw) -> Operator:
+    return operators.linear_attention(x.tokens().exp(), x.tokens().exp(), normalize=True)
+
+
+@family
+def retention(x: Draw) -> Operator:
+    return operators.retention(x.keys(), x.keys())
+
+
+@family
+def hgrn2(x: Draw) -> Operator:
+    return operators.hgrn2(x.tokens(), x.gates())
+
+
+@family
+def gsa(x: Draw) -> Operator:
+    """As many slots as the state has numbers; keys of 64."""
+    q, k = (x.normal(1, x.length, 1, 64) for _ in range(2))
+    gates = logsigmoid(x.tokens()) / 8
+    return operators.gsa(q, k, 1 - gates.exp(), g=gates)
+
+
+@family
+def lightnet(x: Draw) -> Operator:
+    return operators.lightnet(x.tokens(), x.tokens())
+
+
+@family
+def mesa_net(x: Draw) -> Operator:
+    lamb = torch.full((1, x.n), 0.5, dtype=torch.float64)
+    return operators.mesa_net(x.keys(), x.keys(), g=x.head_gates(), beta=x.steps(), lamb=lamb)
+
+
+@family
+def rwkv6(x: Draw) -> Operator:
+    return operators.rwkv6(x.tokens(), x.tokens(), -torch.exp(x.tokens() - 3), x.normal(1, x.n))
+
+
+@family
+def mlstm(x: Draw) -> Operator:
+    q, k = (x.normal(1, 1, x.length, x.n) for _ in range(2))
+    return operators.mlstm(q, k, i=x.normal(1, 1, x.length), f=x.normal(1, 1, x.length) + 3)
+
+
+@family
+def selective_scan(x: Draw) -> Operator:
+    """One channel."""
+    A = -torch.arange(1, x.n + 1, dtype=torch.float64)[None]
+    B, C = (x.normal(1, x.n, x.length) for _ in range(2))
+    return operators.selective_scan(softplus(x.normal(1, 1, x.length) - 4), A, B, C)
+
+
+@family
+def complex_recurrence(x: Draw) -> Operator:
+    """Half as many complex states as there are real ones."""
+    size = (1, x.length, x.n // 2)
+    A = torch.polar(torch.exp(-0.05 * x.normal(*size).abs()), x.normal(*size))
+    B, C = (torch.complex(x.normal(*size), x.normal(*size)) for _ in range(2))
+    return operators.recurrence(A, B, C, diagonal=True)
+
+
+@family
+def rwkv4(x: Draw) -> Operator:
+    """One channel, whose state is one number."""
+    return operators.rwkv4(x.normal(1, x.length, 1), w=x.normal(1), u=x.normal(1))
+
+
+@family
+def rg_lru(x: Draw) -> Operator:
+    """One channel, whose state is one number."""
+    return operators.rg_lru(torch.sigmoid(x.normal(1, x.length, 1) + 3))
