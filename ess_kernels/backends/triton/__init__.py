@@ -33,6 +33,8 @@ class TritonBackend(EngineBackend):
     def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
         if task == "randomized_ess" and not isinstance(subject, Attention):
             return "it multiplies with attention only"
+        if task == "randomized_ess" and subject.depends_on_distance:
+            return "it multiplies with attention only where that has no g and no alibi_slopes"
         return None
 
     def unavailable(self) -> str | None:
@@ -85,7 +87,7 @@ class TritonBackend(EngineBackend):
         return bytes_per_head(op.length, op.state_size)
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
-        if not isinstance(op, Attention):
+        if not isinstance(op, Attention) or op.depends_on_distance:
             return super().rows(op, heads)
         from .attention.softmax import tiles
 
