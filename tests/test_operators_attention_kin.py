@@ -1,7 +1,5 @@
 """Attention's kin, which have no small state, against loops over rows and upstream's functions."""
 
-import functools
-
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
@@ -68,7 +66,7 @@ def tokens_first(length, heads=4, kv=2, size=3, keys=("k",)):
 
 class TestForgettingAttention(OperatorTestCase):
     constructor = staticmethod(operators.attention)
-    reads = {name: (0, 1) for name in "qkg"}
+    reads = dict.fromkeys("qkg", (0, 1))
     allows_minus_inf = ("g",)
     state_size = None
 
@@ -207,3 +205,325 @@ def test_top_k_attention_is_a_mask():
     T = operators.attention(q, k, attn_mask=chosen).dense()
     z = (q @ repeated(k, 4, 1).mT / 3**0.5).masked_fill(~(chosen & torch.ones(9, 9).tril().bool()), -torch.inf)
     assert_close("T", T, z.softmax(-1), rtol=1e-13)
+
+
+def loop_over_states(queries, keys, transitions, i):
+    """`q_i . A_i ... A_{j+1} k_j` for every j up to i, `transitions(t)` a matrix."""
+    found = []
+    for j in range(i + 1):
+        state = keys[j]
+        for t in range(j + 1, i + 1):
+            state = transitions(t) @ state
+        found.append(queries[i] @ state)
+    return torch.stack(found)
+
+
+class TestPathAttention(OperatorTestCase):
+    constructor = staticmethod(operators.path_attention)
+    allows_minus_inf = ("g",)
+    state_size = None
+    value_layout = "[B, T, H, V]"
+
+    def make_inputs(self, length):
+        inputs = tokens_first(length, keys=("k", "w"))
+        inputs["w"] /= inputs["w"].norm(dim=-1, keepdim=True)
+        return {**inputs, "beta": 2 * torch.rand(2, length, 2).double(), "g": gates(2, length, 4)}
+
+    def dense(self, q, k, w, beta, g):
+        k, w, beta = (repeated(x, 4) for x in (k, w, beta))
+
+        def row(b, h, i):
+            def transition(t):
+                return torch.eye(3).double() - beta[b, t, h] * torch.outer(w[b, t, h], w[b, t, h])
+
+            return softmax((loop_over_states(q[b, :, h], k[b, :, h], transition, i) + decays(g[b, :, h], i)) / 3**0.5)
+
+        return row_by_row((2, 4), q.shape[1], row)
+
+    def upstream(self, v, q, k, w, beta, g):
+        naive = upstream_function("fla.ops.path_attn.naive", "naive_path_attn")
+        k, w, beta = (repeated(x, 4) for x in (k, w, beta))
+        return naive(q, k, v, w, beta, g, 3**-0.5, 8)
+
+    value_channels = 3
+
+    def test_many_blocks(self):
+        """Rows of any band, over more tokens than a block has, and keys that repeat with beta 2 and 1."""
+        torch.manual_seed(0)
+        inputs = {name: x[:1, :, :2] for name, x in self.make_inputs(75).items()}
+        inputs["w"][:, 20:60] = inputs["w"][:, 20:21]
+        inputs["beta"][:, 20:40], inputs["beta"][:, 40:60] = 2.0, 1.0
+        op = operators.path_attention(**inputs)
+        T = op.dense_heads(op.all_heads())
+        for start, stop in ((0, 33), (31, 32), (32, 64), (40, 75), (74, 75)):
+            assert_close("rows", op.rows(op.all_heads(), start, stop), T[:, start:stop, :stop], 1e-12, 1e-15)
+        states = [inputs["q"][0, :, h] for h in range(2)]
+        for h in range(2):
+            w, beta = inputs["w"][0, :, h], inputs["beta"][0, :, h]
+            for i in (0, 31, 32, 50, 74):
+                z = torch.empty(i + 1).double()
+                left = states[h][i]
+                for j in range(i, -1, -1):
+                    z[j] = left @ inputs["k"][0, j, h]
+                    left = left - beta[j] * (left @ w[j]) * w[j]
+                row = softmax((z + decays(inputs["g"][0, :, h], i)) / 3**0.5)
+                assert_close(f"row {i}", T[h, i, : i + 1], row, 1e-12)
+
+    def test_a_scale_below_zero_would_open_closed_gates(self):
+        with pytest.raises(ValueError, match=r"^scale: .*positive"):
+            operators.path_attention(**self.inputs(3), scale=-1.0)
+
+
+class TestPathAttentionWithoutGates(OperatorTestCase):
+    constructor = staticmethod(operators.path_attention)
+    options = {"scale": 0.7}
+    state_size = None
+
+    def make_inputs(self, length):
+        return {name: x for name, x in TestPathAttention().make_inputs(length).items() if name != "g"}
+
+    def dense(self, q, k, w, beta):
+        gates = q.new_zeros(q.shape[:3])
+        return TestPathAttention().dense(0.7 * 3**0.5 * q, k, w, beta, gates)
+
+
+class TestStickbreaking(OperatorTestCase):
+    constructor = staticmethod(operators.stickbreaking_attention)
+    state_size = None
+    attend_current = False
+
+    def make_inputs(self, length):
+        return tokens_first(length)
+
+    def dense(self, q, k):
+        k = repeated(k, 4)
+
+        def row(b, h, i):
+            weights, left = torch.zeros(i + 1).double(), torch.ones(()).double()
+            for j in range(i if self.attend_current else i - 1, -1, -1):
+                share = torch.sigmoid(q[b, i, h] @ k[b, j, h] / 3**0.5)
+                weights[j] = left * share
+                left = left * (1 - share)
+            return weights
+
+        return row_by_row((2, 4), q.shape[1], row)
+
+    def upstream(self, v, q, k):
+        naive = upstream_function("fla.ops.stickbreaking_attn.naive", "naive_stickbreaking_attn")
+        return naive(q, repeated(k, 4), v, attend_current=self.attend_current)
+
+
+class TestStickbreakingWithItsOwnToken(TestStickbreaking):
+    options = {"attend_current": True}
+    attend_current = True
+
+    def test_scores_of_any_size(self):
+        q, k = self.inputs(9).values()
+        T = operators.stickbreaking_attention(1e4 * q, k, attend_current=True).dense()
+        assert T.isfinite().all() and (T.sum(-1) <= 1 + 1e-14).all() and (T.amax(-1) > 0).any()
+        assert_close("T", T, self.dense(1e4 * q, k), 1e-9)
+
+
+class TestWallAttention(OperatorTestCase):
+    """Upstream's reference function needs a GPU; the second form adds up the decays of every pair of tokens."""
+
+    constructor = staticmethod(operators.wall_attention)
+    options = {"window_size": 5}
+    reads = {"sinks": (None, 0)}
+    allows_minus_inf = ("g", "g_scalar", "sinks")
+    state_size = None
+
+    def make_inputs(self, length):
+        inputs = tokens_first(length)
+        return {**inputs, "g": gates(2, length, 4, 3), "g_scalar": gates(2, length, 4), "sinks": randn(4)}
+
+    def dense(self, q, k, g, g_scalar, sinks):
+        k = repeated(k, 4)
+
+        def row(b, h, i):
+            channels = torch.stack([decays(g[b, :, h, n], i) for n in range(3)], -1).exp()
+            z = (channels * k[b, : i + 1, h]) @ q[b, i, h] / 3**0.5 + decays(g_scalar[b, :, h], i)
+            return softmax(windowed(z, 5), sinks[h])
+
+        return row_by_row((2, 4), q.shape[1], row)
+
+    def test_one_gate_for_all_channels_is_attention_to_decayed_keys(self):
+        q, k = tokens_first(40, kv=4).values()
+        g = gates(2, 40, 4, 1).expand(2, 40, 4, 3)
+        T = operators.wall_attention(q, k, g=g).dense()
+        logits = operators.gla(q, k, g).dense()
+        hidden = torch.ones(40, 40).triu(1).bool()
+        assert_close("T", T, logits.masked_fill(hidden, -torch.inf).softmax(-1), 1e-12)
+
+
+class TestParallax(OperatorTestCase):
+    constructor = staticmethod(operators.parallax)
+    options = {"window_size": 4}
+    state_size = None
+    value_channels = 3
+
+    def make_inputs(self, length):
+        q, r, k = tokens_first(length, kv=4, keys=("r", "k")).values()
+        return {"q": q, "r": r, "k": k[:, :, :2]}
+
+    def dense(self, q, r, k):
+        k = repeated(k, 4)
+
+        def row(b, h, i):
+            p = softmax(windowed(k[b, : i + 1, h] @ q[b, i, h] / 3**0.5, 4))
+            s = k[b, : i + 1, h] @ r[b, i, h]
+            return p + p * (p @ s) - p * s
+
+        return row_by_row((2, 4), q.shape[1], row)
+
+    def upstream(self, v, q, r, k):
+        naive = upstream_function("fla.ops.parallax.naive", "naive_parallax")
+        return naive(q, r, repeated(k, 4), v, window_size=4)
+
+
+class TestDeltaFormer(OperatorTestCase):
+    constructor = staticmethod(operators.deltaformer)
+    state_size = None
+    value_channels = 3
+
+    def make_inputs(self, length):
+        return {**tokens_first(length, kv=4), "beta": 2 * torch.rand(2, length, 4).double()}
+
+    def dense(self, q, k, beta):
+        def row(b, h, i):
+            """What attention mixes are combinations of the values: row t of `u`."""
+            u = torch.eye(i + 1).double()
+            for t in range(1, i + 1):
+                u[t] = u[t] - beta[b, t, h] * softmax(k[b, :t, h] @ q[b, t, h] / 3**0.5) @ u[:t].clone()
+            return softmax(k[b, : i + 1, h] @ q[b, i, h] / 3**0.5) @ u
+
+        return row_by_row((2, 4), q.shape[1], row)
+
+    def upstream(self, v, q, k, beta):
+        return upstream_function("fla.ops.deltaformer.naive", "naive_deltaformer_attn")(q, k, v, beta)
+
+    def test_no_beta_is_one(self):
+        inputs = self.inputs(9)
+        q, k = inputs["q"], inputs["k"]
+        ones = torch.ones_like(inputs["beta"])
+        assert torch.equal(operators.deltaformer(q, k).dense(), operators.deltaformer(q, k, beta=ones).dense())
+
+
+class TestLogLinearAttention(OperatorTestCase):
+    constructor = staticmethod(operators.log_linear_attention)
+    lengths = (9, 12, 16)
+    state_size = 3 * 4
+    allows_minus_inf = ("g",)
+    scales = ("q", "k", "level_scales")
+    other_sizes = ("level_scales",)
+
+    def make_inputs(self, length):
+        inputs = {name: randn(2, length, 2, 3) for name in "qk"}
+        return {**inputs, "g": gates(2, length, 4), "level_scales": randn(2, length, 4, 5)}
+
+    def dense(self, q, k, g, level_scales):
+        q, k = repeated(q, 4), repeated(k, 4)
+
+        def row(b, h, i):
+            # buckets of a Fenwick tree: the lowest bit of what is left, from the token back
+            scale, stop, entries = {}, i, [level_scales[b, i, h, 0]]
+            while stop:
+                size = stop & -stop
+                scale |= dict.fromkeys(range(stop - size, stop), level_scales[b, i, h, size.bit_length()])
+                stop -= size
+            entries = torch.stack([scale[j] for j in range(i)] + entries)
+            return entries * (k[b, : i + 1, h] @ q[b, i, h]) * decays(g[b, :, h], i).exp()
+
+        return row_by_row((2, 4), q.shape[1], row)
+
+    def upstream(self, v, q, k, g, level_scales):
+        return upstream_function("fla.ops.log_linear_attn.naive", "naive_log_linear_attn")(q, k, v, g, level_scales)
+
+    def test_counts_know_the_state_size(self):
+        """Rounding errors of T have any rank; a count at tolerance 0 does not."""
+        inputs = self.inputs(16)
+        wide = {name: torch.cat([x] * 6, 1) if name != "level_scales" else randn(2, 96, 4, 8) for name, x in inputs.items()}
+        op = operators.log_linear_attention(**wide)
+        assert op.state_size == 3 * 7
+        i = torch.arange(1, 96)
+        buckets = torch.tensor([3 * bin(n).count("1") for n in i.tolist()])
+        counts = ek.tolerance_ess(op, rtol=1e-9)
+        assert (counts <= torch.minimum(buckets, torch.minimum(i, 96 - i))).all()
+        assert (ek.tolerance_ess(op, 0.0) <= op.rank_cap(i)).all()
+
+    def test_too_few_levels(self):
+        inputs = self.inputs(9)
+        with pytest.raises(ValueError, match=r"^level_scales: expected at least 5 levels for 9 tokens, got 4"):
+            operators.log_linear_attention(**{**inputs, "level_scales": inputs["level_scales"][..., :4]})
+
+
+def some_blocks(length, kv=2, block_size=3):
+    """Three choices a row, some of them none, some after the row, one named twice: the same for every call."""
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(-1, -(-length // block_size) + 1, (2, length, kv, 3), generator=generator)
+
+
+def sparse(q, k, **gates):
+    indices = some_blocks(q.shape[1])
+    return operators.nsa(q, k, **gates, block_indices=indices, block_size=3, window_size=4)
+
+
+class TestNSA(OperatorTestCase):
+    """Upstream's reference function needs a GPU; the second form is a loop over rows and blocks."""
+
+    constructor = staticmethod(sparse)
+    state_size = None
+
+    def make_inputs(self, length):
+        more = {name: torch.sigmoid(randn(2, length, 4)) for name in ("g_cmp", "g_slc", "g_swa")}
+        return {**tokens_first(length), **more}
+
+    def dense(self, q, k, g_cmp, g_slc, g_swa):
+        length = q.shape[1]
+        indices, keys = some_blocks(length), repeated(k, 4)
+
+        def row(b, h, i):
+            weights = torch.zeros(i + 1).double()
+            query = q[b, i, h] / 3**0.5
+            complete = (i + 1) // 3
+            if complete:
+                means = torch.stack([keys[b, 3 * c : 3 * c + 3, h].mean(0) for c in range(complete)])
+                for c, weight in enumerate(softmax(means @ query)):
+                    weights[3 * c : 3 * c + 3] += g_cmp[b, i, h] * weight / 3
+            chosen = [3 * c + t for c in indices[b, i, h // 2].tolist() if c >= 0 for t in range(3) if 3 * c + t <= i]
+            if chosen:
+                shares = softmax(keys[b, chosen, h] @ query)
+                for j, weight in zip(chosen, shares):
+                    weights[j] += g_slc[b, i, h] * weight
+            weights += g_swa[b, i, h] * softmax(windowed(keys[b, : i + 1, h] @ query, 4))
+            return weights
+
+        return row_by_row((2, 4), length, row)
+
+    def test_the_chosen_blocks_alone_are_upstream(self):
+        """What of upstream's function runs on a CPU, where every row sees something of its choice."""
+        naive = upstream_function("fla.ops.nsa.naive", "naive_nsa_selection")
+        q, k = tokens_first(9).values()
+        indices = some_blocks(9)
+        indices[..., 0] = torch.arange(9)[:, None] // 3
+        op = operators.nsa(
+            q, k, g_cmp=None, g_slc=None, g_swa=None, block_indices=indices, block_size=3, window_size=0
+        )
+        one_hot = torch.eye(9).double()[None, :, None].expand(2, 9, 4, 9)
+        found = naive(q, repeated(k, 4), one_hot, repeated(indices, 4), 3, 3**-0.5)
+        assert_close("T", op.dense(), found.transpose(1, 2), 1e-12)
+
+    @pytest.mark.parametrize(
+        "change, error, match",
+        [
+            ({"block_indices": torch.zeros(2, 9, 2, 3)}, TypeError, "^block_indices: expected an int32 .* float32"),
+            ({"block_indices": torch.zeros(2, 9, 4, 3).long()}, ValueError, r"^block_indices: .*\[2, 9, 4, 3\]"),
+            ({"block_size": 0}, ValueError, "^block_size"),
+            ({"window_size": (3, 0)}, TypeError, "^window_size"),
+            ({"g_swa": None}, ValueError, "^g_swa: expected a tensor"),
+        ],
+    )
+    def test_bad_input(self, change, error, match):
+        inputs = {**self.inputs(9), "block_indices": some_blocks(9), "block_size": 3, "window_size": 4}
+        with pytest.raises(error, match=match):
+            operators.nsa(**{**inputs, **change})

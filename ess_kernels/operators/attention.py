@@ -174,7 +174,8 @@ def attention(
 
     Attention to chosen keys (top-k, blocks) is `attn_mask` with those keys True.
 
-    Source: `F.scaled_dot_product_attention`; `fla.ops.forgetting_attn` for `g`, flash-attn for `alibi_slopes`; SA in appendix D.2 of the paper (arXiv 2504.19561).
+    Source: `F.scaled_dot_product_attention`; `fla.ops.forgetting_attn` for `g`, flash-attn for `alibi_slopes`; SA in
+    appendix D.2 of the paper (arXiv 2504.19561).
     """
     batch, heads, length, size = check_layout("q", q, "[B, H, L, E]")
     check_positive_size("q", "E", size)

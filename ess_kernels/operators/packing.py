@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -16,14 +16,22 @@ from .block_recurrence import BlockStateSpace
 from .blocked import Blocked
 from .complex_states import ComplexRecurrence, ComplexSelectiveStateSpace
 from .convolution import Convolution, ShortConvolution
+from .deltaformer import DeltaFormer
 from .dense import Dense
 from .gated import GatedStateSpace
+from .log_linear import LogLinearAttention
 from .momentum import MomentumStateSpace
+from .nsa import NativeSparseAttention
+from .parallax import Parallax
+from .path import PathAttention
 from .rank_one import RankOneStateSpace
 from .recurrence import LinearRecurrence
 from .selective_scan import SelectiveStateSpace
 from .shift_register import ShiftRegister
+from .stickbreaking import StickbreakingAttention
 from .structure import Operator
+from .sum_of import SumOf
+from .wall import WallAttention
 
 FAMILIES: dict[str, type[Operator]] = {
     family.__name__: family
@@ -33,14 +41,21 @@ FAMILIES: dict[str, type[Operator]] = {
         ComplexRecurrence,
         ComplexSelectiveStateSpace,
         Convolution,
+        DeltaFormer,
         Dense,
         GatedStateSpace,
         LinearRecurrence,
+        LogLinearAttention,
         MomentumStateSpace,
+        NativeSparseAttention,
+        Parallax,
+        PathAttention,
         RankOneStateSpace,
         SelectiveStateSpace,
         ShiftRegister,
         ShortConvolution,
+        StickbreakingAttention,
+        WallAttention,
     )
 }
 
@@ -62,6 +77,8 @@ class Packed(NamedTuple):
 
 def pack(op: Operator) -> Packed | None:
     """The tensors and numbers of an operator, or None where its class is none of this package's."""
+    if type(op) is SumOf:
+        return _pack_sum(op)
     inner = op.inner
     family = type(inner)
     name = family.__name__
@@ -72,6 +89,21 @@ def pack(op: Operator) -> Packed | None:
     return Packed([None if x is None else x.detach() for x in tensors], repr((name, numbers, blocks)), inner.length)
 
 
+def _pack_sum(op: SumOf) -> Packed | None:
+    """The tensors of all operators one after the other, then the weights; their descriptions as a list."""
+    tensors: list[Tensor | None] = []
+    descriptions: list[tuple[str, int]] = []
+    for term in op.ops:
+        packed = pack(term)
+        if packed is None:
+            return None
+        tensors += packed.tensors
+        descriptions.append((packed.description, len(packed.tensors)))
+    numbers = [None if isinstance(weight, Tensor) else weight for weight in op.weights]
+    tensors += [weight.detach() for weight in op.weights if isinstance(weight, Tensor)]
+    return Packed(tensors, repr((SumOf.__name__, {"terms": descriptions, "weights": numbers}, None)), op.length)
+
+
 def _numbers(op: Operator) -> dict[str, Any]:
     return {number: getattr(op, number) for number in op.NUMBERS if number != "length"}
 
@@ -79,8 +111,21 @@ def _numbers(op: Operator) -> dict[str, Any]:
 def unpack(tensors: Sequence[Tensor | None], description: str, length: int) -> Operator:
     """The operator of these tensors and numbers. Its `inputs` are the tensors themselves."""
     name, numbers, blocks = ast.literal_eval(description)
+    if name == SumOf.__name__:
+        return _unpack_sum(tensors, length, **numbers)
     family: Any = FAMILIES[name]
     if "length" in family.NUMBERS:
         numbers["length"] = length
     op = family(**dict(zip(family.TENSORS, tensors, strict=True)), **numbers)
     return op if blocks is None else Blocked(op, **blocks)
+
+
+def _unpack_sum(
+    tensors: Sequence[Tensor | None], length: int, terms: Sequence[tuple[str, int]], weights: Sequence[float | None]
+) -> SumOf:
+    ops, start = [], 0
+    for description, count in terms:
+        ops.append(unpack(tensors[start : start + count], description, length))
+        start += count
+    rest = iter(tensors[start:])
+    return SumOf(ops, [cast(Tensor, next(rest)) if weight is None else weight for weight in weights])
