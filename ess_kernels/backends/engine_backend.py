@@ -146,7 +146,7 @@ class EngineBackend(Backend):
 
 
 def _forgets_states(op: Operator, engine: Engine) -> bool:
-    """Whether the engine has `T` only, whose rounding errors have a higher rank than the states that it was made from."""
+    """Whether the engine has `T` only, whose rounding errors have a higher rank than the states that made it."""
     return op.state_size is not None and engine.state_size is None
 
 

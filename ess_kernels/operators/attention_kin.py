@@ -1,4 +1,4 @@
-"""What attention's kin in flash-linear-attention's layout share: queries `[B, T, HQ, K]` against keys `[B, T, H, K]`."""
+"""What attention's kin in fla's layout share: queries `[B, T, HQ, K]` against keys `[B, T, H, K]`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class AttentionKin(Tiled):
         return q * abs(self.scale) * k * self.q.shape[-1]
 
     def _hidden_sums(self, heads: Tensor, start: int, stop: int) -> Tensor:
-        """What the weights are made from, whose overflow they could hide, `[N, rows, stop]`; read up to the diagonal."""
+        """What the weights are made from, whose overflow they could hide, `[N, rows, stop]`, up to the diagonal."""
         return self.scores(heads, start, stop)
 
 

@@ -93,10 +93,10 @@ def nsa(
 ) -> NativeSparseAttention:
     """Native sparse attention: `T = g_cmp P_cmp M + g_slc P_slc + g_swa P_swa`, row by row.
 
-    M takes means of blocks of tokens, and P_cmp is the softmax of `scale q . (mean of the block's keys)` over the blocks
-    that are complete at the row's token. P_slc is a softmax over the tokens, up to the row's own, of the blocks that the
-    row has chosen, a block that is named twice counting twice. P_swa is one over a window. A row that sees nothing in
-    one of them is 0 there. The choice is data: it is never made here. There is no finite state.
+    M takes means of blocks of tokens, and P_cmp is the softmax of `scale q . (mean of the block's keys)` over the
+    blocks that are complete at the row's token. P_slc is a softmax over the tokens, up to the row's own, of the blocks
+    that the row has chosen, a block that is named twice counting twice. P_swa is one over a window. A row that sees
+    nothing in one of them is 0 there. The choice is data: it is never made here. There is no finite state.
 
     Args:
         q: `[B, T, HQ, K]`, float16, bfloat16, float32 or float64.

@@ -57,8 +57,8 @@ def path_attention(
         q: `[B, T, HQ, K]`, float16, bfloat16, float32 or float64.
         k, w: `[B, T, H, K]` with H dividing HQ: query head h reads head `h // (HQ // H)`. `w` after its normalisation.
         beta: `[B, T, H]`.
-        g: `[B, T, HQ]`, natural logarithms of decays, or None; -inf hides all that lies before its token. The scale must
-            be positive then.
+        g: `[B, T, HQ]`, natural logarithms of decays, or None; -inf hides all that lies before its token. With gates the
+            scale must be positive.
         scale: `None` means `K ** -0.5`.
 
     Raises:

@@ -83,8 +83,8 @@ def sum_of(*ops: Operator, weights: Sequence[float | Tensor]) -> SumOf:
     Args:
         ops: operators of `ess_kernels.operators`, one row and one column a token.
         weights: one for each operator: a number, or a floating-point tensor. With as many axes as the batch shape, or
-            fewer, it broadcasts to `[*batch]`, one weight a head; with one axis more it broadcasts to `[*batch, L]`, one
-            weight a row. Gradients flow into them.
+            fewer, it broadcasts to `[*batch]`, one weight a head; with one axis more it broadcasts to `[*batch, L]`,
+            one weight a row. Gradients flow into them.
 
     Raises:
         TypeError, ValueError: no operators, unlike lengths, batch shapes or devices, or wrong weights.

@@ -37,8 +37,8 @@ class Tiles(Tiled):
         shape = (len(heads), stop - start, stop)
         if tuple(found.shape) != shape or found.device != self.device:
             raise ValueError(
-                f"rows: expected [N, rows, stop] = {list(shape)} on {self.device} for {len(heads)} heads, start={start}, "
-                f"stop={stop}, got {list(found.shape)} on {found.device}"
+                f"rows: expected [N, rows, stop] = {list(shape)} on {self.device} for {len(heads)} heads, "
+                f"start={start}, stop={stop}, got {list(found.shape)} on {found.device}"
             )
         return found.double().tril(start)
 

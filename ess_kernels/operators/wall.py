@@ -95,6 +95,4 @@ def wall_attention(
     if sinks is not None:
         check_shape("sinks", sinks, (heads,), "[HQ]")
     check_same_device(q=q, k=k, g=g, g_scalar=g_scalar, sinks=sinks)
-    return WallAttention(
-        q, k, g, g_scalar, sinks, scale=scale_of(scale, size), window_size=check_window(window_size)
-    )
+    return WallAttention(q, k, g, g_scalar, sinks, scale=scale_of(scale, size), window_size=check_window(window_size))

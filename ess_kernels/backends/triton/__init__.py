@@ -31,11 +31,11 @@ class TritonBackend(EngineBackend):
     name = "triton"
 
     def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
-        if task == "randomized_ess" and not isinstance(subject, Attention):
+        if task != "randomized_ess":
+            return None
+        if not isinstance(subject, Attention):
             return "it multiplies with attention only"
-        if task == "randomized_ess" and subject.depends_on_distance:
-            return "it multiplies with attention only where that has no g and no alibi_slopes"
-        return None
+        return "its products with attention know no g and no alibi_slopes" if subject.depends_on_distance else None
 
     def unavailable(self) -> str | None:
         return runtime.unavailable()
