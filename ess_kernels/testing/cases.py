@@ -421,4 +421,5 @@ for _length in (1, 2, 3, 5):
     case(f"dense: length {_length}", _length)(lambda length=_length: ops.dense(randn(2, length, length)))
 
 
+from . import attention_cases as attention_cases  # noqa: E402  (likewise)
 from . import diagonal_cases as diagonal_cases  # noqa: E402  (it registers more of them, with the functions above)
