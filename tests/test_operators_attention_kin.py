@@ -722,3 +722,39 @@ def test_tiles_that_make_no_sense(change, error, match):
     good = {"rows": lambda heads, start, stop: torch.zeros(len(heads), stop - start, stop), "length": 5}
     with pytest.raises(error, match=match):
         operators.tiles(**{**good, "batch_shape": (2,), "device": "cpu", **change})
+
+
+def kin_of(q, k):
+    """Every family of these queries and keys `[1, T, H, K]`, everything else harmless."""
+    ones, zeros = torch.ones(1, q.shape[1], q.shape[2]).double(), torch.zeros_like(q)
+    gate, heads = {"g_cmp": ones, "g_slc": ones, "g_swa": ones}, (q.transpose(1, 2), k.transpose(1, 2))
+    return {
+        "attention": operators.attention(*heads, g=-ones.transpose(1, 2), window_size=2),
+        "path": operators.path_attention(q, k, w=zeros, beta=ones),
+        "growing path": operators.path_attention(q, k, w=zeros + 2, beta=ones),
+        "stick-breaking": operators.stickbreaking_attention(q, k),
+        "wall": operators.wall_attention(q, k, g=zeros, window_size=2),
+        "parallax": operators.parallax(q, zeros, k, window_size=2),
+        "parallax, corrections": operators.parallax(zeros, q, k, window_size=2),
+        "deltaformer": operators.deltaformer(q, k),
+        "log-linear": operators.log_linear_attention(q, k, g=-ones, level_scales=torch.ones(1, 9, 2, 5).double()),
+        "nsa": operators.nsa(q, k, **gate, block_indices=torch.zeros(1, 9, 2, 1).int(), block_size=4, window_size=2),
+        "sum": operators.sum_of(operators.attention(*heads, window_size=2), operators.gla(q, k, zeros), weights=[1, 1]),
+    }
+
+
+@pytest.mark.parametrize("name", kin_of(randn(1, 9, 2, 3), randn(1, 9, 2, 3)))
+def test_scores_that_overflow_mark_their_head(name):
+    """Also those that a window hides and softmax would make plausible."""
+    q, k = randn(1, 9, 2, 3), randn(1, 9, 2, 3)
+    large_q, large_k = q.clone(), k.clone()
+    large_q[:, 8, 1], large_k[:, 0, 1] = 1e160, 1e160
+    clean, spoilt = kin_of(q, k)[name], kin_of(large_q, large_k)[name]
+    for backend in ("torch", "native", "reference"):
+        if backend in TestForgettingAttention()._backends(spoilt):
+            counts, wanted = (ek.tolerance_ess(op, 1e-2, backend=backend) for op in (spoilt, clean))
+            assert (counts[0, 1] == -1).all()
+            assert torch.equal(counts[0, 0], wanted[0, 0])
+    # large numbers alone are no bad data
+    large_k[:, 0, 1] = k[:, 0, 1]
+    assert bool(kin_of(1e-30 * large_q, k)[name].finite(torch.arange(2)).all())

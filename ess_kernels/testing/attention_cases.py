@@ -65,11 +65,14 @@ def _deltaformer(beta: float, *, one_key: bool = False) -> Operator:
     return ops.deltaformer(q, _alike(k) if one_key else k, beta=torch.full((1, LENGTH, HEADS), beta).double())
 
 
-def _log_linear(closed: float) -> Operator:
+def _log_linear(*starts: int) -> Operator:
+    """Documents begin at these tokens."""
     q, k = _tensors(2)
+    g = _gates()
+    g[:, starts] = -INF
     levels = randn(1, LENGTH, HEADS, 8)
     levels[..., 3] = 0.0
-    return ops.log_linear_attention(q, k, g=_gates(closed=closed), level_scales=levels)
+    return ops.log_linear_attention(q, k, g=g, level_scales=levels)
 
 
 def _nsa(window_size: int) -> Operator:
@@ -117,6 +120,6 @@ for _name, _build in {
 }.items():
     case(_name, LENGTH)(_build)
 
-case("log_linear_attention: plain", LENGTH, SIZE * 7, kind="tiled")(lambda: _log_linear(0.0))
-case("log_linear_attention: closed gates", LENGTH, SIZE * 7, kind="tiled")(lambda: _log_linear(0.1))
+case("log_linear_attention: plain", LENGTH, SIZE * 7, kind="tiled")(lambda: _log_linear())
+case("log_linear_attention: documents", LENGTH, SIZE * 7, kind="tiled")(lambda: _log_linear(13, 32, 33, 50))
 case("sum_of: two states", LENGTH, 2 * SIZE, kind="tiled")(_of_states)
