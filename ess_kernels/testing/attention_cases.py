@@ -77,9 +77,18 @@ def _log_linear(*starts: int) -> Operator:
 
 def _nsa(window_size: int) -> Operator:
     q, k = _tensors(2)
-    gates = {name: rand(1, LENGTH, HEADS) for name in ("g_cmp", "g_slc", "g_swa")}
+    g_cmp, g_slc, g_swa = (rand(1, LENGTH, HEADS) for _ in range(3))
     chosen = torch.randint(-1, 9, (1, LENGTH, HEADS, 3))
-    return ops.nsa(q, k, **gates, block_indices=chosen, block_size=8, window_size=window_size)
+    return ops.nsa(
+        q,
+        k,
+        g_cmp=g_cmp,
+        g_slc=g_slc,
+        g_swa=g_swa,
+        block_indices=chosen,
+        block_size=8,
+        window_size=window_size,
+    )
 
 
 def _difference() -> Operator:

@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .. import operators as ops
 from ..operators import Operator
-from . import delta_cases  # noqa: F401 (it adds its own cases)
+from . import attention_cases, delta_cases  # noqa: F401 (they add their own cases)
 from .registry import CASES, build, case, matrix_of, names, powers, rand, randn, spectra, truth
 
 __all__ = ["CASES", "build", "case", "matrix_of", "names", "powers", "rand", "randn", "spectra", "truth"]
@@ -421,5 +421,4 @@ for _length in (1, 2, 3, 5):
     case(f"dense: length {_length}", _length)(lambda length=_length: ops.dense(randn(2, length, length)))
 
 
-from . import attention_cases as attention_cases  # noqa: E402  (likewise)
 from . import diagonal_cases as diagonal_cases  # noqa: E402  (it registers more of them, with the functions above)
