@@ -27,6 +27,7 @@ import ess_kernels as ek
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_goals
 import cpu_measure
+import cpu_packed
 import cpu_report
 import cpu_work as work
 import inputs
@@ -82,6 +83,11 @@ def cases(quick: bool, samples: int) -> dict[str, Callable[[], Case]]:
             "dense", title, op, work.recurrence_counts(**size), work.recurrence_entropy(**size), positions=samples
         )
 
+    def diagonal(key: str, title: str, op: Operator) -> Case:
+        n = op.state_size
+        counts, entropy = work.recurrence_counts(L, n), work.recurrence_entropy(L, n)
+        return Case(key, f"{title} L={L}", op, counts, entropy, positions=samples)
+
     def head(key: str, name: str, op: Operator) -> Case:
         counts, entropy = work.matrix_counts(short), work.matrix_entropy(short)
         return Case(key, f"{name} L={short}", op, counts, entropy, positions=max(samples // 3, 4))
@@ -98,6 +104,9 @@ def cases(quick: bool, samples: int) -> dict[str, Callable[[], Case]]:
 
     made = {"gla64": lambda: gla(64), "gla128": lambda: gla(128), "gla16": lambda: gla(16)}
     made |= {"attention": attention, "mamba": mamba, "dense": dense}
+    for n in (16, 32, 64):
+        made[f"complex{n}"] = lambda n=n: diagonal(f"complex{n}", f"complex n={n}", inputs.complex_recurrence(L, n))
+        made[f"real{2 * n}"] = lambda n=n: diagonal(f"real{2 * n}", f"real n={2 * n}", inputs.real_recurrence(L, 2 * n))
     made["attention1024"] = lambda: head("attention1024", "attention", inputs.attention(short))
     for name in inputs.HEADS_OF_MODELS:
         made[name.replace(" ", "-")] = lambda name=name: head(
@@ -154,6 +163,7 @@ def run(backend: str, quick: bool, samples: int, only: list[str]) -> dict[str, A
         report["growth"].append(cpu_measure.growth("attention", inputs.attention, lengths, backend))
     if not only or "gla64" in only:
         report["growth"].append(cpu_measure.growth("GLA n=64", lambda L: inputs.gla(L, 64), lengths, backend))
+    report["packed"] = cpu_packed.packed(backend, quick) if not only or "packed" in only else []
     print(f"torch's float64 matrix product, at the best: {rate / 1e9:.0f} GFLOP/s")
     report["memory"] = peak_memory(256 if quick else 8192, backend)
     cpu_report.print_rest(report)
@@ -163,7 +173,9 @@ def run(backend: str, quick: bool, samples: int, only: list[str]) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--only", nargs="+", default=[], choices=list(cases(True, 2)), help="these cases and no others")
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=[*cases(True, 2), "packed"], help="these cases and no others"
+    )
     parser.add_argument("--quick", action="store_true", help="short lengths, to see that everything runs")
     parser.add_argument("--samples", type=int, default=25, help="positions at which the answers are checked")
     parser.add_argument("--json", type=Path, help="write all figures to this file")

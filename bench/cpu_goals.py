@@ -27,8 +27,13 @@ UNKIND = {
     "steps": "mamba",
 }
 UNKIND_TIMES = 3.0
+# complex states, against twice as many real ones
+COMPLEX = {"complex16": "real32", "complex32": "real64", "complex64": "real128"}
+COMPLEX_TIMES = 1.5
 # five tolerances at once, over one
 FIVE = {"attention": 3.7, "gla64": 3.0}
+# packed sequences, over what they are compared with
+PACKED = 1.3
 # speed at small tolerances, over that at 1e-3
 SMALL_TOLERANCES = ("counts 1e-05", "counts 1e-06")
 SMALL_SPEED = 0.25
@@ -64,12 +69,17 @@ def judge(report: dict[str, Any]) -> list[Judged]:
             judged.append(
                 Judged(f"{row['case']}: five tolerances, at most times one", row["ratio"], goal, row["ratio"] <= goal)
             )
-    for (key, metric), row in rows.items():
-        usual = rows.get((UNKIND.get(key, ""), metric))
-        if usual is not None:
-            times = row["seconds"] / usual["seconds"]
-            what = f"{row['case']}, {metric}: at most times {usual['case']}"
-            judged.append(Judged(what, times, UNKIND_TIMES, times <= UNKIND_TIMES))
+    for row in report["packed"]:
+        if row["kind"] == "equal" or row["case"] == "attention":
+            what = f"{row['case']}, {row['metric']}, {row['title']}: at most times {row['against']}"
+            judged.append(Judged(what, row["ratio"], PACKED, row["ratio"] <= PACKED))
+    for pairs, most in ((UNKIND, UNKIND_TIMES), (COMPLEX, COMPLEX_TIMES)):
+        for (key, metric), row in rows.items():
+            usual = rows.get((pairs.get(key, ""), metric))
+            if usual is not None:
+                times = row["seconds"] / usual["seconds"]
+                what = f"{row['case']}, {metric}: at most times {usual['case']}"
+                judged.append(Judged(what, times, most, times <= most))
     for (key, metric), row in rows.items():
         if metric in SMALL_TOLERANCES:
             speed = rows[key, "counts 0.001"]["seconds"] / row["seconds"]

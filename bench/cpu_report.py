@@ -44,6 +44,11 @@ def print_rest(report: dict[str, Any]) -> None:
     for row in report["one_position"]:
         one, part = 1e3 * row["seconds"], 1 / row["share"]
         print(f"{row['case']}: the middle position alone takes {one:.1f} ms, 1/{part:.1f} of all positions")
+    for row in report["packed"]:
+        print(
+            f"{row['case']}, {row['metric']}: {row['title']}, packed, take {1e3 * row['seconds']:.0f} ms,"
+            f" {row['ratio']:.2f} times as long as {row['against']}"
+        )
     memory = report["memory"]
     peak, before = memory["peak"] / 1e9, memory["before"] / 1e9
     print(f"peak memory, {memory['case']}: {peak:.2f} GB ({before:.2f} GB before the call)")

@@ -19,16 +19,40 @@ def _normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def _uniform(seed: int, *shape: int) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 def gla(length: int, n: int, heads: int = 1) -> Operator:
     """`q = randn / sqrt(n)`, `k = randn`, `g = logsigmoid(randn) / 16`: the gates of a GLA layer at initialisation."""
+    return operators.gla(*gla_inputs(length, n, heads), scale=1.0)
+
+
+def gla_inputs(length: int, n: int, heads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     q, k, g = (_normal(seed, 1, length, heads, n) for seed in (0, 1, 2))
-    return operators.gla(q / math.sqrt(n), k, logsigmoid(g) / 16, scale=1.0)
+    return q / math.sqrt(n), k, logsigmoid(g) / 16
+
+
+def packed_gla(boundaries: Tensor, n: int) -> Operator:
+    """As `gla`, of packed sequences."""
+    return operators.gla(*gla_inputs(int(boundaries[-1]), n), scale=1.0, cu_seqlens=boundaries)
 
 
 def attention(length: int, heads: int = 1, d: int = 64) -> Operator:
     """Softmax of `2 randn . randn / sqrt(64)`."""
+    q, k, scale = attention_inputs(length, heads, d)
+    return operators.attention(q, k, scale=scale)
+
+
+def attention_inputs(length: int, heads: int = 1, d: int = 64) -> tuple[Tensor, Tensor, float]:
     q, k = (_normal(seed, 1, heads, length, d) for seed in (3, 4))
-    return operators.attention(2 * q, k, scale=1 / math.sqrt(d))
+    return 2 * q, k, 1 / math.sqrt(d)
+
+
+def packed_attention(boundaries: Tensor) -> Operator:
+    """As `attention`, of packed sequences."""
+    q, k, scale = attention_inputs(int(boundaries[-1]))
+    return operators.attention(q, k, scale=scale, cu_seqlens=boundaries)
 
 
 def mamba(length: int, channels: int, n: int = 16) -> Operator:
@@ -47,6 +71,21 @@ def dense_recurrence(length: int, n: int) -> Operator:
     """`A_t` a random rotation times 0.97 (none grows, memory lasts some hundred tokens), B and C randn."""
     A = torch.linalg.qr(_normal(8, length, n, n)).Q * 0.97
     return operators.recurrence(A, _normal(9, length, n), _normal(10, length, n) / math.sqrt(n), diagonal=False)
+
+
+def complex_recurrence(length: int, n: int) -> Operator:
+    """`n` complex states: moduli `exp(-rand / 20)` and angles randn at every token, B and C randn."""
+    modulus, angle = torch.exp(-_uniform(19, length, n) / 20), _normal(20, length, n)
+    B, C = (torch.complex(_normal(seed, length, n), _normal(seed + 1, length, n)) for seed in (21, 23))
+    return operators.recurrence(torch.polar(modulus, angle), B, C / math.sqrt(n), diagonal=True)
+
+
+def real_recurrence(length: int, n: int) -> Operator:
+    """`n` real states with the transitions that those of `complex_recurrence` of half as many have."""
+    modulus = torch.exp(-_uniform(19, length, n // 2) / 20).repeat(1, 2)
+    return operators.recurrence(
+        modulus, _normal(21, length, n), _normal(23, length, n) / math.sqrt(n // 2), diagonal=True
+    )
 
 
 def heads_of_models(length: int, d: int = 64) -> dict[str, Operator]:

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
-ROWS = ["gla-128-counts", "attention-2048-counts", "randomized", "spectra-float32"]
+ROWS = ["gla-128-counts", "kda-128-counts", "attention-2048-counts", "randomized", "spectra-float32"]
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def test_everything_at_toy_sizes(tmp_path):
     report = json.loads((tmp_path / "toy.json").read_text())
     assert report["toy"] and report["environment"]["card"] and report["date"] and report["commit"]
     assert not report["problems"]
-    groups = {"parts and scans", "poison", "staircases", "dense kernels", "shifts", "ceilings", *ROWS}
+    groups = {"parts and scans", "rank-one parts", "poison", "staircases", "dense kernels", "shifts", "ceilings", *ROWS}
     assert {key: group["state"] for key, group in report["groups"].items()} == dict.fromkeys(groups, "passed")
     assert len(report["checks"]) > 20 and all(check["ok"] for check in report["checks"])
     assert {"copy", "float64 product 4096"} <= {found["name"] for found in report["ceilings"]}
@@ -45,7 +45,7 @@ def test_everything_at_toy_sizes(tmp_path):
     assert report["rows"]["spectra-float32"]["checked"]["error"] < 1e-5
     table = (tmp_path / "toy.md").read_text()
     assert "Toy sizes" in table and all(part in table for part in ("## Goals", "## Ceilings", "## Correctness"))
-    assert table.count("0 wrong") == 3
+    assert table.count("0 wrong") == 4
 
 
 def test_goals_are_judged(monkeypatch):

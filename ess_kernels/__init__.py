@@ -14,6 +14,7 @@ from .config import show_config
 
 if TYPE_CHECKING or _problem() is None:
     from . import aggregate, operators
+    from .by_sequence import split
     from .engine.certainty import Certificate, EntropyCertificate
     from .metrics import SmallSpectra, entropy_ess, singular_values, small_spectra, tolerance_ess
     from .randomized import RandomizedESS, randomized_ess
@@ -39,5 +40,6 @@ __all__ = [
     "show_config",
     "singular_values",
     "small_spectra",
+    "split",
     "tolerance_ess",
 ]

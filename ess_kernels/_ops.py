@@ -19,8 +19,10 @@ from torch import Tensor
 from . import backends
 from ._readable import must_be_dispatched, refuse_tangents, without_numbers
 from .backends.base import wants_gradient
+from .by_sequence import answer_by_sequence
 from .engine.certainty import Counts, Entropies, entropy_of_values
 from .operators.packing import pack, unpack
+from .operators.separate import SeparateSequences
 from .operators.structure import Operator
 from .processes import on_one_thread_if_forked
 
@@ -28,6 +30,9 @@ Result = TypeVar("Result")
 
 # the ops read numbers on the CPU while they run, so CUDA graphs cannot capture them
 TAGS = (torch.Tag.cudagraph_unsafe,)
+
+COUNTS = (torch.float64, torch.int64, torch.bool, torch.bool)
+ENTROPIES = (torch.float64, torch.float64, torch.float64, torch.bool)
 
 # --- tolerance-ESS ----------------------------------------------------------------------------------------------------
 
@@ -43,6 +48,17 @@ def tolerance_ess(
 def _tolerance_ess(
     op: Operator, atol: Sequence[float], rtol: Sequence[float], positions: Sequence[int] | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if isinstance(op, SeparateSequences):
+        backends.choose(backend, "tolerance_ess", op.empty_sequence())
+        width, counts, redone, unresolved = answer_by_sequence(
+            op,
+            positions,
+            lambda one, its: _tolerance_ess(one, atol, rtol, its, backend),
+            COUNTS,
+            several=len(atol),
+            together=backend != "reference",
+        )
+        return width, torch.minimum(counts, _caps(op, positions)), redone, unresolved
     chosen = backends.choose(backend, "tolerance_ess", op.inner)
     distinct, back = _distinct(op, positions)
     absolute, relative = (torch.tensor(x, dtype=torch.float64, device=op.device) for x in (atol, rtol))
@@ -77,10 +93,7 @@ def _tolerance_op(
 def _(tensors, description, length, atol, rtol, positions, backend):
     op = unpack(tensors, description, length)
     shape = (len(atol), *op.batch_shape, _how_many(op, positions))
-    return tuple(
-        torch.empty(shape, dtype=dtype, device=op.device)
-        for dtype in (torch.float64, torch.int64, torch.bool, torch.bool)
-    )
+    return tuple(torch.empty(shape, dtype=dtype, device=op.device) for dtype in COUNTS)
 
 
 # --- entropy-ESS ------------------------------------------------------------------------------------------------------
@@ -101,6 +114,12 @@ def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> tupl
 
 @on_one_thread_if_forked
 def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if isinstance(op, SeparateSequences):
+        backends.choose(backend, "entropy_ess", op.empty_sequence())
+        ess, error, total, unresolved = answer_by_sequence(
+            op, positions, lambda one, its: _entropy_ess(one, its, backend), ENTROPIES
+        )
+        return ess, error, total, unresolved
     chosen = backends.choose(backend, "entropy_ess", op.inner)
     distinct, back = _distinct(op, positions)
     if op.num_heads and len(distinct):
@@ -123,8 +142,7 @@ def _entropy_op(
 def _(tensors, description, length, positions, backend):
     op = unpack(tensors, description, length)
     shape = (*op.batch_shape, _how_many(op, positions))
-    dtypes = (torch.float64, torch.float64, torch.float64, torch.bool)
-    return tuple(torch.empty(shape, dtype=dtype, device=op.device) for dtype in dtypes)
+    return tuple(torch.empty(shape, dtype=dtype, device=op.device) for dtype in ENTROPIES)
 
 
 # --- singular values --------------------------------------------------------------------------------------------------
@@ -138,9 +156,14 @@ def singular_values(op: Operator, positions: list[int] | None, k: int | None, ba
 
 @on_one_thread_if_forked
 def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | None, backend: str) -> Tensor:
+    k = _largest_rank(op, positions) if k is None else k
+    if isinstance(op, SeparateSequences):
+        backends.choose(backend, "singular_values", op.empty_sequence())
+        return answer_by_sequence(
+            op, positions, lambda one, its: [_singular_values(one, its, k, backend)], [torch.float64], values=k
+        )[0]
     chosen = backends.choose(backend, "singular_values", op.inner)
     distinct, back = _distinct(op, positions)
-    k = _largest_rank(op, positions) if k is None else k
     if op.num_heads and len(distinct):
         found = chosen.singular_values(op.inner, op.inner_positions(distinct), k)
         if op.inner is not op:
@@ -269,6 +292,12 @@ def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Te
 def _asked(x: Tensor, back: Tensor | None, dim: int = -1) -> Tensor:
     """Results at distinct positions along `dim`, in the order and as often as they were asked for."""
     return x if back is None else x.index_select(dim, back)
+
+
+def _caps(op: Operator, positions: Sequence[int] | None) -> Tensor:
+    """The largest rank at each of the positions, of a shape that broadcasts to results."""
+    wanted = range(1, op.length) if positions is None else positions
+    return op.rank_cap(torch.tensor(wanted, dtype=torch.int64, device=op.device))
 
 
 def _how_many(op: Operator, positions: Sequence[int] | None) -> int:

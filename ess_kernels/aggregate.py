@@ -8,6 +8,9 @@ never averaged. Results of several tolerances `[M, ...]` must be taken apart fir
 Channels: the paper sums over the `d` channels of a layer. The `d/H` channels of an attention head share one `T`, so
 their metrics have only `H` rows. `channels=d` counts each head `d/H` times (the paper's text); without it each head
 counts once, which is what the paper's heat maps show.
+
+Packed and padded batches have positions inside of no sequence, where every ESS is 0. Functions that take the operator
+leave these out; `average_ess` and `total_ess` do so if they are given it.
 """
 
 from __future__ import annotations
@@ -64,7 +67,13 @@ def _copies(layer: Tensor, channels: int | None) -> float:
     return channels / heads
 
 
-def average_ess(ess: Tensor | Sequence[Tensor], *, length: int | None = None) -> Tensor:
+def average_ess(
+    ess: Tensor | Sequence[Tensor],
+    *,
+    length: int | None = None,
+    op: Operator | Tensor | None = None,
+    positions: Any = None,
+) -> Tensor:
     """The average ESS: the mean over positions, heads (channels), batch and layers.
 
     The paper's formula divides the sum over positions by the length `L`, its program returns `L - 1` positions. Without
@@ -74,6 +83,9 @@ def average_ess(ess: Tensor | Sequence[Tensor], *, length: int | None = None) ->
     Args:
         ess: `[..., P]`, or a list of layers, each with the same weight.
         length: see above.
+        op: a packed or padded operator that `ess` was measured on: the mean is over its valid positions. Layers of a
+            list hold the same sequences, so one of their operators will do. Not together with `length`.
+        positions: those of `ess`, beside `op`; `None` means `1..L-1`.
 
     Returns:
         float64 scalar, NaN if any value marks bad data (or there is none).
@@ -81,7 +93,13 @@ def average_ess(ess: Tensor | Sequence[Tensor], *, length: int | None = None) ->
     Source: "average ESS" of the paper (arXiv 2504.19561).
     """
 
+    if op is not None and length is not None:
+        raise ValueError(f"length: expected None beside op, got {length}")
+
     def of_layer(layer: Tensor) -> Tensor:
+        if op is not None:
+            valid = _valid("ess", layer, op, positions)
+            return torch.where(valid, layer, 0).sum() / valid.expand(layer.shape).sum()
         if length is None:
             return layer.mean()
         if layer.shape[-1] != length - 1:
@@ -91,7 +109,14 @@ def average_ess(ess: Tensor | Sequence[Tensor], *, length: int | None = None) ->
     return _over_layers(ess, 1, of_layer, "mean")
 
 
-def total_ess(ess: Tensor | Sequence[Tensor], *, channels: int | None = None, length: int | None = None) -> Tensor:
+def total_ess(
+    ess: Tensor | Sequence[Tensor],
+    *,
+    channels: int | None = None,
+    length: int | None = None,
+    op: Operator | Tensor | None = None,
+    positions: Any = None,
+) -> Tensor:
     """The total ESS of a layer: the mean over positions, batch and layers, the sum over heads or channels.
 
     It is the average ESS times the number of channels.
@@ -99,7 +124,7 @@ def total_ess(ess: Tensor | Sequence[Tensor], *, channels: int | None = None, le
     Args:
         ess: `[..., H, P]`, or a list of layers.
         channels: the layer's `d`, if its heads share operators (see the module); `None` sums the heads as they are.
-        length: as in `average_ess`.
+        length, op, positions: as in `average_ess`.
 
     Returns:
         float64 scalar, NaN if any value marks bad data.
@@ -108,7 +133,9 @@ def total_ess(ess: Tensor | Sequence[Tensor], *, channels: int | None = None, le
     """
 
     def of_layer(layer: Tensor) -> Tensor:
-        return average_ess(layer, length=length) * (layer.shape[-2] * _copies(layer, channels))
+        return average_ess(layer, length=length, op=op, positions=positions) * (
+            layer.shape[-2] * _copies(layer, channels)
+        )
 
     return _over_layers(ess, 2, of_layer, "mean")
 
@@ -153,27 +180,51 @@ def cap(op: Operator | Tensor, positions: Any = None) -> Tensor:
 
     `TSS` is the state size, i where there is no finite state. Where tokens are blocks of p rows and m columns, the cap
     is `min(TSS, m i, p (L - i))`, and `m i` the TSS without a finite state. The fall towards the end of a window is
-    this cap, an effect of the boundary, not of the mixer.
+    this cap, an effect of the boundary, not of the mixer. In a packed or padded batch i and L are those of the
+    position's sequence, and the cap of other positions is 0; where B rows have sequences of their own it is
+    `[B, 1, P]`, beside results `[B, H, P]`.
 
     Args:
         op: an operator, or a dense `T [..., L, L]`.
         positions: integers in `1..L-1`, in any order; `None` means all of them.
     """
-    op = as_operator(op)
-    i = check_positions(positions, op.length).to(op.device)
+    op, i = _positions(op, positions)
     return op.rank_cap(i)
 
 
+def _positions(op: Operator | Tensor, positions: Any) -> tuple[Operator, Tensor]:
+    """The operator, and the positions on its device."""
+    op = as_operator(op)
+    return op, check_positions(positions, op.length).to(op.device)
+
+
 def _tss(op: Operator, i: Tensor) -> Tensor:
-    """The theoretically realisable state size at the positions `i`."""
-    return op.block[1] * i if op.state_size is None else torch.full_like(i, op.state_size)
+    """The theoretically realisable state size at the positions `i`, of the shape of their caps."""
+    within, _ = op.within(i)
+    return op.block[1] * within if op.state_size is None else torch.full_like(within, op.state_size)
+
+
+def _valid(name: str, numbers: Tensor, op: Operator | Tensor, positions: Any) -> Tensor:
+    """Which positions are inside a sequence, bool that broadcasts to `numbers` `[..., P]`."""
+    op, i = _positions(op, positions)
+    valid = op.within(i)[1].to(numbers.device)
+    _check_beside(name, numbers, valid)
+    return valid
+
+
+def _check_beside(name: str, numbers: Tensor, x: Tensor) -> None:
+    """`ValueError` unless `x`, which is known at each position, broadcasts to the numbers."""
+    if numbers.shape[-1] != x.shape[-1]:
+        raise ValueError(f"{name}: expected {x.shape[-1]} positions in its last axis, got {numbers.shape[-1]}")
+    # the rows of a batch, where they have sequences of their own
+    if x.dim() > 1 and (numbers.dim() < x.dim() or numbers.shape[-x.dim()] != len(x)):
+        raise ValueError(f"{name}: expected shape [..., {len(x)}, H, {x.shape[-1]}], got {list(numbers.shape)}")
 
 
 def _per_position(name: str, ess: Tensor, op: Operator | Tensor, positions: Any) -> tuple[Tensor, Tensor]:
     numbers = _as_numbers(name, ess, 1)
     caps = cap(op, positions).to(numbers.device)
-    if numbers.shape[-1] != len(caps):
-        raise ValueError(f"{name}: expected {len(caps)} positions in its last axis, got {numbers.shape[-1]}")
+    _check_beside(name, numbers, caps)
     return numbers, caps
 
 
@@ -190,7 +241,8 @@ def utilisation(
         positions: those of `ess`; `None` means `1..L-1`.
 
     Returns:
-        float64 in the shape of `ess`; NaN for bad data, and where the operator has no state at all (0 of 0).
+        float64 in the shape of `ess`; NaN for bad data, at positions inside of no sequence, and where the operator has
+        no state at all (0 of 0).
 
     Source: state utilisation ESS/TSS of the paper (arXiv 2504.19561); the cap is this package's.
     """
@@ -198,9 +250,8 @@ def utilisation(
         raise ValueError(f"against: expected 'tss' or 'cap', got {against!r}")
     numbers, bound = _per_position("ess", ess, op, positions)
     if against == "tss":
-        op = as_operator(op)
-        bound = _tss(op, check_positions(positions, op.length).to(numbers.device))
-    return numbers / bound
+        bound = _tss(*_positions(op, positions)).to(numbers.device)
+    return torch.where(_valid("ess", numbers, op, positions), numbers / bound, torch.nan)
 
 
 def saturated(ess: Tensor, op: Operator | Tensor, fraction: float = 0.9, positions: Any = None) -> Tensor:
@@ -248,5 +299,5 @@ def collapsed(counts: Tensor, op: Operator | Tensor, fraction: float = 0.1, posi
 
 def _share(numbers: Tensor, hits: Tensor, eligible: Tensor) -> Tensor:
     """The share of hits among the eligible positions, NaN where any number is."""
-    share = (hits & eligible).sum(-1) / eligible.sum().double()
+    share = (hits & eligible).sum(-1) / eligible.sum(-1).double()
     return torch.where(numbers.isnan().any(-1), torch.nan, share)

@@ -12,14 +12,18 @@ from . import backends
 from ._checks import check_positions, check_tolerances, integer
 from ._progress import progress
 from ._readable import check_readable
+from .by_sequence import answer_by_sequence
 from .engine.sketch import PROBES, certify, draw, sketch
 from .engine.state_space import lost_in
 from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head
 from .environment import memory_budget
 from .metrics import Positions, Tolerance
 from .operators.dense import as_operator
+from .operators.separate import SeparateSequences
 from .operators.structure import Operator, StateSpace
 from .processes import on_one_thread_if_forked
+
+FIELDS = (torch.int64, torch.bool, torch.float64)
 
 
 class RandomizedESS(NamedTuple):
@@ -86,10 +90,30 @@ def randomized_ess(
     op = as_operator(op)
     check_readable("op", op.inputs)
     absolute, relative, listed = check_tolerances(atol, rtol)
-    distinct, back = check_positions(positions, op.length).unique(return_inverse=True)
+    wanted = check_positions(positions, op.length)
+    distinct, back = wanted.unique(return_inverse=True)
     rank = integer("rank", rank, minimum=1)
     power_iterations = integer("power_iterations", power_iterations, minimum=0)
     seed = integer("seed", seed, minimum=0)
+    if isinstance(op, SeparateSequences):
+        backends.choose(backend, "randomized_ess", op.empty_sequence())
+
+        def of_one(one: Operator, its: list[int]) -> RandomizedESS:
+            return randomized_ess(
+                one,
+                its,
+                atol=absolute,
+                rtol=relative,
+                rank=rank,
+                power_iterations=power_iterations,
+                seed=seed,
+                backend=backend,
+            )
+
+        count, certified, error = answer_by_sequence(op, wanted.tolist(), of_one, FIELDS, several=len(absolute))
+        # the zeros at positions of no sequence are right
+        certified |= ~op.within(wanted.to(op.device))[1]
+        return RandomizedESS(*(x if listed else x[0] for x in (count, certified, error)))
     products = backends.choose(backend, "randomized_ess", op.inner).thin_products
     absolute, relative, distinct, back = (x.to(op.device) for x in (absolute, relative, distinct, back))
     cap, inner = op.rank_cap(distinct), op.inner_positions(distinct)

@@ -8,7 +8,7 @@ Below that stands the paper's printed program, which differs in details that the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,16 +16,17 @@ from torch import Tensor
 
 from ._checks import check_positions, check_tolerances
 from ._readable import check_plain, check_readable, refuse_tangents
+from .by_sequence import answer_by_sequence
 from .operators.dense import as_operator
+from .operators.separate import SeparateSequences
 from .operators.structure import Operator
 
 
-def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list[Tensor], Tensor]:
+def _spectra(op: Operator, positions: Any) -> tuple[Operator, list[Tensor], Tensor]:
     """The operator, `s [N, S]` at each position, and which heads are finite (a bad one counts as zero here).
 
     `S` is the smaller side of `H_i`, `min(i, L-i)` for most operators, or the state size where that is smaller.
     """
-    op = as_operator(op_or_T)
     check_readable("op_or_T", op.inputs)
     wanted = check_positions(positions, op.length).tolist()
     heads = op.all_heads()
@@ -37,6 +38,20 @@ def _spectra(op_or_T: Operator | Tensor, positions: Any) -> tuple[Operator, list
     # is kept, which is zero.
     most = None if op.state_size is None else max(1, op.state_size)
     return op, [torch.linalg.svdvals(op.submatrix(T, i))[:, :most] for i in wanted], finite
+
+
+def _by_sequence(
+    op: SeparateSequences,
+    positions: Any,
+    answer: Callable[[Operator, list[int]], list[Tensor]],
+    dtype: torch.dtype,
+    several: int | None = None,
+    values: int | None = None,
+) -> Tensor:
+    """`answer_by_sequence` for one tensor."""
+    check_readable("op_or_T", op.inputs)
+    wanted = check_positions(positions, op.length).tolist()
+    return answer_by_sequence(op, wanted, answer, [dtype], several=several, values=values)[0]
 
 
 def _assemble(op: Operator, columns: Iterable[Tensor], finite: Tensor, bad_value: float, dtype: torch.dtype) -> Tensor:
@@ -60,10 +75,18 @@ def reference_singular_values(op_or_T: Operator | Tensor, positions: Any = None)
     Raises:
         TypeError, ValueError: a wrong position, or neither an operator nor a square floating-point tensor.
     """
-    op, spectra, finite = _spectra(op_or_T, positions)
-    rows, columns = op.block
+    op = as_operator(op_or_T)
     wanted = check_positions(positions, op.length).tolist()
+    rows, columns = op.block
     width = max((min(columns * i, rows * (op.length - i)) for i in wanted), default=0)
+    if isinstance(op, SeparateSequences):
+
+        def of_one(one: Operator, its: list[int]) -> list[Tensor]:
+            values = reference_singular_values(one, its)
+            return [torch.nn.functional.pad(values, (0, width - values.shape[-1]))]
+
+        return _by_sequence(op, wanted, of_one, torch.float64, values=width)
+    op, spectra, finite = _spectra(op, positions)
     padded = [torch.nn.functional.pad(s, (0, width - s.shape[-1])) for s in spectra]
     values = torch.stack(padded, 1) if padded else torch.zeros(len(finite), 0, 0, dtype=torch.float64, device=op.device)
     values = torch.where(finite[:, None, None], values, torch.nan)
@@ -88,7 +111,14 @@ def reference_tolerance_ess(
         TypeError, ValueError: a wrong tolerance or position, or neither an operator nor a square floating-point tensor.
     """
     absolute, relative, listed = check_tolerances(atol, rtol)
-    op, spectra, finite = _spectra(op_or_T, positions)
+    op = as_operator(op_or_T)
+    if isinstance(op, SeparateSequences):
+        several = len(absolute) if listed else None
+        pairs = (absolute, relative) if listed else (absolute[0], relative[0])
+        return _by_sequence(
+            op, positions, lambda one, its: [reference_tolerance_ess(one, *pairs, its)], torch.int64, several=several
+        )
+    op, spectra, finite = _spectra(op, positions)
     counts = [
         _assemble(op, [_count(s, *pair) for s in spectra], finite, -1, torch.int64)
         for pair in zip(absolute.tolist(), relative.tolist())
@@ -116,7 +146,10 @@ def reference_entropy_ess(op_or_T: Operator | Tensor, positions: Any = None) -> 
     Raises:
         TypeError, ValueError: a wrong position, or neither an operator nor a square floating-point tensor.
     """
-    op, spectra, finite = _spectra(op_or_T, positions)
+    op = as_operator(op_or_T)
+    if isinstance(op, SeparateSequences):
+        return _by_sequence(op, positions, lambda one, its: [reference_entropy_ess(one, its)], torch.float64)
+    op, spectra, finite = _spectra(op, positions)
     return _assemble(op, [_perplexity(s) for s in spectra], finite, torch.nan, torch.float64)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from ess_kernels import operators
-from ess_kernels.testing import OperatorTestCase, assert_close
+from ess_kernels.testing import OperatorTestCase, assert_close, upstream_function
 
 L = 9
 # upstream's softmax is in float32
@@ -43,14 +43,26 @@ def grouped(length, *, heads=4, kv=2, size=3):
     return {"q": torch.randn(2, heads, length, size).double(), "k": torch.randn(2, kv, length, size).double()}
 
 
+def fla_attention(v, q, k):
+    """fla's function, whose values have as many heads as its keys: each of two query heads of a group by itself."""
+    naive = upstream_function("fla.ops.attn.naive", "naive_parallel_attn")
+    k = k.transpose(1, 2)
+    parts = [naive(q[:, n::2].transpose(1, 2), k, v[:, n::2].transpose(1, 2))[0] for n in range(2)]
+    return torch.stack(parts, 3).flatten(2, 3).transpose(1, 2)
+
+
 class TestAttention(OperatorTestCase):
     constructor = staticmethod(operators.attention)
     reads = {"q": (0, 1), "k": (0, 1)}
     state_size = None
+    value_layout = "[B, H, T, V]"
     make_inputs = staticmethod(grouped)
 
     def dense(self, q, k):
         return softmax_loop(q, k, 3**-0.5, everything(q))
+
+    def upstream(self, v, q, k):
+        return fla_attention(v, q, k)
 
 
 class TestCappedWindowWithSinks(OperatorTestCase):

@@ -342,6 +342,7 @@ class TestConstantRecurrence(OperatorTestCase):
     scales = ("B", "C")
     decays = ("A",)
     options = {"diagonal": False, "length": 9}
+    has_rows = False
     reads = dict.fromkeys("ABC", (0,))
     lengths = (9,)
 
@@ -382,6 +383,7 @@ class TestConvolution(OperatorTestCase):
     constructor = staticmethod(operators.convolution)
     scales = ("k",)
     value_layout = "[D, T]"
+    lags, has_rows = ("k",), False
     reads = {"k": (0,)}
     state_size = None
 
@@ -399,6 +401,7 @@ class TestConvolution(OperatorTestCase):
 class TestGatedConvolution(OperatorTestCase):
     constructor = staticmethod(operators.gated_convolution)
     scales = ("x0", "k", "x1")
+    lags = ("k",)
     reads = {"x0": (0, 1), "k": (None, 0), "x1": (0, 1)}
     state_size = None
 
@@ -414,6 +417,7 @@ class TestShortConvolution(OperatorTestCase):
     constructor = staticmethod(operators.short_convolution)
     scales = ("weight",)
     value_layout = "[D, T]"
+    has_rows = False
     options = {"length": 9}
     reads = {"weight": (0,)}
     lengths = (9,)
@@ -444,6 +448,7 @@ class TestShortConvolutionLongerThanTheSequence(TestShortConvolution):
 
 class TestShortConvolutionOfOneTap(OperatorTestCase):
     constructor = staticmethod(operators.short_convolution)
+    has_rows = False
     options = {"length": 9}
     reads = {"weight": (0,)}
     lengths = (9,)

@@ -461,17 +461,25 @@ class TestLogLinearAttention(OperatorTestCase):
             operators.log_linear_attention(**{**inputs, "level_scales": inputs["level_scales"][..., :4]})
 
 
-def some_blocks(k, block_size=3):
-    """Three choices a row, some of them none, some after the row, some named twice; alike in every batch."""
-    length, heads = k.shape[1:3]
-    t, h, s = (torch.arange(n) for n in (length, heads, 3))
-    blocks = -(-length // block_size)
-    indices = (5 * t[:, None, None] + 3 * h[:, None] + (7 + h[:, None]) * s) % (blocks + 2) - 1
-    return indices.expand(k.shape[0], -1, -1, -1)
+def some_blocks(k):
+    """Three choices of each key head, alike in every row: none, one after most rows, one named twice."""
+    choices = torch.tensor([[-1, 1, 3], [0, 2, 0]])
+    return choices[torch.arange(k.shape[2]) % 2].expand(*k.shape[:2], -1, -1)
 
 
-def sparse(q, k, **gates):
-    return operators.nsa(q, k, **gates, block_indices=some_blocks(k), block_size=3, window_size=4)
+def sparse(q, k, *, g_cmp, g_slc, g_swa, cu_seqlens=None, attention_mask=None):
+    return operators.nsa(
+        q,
+        k,
+        g_cmp=g_cmp,
+        g_slc=g_slc,
+        g_swa=g_swa,
+        block_indices=some_blocks(k),
+        block_size=3,
+        window_size=4,
+        cu_seqlens=cu_seqlens,
+        attention_mask=attention_mask,
+    )
 
 
 class TestNSA(OperatorTestCase):
@@ -645,7 +653,7 @@ def test_a_sum_of_any_operators_is_the_sum_of_their_matrices():
         ([], [], ValueError, "^ops: .*none"),
         ([0], [1.0], TypeError, "^ops: .*int at 0"),
         (["T", "longer"], [1, 1], ValueError, r"^ops: expected length 5 .* got length 6"),
-        (["T", "blocks"], [1, 1], TypeError, "^ops: .*blocks at 1"),
+        (["T", "blocks"], [1, 1], TypeError, "^ops: .*Blocked at 1"),
         (["T"], 1.0, TypeError, "^weights: .*float"),
         (["T"], [1.0, 2.0], ValueError, "^weights: expected 1 of them.* got 2"),
         (["T"], [float("nan")], ValueError, r"^weights\[0\]: .*nan"),

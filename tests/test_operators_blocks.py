@@ -5,6 +5,8 @@ import torch
 
 import ess_kernels as ek
 from ess_kernels import operators
+from ess_kernels.engine.cost import Cost
+from ess_kernels.engine.state_space import Recurrence
 from ess_kernels.operators.blocked import Blocked
 from ess_kernels.operators.rank_one import RankOneStateSpace
 from ess_kernels.testing import OperatorTestCase, assert_close
@@ -204,7 +206,109 @@ def test_rows_of_the_last_sub_token_alone():
         assert_close("values", values[..., i - 1, : s.shape[-1]], s, atol=1e-12)
 
 
+# --- constant systems -------------------------------------------------------------------------------------------------
+
+
+def stable(n, *batch):
+    """Matrices of spectral radius 0.9."""
+    A = randn(*batch, n, n)
+    return 0.9 * A / torch.linalg.eigvals(A).abs().amax(-1)[..., None, None]
+
+
+def over_time(x, length):
+    return x[:, None].expand(-1, length, *x.shape[1:])
+
+
+class TestLTI(OperatorTestCase):
+    constructor = staticmethod(operators.lti)
+    options = {"length": 9}
+    lengths = (9,)
+    decays = ("A",)
+    reads = dict.fromkeys("ABC", (0,))
+    state_size = 4
+
+    def make_inputs(self, length):
+        return {"A": stable(4, 2), "B": randn(2, 4, 2), "C": randn(2, 3, 4)}
+
+    def dense(self, A, B, C):
+        B = B if B.dim() == A.dim() else B[..., None]
+        C = C if C.dim() == A.dim() else C[..., None, :]
+        return block_loop(*(over_time(x, 9) for x in (A, B, C)))
+
+
+class TestLTIWithOneInput(TestLTI):
+    def make_inputs(self, length):
+        return {"A": stable(4, 2), "B": randn(2, 4), "C": randn(2, 3, 4)}
+
+
+class TestLTIWithOneOfEach(TestLTI):
+    def make_inputs(self, length):
+        return {"A": stable(4, 2), "B": randn(2, 4), "C": randn(2, 4)}
+
+
+class TestDiagonalLTI(TestLTI):
+    options = {"length": 9, "diagonal": True}
+
+    def make_inputs(self, length):
+        return {"A": torch.rand(2, 4).double(), "B": randn(2, 4, 3), "C": randn(2, 4)}
+
+    def dense(self, A, B, C):
+        return super().dense(torch.diag_embed(A), B, C)
+
+
+def lyapunov(A, B):
+    """The solution P of `P = A P A^T + B B^T`."""
+    n = len(A)
+    return torch.linalg.solve(torch.eye(n * n).double() - torch.kron(A, A), (B @ B.T).flatten()).view(n, n)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize(("p", "m"), [(1, 1), (3, 2), (1, 4)])
+def test_hankel_singular_values(p, m, backend):
+    """Far from both ends: the roots of the eigenvalues of the product of both Gramians."""
+    torch.manual_seed(p + m)
+    A, B, C = stable(6), randn(6, m), randn(p, 6)
+    product = lyapunov(A, B) @ lyapunov(A.T, C.T)
+    wanted = torch.linalg.eigvals(product).real.clamp_min(0).sqrt().sort(descending=True).values
+    found = ek.singular_values(operators.lti(A, B, C, 801), [400], backend=backend)[0]
+    assert_close("values", found, wanted, rtol=1e-9, atol=1e-10 * float(wanted[0]))
+
+
+@pytest.mark.parametrize("diagonal", [True, False])
+@pytest.mark.parametrize(("p", "m"), [(1, 1), (2, 2), (3, 1), (4, 4)])
+@pytest.mark.parametrize("length", [1, 2, 5, 16, 33, 97])
+def test_parts_made_once_give_the_same_answers(p, m, diagonal, length):
+    """Against a recurrence with the same matrices at every token, whose blocks are all made."""
+    torch.manual_seed(length)
+    A = torch.rand(1, 5).double() if diagonal else stable(5, 1)
+    B, C = randn(1, 5, m), randn(1, p, 5)
+    once = operators.lti(A, B, C, length, diagonal=diagonal)
+    every = operators.block_recurrence(*(over_time(x, length) for x in (A, B, C)), diagonal=diagonal)
+    found, certificate = ek.tolerance_ess(once, TOLERANCES, backend="torch", certificate=True)
+    wanted, usual = ek.tolerance_ess(every, TOLERANCES, backend="torch", certificate=True)
+    assert torch.equal(found, wanted) and torch.equal(certificate.unresolved, usual.unresolved)
+    assert_close("width", certificate.width, usual.width, rtol=1e-6)
+    assert_close("entropy", ek.entropy_ess(once, backend="torch"), ek.entropy_ess(every, backend="torch"), rtol=1e-9)
+    values = [ek.singular_values(op, range(1, length), backend="torch") for op in (once, every)]
+    assert_close("values", *values, atol=1e-12 * float(values[1].amax() if length > 1 else 1))
+
+
+def test_parts_do_not_grow_with_the_length():
+    op = operators.lti(stable(3), randn(3, 2), randn(2, 3), 5000).inner
+    engine = Recurrence(op.one_period(op.all_heads()), 16, Cost(), repeated_to=op.length)
+    # three kinds of blocks, for three sub-tokens a token, and the last one
+    assert engine.blocks.X.shape[:2] == (1, 4) and engine.blocks.number == -(-15000 // 16)
+    assert engine.tokens.transition.shape[:2] == (1, 4)
+
+
 BAD = [
+    (lambda: operators.lti(randn(3, 2), randn(3), randn(3), 5), ValueError, ["A", "[*batch, n, n]", "[3, 2]"]),
+    (lambda: operators.lti(randn(3, 3), randn(2), randn(3), 5), ValueError, ["B", "[*batch, n]", "[2]"]),
+    (lambda: operators.lti(randn(3, 3), randn(3), randn(3, 2), 5), ValueError, ["C", "[*batch, p, n]", "[3, 2]"]),
+    (lambda: operators.lti(randn(3, 3), randn(3), randn(3), 5.0), TypeError, ["length", "integer", "float"]),
+    (lambda: operators.lti(randn(3, 3), randn(3), randn(3), -5), ValueError, ["length", "at least 0", "-5"]),
+    (lambda: operators.lti(randn(3, 3).cfloat(), randn(3), randn(3), 5), TypeError, ["A", "real", "complex64"]),
+    (lambda: operators.lti(randn(3, 3), randn(3), randn(3), 5, diagonal=1), TypeError, ["diagonal", "bool", "int"]),
     (lambda: operators.dense(torch.zeros(6, 6), block=4), ValueError, ["block", "6", "4"]),
     (lambda: operators.dense(torch.zeros(6, 6), block=0), ValueError, ["block", "at least 1", "0"]),
     (lambda: operators.dense(torch.zeros(6, 6), block=2.0), TypeError, ["block", "integer", "float"]),

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from ess_kernels import operators
-from ess_kernels.testing import OperatorTestCase, upstream_function
+from ess_kernels.testing import OperatorTestCase, assert_close, upstream_function
 
 
 def control(A, write, read):
@@ -361,6 +361,53 @@ class TestMomentumDeltaRule(OperatorTestCase):
     def upstream(self, v, q, k, log_alpha, log_mu, p, beta, eta):
         naive = upstream_function("fla.ops.momentum_delta_rule.naive", "recurrent_momentum_delta_rule_ref")
         return naive(q, k, v, log_alpha, log_mu, p, beta, eta)
+
+
+class TestGatedDeltaProduct(OperatorTestCase):
+    """Two steps a token: `T` has two columns for each row."""
+
+    constructor = staticmethod(operators.gated_delta_product)
+    options = {"num_householder": 2}
+    allows_minus_inf = ("g",)
+    decays = ("g",)
+
+    def make_inputs(self, length):
+        k = normalize(draw(2, 2 * length, 2, 3), dim=-1)
+        return {"q": draw(2, length, 2, 3), "k": k, "g": gates(2, length, 2), "beta": steps(2, 2 * length, 2)}
+
+    def dense(self, q, k, g, beta):
+        batch, length, heads, size = q.shape
+        T = torch.zeros(batch, heads, length, 2 * length, dtype=torch.float64)
+        for written in range(2 * length):
+            state = torch.zeros(batch, heads, size, dtype=torch.float64)
+            for step in range(written - written % 2, 2 * length):
+                if step % 2 == 0:
+                    state = g[:, step // 2].exp()[..., None] * state
+                error = float(step == written) - (k[:, step] * state).sum(-1, keepdim=True)
+                state = state + beta[:, step, :, None] * k[:, step] * error
+                if step % 2:
+                    T[:, :, step // 2, written] = (q[:, step // 2] * state).sum(-1) * size**-0.5
+        return T
+
+
+def test_delta_product_equals_upstream():
+    """Upstream has a value a step, so that T comes from values of twice the length."""
+    inputs = TestGatedDeltaProduct().inputs(7)
+    naive = upstream_function("fla.ops.gated_delta_product.naive", "naive_recurrent_gated_delta_product")
+    one_hot = torch.eye(14).double()[None, :, None].expand(2, 14, 2, 14)
+    q, k, g, beta = (inputs[name] for name in ("q", "k", "g", "beta"))
+    T = naive(q, k, one_hot, g, beta, 3**-0.5, num_householder=2)[0].transpose(1, 2)
+    op = operators.gated_delta_product(**inputs, num_householder=2)
+    assert_close("T", op.dense(), T, 0, 1e-12)
+    no_decay = operators.gated_delta_product(q, k, beta=beta, num_householder=2)
+    T = naive(q, k, one_hot, None, beta, 3**-0.5, num_householder=2)[0].transpose(1, 2)
+    assert_close("T without decay", no_decay.dense(), T, 0, 1e-12)
+
+
+def test_steps_of_a_delta_product_must_divide():
+    inputs = TestGatedDeltaProduct().inputs(7)
+    with pytest.raises(ValueError, match=r"^num_householder: expected a number that divides the 14 steps of k, got 3"):
+        operators.gated_delta_product(**inputs, num_householder=3)
 
 
 def test_tensors_and_flags_go_together():

@@ -1,8 +1,12 @@
-"""Every family with a finite state at a length that has many blocks: no count is wrong at any position."""
+"""Every family with a finite state at a length that has many blocks, and in compiled graphs at several lengths."""
 
 import pytest
 import test_operators
-import test_operators_diagonal
+import test_operators_grouped
+import test_operators_linear
+import test_operators_recurrent
+import test_operators_short_convolutions
+import test_operators_slots
 import torch
 
 import ess_kernels as ek
@@ -11,9 +15,17 @@ from ess_kernels.testing import OperatorTestCase, assert_close
 LENGTH = 256
 RATIOS = [10.0**-digits for digits in range(1, 8)]
 
+MODULES = (
+    test_operators,
+    test_operators_grouped,
+    test_operators_linear,
+    test_operators_recurrent,
+    test_operators_short_convolutions,
+    test_operators_slots,
+)
 FAMILIES = {
     name: family
-    for module in (test_operators, test_operators_diagonal)
+    for module in MODULES
     for name, family in vars(module).items()
     if name.startswith("Test") and issubclass(family, OperatorTestCase)
     # the length of some is part of their options
@@ -40,3 +52,19 @@ def test_no_count_is_wrong(name):
         assert float(resolved.double().mean()) > 0.99
         assert_close(f"{backend}: counts", counts[resolved], wanted[resolved], 0, 0)
         assert_close(f"{backend}: entropy", ek.entropy_ess(op, backend=backend), entropy, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["TestRWKV4", "TestGSA", "TestMesaNet", "TestMLSTM", "TestMamba3"])
+def test_a_graph_at_several_lengths(name):
+    """What is accumulated over time takes steps that depend on the length, which a graph may have as a symbol."""
+    case = FAMILIES[name]()
+    names = list(case.inputs(3))
+
+    def counts(*tensors):
+        return ek.tolerance_ess(case.make_operator(dict(zip(names, tensors))), 0.3)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(counts, fullgraph=True, backend="eager")
+    for length in (5, 6, 12):
+        tensors = case.inputs(length).values()
+        assert torch.equal(compiled(*tensors), counts(*tensors))

@@ -36,6 +36,7 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
     "ssd-128-entropy": (Goal("ms", 90),),
     "gla-64-counts": (Goal("ms", 7),),
     "gla-256-counts": (Goal("ms", 45),),
+    "gated_delta_rule-128-counts": (Goal("ms", 50),),
     "mamba-counts": (Goal("ms", 16),),
     "mamba-entropy": (Goal("ms", 120),),
     "attention-2048-counts": (Goal("ms", 12),),
@@ -127,6 +128,8 @@ ROWS = (
     _recurrence("ssd", "Mamba-2", 128, "entropy"),
     _recurrence("gla", "GLA", 64, "counts"),
     _recurrence("gla", "GLA", 256, "counts"),
+    _recurrence("gated_delta_rule", "gated delta rule", 128, "counts"),
+    _recurrence("kda", "KDA", 128, "counts"),
     _mamba("counts"),
     _mamba("entropy"),
     _attention(32, 2048, "counts"),
@@ -150,12 +153,13 @@ ROWS = (
 # groups of checks.py: those of a lane launch the same kernels, and run one after the other in one process
 CHECK_LANES = (
     ("parts and scans", "boundaries", "poison", "hard recurrences n=64", "typical inputs"),
+    ("rank-one parts", "hard delta rules"),
     ("small states", "hard recurrences n=16", "hard cases gla"),
     ("staircases", "dense kernels", "attention kernels", "hard cases attention and dense"),
     ("spectra", "shifts"),
 )
 # enough to see that all of it works
-TOY_CHECK_LANES = (("parts and scans", "poison"), ("staircases", "dense kernels"), ("shifts",))
+TOY_CHECK_LANES = (("parts and scans", "rank-one parts", "poison"), ("staircases", "dense kernels"), ("shifts",))
 
 # the row that is also taken apart, kernel by kernel, and whose memory is watched
 FIRST = ROWS[0].key

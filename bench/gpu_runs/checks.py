@@ -26,7 +26,7 @@ from ess_kernels import reference
 from ess_kernels.backends.sources import source_of
 from ess_kernels.backends.triton.attention import products, softmax
 from ess_kernels.backends.triton.matrix import elimination, halves
-from ess_kernels.backends.triton.recurrence import boundary, parts, roots, scans, small, weights
+from ess_kernels.backends.triton.recurrence import boundary, parts, rank_one, roots, scans, small, weights
 from ess_kernels.backends.triton.spectra import values as spectra
 from ess_kernels.backends.triton.staircase.descent import Roots, descend
 from ess_kernels.engine import staircase
@@ -38,7 +38,7 @@ from ess_kernels.testing import cases
 from ess_kernels.testing.recurrences import HARD
 
 from .compiling import tell_compiled
-from .inputs import DEVICE, attention, gla, mamba, require_device, ssd
+from .inputs import DEVICE, attention, gated_delta_rule, gla, kda, mamba, require_device, rwkv7, ssd
 from .measure import DEAD, alive, described
 
 DOUBLE = torch.float64
@@ -99,6 +99,38 @@ def parts_scans_and_roots() -> Iterator[Check]:
             unit = (diagonal_[:, :, None] * diagonal_[:, None]).sqrt().clamp_min(1e-300)
             yield f"{kind} root, {name}", float(((F.mT @ F - P) / unit).abs().max()), allowed
             yield f"{kind} root, {name}: size", error(size, (F.square() @ mass[..., None])[..., 0].amax(1)), 1e-11
+
+
+def rank_one_parts() -> Iterator[Check]:
+    """Delta rules, which take away what they look up, and RWKV-7, which has updates of its own."""
+    for length, n, c in ((21, 5, 16),) if TOY else ((37, 5, 16), (70, 33, 32), (150, 128, 64), (130, 256, 64)):
+        for name, family in (("KDA", kda), ("RWKV-7", rwkv7)):
+            op = family(length, n, 2, seed=seed(), dtype=DOUBLE)
+            tokens = op.tokens(op.all_heads())
+            built, twin = rank_one.build(tokens, c), rank_one.build_in_torch(tokens, c)
+            for part, padded in (("X", 1), ("Z", 1), ("Y", 0), ("Phi", 2)):
+                found, expected = getattr(built, part), getattr(twin, part)
+                if padded:
+                    found = found[..., :n]
+                if padded == 2:
+                    found = found[:, :n]
+                yield f"rank-one parts, {name}, n = {n}: {part}", error(found, expected), 1e-12
+            padding = sum(float(x[..., n:].abs().sum()) for x in (built.X, built.Z))
+            yield f"rank-one parts, {name}, n = {n}: padding is zero", padding, 0.0
+    yield from substitutions_where_keys_repeat()
+
+
+def substitutions_where_keys_repeat() -> Iterator[Check]:
+    """An inverse by doubling would lose most digits of these."""
+    for c, step, spread in ((16, 2.0, 0.0),) if TOY else ((32, 2.0, 0.0), (64, 2.0, 0.0), (64, 1.9, 1e-3)):
+        keys = torch.nn.functional.normalize(fresh(1, 1, c) + spread * fresh(5, c, c), dim=-1)
+        triangle = torch.eye(c, dtype=DOUBLE, device=DEVICE) + (keys @ (step * keys).mT).tril(-1)
+        state, own = step * keys, (fresh(5, c, c) @ keys.mT).tril()
+        expected = [x.clone() for x in (state, own)]
+        rank_one.substitute_in_torch(triangle, *expected)
+        rank_one.substitute(triangle, state, own)
+        for what, found, right in zip(("state", "own rows"), (state, own), expected, strict=True):
+            yield f"substitution, c = {c}, steps of {step}, keys within {spread}: {what}", error(found, right), 1e-12
 
 
 def outside(items: int, n: int, c: int) -> boundary.Outside:
@@ -351,6 +383,9 @@ def typical_inputs() -> Iterator[Check]:
         ("GLA, L = 256, n = 64", lambda: gla(256, 64, 2, seed=seed())),
         ("Mamba-2, L = 200, n = 128", lambda: ssd(200, 128, 2, seed=seed())),
         ("Mamba, L = 256, n = 16", lambda: mamba(256, 16, 4, seed=seed())),
+        ("gated delta rule, L = 200, n = 128", lambda: gated_delta_rule(200, 128, 2, seed=seed())),
+        ("KDA, L = 256, n = 64", lambda: kda(256, 64, 2, seed=seed())),
+        ("RWKV-7, L = 256, n = 64", lambda: rwkv7(256, 64, 2, seed=seed())),
         ("attention, L = 256", lambda: attention(256, 64, 2, seed=seed())),
     )[: 0 if TOY else None]:
         yield from answers(name, op(), relative=False)
@@ -378,6 +413,7 @@ def poison() -> None:
 
 GROUPS: dict[str, Callable[[], Iterator[Check]]] = {
     "parts and scans": parts_scans_and_roots,
+    "rank-one parts": rank_one_parts,
     "boundaries": boundaries,
     "staircases": staircases,
     "small states": small_states,
@@ -387,6 +423,7 @@ GROUPS: dict[str, Callable[[], Iterator[Check]]] = {
     "shifts": sums_over_shifts,
     "poison": same_without_poison,
     "typical inputs": typical_inputs,
+    "hard delta rules": hard_cases("kda:", "rwkv7"),
     "hard recurrences n=16": hard_recurrences(16),
     "hard recurrences n=64": hard_recurrences(64),
     "hard cases gla": hard_cases("gla:"),

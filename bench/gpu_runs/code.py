@@ -138,6 +138,11 @@ def executed(code: Loop, trips: Sequence[Trips] = (), what: str = "") -> Count:
 # --- how often the loops of each kernel are passed --------------------------------------------------------------------
 
 
+def solves(times: float) -> Trips:
+    """`tiles.solve16`, so many of them: two halves of a tile, of which the second passes over the first, unrolled."""
+    return (2 * times, [(2 * times, []), (0, [])])
+
+
 def parts(kind: str, n: int, c: int) -> Count:
     code = code_of(f"parts {kind} n={n} c={c}")
     tiles, rows = n / 16, c / 16
@@ -158,7 +163,7 @@ def root(n: int) -> Count:
     tiles = [sum(j + width > p for j in range(0, n, width)) for p in panels]
     inner = sum(t * p / 16 for t, p in zip(tiles, panels, strict=True))
     diagonal = (sum(p / 16 for p in panels), [])
-    strips = (len(panels) * n / width, [(inner, [])])
+    strips = (len(panels) * n / width, [(inner, []), solves(sum(tiles))])
     return executed(code_of(f"root n={n}"), [(len(panels), [diagonal, strips])], "root")
 
 
@@ -170,8 +175,8 @@ def boundary(n: int, c: int, width: int, definite: bool) -> Count:
     right = 2 * c / width
     inner = [
         (sum(earlier), []),
-        (sum(tiles), [(sum(t * e for t, e in zip(tiles, earlier, strict=True)), [])]),
-        (len(panels) * right, [(right * sum(earlier), [])]),
+        (sum(tiles), [(sum(t * e for t, e in zip(tiles, earlier, strict=True)), []), solves(sum(tiles))]),
+        (len(panels) * right, [(right * sum(earlier), []), solves(len(panels) * right)]),
     ]
     products = (c / 16) * (c / width)
     loops = [(1.0, [(len(panels), inner), (products, [(products * n / 16, [])])])]
@@ -180,8 +185,9 @@ def boundary(n: int, c: int, width: int, definite: bool) -> Count:
 
 
 def unrolled(name: str) -> Count:
-    """A kernel without loops."""
-    return executed(code_of(name), [], name)
+    """A kernel without loops but those of `solve16`."""
+    code = code_of(name)
+    return executed(code, [solves(1)] * len(code.inside), name)
 
 
 def scan16(kind: str, direction: str, blocks: int) -> Count:

@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, normalize
 
 from ess_kernels import operators
 from ess_kernels.operators import Operator
@@ -50,6 +50,41 @@ def gla(
     return operators.gla(q / math.sqrt(n), k, logsigmoid(g) / 16, scale=1.0)
 
 
+def _delta_inputs(
+    length: int, n: int, heads: int, keep: int | None, seed: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit vectors `q` and `k`, and steps `beta = sigmoid(randn)`."""
+    q, k = (normalize(normal(seed + s, 1, length, heads, n, dtype=dtype), dim=-1)[:, :, :keep] for s in range(2))
+    return q, k, torch.sigmoid(normal(seed + 2, 1, length, heads, dtype=dtype))[:, :, :keep]
+
+
+def gated_delta_rule(
+    length: int, n: int, heads: int, keep: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Operator:
+    """Unit vectors `q` and `k`, `beta = sigmoid(randn)`, a gate a token, `g = logsigmoid(randn) / 16`."""
+    q, k, beta = _delta_inputs(length, n, heads, keep, seed, dtype)
+    g = logsigmoid(normal(seed + 3, 1, length, heads, dtype=dtype))[:, :, :keep] / 16
+    return operators.gated_delta_rule(q, k, g=g, beta=beta, scale=1.0)
+
+
+def kda(
+    length: int, n: int, heads: int, keep: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Operator:
+    """The same with a gate a coordinate."""
+    q, k, beta = _delta_inputs(length, n, heads, keep, seed, dtype)
+    g = logsigmoid(normal(seed + 3, 1, length, heads, n, dtype=dtype))[:, :, :keep] / 16
+    return operators.kda(q, k, g=g, beta=beta, scale=1.0)
+
+
+def rwkv7(
+    length: int, n: int, heads: int, keep: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Operator:
+    """Updates of their own: `k` as written is randn, what is looked up and taken away is a unit vector."""
+    r, key, rate = _delta_inputs(length, n, heads, keep, seed, dtype)
+    w, k = (normal(seed + s, 1, length, heads, n, dtype=dtype)[:, :, :keep] for s in (3, 4))
+    return operators.rwkv7(r, -0.6 * torch.sigmoid(w), k, -key, key * rate[..., None])
+
+
 def ssd(
     length: int, n: int, heads: int, keep: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Operator:
@@ -78,7 +113,14 @@ def attention(
     return operators.attention(2 * q, k, scale=1 / math.sqrt(n))
 
 
-FAMILIES = {"gla": gla, "ssd": ssd, "mamba": mamba, "attention": attention}
+FAMILIES = {
+    "gla": gla,
+    "gated_delta_rule": gated_delta_rule,
+    "kda": kda,
+    "ssd": ssd,
+    "mamba": mamba,
+    "attention": attention,
+}
 
 
 def operator(row: Row, sizes: Sizes, keep: int | None = None) -> Operator:

@@ -42,7 +42,7 @@ from ess_kernels.engine.certainty import EPS, SURE
 from ess_kernels.environment import DEFAULT_MEMORY_BUDGET
 from ess_kernels.operators.structure import StateSpace
 
-from . import code
+from . import code, rank_one_work
 from . import inputs as gpu_inputs
 from .cases import ATOL, ROWS, Row, chosen
 from .jobs import BENCH
@@ -76,13 +76,14 @@ def recurrence_row(row: Row) -> Work:
     length, heads = row.sizes["length"], row.sizes["heads"]
     N, c = parts.padded(row.sizes["n"]), recurrence.block_length(row.sizes["n"])
     definite = row.metric == "entropy"
-    at_once = max(1, min(heads, DEFAULT_MEMORY_BUDGET // recurrence.bytes_per_head(length, N)))
+    kind = row.family
+    rank_one = kind in rank_one_work.FAMILIES
+    at_once = max(1, min(heads, DEFAULT_MEMORY_BUDGET // recurrence.bytes_per_head(length, N, rank_one)))
     blocks = math.ceil(length / c)
-    small = c == 16
+    small = c == 16 and not rank_one
     twice = 0.0 if definite else share_counted_twice(row)
     # shifts of every block: where the width is foreseen two eliminations take the place of one
     shifts = SHIFTS if definite else 1 + (2 if small else 1) * twice + 2 * REDONE
-    kind = row.family
     for first in range(0, heads, at_once):
         some = min(at_once, heads - first)
         items = some * blocks
@@ -127,12 +128,16 @@ def chain(
     written = 8 * items * (2 * c * n + 2 * c * c + n)
     # rows carried along are read and written once for every later sub-block
     carried = 8 * items * (2 * c * n * (c / 16 - 1) / 2) * 2
-    work.launch("parts", code.parts(kind, n, c), items, parts.launch(n, False), read + written + carried)
-    width, scan_rule = scans.launch(n, heads)
-    tiles = (n // width) ** 2
-    reread = 8 * items * 2 * c * n * (n // width)
-    moved = 8 * items * 2 * n * n + reread
-    work.launch("scan", code.scan(n, c, width, blocks), 2 * heads * tiles, scan_rule, moved)
+    rank_one = kind in rank_one_work.FAMILIES
+    if rank_one:
+        rank_one_work.blocks_of(work, n, c, heads, blocks)
+    else:
+        work.launch("parts", code.parts(kind, n, c), items, parts.launch(n, False), read + written + carried)
+        width, scan_rule = scans.launch(n, heads)
+        tiles = (n // width) ** 2
+        reread = 8 * items * 2 * c * n * (n // width)
+        moved = 8 * items * 2 * n * n + reread
+        work.launch("scan", code.scan(n, c, width, blocks), 2 * heads * tiles, scan_rule, moved)
     # as in TritonRecurrence._blocks
     batches = math.ceil(items / recurrence.blocks_at_once(n, c))
     some = items / batches
@@ -141,8 +146,11 @@ def chain(
         # blocks that are done again are gathered
         work.copies("everything else", REDONE * 2 * 8 * items * (2 * n * n + 2 * c * n + c * c))
     work.launch("root", code.root(n), some, roots.launch(n)[1], 8 * some * 2.5 * n * n, batches)
-    flops = items * (4.0 * n**3 + 6 * n * n * c + 2 * n * c * c)
-    work.products("products", flops, 8 * items * (9 * n * n + 7 * n * c + 3 * c * c), SMALL_PRODUCTS, 8 * batches)
+    # where `Phi` is a matrix, the root and the Gramian are also multiplied with it
+    cubes, squares = (8, 14) if rank_one else (4, 9)
+    flops = items * (1.0 * cubes * n**3 + 6 * n * n * c + 2 * n * c * c)
+    moved = 8 * items * (squares * n * n + 7 * n * c + 3 * c * c)
+    work.products("products", flops, moved, SMALL_PRODUCTS, 8 * batches)
     tile, rule = boundaries.launch(n)
     slots = MULTIPROCESSORS * (RESIDENT // rule.num_warps)
     factored = 8 * n * (n / 2 + 2 * c)
@@ -166,15 +174,19 @@ def share_counted_twice(row: Row) -> float:
     """Share of blocks whose width at `ATOL` is foreseen, or known after one elimination, to be too large."""
     n = row.sizes["n"]
     length, heads = min(row.sizes["length"], 1024), 8 if row.family == "mamba" else 1
+    sizes = {"length": length, "n": n, "heads": heads}
     if row.family == "mamba":
         op = inputs.mamba(length, heads, n)
     else:
-        op = inputs.gla(length, n, heads) if row.family == "gla" else gpu_inputs.ssd(length, n, heads)
+        op = inputs.gla(length, n, heads) if row.family == "gla" else gpu_inputs.operator(row, sizes)
     assert isinstance(op, StateSpace)
     c = recurrence.block_length(n)
     built = parts.build_in_torch(op.tokens(op.all_heads()), c)
     P, Q = scans.gramians_in_torch(built, heads)
-    mass = built.Phi.square() * Q.diagonal(dim1=1, dim2=2)
+    if built.Phi.dim() == 2:
+        mass = built.Phi.square() * Q.diagonal(dim1=1, dim2=2)
+    else:
+        mass = torch.einsum("bij,bij->bj", built.Phi, Q @ built.Phi)
     reached = (P.diagonal(dim1=1, dim2=2) * mass).sum(1)
     corner = (built.Z.square() @ Q.diagonal(dim1=1, dim2=2)[..., None])[..., 0].amax(1)
     width = EPS * recurrence._root_error(reached, parts.padded(n)) / ATOL**2

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, scaled_dot_product_attention
+from torch.nn.functional import logsigmoid, normalize, scaled_dot_product_attention
 
 from .cases import Sizes
 from .inputs import DEVICE, normal, uniform
@@ -30,6 +30,8 @@ def layer_forward(family: str, sizes: Sizes) -> tuple[str, Callable[[], Any]]:
         q, k, v, g = (normal(seed, 1, length, heads, n, dtype=HALF) for seed in range(4))
         g = logsigmoid(g.float()) / 16
         return "fla chunk_gla", lambda: chunk_gla(q, k, v, g)
+    if family in ("gated_delta_rule", "kda"):
+        return _delta_forward(family, sizes)
     if family == "ssd":
         from fla.ops.simple_gla import chunk_simple_gla
 
@@ -43,6 +45,22 @@ def layer_forward(family: str, sizes: Sizes) -> tuple[str, Callable[[], Any]]:
     A = -torch.arange(1, n + 1, device=DEVICE).float().repeat(heads, 1)
     B, C = (normal(seed, 1, n, length) for seed in (2, 3))
     return "mamba_ssm selective_scan_fn (float32)", lambda: selective_scan_fn(u, delta, A, B, C)
+
+
+def _delta_forward(family: str, sizes: Sizes) -> tuple[str, Callable[[], Any]]:
+    length, n, heads = sizes["length"], sizes["n"], sizes["heads"]
+    q, k, v = (normal(seed, 1, length, heads, n, dtype=HALF) for seed in range(3))
+    q, k = normalize(q, dim=-1), normalize(k, dim=-1)
+    beta = uniform(3, 1, length, heads, dtype=HALF)
+    if family == "kda":
+        from fla.ops.kda import chunk_kda
+
+        g = logsigmoid(normal(4, 1, length, heads, n)) / 16
+        return "fla chunk_kda", lambda: chunk_kda(q, k, v, g, beta)
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    gate = logsigmoid(normal(4, 1, length, heads)) / 16
+    return "fla chunk_gated_delta_rule", lambda: chunk_gated_delta_rule(q, k, v, gate, beta)
 
 
 def spectra_peers(few: Tensor, many: Tensor) -> Iterator[tuple[str, Callable[[], Any], int]]:

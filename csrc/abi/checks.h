@@ -46,6 +46,9 @@ inline int32_t check_aligned(std::initializer_list<const void *> pointers) {
 // A recurrence of at most `most_states` states; `gated`: whether its gates are read.
 int32_t check_tokens(const ess_tokens *tokens, int64_t most_states, bool gated);
 
+// The same for kernels that take no lookups.
+int32_t check_diagonal_tokens(const ess_tokens *tokens, int64_t most_states);
+
 // Nodes for a kernel that takes `multiple` of them at a time.
 int32_t check_quadrature(const ess_quadrature *quadrature, int64_t multiple);
 

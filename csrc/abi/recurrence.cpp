@@ -10,14 +10,21 @@ int32_t check_tokens(const ess_tokens *t, int64_t most_states, bool gated) {
     if (int32_t error = check_pointers({t->read, t->write, t->read_unit, t->write_unit})) return error;
     if (gated && t->gate == nullptr) return ESS_ERR_NULL;
     if (int32_t error = check_sizes({t->heads, t->length, t->states})) return error;
-    if (t->states > most_states || t->reserved != 0) return ESS_ERR_SIZE;
+    if (t->states > most_states || (t->update && !t->lookup)) return ESS_ERR_SIZE;
     for (int64_t h = 0; h < t->heads; h++) {
         if (t->read[h] == nullptr || t->write[h] == nullptr || (gated && t->gate[h] == nullptr)) return ESS_ERR_NULL;
         if (t->rate && t->rate[h] == nullptr) return ESS_ERR_NULL;
         if (t->read_scale && t->read_scale[h] == nullptr) return ESS_ERR_NULL;
         if (t->write_scale && t->write_scale[h] == nullptr) return ESS_ERR_NULL;
+        if (t->lookup && t->lookup[h] == nullptr) return ESS_ERR_NULL;
+        if (t->update && t->update[h] == nullptr) return ESS_ERR_NULL;
     }
     return ESS_OK;
+}
+
+int32_t check_diagonal_tokens(const ess_tokens *tokens, int64_t most_states) {
+    if (int32_t error = check_tokens(tokens, most_states, true)) return error;
+    return tokens->lookup ? ESS_ERR_SIZE : ESS_OK;
 }
 
 int32_t check_quadrature(const ess_quadrature *q, int64_t multiple) {
@@ -43,7 +50,7 @@ int32_t check_parts(const ess_recurrence *p) {
     if (int32_t error = check_sizes({p->heads, p->blocks, p->n, p->n})) return error;
     if (int32_t error = check_sizes({p->heads, p->blocks, p->c, p->c})) return error;
     if (p->reserved != 0) return ESS_ERR_SIZE;
-    if (p->dense < 0 || p->dense > ESS_COLUMN_MAJOR) return ESS_ERR_SIZE;
+    if (p->transitions < ESS_DIAGONAL || p->transitions > ESS_RANK_ONE) return ESS_ERR_SIZE;
     return check_aligned({p->X, p->Z, p->Y, p->Phi, p->F, p->Q});
 }
 
@@ -56,7 +63,7 @@ int32_t check_source(const ess_recurrence *parts, const ess_tokens *tokens, int6
     if (int32_t error = check_parts(parts)) return error;
     if (!fits(parts, length)) return ESS_ERR_SIZE;
     if (tokens == nullptr) return ESS_OK;
-    if (parts->dense || tokens->length != length) return ESS_ERR_SIZE;
+    if (has_matrices(*parts) || tokens->length != length) return ESS_ERR_SIZE;
     return check(ess_recurrence_parts_job{parts, tokens, nullptr, 0});
 }
 
@@ -68,7 +75,7 @@ int32_t check(const ess_tokens_survey_job &job) {
 }
 
 int32_t check(const ess_tokens_lost_job &job) {
-    if (int32_t error = check_tokens(job.tokens, ESS_MAX_STATES, true)) return error;
+    if (int32_t error = check_diagonal_tokens(job.tokens, ESS_MAX_STATES)) return error;
     const int32_t error = check_sizes({job.span});
     return error ? error : check_pointers({job.lost});
 }
@@ -76,9 +83,10 @@ int32_t check(const ess_tokens_lost_job &job) {
 int32_t check(const ess_recurrence_parts_job &job) {
     if (int32_t error = check_parts(job.parts)) return error;
     const ess_recurrence &parts = *job.parts;
-    if (int32_t error = check_tokens(job.tokens, parts.n, !parts.dense)) return error;
+    if (int32_t error = check_tokens(job.tokens, parts.n, !has_matrices(parts))) return error;
     if (job.tokens->heads != parts.heads || !fits(&parts, job.tokens->length)) return ESS_ERR_SIZE;
-    if (!parts.dense) return ESS_OK;
+    if ((job.tokens->lookup != nullptr) != (parts.transitions == ESS_RANK_ONE)) return ESS_ERR_SIZE;
+    if (!has_matrices(parts)) return ESS_OK;
     if (job.transition == nullptr) return ESS_ERR_NULL;
     if (job.transition_stride < 0) return ESS_ERR_SIZE;
     for (int64_t h = 0; h < parts.heads; h++) {

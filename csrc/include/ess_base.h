@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define ESS_ABI_VERSION 4
+#define ESS_ABI_VERSION 5
 
 #if defined(_WIN32)
 #define ESS_API __declspec(dllexport)

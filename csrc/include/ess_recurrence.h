@@ -16,36 +16,42 @@ extern "C" {
 
 /* Largest block. */
 #define ESS_MAX_BLOCK 64
-#define ESS_COLUMN_MAJOR 2
+
+/* Kinds of transitions: diagonal; matrices, row-major or column-major; diagonal with a rank-one term a token. */
+enum { ESS_DIAGONAL = 0, ESS_ROW_MAJOR = 1, ESS_COLUMN_MAJOR = 2, ESS_RANK_ONE = 3 };
 
 /*   heads, blocks   at least 1 each
  *   n               state size, padded to a multiple of 8, at most ESS_MAX_STATES
  *   c               tokens a block: 8, 16, 32 or 64
- *   dense           0: transitions are diagonal; 1 or ESS_COLUMN_MAJOR: they are matrices, row-major or column-major
+ *   transitions     ESS_DIAGONAL, ESS_ROW_MAJOR, ESS_COLUMN_MAJOR or ESS_RANK_ONE
  *   reserved        0
  *   X, Z            [n, c] a block: in column r, token r's read-out seen from the left edge; in column j, token j's
  *                   write carried to the right edge
  *   Y               [c, c] a block: Y[j + r * c] = T[a + c - 1 - r, a + j], the block's own rows in reverse order, zero
  *                   on and above T's diagonal
- *   Phi             [n] a block, or [n, n] if dense: the product of the block's transitions
+ *   Phi             the product of the block's transitions: [n] a block if they are diagonal, else [n, n]
  *   F               [n, n] a block: lower triangular root of the reachability Gramian at its left edge
  *   Q               [n, n] a block: observability Gramian at its right edge; tiles of 8 x 8 above the diagonal are
  *                   undefined
- *   norms           one number a block: the largest Frobenius norm of its transitions, where they are matrices; or null
+ *   norms           how large tokens are, unless transitions are diagonal; or null. Of matrices one number a block, their
+ *                   largest Frobenius norm. With rank-one terms [c, 4] a block: for each token the norms of its read and
+ *                   write, a bound of the 2-norm of its transition, and (max |d_t| + |a_t| |b_t|) (1 + |a_t| |b_t|)
  *
  * All arrays but the last are aligned to 64 bytes. */
 typedef struct {
     int64_t heads, blocks, n, c;
-    int32_t dense, reserved;
+    int32_t transitions, reserved;
     double *X, *Z, *Y, *Phi, *F, *Q, *norms;
 } ess_recurrence;
 
-/* Fills all arrays of `parts` from tokens, in O(length n c + blocks n^2 c) flops; dense transitions O(length n^3).
+/* Fills all arrays of `parts` from tokens, in O(length n c + blocks n^2 c) flops; rank-one terms O(blocks n^3) more,
+ * matrices O(length n^3).
  *
- *   tokens              sizes must agree: heads, states <= n, length in (blocks - 1) c + 1 .. blocks c. If dense, the
- *                       gate is not read
- *   transition          if dense, `[heads]` pointers to A_0, [states, states], contiguous; else null
- *   transition_stride   if dense, A_t lies t times this many numbers further; 0 where all tokens share one matrix */
+ *   tokens              sizes must agree: heads, states <= n, length in (blocks - 1) c + 1 .. blocks c. With lookups
+ *                       where transitions have a rank-one term, and only there. The gate is not read where they are
+ *                       matrices
+ *   transition          of matrices: `[heads]` pointers to A_0, [states, states], contiguous; else null
+ *   transition_stride   of matrices: A_t lies t times this many numbers further; 0 where all tokens share one */
 typedef struct {
     const ess_recurrence *parts;
     const ess_tokens *tokens;
@@ -57,9 +63,9 @@ ESS_KERNEL(recurrence_parts);
 /* How many singular values of H_i exceed tolerances, at every position of the wanted blocks. About
  * n^3 + 5 n^2 c a block and (n^3 / 3 + 2 n^2 c + 2 n c^2 + 1.2 c^3) a block and tolerance.
  *
- *   tokens       null: the parts are filled. Else they are filled first, as by ess_recurrence_parts (diagonal
- *                transitions only), to the same bits but in less time: blocks are counted while the forward scan goes
- *                on
+ *   tokens       null: the parts are filled. Else they are filled first, as by ess_recurrence_parts (not where
+ *                transitions are matrices), to the same bits but in less time: blocks are counted while the forward
+ *                scan goes on
  *   length       positions; (blocks - 1) c < length <= blocks c
  *   tolerances   how many, at least 1
  *   tau          [heads, tolerances, blocks], positive
@@ -110,7 +116,7 @@ ESS_KERNEL(recurrence_unsquared_counts);
 ESS_API int64_t ess_recurrence_outside_size(int64_t n, int64_t c);
 
 /* n x n matrices with the singular values of H_i at chosen positions, to a few 2^-52 s_1: about 3 n^2 c flops a block
- * that is asked for, 3 n^2 + n^3 a position (dense transitions 6 n^3).
+ * that is asked for, 3 n^2 + n^3 a position (with a rank-one term 8 n^2 more, matrices 6 n^3).
  *
  *   roots              the job that has filled observe_roots
  *   count              how many, at least 1

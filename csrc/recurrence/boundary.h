@@ -42,7 +42,7 @@ struct Boundary {
     void assemble(const ess_recurrence &parts, int64_t number) {
         const double *X = parts.X + number * n * c, *Z = parts.Z + number * n * c;
         const double *Phi = parts.Phi + number * phi_size(parts);
-        const bool dense = parts.dense;
+        const bool dense = full_phi(parts);
         const int64_t n = this->n, c = this->c; // for the lambdas
         copy_root(parts.F + number * n * n);
         symmetric_copy(n, parts.Q + number * n * n, n, 1.0, Q_, lf_);

@@ -8,35 +8,10 @@
 #include "base/team_work.h"
 #include "recurrence/parts.h"
 #include "recurrence/scans.h"
+#include "recurrence/triangles.h"
 
 namespace ess::ESS_LEVEL::recurrence {
 namespace {
-
-// The lower triangular F with F F^T = F F^T + w w^T, by n Givens rotations; w is destroyed. 3 n^2 flops.
-inline void add_column(double *F, int64_t n, double *w) {
-    for (int64_t j = 0; j < n; j++) {
-        double *f = F + j * n;
-        const double x = f[j], y = w[j], square = x * x + y * y;
-        if (y == 0 || square < NO_COLUMN) continue;
-        const double norm = std::sqrt(square), inverse = 1 / norm;
-        const V cosine = all(x * inverse), sine = all(y * inverse);
-        for (int64_t i = j / W * W; i < n; i += W) {
-            V a = load(f + i), b = load(w + i);
-            store(f + i, cosine * a + sine * b);
-            store(w + i, cosine * b - sine * a);
-        }
-        // entries above the diagonal are zero, whatever the vector's first lanes say
-        f[j] = norm;
-        for (int64_t i = j / W * W; i < j; i++) f[i] = 0;
-    }
-}
-
-// F <- diag(a) F.
-inline void scale_rows(double *F, int64_t n, const double *a) {
-    for (int64_t j = 0; j < n; j++) {
-        for (int64_t i = j / W * W; i < n; i += W) store(F + i + j * n, load(F + i + j * n) * load(a + i));
-    }
-}
 
 // G at the right edge of block b - 1 from the one of block b: G <- tria[Phi^T G, X], [n, n] lower triangular.
 inline void observe_root_step(const ess_recurrence &parts, double *G, int64_t number, ScanWork &work) {
@@ -44,7 +19,7 @@ inline void observe_root_step(const ess_recurrence &parts, double *G, int64_t nu
     const double *now = G + number * n * n, *Phi = parts.Phi + number * phi_size(parts);
     double *next = G + (number - 1) * n * n;
     int64_t rows = 0;
-    if (parts.dense) {
+    if (full_phi(parts)) {
         transpose(n, n, Phi, n, work.full, padded_stride(n));
         multiply<Right::Plain, Update::Set>(
             n, n, work.full, padded_stride(n), now, n, work.rows, n,
@@ -64,13 +39,17 @@ struct RootsWork {
     ScanWork scan;
     double *F, *column, *transition, *transposed, *observed; // observed: G at every position of the block
 
-    RootsWork(Arena &arena, int64_t n, int64_t c, bool dense)
-        : tokens(arena, n, c), scan(arena, n, c, dense), F(arena.take<double>(n * n)), column(arena.take<double>(n)),
-          transition(arena.take<double>(dense ? n * n : 0)), transposed(arena.take<double>(n * n)),
+    RootsWork(Arena &arena, const ess_recurrence &parts) : RootsWork(arena, parts, parts.n, parts.c) {}
+
+  private:
+    RootsWork(Arena &arena, const ess_recurrence &parts, int64_t n, int64_t c)
+        : tokens(arena, n, c, parts.transitions == ESS_RANK_ONE), scan(arena, n, c, full_phi(parts)),
+          F(arena.take<double>(n * n)), column(arena.take<double>(n)),
+          transition(arena.take<double>(has_matrices(parts) ? n * n : 0)), transposed(arena.take<double>(n * n)),
           observed(arena.take<double>(c * n * n)) {}
 };
 
-// One token's effect on roots, for diagonal and dense transitions.
+// One token's effect on roots, for every kind of transitions.
 struct RootSteps {
     const ess_recurrence_parts_job &job;
     int64_t head, block;
@@ -81,13 +60,17 @@ struct RootSteps {
     // F <- A_t F, or F <- A_t^T F (`transposed`): for a matrix with a triangle made anew.
     void move(double *F, int64_t t, bool transposed) {
         const int64_t n = this->n(), start = block * job.parts->c;
-        if (!job.parts->dense) {
-            scale_rows(F, n, work.tokens.factor + t * n);
+        if (!has_matrices(*job.parts)) {
+            const double *factor = work.tokens.factor + t * n;
+            if (!work.tokens.lookup) return scale_rows(F, n, factor);
+            const double *lookup = work.tokens.lookup + t * n, *replace = work.tokens.replace + t * n;
+            if (transposed) move_rank_one(F, n, factor, lookup, replace, work.column);
+            else move_rank_one(F, n, factor, replace, lookup, work.column);
             return;
         }
         if (start + t >= job.tokens->length) return;
         const int64_t states = job.tokens->states;
-        const bool columns = job.parts->dense == ESS_COLUMN_MAJOR;
+        const bool columns = job.parts->transitions == ESS_COLUMN_MAJOR;
         const double *A = job.transition[head] + (start + t) * job.transition_stride;
         // column-major A, or A^T, with the identity in padded coordinates
         double *M = work.transition;
@@ -131,7 +114,7 @@ inline void block_root_products(const ess_recurrence_root_products_job &job, int
     const int64_t n = parts.n, c = parts.c, head = job.heads[first], block = job.positions[first] / c;
     const int64_t number = head * parts.blocks + block, start = block * c;
     const size_t bytes = static_cast<size_t>(n * n) * sizeof(double);
-    read_tokens(*job.roots.made.tokens, head, block, !parts.dense, work.tokens);
+    read_tokens(*job.roots.made.tokens, head, block, !has_matrices(parts), work.tokens);
     RootSteps steps{job.roots.made, head, block, work};
 
     // downwards: what later rows see, kept at every position down to the first that is asked for
@@ -173,7 +156,7 @@ inline int64_t observe_roots(const ess_recurrence_observe_roots_job &job, int32_
             for (int64_t b = last; b > first; b--) observe_root_step(parts, job.observe_roots, b, work.scan);
         }
     };
-    return run_with<RootsWork>(shared, threads, body, parts.n, parts.c, parts.dense != 0);
+    return run_with<RootsWork>(shared, threads, body, parts);
 }
 
 inline int64_t root_products(const ess_recurrence_root_products_job &job, int32_t threads, void *workspace) {
@@ -191,7 +174,7 @@ inline int64_t root_products(const ess_recurrence_root_products_job &job, int32_
             block_root_products(job, q, last, work);
         }
     };
-    return run_with<RootsWork>(shared, threads, body, parts.n, parts.c, parts.dense != 0);
+    return run_with<RootsWork>(shared, threads, body, parts);
 }
 
 } // namespace

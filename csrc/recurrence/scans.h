@@ -127,7 +127,7 @@ inline void tria(double *F, int64_t n, double *rows, int64_t c, double *work) {
     }
 }
 
-// What one direction of one head needs: rows of [(Phi F)^T; Z^T], and for dense transitions products.
+// What one direction of one head needs: rows of [(Phi F)^T; Z^T], and products where Phi is a matrix.
 struct ScanWork {
     double *rows, *reflectors, *full, *product;
 
@@ -143,7 +143,7 @@ inline void reach_step(const ess_recurrence &parts, int64_t number, ScanWork &wo
     const double *F = parts.F + number * n * n, *Phi = parts.Phi + number * phi_size(parts);
     double *next = parts.F + (number + 1) * n * n;
     int64_t rows = 0;
-    if (parts.dense) {
+    if (full_phi(parts)) {
         // (Phi F)^T is no triangle: its rows join those of Z, and F starts from nothing. Column k of Phi F is row k.
         multiply<Right::Plain, Update::Set>(n, n, Phi, n, F, n, work.rows, n,
                                             [n](int64_t, int64_t, int64_t j0, int64_t) { return Range{j0, n}; });
@@ -158,7 +158,7 @@ inline void reach_step(const ess_recurrence &parts, int64_t number, ScanWork &wo
     tria(next, n, work.rows, rows + c, work.reflectors);
 }
 
-// Q at the right edge of block b - 1 from the one of block b. n^2 c flops, and those of dense products.
+// Q at the right edge of block b - 1 from the one of block b. n^2 c flops, and those of products with a matrix Phi.
 inline void observe_step(const ess_recurrence &parts, int64_t number, ScanWork &work) {
     const int64_t n = parts.n, c = parts.c;
     const double *Q = parts.Q + number * n * n, *Phi = parts.Phi + number * phi_size(parts);
@@ -167,7 +167,7 @@ inline void observe_step(const ess_recurrence &parts, int64_t number, ScanWork &
     multiply<Right::Transposed, Update::Set>(n, n, X, n, X, n, next, n, [c](int64_t, int64_t i1, int64_t j0, int64_t) {
         return Range{0, in_lower(i1, j0) ? c : 0};
     });
-    if (parts.dense) {
+    if (full_phi(parts)) {
         const int64_t ld = padded_stride(n);
         symmetric_copy(n, Q, n, 1.0, work.full, ld);
         multiply<Right::Plain, Update::Set>(n, n, work.full, ld, Phi, n, work.product, ld,

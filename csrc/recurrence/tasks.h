@@ -26,8 +26,8 @@ struct RecurrenceWork {
     ScanWork scan;
 
     RecurrenceWork(Arena &arena, const ess_recurrence &of, const ess_recurrence_parts_job *making)
-        : parts(arena, making ? of.n : 0, making ? of.c : 0, of.dense),
-          scan(arena, making ? of.n : 0, making ? of.c : 0, of.dense) {}
+        : parts(arena, making ? of.n : 0, making ? of.c : 0, of.transitions),
+          scan(arena, making ? of.n : 0, making ? of.c : 0, full_phi(of)) {}
 };
 
 // How the parts are made that a job asks to be filled on the way: from its tokens, if it has any.

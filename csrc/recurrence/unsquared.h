@@ -55,12 +55,12 @@ struct UnsquaredWork {
           order(arena.take<int64_t>(n)), leaf(arena, c) {}
 };
 
-// M, G^T Z and X F of a block, M factorised. About 3.5 n^3 + 4 n^2 c flops (dense transitions 2 n^3 more).
+// M, G^T Z and X F of a block, M factorised. About 3.5 n^3 + 4 n^2 c flops (2 n^3 more where Phi is a matrix).
 inline void factor_outside(const ess_recurrence &parts, const double *observe_roots, int64_t number,
                            UnsquaredWork &work, const OutsideFactors &out) {
     const int64_t n = work.n, c = work.c, ldm = work.ldm, ldx = work.ldx;
     const double *F = parts.F + number * n * n, *Phi = parts.Phi + number * phi_size(parts);
-    const bool dense = parts.dense;
+    const bool dense = full_phi(parts);
     transpose(n, n, observe_roots + number * n * n, n, work.G, ldm);
     if (dense) {
         multiply<Right::Plain, Update::Set>(

@@ -19,11 +19,12 @@ CAP_COLOUR = "#222222"
 
 @dataclass(frozen=True)
 class Curves:
-    """What one panel shows. Arrays or CPU tensors; counts of -1 and NaN (bad data) leave gaps.
+    """What one panel shows. Arrays or CPU tensors. Counts of -1 and NaN (bad data) leave gaps, and so does a cap of 0.
 
     Attributes:
         title: over the panel.
-        cap: `[P]`, `min(n, i, L - i)`.
+        cap: `[P]`, `min(n, i, L - i)` of each position's sequence; or, where rows of a batch hold sequences of their
+            own, `[..., P]` for as many rows, whose heads follow each other in the curves.
         entropy: `[heads, P]`.
         tolerance: `[M, heads, P]`, one a tolerance.
     """
@@ -76,19 +77,22 @@ def plot_ess(
 
 
 def _draw(place: Any, panel: Curves, tolerances: Sequence[float], positions: Sequence[int] | None) -> None:
-    cap = np.asarray(panel.cap)
-    where = np.arange(1, len(cap) + 1) if positions is None else np.asarray(positions)
-    curves = [("entropy-ESS", ENTROPY_COLOUR, _gaps(panel.entropy))]
+    cap = np.atleast_2d(panel.cap)
+    cap = cap.reshape(-1, cap.shape[-1])
+    where = np.arange(1, cap.shape[-1] + 1) if positions is None else np.asarray(positions)
+    curves = [("entropy-ESS", ENTROPY_COLOUR, _gaps(panel.entropy, cap))]
     for number, (tolerance, counts) in enumerate(zip(tolerances, panel.tolerance)):
         colour = TOLERANCE_COLOURS[number % len(TOLERANCE_COLOURS)]
-        curves.append((f"tolerance-ESS, {tolerance:.0e}".replace("e-0", "e-"), colour, _gaps(counts)))
+        curves.append((f"tolerance-ESS, {tolerance:.0e}".replace("e-0", "e-"), colour, _gaps(counts, cap)))
     for label, colour, values in curves:
         usable = np.isfinite(values).any(0)  # a position where every head is bad has no mean
         seen, heads = where[usable], values[:, usable]
         if heads.size:
             place.fill_between(seen, np.nanmin(heads, 0), np.nanmax(heads, 0), color=colour, alpha=0.14, linewidth=0)
         place.plot(seen, np.nanmean(heads, 0) if heads.size else [], color=colour, linewidth=1.4, label=label)
-    place.plot(where, cap, "--", color=CAP_COLOUR, linewidth=1.1, label="cap min(n, i, L-i)")
+    for number, row in enumerate(np.unique(cap, axis=0)):
+        label = "_" * number + "cap min(n, i, L-i)"  # a label with an underscore stays out of the legend
+        place.plot(where, row, "--", color=CAP_COLOUR, linewidth=1.1, label=label)
     place.set_title(panel.title, fontsize="medium", loc="left")
     place.set_ylim(0, 1.08 * max(1, int(cap.max(initial=1))))
     place.margins(x=0.01)
@@ -96,8 +100,8 @@ def _draw(place: Any, panel: Curves, tolerances: Sequence[float], positions: Seq
     place.spines[["top", "right"]].set_visible(False)
 
 
-def _gaps(values: Any) -> np.ndarray:
-    """float64 with NaN for bad data."""
+def _gaps(values: Any, cap: np.ndarray) -> np.ndarray:
+    """float64 `[heads, P]` with NaN for bad data, and where the cap `[rows, P]` of the head's row is 0."""
     found = np.asarray(values).astype(np.float64)
-    found[found < 0] = np.nan
+    found[(found < 0) | (np.repeat(cap, len(found) // len(cap), axis=0) == 0)] = np.nan
     return found

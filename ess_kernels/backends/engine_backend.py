@@ -118,7 +118,11 @@ class EngineBackend(Backend):
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
         """As `_engines`, for some heads of a recurrence."""
-        engine = Recurrence(op.tokens(heads), block_length(op.state_size, entropy), cost)
+        c, period = block_length(op.state_size, entropy), op.one_period(heads)
+        if period is None:
+            engine = Recurrence(op.tokens(heads), c, cost)
+        else:
+            engine = Recurrence(period, c, cost, repeated_to=op.length)
         yield heads, engine
         if bool(engine.growing.any()):
             # The squares of a growing recurrence overflow; T itself may not, so these heads become dense operators.

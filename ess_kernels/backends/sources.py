@@ -1,4 +1,4 @@
-"""A diagonal recurrence as strided views of the caller's own tensors, for backends that read them where they lie.
+"""A recurrence as strided views of the caller's own tensors, for backends that read them where they lie.
 
 Families differ in how a gate is stored, not in what is done with it: one number per coordinate (GLA), one per token
 (Mamba-2), a step times a rate (Mamba), or a factor instead of its logarithm (control recurrences).
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..engine.scaling import LARGE_UNIT
 from ..engine.state_space import REPRESENTABLE
 from ..operators.gated import GatedStateSpace
+from ..operators.rank_one import RankOneStateSpace
 from ..operators.selective_scan import SelectiveStateSpace
 from ..operators.structure import StateSpace, Tokens
 
@@ -25,7 +26,9 @@ SMALLEST_PEAK = 2.0**-960
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A diagonal recurrence of `N` heads, head `n` being number `heads[n]` of the flattened `[B, H]`.
+    """A recurrence of `N` heads, head `n` being number `heads[n]` of the flattened `[B, H]`.
+
+    Its transitions are diagonal, with a rank-one term a token where there is a lookup.
 
     Attributes:
         read, write: `[B, T, G, n]` for `G` key heads, any strides; head `h` of `H` reads key head `h // (H // G)`.
@@ -37,6 +40,8 @@ class Source:
         reads_before: whether a row reads the state before its own transition.
         heads: int64 `[N]`.
         H: number of heads.
+        lookup, update: `[B, T, G, n]` or None, as in `Tokens`.
+        lookup_decayed: whether the token's own transition is multiplied onto its lookup.
     """
 
     read: Tensor
@@ -50,6 +55,9 @@ class Source:
     reads_before: bool
     heads: Tensor
     H: int
+    lookup: Tensor | None = None
+    update: Tensor | None = None
+    lookup_decayed: bool = False
 
     @property
     def length(self) -> int:
@@ -61,13 +69,12 @@ class Source:
 
 
 def source_of(op: StateSpace, heads: Tensor) -> Source:
-    """The source of some heads of an operator with diagonal transitions; upcasts nothing where it need not."""
+    """The source of some heads of an operator whose transitions are no matrices; upcasts nothing where it need not."""
     if isinstance(op, GatedStateSpace):
-        shared = op.g.stride(3) == 0 or op.g.shape[3] == 1
         return Source(
             read=op.q,
             write=op.k,
-            gate=op.g[..., :1] if shared else op.g,
+            gate=_stored_gates(op.g),
             rate=None,
             read_scale=op.read_scale,
             write_scale=op.write_scale,
@@ -92,7 +99,29 @@ def source_of(op: StateSpace, heads: Tensor) -> Source:
             heads=heads,
             H=op.delta.shape[1],
         )
+    if isinstance(op, RankOneStateSpace):
+        return Source(
+            read=op.q,
+            write=op.k,
+            gate=_stored_gates(op.g),
+            rate=None,
+            read_scale=None,
+            write_scale=op.write_scale,
+            scale=op.scale,
+            log=True,
+            reads_before=op.reads_before,
+            heads=heads,
+            H=op.g.shape[2],
+            lookup=op.k if op.lookup is None else op.lookup,
+            update=op.update,
+            lookup_decayed=op.looks_up_decayed,
+        )
     return source_of_tokens(op.tokens(heads))
+
+
+def _stored_gates(g: Tensor) -> Tensor:
+    """Gates `[B, T, H, n]`, or `[B, T, H, 1]` where all coordinates of a token share one number in memory."""
+    return g[..., :1] if g.stride(3) == 0 or g.shape[3] == 1 else g
 
 
 def source_of_tokens(tokens: Tokens) -> Source:
@@ -100,6 +129,7 @@ def source_of_tokens(tokens: Tokens) -> Source:
     N = tokens.read.shape[0]
     heads = torch.arange(N, device=tokens.read.device)
     read, write, transition = (x[:, :, None] for x in (tokens.read, tokens.write, tokens.transition))
+    lookup, update = (None if x is None else x[:, :, None] for x in (tokens.lookup, tokens.update))
     return Source(
         read=read,
         write=write,
@@ -112,6 +142,8 @@ def source_of_tokens(tokens: Tokens) -> Source:
         reads_before=tokens.reads_before,
         heads=heads,
         H=1,
+        lookup=lookup,
+        update=update,
     )
 
 

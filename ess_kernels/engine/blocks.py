@@ -29,7 +29,21 @@ class Blocks:
     Phi: Tensor
 
     def __getitem__(self, index) -> Blocks:
-        return Blocks(*(getattr(self, f.name)[index] for f in fields(self)))
+        index = self.at(index)
+        return Blocks(*(getattr(self, f.name)[index] for f in fields(Blocks)))
+
+    @property
+    def number(self) -> int:
+        """How many blocks there are, if these parts are `[N, B, ...]`."""
+        return self.X.shape[1]
+
+    def at(self, index):
+        """Where the parts of blocks lie that `index` is meant for, heads and numbers of blocks."""
+        return index
+
+    def every(self, x: Tensor) -> Tensor:
+        """`x` of each of the parts that are held, `[N, held, ...]`, as `[N, B, ...]`."""
+        return x
 
 
 def cut(tokens: Tokens, c: int) -> Tokens:

@@ -41,7 +41,7 @@ def observe_root_step(root: Tensor, blocks: Blocks) -> Tensor:
 
 def reach_roots(blocks: Blocks) -> Tensor:
     """`F^T` at the left edge of every block: `[N, B, n, n]`."""
-    N, B, _, n = blocks.Z.shape
+    N, B, n = len(blocks.Z), blocks.number, blocks.Z.shape[-1]
     roots = blocks.Z.new_zeros(N, B, n, n)
     for b in range(B - 1):
         roots[:, b + 1] = reach_root_step(roots[:, b], blocks[:, b])
@@ -50,7 +50,7 @@ def reach_roots(blocks: Blocks) -> Tensor:
 
 def observe_roots(blocks: Blocks) -> Tensor:
     """`G` at the right edge of every block: `[N, B, n, n]`."""
-    N, B, _, n = blocks.X.shape
+    N, B, n = len(blocks.X), blocks.number, blocks.X.shape[-1]
     roots = blocks.X.new_zeros(N, B, n, n)
     for b in range(B - 1, 0, -1):
         roots[:, b - 1] = observe_root_step(roots[:, b], blocks[:, b])
@@ -59,13 +59,14 @@ def observe_roots(blocks: Blocks) -> Tensor:
 
 def observe_gramians(blocks: Blocks) -> Tensor:
     """`Q_e` at the right edge of every block: `[N, B, n, n]`."""
-    N, B, _, n = blocks.X.shape
+    N, B, n = len(blocks.X), blocks.number, blocks.X.shape[-1]
     gramians = blocks.X.new_zeros(N, B, n, n)
     increments = blocks.X.mT @ blocks.X
     for b in range(B - 1, 0, -1):
-        Phi, Q = blocks.Phi[:, b], gramians[:, b]
+        here = blocks.at((slice(None), b))
+        Phi, Q = blocks.Phi[here], gramians[:, b]
         carried = _observe(_observe(Q, Phi).mT, Phi)
-        gramians[:, b - 1] = carried + increments[:, b]
+        gramians[:, b - 1] = carried + increments[here]
     return gramians
 
 

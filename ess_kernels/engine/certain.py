@@ -32,6 +32,8 @@ Eliminate = Callable[[Wanted, Tensor], Eliminated]
 
 # up to this many positions singular values cost less than sixteen log-determinants
 FEW = 4
+# where the relative error of an entropy is not known to be below this, H may be zero
+NOTHING = 1.0
 
 
 class EliminatingEngine(Engine):
@@ -284,10 +286,13 @@ class EliminatingEngine(Engine):
         found = self.estimate(wanted, STANDARD, cap)
         doubtful = wanted & ~(found.bound <= ENTROPY_BOUND)
         if bool(doubtful.any()):
-            zero = doubtful & self.known_zero()
-            for x in found:
-                x[zero] = 0.0
-            doubtful = self._refine_entropy(doubtful & ~zero, cap, found)
+            if not bool((found.bound[doubtful] < NOTHING).all()):
+                # what rounding has made of a zero matrix has no entropy, and needs no singular values
+                zero = doubtful & self.known_zero()
+                for x in found:
+                    x[zero] = 0.0
+                doubtful &= ~zero
+            doubtful = self._refine_entropy(doubtful, cap, found)
             heads, at = doubtful.nonzero(as_tuple=True)
             if len(heads):
                 exact = estimate_of_values(self.values_at(heads, at))
@@ -305,7 +310,7 @@ class EliminatingEngine(Engine):
 
     @abstractmethod
     def known_zero(self) -> Tensor:
-        """bool `[N, L]` or `[N, 1]`: where `H` is known to be exactly zero."""
+        """bool `[N, L]`: where `H` is known to be exactly zero."""
 
     def _refine_entropy(self, doubtful: Tensor, cap: Tensor, found: Estimate) -> Tensor:
         """Tries doubtful positions again with a finer quadrature; returns those that stay doubtful.

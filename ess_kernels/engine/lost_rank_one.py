@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..operators.decayed_sum import decayed_sum
+from ..operators.over_time import decayed_sum
 from ..operators.structure import Tokens
 from .certainty import EPS
 from .lost import ROUNDINGS_OF_SUM

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import Operator, StateSpace, Tokens
-from .blocks import block_parts, cut, identity_like
+from .blocks import Blocks, block_parts, cut, identity_like
 from .boundary import Boundary, carry, observe_gramians, observe_root_step, observe_roots, reach_root_step, reach_roots
 from .certainty import EPS
 from .cost import Cost
@@ -18,10 +18,12 @@ from .lost_rank_one import TokenSizes, lost_in_rank_one_states
 from .outside import ROUNDING, Outside
 from .parallel import svdvals
 from .quadrature import Estimate, Quadrature
+from .repeated import cut_repeated, repeated_parts
 from .scaling import keep_heads, largest, scaled_tokens
 from .staircase import Answer, Eliminated, descend
 from .unsquared import UnsquaredEngine
 from .wanted import Wanted, grouped
+from .zeros import zero_positions
 
 # bytes of nodes in work at once: more falls out of the caches
 NODE_WORKSPACE = 1 << 24
@@ -79,8 +81,12 @@ class Recurrence(UnsquaredEngine):
     `[N]`, because their transitions grow, are left to another engine; zero operators stand in for them here.
     """
 
-    def __init__(self, tokens: Tokens, c: int, cost: Cost):
+    def __init__(self, tokens: Tokens, c: int, cost: Cost, repeated_to: int | None = None):
+        """`repeated_to`: the length of the sequence, if the tokens are only those that repeat in it."""
         self.length, self.n = tokens.read.shape[1:]
+        self.repeated = repeated_to is not None
+        if repeated_to is not None:
+            self.length = repeated_to
         self.state_size, self.group, self.cost = self.n, c, cost
         self.lost_span = few_spans(self.length)
         tokens, self.unit, self.finite = scaled_tokens(tokens)
@@ -93,8 +99,12 @@ class Recurrence(UnsquaredEngine):
 
     def _run(self, tokens: Tokens) -> Tensor:
         """Cuts, runs the boundary recurrences, and says bool `[N]` whether all numbers are in a range to be squared."""
-        self.tokens = cut(tokens, self.group)
-        self.blocks = block_parts(self.tokens)
+        if self.repeated:
+            self.tokens, places = cut_repeated(tokens, self.length, self.group)
+            self.blocks: Blocks = repeated_parts(self.tokens, places)
+        else:
+            self.tokens = cut(tokens, self.group)
+            self.blocks = block_parts(self.tokens)
         self.roots = reach_roots(self.blocks)
         self.gramians = observe_gramians(self.blocks)
         parts = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.roots, self.gramians)
@@ -105,18 +115,18 @@ class Recurrence(UnsquaredEngine):
     def _lost(self, span: int) -> Tensor:
         tokens, blocks = self.tokens, self.blocks
         if tokens.diagonal:
-            lost = lost_in_states(tokens.map(lambda x: x.flatten(1, 2)), span)
+            lost = lost_in_states(tokens.map(lambda x: blocks.every(x).flatten(1, 2)), span)
             return lost[:, : -(-self.length // span)]
         reach, seen = self.roots.square().sum((-2, -1)), self.gramians.diagonal(dim1=-2, dim2=-1).sum(-1)
         if tokens.rank_one:
-            sizes = TokenSizes.of(tokens.map(lambda x: x.flatten(1, 2)[:, : self.length]))
+            sizes = TokenSizes.of(self._every_token())
             return lost_in_rank_one_states(sizes, reach, seen, self.group, tokens.reads_before, span)
         lost = lost_in_dense_states(
             reach,
-            squares(tokens.write, blocks.Z),
+            blocks.every(squares(tokens.write, blocks.Z)),
             seen,
-            squares(tokens.read, blocks.X),
-            torch.linalg.matrix_norm(tokens.transition).square().amax(-1),
+            blocks.every(squares(tokens.read, blocks.X)),
+            blocks.every(torch.linalg.matrix_norm(tokens.transition).square().amax(-1)),
             self.group,
         )
         return lost.expand(-1, -(-self.length // span))
@@ -169,7 +179,11 @@ class Recurrence(UnsquaredEngine):
         return answer.eliminated
 
     def known_zero(self) -> Tensor:
-        return (self.tokens.read == 0).flatten(1).all(1, True) | (self.tokens.write == 0).flatten(1).all(1, True)
+        return zero_positions(self._every_token())
+
+    def _every_token(self) -> Tokens:
+        """The tokens `[N, L, ...]`, no longer cut into blocks."""
+        return self.tokens.map(lambda x: self.blocks.every(x).flatten(1, 2)[:, : self.length])
 
     def _pieces(self) -> list[tuple[int, int]]:
         step = TOGETHER * self.group
@@ -214,7 +228,7 @@ class Recurrence(UnsquaredEngine):
 
     def _only(self, heads: Tensor, number: Tensor, keep: Tensor) -> Tokens:
         """Blocks with some tokens only; the others become zero tokens."""
-        tokens = self.tokens.map(lambda x: x[heads, number])
+        tokens = self.tokens.map(lambda x: x[self.blocks.at((heads, number))])
         masked = tokens.map(lambda x: torch.where(keep.view(*keep.shape, *[1] * (x.dim() - 2)), x, 0.0))
         kept = keep.view(*keep.shape, *[1] * (tokens.transition.dim() - 2))
         identity = identity_like(tokens.transition, tokens.read)

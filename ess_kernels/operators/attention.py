@@ -17,8 +17,9 @@ from .._checks import (
 )
 from .._readable import check_plain
 from .finiteness import BAND, all_finite, finite_or_minus_inf, largest
+from .separate import takes_sequences
 from .softmax import causal_window, check_window, first_column, gates_between, softmax_rows
-from .structure import Tiled
+from .structure import Operator, Tiled
 
 
 class Attention(Tiled):
@@ -137,6 +138,12 @@ class Attention(Tiled):
         return finite
 
 
+@takes_sequences(
+    q="[B, H, L, E]",
+    k="[B, Hkv, L, E]",
+    attn_mask=("[L, L]", "[H, L, L]", "[B, H, L, L]"),
+    g="[B, H, L]",
+)
 def attention(
     q: Tensor,
     k: Tensor,
@@ -149,7 +156,9 @@ def attention(
     sinks: Tensor | None = None,
     g: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
-) -> Attention:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Causal softmax attention: `T_ij = exp(z_ij) / (sum_{r <= i} exp(z_ir) + exp(sink))`.
 
     Here `z_ij = cap(scale q_i . k_j) + mask_ij + g_{j+1} + ... + g_i - slope (i - j)`, each term only if there are
@@ -168,6 +177,7 @@ def attention(
         sinks: `[H]`, one more logit a head in the denominator, so that rows sum to less than 1. -inf is no sink.
         g: `[B, H, L]`, natural logarithms of decays (forgetting attention); -inf hides all that lies before its token.
         alibi_slopes: `[H]`, how much a logit loses with every token between row and column (ALiBi), positive.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

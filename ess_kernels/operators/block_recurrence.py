@@ -8,7 +8,9 @@ from torch.nn.functional import pad
 
 from .._checks import check_bool, check_floating, check_positive_size, check_same_device, check_shape, refuse_complex
 from .blocked import Blocked
-from .structure import StateSpace, Tokens
+from .recurrence import layout_of_transitions
+from .separate import takes_sequences
+from .structure import Operator, StateSpace, Tokens
 
 
 class BlockStateSpace(StateSpace):
@@ -20,25 +22,34 @@ class BlockStateSpace(StateSpace):
     Attributes:
         A, B, C: the caller's tensors.
         diagonal: whether `A` holds the diagonals of diagonal matrices.
+        constant: whether `A`, `B` and `C` have no axis for the time.
+        length: of the sub-tokens.
     """
 
     TENSORS = ("A", "B", "C")
-    NUMBERS = ("diagonal",)
+    NUMBERS = ("diagonal", "length", "constant")
 
-    def __init__(self, A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool):
-        self.sub_tokens = C.shape[-2] + B.shape[-1] - 1
-        super().__init__(
-            B.shape[-3] * self.sub_tokens,
-            B.shape[:-3],
-            B.shape[-2],
-            (A, B, C),
-            reads_before=True,
-            diagonal=diagonal,
-        )
+    def __init__(self, A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int, constant: bool = False):
+        batch_shape = B.shape[: -2 if constant else -3]
+        super().__init__(length, batch_shape, B.shape[-2], (A, B, C), reads_before=True, diagonal=diagonal)
         self.A, self.B, self.C = A, B, C
+        self.constant = constant
 
     def tokens(self, heads: Tensor) -> Tokens:
+        tokens = self._sub_tokens(heads)
+        if not self.constant:
+            return tokens
+        times = self.length // tokens.read.shape[1]
+        return tokens.map(lambda x: x.repeat(1, times, *[1] * (x.dim() - 2)))
+
+    def one_period(self, heads: Tensor) -> Tokens | None:
+        return self._sub_tokens(heads) if self.constant else None
+
+    def _sub_tokens(self, heads: Tensor) -> Tokens:
+        """Those of all tokens, or of one where all are the same."""
         A, B, C = (self.take(x, heads).double() for x in (self.A, self.B, self.C))
+        if self.constant:
+            A, B, C = A[:, None], B[:, None], C[:, None]
         p, m = C.shape[-2], B.shape[-1]
         read, write = pad(C, (0, 0, 0, m - 1)), pad(B.mT, (0, 0, p - 1, 0))
         same = torch.ones_like(A) if self.diagonal else torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
@@ -48,7 +59,16 @@ class BlockStateSpace(StateSpace):
         return Tokens(read, write, transition, self.reads_before)
 
 
-def block_recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool) -> Blocked:
+@takes_sequences(A=layout_of_transitions, B="[*batch, L, n, m]", C="[*batch, L, p, n]")
+def block_recurrence(
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    diagonal: bool,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """A linear recurrence with m inputs and p outputs a token: `T_ij = C_i A_{i-1} ... A_{j+1} B_j` for `i > j`, p x m.
 
     It is `x_{t+1} = A_t x_t + B_t u_t`, `y_t = C_t x_t`, as in `recurrence`: the output reads the state before its
@@ -62,6 +82,7 @@ def block_recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool) -> Bloc
         B: `[*batch, L, n, m]`.
         C: `[*batch, L, p, n]`. All float16, bfloat16, float32 or float64.
         diagonal: whether `A` holds the diagonals of diagonal matrices.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -85,10 +106,12 @@ def block_recurrence(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool) -> Bloc
     else:
         check_shape("A", A, (*batch, length, state_size, state_size), "[*batch, L, n, n]")
     check_same_device(A=A, B=B, C=C)
-    return blocked_recurrence(BlockStateSpace(A, B, C, diagonal=diagonal), outputs, inputs)
+    return blocked(A, B, C, diagonal=diagonal, length=length)
 
 
-def blocked_recurrence(inner: StateSpace, outputs: int, inputs: int) -> Blocked:
-    """The operator of sub-tokens of which the first `outputs` have rows and the last `inputs` have columns."""
+def blocked(A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int, constant: bool = False) -> Blocked:
+    """The operator of `length` tokens of which each has the outputs and inputs of `C [..., p, n]`, `B [..., n, m]`."""
+    outputs, inputs = C.shape[-2], B.shape[-1]
     sub_tokens = outputs + inputs - 1
+    inner = BlockStateSpace(A, B, C, diagonal=diagonal, length=length * sub_tokens, constant=constant)
     return Blocked(inner, sub_tokens, (0, outputs), (outputs - 1, sub_tokens))

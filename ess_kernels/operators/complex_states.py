@@ -2,14 +2,15 @@
 
 Let `s_t = A_t s_{t-1} + B_t u_t`, `y_t = Re(C_t . s_t)`, with `A_t = r_t e^{i theta_t}` diagonal, and write
 `s_t = e^{i Theta_t} x_t` where `Theta_t` sums the angles up to t. Then `x_t = r_t x_{t-1} + e^{-i Theta_t} B_t u_t`:
-the transitions of x are the moduli r, which are real. Real and imaginary part of x are two states with the same
-transition, which read `Re c` and `-Im c` of `c = C_t e^{i Theta_t}` and write `Re b` and `Im b` of
-`b = e^{-i Theta_t} B_t`. Only numbers of modulus one are divided out, so that no decay over- or underflows.
+the transitions of x are the moduli r, which are real. The real part of x and the imaginary part, its sign changed, are
+two states with the same transition: they read `Re c` and `Im c` of `c = C_t e^{i Theta_t}` and write `Re b` and `-Im b`
+of `b = e^{-i Theta_t} B_t`. Only numbers of modulus one are divided out, so that no decay over- or underflows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,46 +18,88 @@ from torch import Tensor
 from .finiteness import finite_or_nan
 from .structure import StateSpace, Tokens
 
+# beyond these magnitudes a square over- or underflows; numbers are brought nearer by powers of two, which round nothing
+LARGE, SMALL = 2.0**500, 2.0**-400
 
-def times(x: Tensor, y: Tensor) -> Tensor:
-    """The product of complex tensors, the same bits wherever an entry lies.
 
-    torch's own product of complex numbers rounds the last entries of a tensor otherwise than the others, so that a head
-    would not be the same beside other heads.
+class Pair(NamedTuple):
+    """Complex numbers as real tensors, whose arithmetic gives the same bits wherever an entry lies.
+
+    That of complex tensors does not: torch rounds their last entries otherwise than the others, and a head would not be
+    the same beside other heads. Sums go into the memory of their first term: fresh memory costs more than the sum.
     """
-    return torch.complex(x.real * y.real - x.imag * y.imag, x.real * y.imag + x.imag * y.real)
+
+    real: Tensor
+    imag: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, select: Callable[[Tensor], Tensor] = torch.clone) -> Pair:
+        """Of a tensor, complex or real, or of what is selected from it; in memory of its own."""
+        if x.is_complex():
+            return cls(select(x.real).double(), select(x.imag).double())
+        selected = select(x).double()
+        return cls(selected, torch.zeros_like(selected))
+
+    def complex(self) -> Tensor:
+        return torch.complex(self.real, self.imag)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Pair:
+        return Pair(change(self.real), change(self.imag))
+
+    def times(self, other: Pair) -> Pair:
+        return Pair(
+            (self.real * other.real).sub_(self.imag * other.imag),
+            (self.real * other.imag).add_(self.imag * other.real),
+        )
+
+    def conjugate_times(self, other: Pair) -> Pair:
+        """The conjugate of this, times `other`."""
+        return Pair(
+            (self.real * other.real).add_(self.imag * other.imag),
+            (self.real * other.imag).sub_(self.imag * other.real),
+        )
+
+    def squares(self) -> Tensor:
+        return (self.real * self.real).add_(self.imag * self.imag)
+
+    def modulus_and_phase(self) -> tuple[Tensor, Pair]:
+        """`|A|` and `A / |A|`, which is 1 where A is zero: nothing passes there, whatever the phase."""
+        squares = self.squares()
+        if bool(((squares < LARGE) & (squares > SMALL)).all()):
+            modulus = squares.sqrt()
+            return modulus, self.each(lambda x: x / modulus)
+        size = torch.maximum(self.real.abs(), self.imag.abs()).detach()
+        zero = size == 0
+        unit = torch.ones_like(size)
+        unit = unit.masked_fill(size > LARGE**0.5, 2.0**-600).masked_fill(size < SMALL**0.5, 2.0**600)
+        scaled = Pair(torch.where(zero, 1.0, self.real * unit), self.imag * unit)
+        modulus = scaled.squares().sqrt()
+        return torch.where(zero, 0.0, modulus / unit), scaled.each(lambda x: x / modulus)
+
+    def near_one(self) -> Pair:
+        """Numbers whose moduli have drifted from one by rounding, brought back: a step of Newton's method."""
+        factor = self.squares().mul_(-0.5).add_(1.5)
+        return self.each(lambda x: x * factor)
 
 
-def modulus_and_phase(A: Tensor) -> tuple[Tensor, Tensor]:
-    """`|A|` and `A / |A|`, which is 1 where A is zero: nothing passes there, whatever the phase.
-
-    Nothing over- or underflows on the way; and the same bits wherever an entry lies, unlike torch's own.
-    """
-    unit = torch.maximum(A.real.abs(), A.imag.abs()).detach()
-    zero = unit == 0
-    unit = torch.where(zero, 1.0, unit)
-    x, y = torch.where(zero, 1.0, A.real / unit), A.imag / unit
-    length = (x * x + y * y).sqrt()
-    return torch.where(zero, 0.0, unit * length), torch.complex(x / length, y / length)
-
-
-def real_tokens(read: Tensor, write: Tensor, modulus: Tensor, phase: Tensor, reads_before: bool) -> Tokens:
+def real_tokens(read: Pair, write: Pair, modulus: Tensor, phase: Pair, reads_before: bool) -> Tokens:
     """The tokens of `2 n` real states for n complex ones with transitions `modulus * phase`.
 
     Phases are multiplied one token after the other: their angles, summed up, would lose digits to whole turns.
 
     Args:
-        read, write, phase: complex128 `[N, L, n]`, phases of modulus one.
+        read, write, phase: float64 `[N, L, n]`, phases of modulus one.
         modulus: float64 `[N, L, n]`.
         reads_before: whether row i reads the state before its own transition.
     """
-    written = seen = modulus_and_phase(phase.cumprod(1))[1]
+    written = seen = Pair.of(phase.complex().cumprod(1)).near_one()
     if reads_before:
-        seen = torch.cat([torch.ones_like(written[:, :1]), written[:, :-1]], 1)
-    read, write = times(read, seen), times(write, torch.complex(written.real, -written.imag))
+        earlier = written.each(lambda x: x[:, :-1])
+        one = Pair(torch.ones_like(modulus[:, :1]), torch.zeros_like(modulus[:, :1]))
+        seen = Pair(*(torch.cat(x, 1) for x in zip(one, earlier, strict=True)))
     return Tokens(
-        read=torch.cat([read.real, -read.imag], -1),
-        write=torch.cat([write.real, write.imag], -1),
+        read=torch.cat(read.times(seen), -1),
+        write=torch.cat(write.conjugate_times(written), -1),
         transition=torch.cat([modulus, modulus], -1),
         reads_before=reads_before,
     )
@@ -94,15 +137,15 @@ class ComplexRecurrence(StateSpace):
         self.constant = constant
 
     def tokens(self, heads: Tensor) -> Tokens:
-        A, B, C = (self._of_heads(x, heads) for x in (self.A, self.B, self.C))
-        modulus, phase = modulus_and_phase(A)
+        A, B, C = (Pair.of(x, lambda part: self.take(part, heads)) for x in (self.A, self.B, self.C))
+        modulus, phase = A.modulus_and_phase()
         if self.constant:
-            shape = (len(heads), self.length, A.shape[-1])
-            C, B, modulus, phase = (x[:, None].expand(shape) for x in (C, B, modulus, phase))
+            modulus = self._at_all_tokens(modulus)
+            phase, B, C = (x.each(self._at_all_tokens) for x in (phase, B, C))
         return real_tokens(C, B, modulus, phase, self.reads_before)
 
-    def _of_heads(self, x: Tensor, heads: Tensor) -> Tensor:
-        return self.take(x, heads).to(torch.complex128)
+    def _at_all_tokens(self, x: Tensor) -> Tensor:
+        return x[:, None].expand(-1, self.length, -1)
 
 
 class ComplexSelectiveStateSpace(StateSpace):
@@ -125,23 +168,23 @@ class ComplexSelectiveStateSpace(StateSpace):
     def tokens(self, heads: Tensor) -> Tokens:
         batch, channel = self.unravel(heads)
         delta = self.delta[batch, channel].double()[..., None]
-        A = self.A[channel].to(torch.complex128)[:, None]
+        A = Pair.of(self.A, lambda part: part[channel, None])
         # an infinite A or step would pass for the valid decay exp(-inf) = 0
         log_decay, angle = finite_or_nan(finite_or_nan(A.real) * delta), A.imag * delta
         return real_tokens(
-            read=2 * self._by_token(self.C, batch, channel),
-            write=self._by_token(self.B, batch, channel) * delta,
+            read=self._by_token(self.C, batch, channel).each(lambda x: 2 * x),
+            write=self._by_token(self.B, batch, channel).each(lambda x: x * delta),
             modulus=log_decay.exp(),
-            phase=torch.polar(torch.ones_like(angle), angle),
+            phase=Pair(angle.cos(), angle.sin()),
             reads_before=self.reads_before,
         )
 
-    def _by_token(self, x: Tensor, batch: Tensor, channel: Tensor) -> Tensor:
+    def _by_token(self, x: Tensor, batch: Tensor, channel: Tensor) -> Pair:
         """`B` or `C` of some channels, `[N, L, n]`."""
         if x.dim() == 2:
-            return x[channel].to(torch.complex128)[:, None].expand(-1, self.length, -1)
+            return Pair.of(x, lambda part: part[channel, None].expand(-1, self.length, -1))
         group = channel // max(self.batch_shape[1] // max(x.shape[1], 1), 1)
-        return x[batch, group].to(torch.complex128).mT
+        return Pair.of(x, lambda part: part[batch, group].mT)
 
 
 def as_complex(x: Tensor) -> Tensor:

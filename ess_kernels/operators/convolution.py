@@ -8,7 +8,8 @@ from torch.nn.functional import pad
 
 from .._checks import check_layout, check_positive_size, check_same_device, check_shape, integer
 from .finiteness import all_finite, largest, strictly_lower_finite
-from .structure import StateSpace, Tiled, Tokens
+from .separate import takes_sequences
+from .structure import Operator, StateSpace, Tiled, Tokens
 
 
 def toeplitz(kernel: Tensor, start: int, stop: int) -> Tensor:
@@ -104,11 +105,13 @@ def _fit(taps: Tensor, length: int) -> Tensor:
     return pad(taps, (0, length - taps.shape[-1]))
 
 
-def convolution(k: Tensor) -> Convolution:
+@takes_sequences(k="[H, lag]")
+def convolution(k: Tensor, *, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None) -> Operator:
     """A causal convolution, one operator a channel: `T_ij = k[i - j]`, a Toeplitz matrix.
 
     Args:
         k: `[H, L]` by lag (`k[:, 0]` is the current input's), float16, bfloat16, float32 or float64.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: the dtype or the number of axes is wrong.
@@ -119,13 +122,22 @@ def convolution(k: Tensor) -> Convolution:
     return Convolution(k)
 
 
-def gated_convolution(x0: Tensor, k: Tensor, x1: Tensor) -> Convolution:
+@takes_sequences(x0="[B, D, L]", k="[D, lag]", x1="[B, D, L]")
+def gated_convolution(
+    x0: Tensor,
+    k: Tensor,
+    x1: Tensor,
+    *,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """A convolution gated on both sides: `T_ij = x0_i k[i - j] x1_j`, which is `diag(x0) T diag(x1)`.
 
     Args:
         x0: `[B, D, L]`, multiplies the outputs.
         k: `[D, L]` by lag.
         x1: `[B, D, L]`, multiplies the inputs. All float16, bfloat16, float32 or float64.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's dtype, shape or device is wrong; the message names it.
@@ -139,7 +151,15 @@ def gated_convolution(x0: Tensor, k: Tensor, x1: Tensor) -> Convolution:
     return Convolution(k, x0, x1)
 
 
-def short_convolution(weight: Tensor, length: int) -> ShortConvolution | Convolution:
+@takes_sequences()
+def short_convolution(
+    weight: Tensor,
+    length: int,
+    *,
+    cu_seqlens: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """A depthwise filter of `W` taps, one operator a channel: `T_ij = weight[W - 1 - (i - j)]` for `i - j < W`.
 
     The tap order is causal_conv1d's (and `torch.nn.Conv1d`'s): the last weight is the current input's, the reverse of
@@ -148,6 +168,7 @@ def short_convolution(weight: Tensor, length: int) -> ShortConvolution | Convolu
     Args:
         weight: `[D, W]`, float16, bfloat16, float32 or float64.
         length: of the sequence.
+        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype or shape is wrong; the message names it.

@@ -11,11 +11,14 @@ from .._checks import check_layout, check_same_device, check_shape, finite_float
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import check_q_k
+from .linear_attention import LAYOUT, check_q_k
 from .matrix_states import read_states
 from .norms import rms_normalized
+from .separate import takes_sequences
+from .structure import Operator
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, H]", delta="[B, T, H]", beta="[B, T, H]")
 def cyfa(
     q: Tensor,
     k: Tensor,
@@ -29,7 +32,9 @@ def cyfa(
     q_norm_eps: float,
     k_norm_eps: float,
     scale: float | None = None,
-) -> GatedStateSpace:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """CyclicFlowAttention: `T_ij = r_i . w_j exp(g_{j+1} + ... + g_i)`.
 
     C places on a circle are held by the coefficients of their Fourier series, `C + 1` numbers of which the second is
@@ -45,6 +50,7 @@ def cyfa(
         q_norm_weight, k_norm_weight: `[K]`, of the root mean square norms.
         q_norm_eps, k_norm_eps: what these add to the mean square.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

@@ -19,10 +19,9 @@ from .._checks import (
     finite_float,
 )
 from .finiteness import finite_or_nan
+from .norms import l2_normalized
 
 KEYS = "[B, T, H, K]"
-# what upstream adds to the sum of squares
-NORM_EPS = 1e-6
 
 
 def check_alike(**tensors: Tensor) -> int:
@@ -52,12 +51,8 @@ def check_value_heads(name: str, x: Tensor, q: Tensor, layout: str = "[B, T, HV]
 
 
 def normalized(x: Tensor, wanted: bool) -> Tensor:
-    """`x / sqrt(sum x^2 + 1e-6)` along the last axis, float64, or `x` itself if that is not wanted."""
-    if not wanted:
-        return x
-    x = x.double()
-    # a sum that overflowed would make a token of plausible zeros
-    return x / finite_or_nan(x.square().sum(-1, keepdim=True) + NORM_EPS).sqrt()
+    """`x / sqrt(|x|^2 + 1e-6)` along the last axis, float64, or `x` itself if that is not wanted."""
+    return l2_normalized(x) if wanted else x
 
 
 def step_sizes(beta: Tensor, use_beta_sigmoid_in_kernel: bool, allow_neg_eigval: bool) -> Tensor:

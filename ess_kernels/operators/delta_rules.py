@@ -19,12 +19,23 @@ from .delta_inputs import (
     scale_of,
     step_sizes,
 )
+from .linear_attention import LAYOUT
 from .rank_one import RankOneStateSpace
+from .separate import takes_sequences
+from .structure import Operator
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, beta="[B, T, H]")
 def delta_rule(
-    q: Tensor, k: Tensor, beta: Tensor, *, scale: float | None = None, use_qk_l2norm_in_kernel: bool = False
-) -> RankOneStateSpace:
+    q: Tensor,
+    k: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    use_qk_l2norm_in_kernel: bool = False,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """The delta rule (DeltaNet): no decay, `P_t = I - beta_t k_t k_t^T`; see the module.
 
     Args:
@@ -32,6 +43,7 @@ def delta_rule(
         beta: `[B, T, H]`, step sizes after their sigmoid. Where `beta |k|^2` exceeds 2 the state grows.
         scale: `None` means `K ** -0.5`.
         use_qk_l2norm_in_kernel: whether `q` and `k` are still to be divided by `sqrt(|x|^2 + 1e-6)`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -47,6 +59,7 @@ def delta_rule(
     return RankOneStateSpace(reads, keys, no_decay, write_scale=beta, scale=scale_of(scale, size), inputs=(q, k, beta))
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, HV]", beta="[B, T, HV]")
 def gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -60,7 +73,9 @@ def gated_delta_rule(
     use_gate_in_kernel: bool = False,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
-) -> RankOneStateSpace:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """The gated delta rule (Gated DeltaNet, Qwen3-Next): one decay a head, `P_t = exp(g_t) (I - beta_t k_t k_t^T)`.
 
     Args:
@@ -72,6 +87,7 @@ def gated_delta_rule(
         use_beta_sigmoid_in_kernel, allow_neg_eigval: see `beta`; the latter doubles the sigmoid.
         use_gate_in_kernel, A_log, dt_bias: the decay is `-exp(A_log) softplus(g + dt_bias)`, both `[HV]`, the bias
             optional. Tensors without the flag, and the flag without `A_log`, are refused.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -95,6 +111,7 @@ def gated_delta_rule(
     )
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, HV, K]", beta="[B, T, HV]")
 def kda(
     q: Tensor,
     k: Tensor,
@@ -109,7 +126,9 @@ def kda(
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     lower_bound: float | None = None,
-) -> RankOneStateSpace:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Kimi Delta Attention: one decay a channel, `P_t = (I - beta_t k_t k_t^T) diag(exp(g_t))`.
 
     Args:
@@ -119,6 +138,7 @@ def kda(
         use_gate_in_kernel, A_log, dt_bias, lower_bound: the decay is `-exp(A_log) softplus(g + dt_bias)`, or with a
             negative `lower_bound` it is `lower_bound sigmoid(exp(A_log) (g + dt_bias))`, where `A_log` may be missing.
             `A_log` is `[HV]`, the optional `dt_bias` `[HV K]`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -169,6 +189,7 @@ def _replacing(
     )
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, p=LAYOUT, g="[B, T, HV]", beta="[B, T, HV]")
 def comba(
     q: Tensor,
     k: Tensor,
@@ -178,7 +199,9 @@ def comba(
     beta: Tensor,
     scale: float | None = None,
     use_qk_l2norm_in_kernel: bool = False,
-) -> RankOneStateSpace:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Comba: what is taken away is looked up with `p`, not with the key: `P_t = exp(g_t) (I - beta_t k_t p_t^T)`.
 
     Args:
@@ -187,6 +210,7 @@ def comba(
         beta: `[B, T, HV]`, step sizes after their sigmoid.
         scale: `None` means `K ** -0.5`.
         use_qk_l2norm_in_kernel: whether `q`, `k` and `p` are still to be divided by `sqrt(|x|^2 + 1e-6)`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -199,7 +223,17 @@ def comba(
     return _replacing(q, k, gates, beta, scale, use_qk_l2norm_in_kernel, False, False, (g,), lookup=p)
 
 
-def gdn2(q: Tensor, k: Tensor, *, g: Tensor, b: Tensor, scale: float | None = None) -> RankOneStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, HV, K]", b="[B, T, HV, K]")
+def gdn2(
+    q: Tensor,
+    k: Tensor,
+    *,
+    g: Tensor,
+    b: Tensor,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Gated DeltaNet-2: a gate a channel for what is taken away, `P_t = (I - k_t (b_t * k_t)^T) diag(exp(g_t))`.
 
     Upstream's other gate `w` scales the channels of the values and is no part of `T`: fold it into the values.
@@ -209,6 +243,7 @@ def gdn2(q: Tensor, k: Tensor, *, g: Tensor, b: Tensor, scale: float | None = No
         g: `[B, T, HV, K]`, natural logarithms of the decays.
         b: `[B, T, HV, K]`, erase gates.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

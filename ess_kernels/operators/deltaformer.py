@@ -9,7 +9,9 @@ from .._checks import check_layout, check_positive_size, check_same_device, chec
 from ..engine.blocks import substitute
 from .attention_kin import AttentionKin
 from .delta_inputs import KEYS
+from .separate import takes_sequences
 from .softmax import causal_window, softmax_rows
+from .structure import Operator
 
 
 class DeltaFormer(AttentionKin):
@@ -34,7 +36,15 @@ class DeltaFormer(AttentionKin):
         return substitute(one + taken, weights).tril(start)
 
 
-def deltaformer(q: Tensor, k: Tensor, *, beta: Tensor | None = None) -> DeltaFormer:
+@takes_sequences(q="[B, T, H, K]", k="[B, T, H, K]", beta="[B, T, H]")
+def deltaformer(
+    q: Tensor,
+    k: Tensor,
+    *,
+    beta: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """DeltaFormer: `T = P (I + diag(beta) S)^-1` with P the rows of softmax attention, S those that see no own token.
 
     The values that attention P mixes are `u_t = v_t - beta_t sum_{j < t} S_tj u_j`. The scale is `K ** -0.5`. A band of
@@ -43,6 +53,7 @@ def deltaformer(q: Tensor, k: Tensor, *, beta: Tensor | None = None) -> DeltaFor
     Args:
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         beta: `[B, T, H]`, or None for ones.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

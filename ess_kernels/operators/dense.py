@@ -8,6 +8,7 @@ from torch import Tensor
 from .._checks import check_floating, integer
 from .blocked import Blocked
 from .finiteness import strictly_lower_finite
+from .separate import takes_sequences
 from .structure import Operator, Tiled
 
 
@@ -51,7 +52,10 @@ class Dense(Tiled):
         return strictly_lower_finite(self, heads)
 
 
-def dense(T: Tensor, *, block: int = 1) -> Dense | Blocked:
+@takes_sequences(T="[*batch, L, L]")
+def dense(
+    T: Tensor, *, block: int = 1, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None
+) -> Operator:
     """A ready-made mixer matrix `T_ij = T[..., i, j]`, or one of blocks.
 
     What lies above the diagonal is ignored, whatever it is, and so is the diagonal in every ESS.
@@ -60,6 +64,7 @@ def dense(T: Tensor, *, block: int = 1) -> Dense | Blocked:
         T: `[..., L, L]`, float16, bfloat16, float32 or float64. The leading dimensions are the batch.
         block: the number d of rows and columns of a token, for mixers that also mix channels: `T` is `[..., L d, L d]`,
             `T_ij` one of its blocks, and `H_i = T[d i:, :d i]` at the positions 1..L-1.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError: `T` is no floating-point tensor, or `block` no integer.

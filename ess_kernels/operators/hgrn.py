@@ -8,11 +8,14 @@ from torch import Tensor
 from .._checks import check_layout, check_same_device
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import check_q_k
+from .linear_attention import LAYOUT, check_q_k
 from .recurrence import LinearRecurrence
+from .separate import takes_sequences
+from .structure import Operator
 
 
-def hgrn(g: Tensor) -> GatedStateSpace:
+@takes_sequences(g="[B, T, D]")
+def hgrn(g: Tensor, *, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None) -> Operator:
     """HGRN, one operator a channel: `T_ij = exp(g_{j+1} + ... + g_i)`.
 
     Args:
@@ -21,6 +24,7 @@ def hgrn(g: Tensor) -> GatedStateSpace:
 
     Returns:
         An operator with batch shape `(B, D)` and one number of state: no rank exceeds 1.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: the type, the dtype or the number of axes is wrong.
@@ -32,13 +36,22 @@ def hgrn(g: Tensor) -> GatedStateSpace:
     return GatedStateSpace(one, one, g[..., None], inputs=(g,))
 
 
-def hgrn2(q: Tensor, g: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, g=LAYOUT)
+def hgrn2(
+    q: Tensor,
+    g: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """HGRN-2: gated linear attention whose keys are `1 - exp(g)`.
 
     Args:
         q: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         g: `[B, T, H, K]`, natural logarithms of the decays (-inf empties the state).
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -49,7 +62,10 @@ def hgrn2(q: Tensor, g: Tensor, *, scale: float | None = None) -> GatedStateSpac
     return GatedStateSpace(q, -torch.expm1(g.double()), g, scale=scale, inputs=(q, g))
 
 
-def rg_lru(a: Tensor, *, reset: Tensor | None = None) -> LinearRecurrence:
+@takes_sequences(a="[B, T, D]", reset="[B, T]")
+def rg_lru(
+    a: Tensor, *, reset: Tensor | None = None, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None
+) -> Operator:
     """The RG-LRU of Griffin, one operator a channel: `T_ij = a_i ... a_{j+1} sqrt(1 - a_j^2)`.
 
     Where a sequence is reset, `a` is 0 and the gain 1. Upstream resets where a position id is 0, so usually at the
@@ -62,6 +78,7 @@ def rg_lru(a: Tensor, *, reset: Tensor | None = None) -> LinearRecurrence:
 
     Returns:
         An operator with batch shape `(B, D)` and one number of state: no rank exceeds 1.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -20,6 +20,8 @@ from .._checks import (
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
+from .separate import takes_sequences
+from .structure import Operator
 
 LAYOUT = "[B, T, H, K]"
 # what upstream adds to the row sums of normalised linear attention
@@ -67,9 +69,17 @@ def _value_heads(num_v_heads: int | None, q: Tensor) -> int:
     return value_heads
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT)
 def linear_attention(
-    q: Tensor, k: Tensor, *, scale: float | None = None, normalize: bool = False, num_v_heads: int | None = None
-) -> GatedStateSpace:
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    normalize: bool = False,
+    num_v_heads: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Linear attention without decay: `T_ij = scale q_i . k_j`.
 
     With `normalize`, row i is divided by `scale q_i . (k_0 + ... + k_i) + 1e-10`, as upstream does: no rank changes,
@@ -81,6 +91,7 @@ def linear_attention(
         normalize: see above. Upstream's default differs from function to function; here it is False.
         num_v_heads: HV, if it is not H: value head h reads `q`, `k` of head `h // (HV // H)`, and the batch shape is
             `(B, HV)`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -101,7 +112,16 @@ def linear_attention(
     return GatedStateSpace(q, k, no_decay, scale=scale, read_scale=read_scale, inputs=(q, k))
 
 
-def gla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT, g=LAYOUT)
+def gla(
+    q: Tensor,
+    k: Tensor,
+    g: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Gated linear attention: `T_ij = scale sum_n q_in k_jn exp(g_{j+1,n} + ... + g_{i,n})`.
 
     Args:
@@ -109,6 +129,7 @@ def gla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> Gated
         g: `[B, T, HV, K]`, natural logarithms of the decays (-inf empties the state); `gk` in `fused_recurrent_gla`. HV
             is H or a multiple: value head h reads `q`, `k` of head `h // (HV // H)`, and the batch shape is `(B, HV)`.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -121,9 +142,17 @@ def gla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> Gated
     return GatedStateSpace(q, k, g, scale=scale, inputs=(q, k, g))
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, HV]")
 def simple_gla(
-    q: Tensor, k: Tensor, *, g: Tensor | None = None, g_gamma: Tensor | None = None, scale: float | None = None
-) -> GatedStateSpace:
+    q: Tensor,
+    k: Tensor,
+    *,
+    g: Tensor | None = None,
+    g_gamma: Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """GLA with one gate a head: `T_ij = scale q_i . k_j exp(g_{j+1} + ... + g_i)`.
 
     Args:
@@ -132,6 +161,7 @@ def simple_gla(
         g_gamma: `[HV]`, one for all steps. Exactly one of the two must be given. HV is H or a multiple: value head h
             reads `q`, `k` of head `h // (HV // H)`, and the batch shape is `(B, HV)`.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong, or both gates or none are given.
@@ -149,7 +179,16 @@ def simple_gla(
     return GatedStateSpace(q, k, gate[..., None].expand(_shape(q, heads)), scale=scale, inputs=(q, k, gate))
 
 
-def retention(q: Tensor, k: Tensor, *, scale: float | None = None, num_v_heads: int | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def retention(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    num_v_heads: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Retention (RetNet): `T_ij = scale q_i . k_j gamma_h^(i-j)` with `gamma_h = 1 - 2^(-5-h)`.
 
     Args:
@@ -157,6 +196,7 @@ def retention(q: Tensor, k: Tensor, *, scale: float | None = None, num_v_heads: 
         scale: `None` means `K ** -0.5`.
         num_v_heads: HV, if it is not H: value head h has `gamma_h`, reads `q`, `k` of head `h // (HV // H)`, and the
             batch shape is `(B, HV)`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -170,9 +210,17 @@ def retention(q: Tensor, k: Tensor, *, scale: float | None = None, num_v_heads: 
     return GatedStateSpace(q, k, log_gamma[:, None].expand(shape), scale=scale, inputs=(q, k))
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT)
 def lightning_attention(
-    q: Tensor, k: Tensor, *, layer_idx: int, num_layers: int, scale: float | None = None
-) -> GatedStateSpace:
+    q: Tensor,
+    k: Tensor,
+    *,
+    layer_idx: int,
+    num_layers: int,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Lightning attention: `T_ij = scale q_i . k_j exp(-s_h (i - j))`, `s_h = 8 / H (1 - layer_idx / num_layers) h`.
 
     These slopes are fla's. MiniMax has others and no scale: `simple_gla(q, k, g_gamma=-slopes, scale=1.0)`.
@@ -182,6 +230,7 @@ def lightning_attention(
         layer_idx: number of the layer, from 0 on.
         num_layers: how many layers the model has.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.
@@ -199,13 +248,23 @@ def lightning_attention(
     return GatedStateSpace(q, k, log_decay[:, None].expand(q.shape), scale=scale, inputs=(q, k))
 
 
-def wla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def wla(
+    q: Tensor,
+    k: Tensor,
+    g: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """WLA, which is GLA with fixed gates: `T_ij = scale sum_n q_in k_jn exp((i - j) g_n)`.
 
     Args:
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         g: `[H, K]`, natural logarithms of the decays, the same at every step.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -218,7 +277,17 @@ def wla(q: Tensor, k: Tensor, g: Tensor, *, scale: float | None = None) -> Gated
     return GatedStateSpace(q, k, g.expand(q.shape), scale=scale, inputs=(q, k, g))
 
 
-def gla_s6(q: Tensor, k: Tensor, dt: Tensor, alpha: float, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT, dt=("[B, T, H]", LAYOUT))
+def gla_s6(
+    q: Tensor,
+    k: Tensor,
+    dt: Tensor,
+    alpha: float,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """GLA with the gates of S6: `T_ij = scale sum_n q_in k_jn exp(-n/alpha (dt_{j+1,n} + ... + dt_{i,n}))`, n from 1.
 
     Args:
@@ -226,6 +295,7 @@ def gla_s6(q: Tensor, k: Tensor, dt: Tensor, alpha: float, *, scale: float | Non
         dt: step sizes after their softplus, `[B, T, H]` or `[B, T, H, K]`.
         alpha: positive; the paper's experiments vary it around 1000.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

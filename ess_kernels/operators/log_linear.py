@@ -9,7 +9,8 @@ from .._checks import check_groups, check_layout, check_positive_size, check_sam
 from .attention_kin import AttentionKin
 from .delta_inputs import scale_of
 from .recurrence_rows import recurrence_rows
-from .structure import Tokens
+from .separate import takes_sequences
+from .structure import Operator, Tokens
 
 
 def state_buckets(length: int) -> int:
@@ -53,9 +54,17 @@ def _state_size(q: Tensor) -> int:
     return q.shape[-1] * state_buckets(q.shape[1])
 
 
+@takes_sequences(q="[B, T, G, K]", k="[B, T, G, K]", g="[B, T, H]", level_scales="[B, T, H, levels]")
 def log_linear_attention(
-    q: Tensor, k: Tensor, *, g: Tensor, level_scales: Tensor, scale: float | None = 1.0
-) -> LogLinearAttention:
+    q: Tensor,
+    k: Tensor,
+    *,
+    g: Tensor,
+    level_scales: Tensor,
+    scale: float | None = 1.0,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Log-linear attention: `T_ij = scale level_scales[i, l(i, j)] q_i . k_j exp(g_{j+1} + ... + g_i)`.
 
     Level l(i, j) is 0 on the diagonal, else 1 + the number of the highest bit in which i and j differ (of a Fenwick
@@ -67,6 +76,7 @@ def log_linear_attention(
         g: `[B, T, H]`, natural logarithms of the decays.
         level_scales: `[B, T, H, levels]` with at least `ceil(log2 L) + 1` levels. A head reads all that there are.
         scale: 1 as upstream; `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

@@ -9,18 +9,31 @@ from __future__ import annotations
 from torch import Tensor
 
 from .delta_inputs import check_alike, scale_of
+from .linear_attention import LAYOUT
 from .rank_one import RankOneStateSpace
+from .separate import takes_sequences
+from .structure import Operator
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, a=LAYOUT, b=LAYOUT, gk=LAYOUT)
 def dplr_delta_rule(
-    q: Tensor, k: Tensor, a: Tensor, b: Tensor, gk: Tensor, *, scale: float | None = None
-) -> RankOneStateSpace:
+    q: Tensor,
+    k: Tensor,
+    a: Tensor,
+    b: Tensor,
+    gk: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Diagonal plus low rank: `T_ij = scale q_i . A_i ... A_{j+1} k_j` with `A_t = diag(exp(gk_t)) + b_t a_t^T`.
 
     Args:
         q, k, a, b: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         gk: `[B, T, H, K]`, natural logarithms of the decays.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -33,12 +46,23 @@ def dplr_delta_rule(
     )
 
 
-def iplr_delta_rule(q: Tensor, k: Tensor, a: Tensor, b: Tensor, *, scale: float | None = None) -> RankOneStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT, a=LAYOUT, b=LAYOUT)
+def iplr_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Identity plus low rank: `T_ij = scale q_i . A_i ... A_{j+1} k_j` with `A_t = I + b_t a_t^T`.
 
     Args:
         q, k, a, b: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -52,7 +76,18 @@ def iplr_delta_rule(q: Tensor, k: Tensor, a: Tensor, b: Tensor, *, scale: float 
     )
 
 
-def rwkv7(r: Tensor, w: Tensor, k: Tensor, a: Tensor, b: Tensor, *, scale: float | None = 1.0) -> RankOneStateSpace:
+@takes_sequences(r=LAYOUT, w=LAYOUT, k=LAYOUT, a=LAYOUT, b=LAYOUT)
+def rwkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float | None = 1.0,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """RWKV-7: `T_ij = scale r_i . A_i ... A_{j+1} k_j` with `A_t = diag(exp(w_t)) + b_t a_t^T`.
 
     Args:
@@ -60,6 +95,7 @@ def rwkv7(r: Tensor, w: Tensor, k: Tensor, a: Tensor, b: Tensor, *, scale: float
         w: `[B, T, H, K]`, natural logarithms of the decays (layers pass `-0.6065 sigmoid(.)`).
         a, b: `[B, T, H, K]` (layers pass minus the normalised key, and that key times its learning rate).
         scale: 1 by default, as upstream has it; `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -11,8 +11,13 @@ from .._checks import check_groups, check_layout, check_positive_size, check_sam
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
+from .separate import takes_sequences
+from .structure import Operator
 
 
+@takes_sequences(
+    Q="[B, L, G, N]", K="[B, L, G, N]", ADT="[B, H, L]", DT="[B, H, L]", Trap="[B, H, L]", Angles="[B, L, H, R]"
+)
 def mamba3(
     Q: Tensor,
     K: Tensor,
@@ -23,7 +28,9 @@ def mamba3(
     Q_bias: Tensor,
     K_bias: Tensor,
     Angles: Tensor,
-) -> GatedStateSpace:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Mamba-3 (SISO): `T_ij = q_i . k_j exp(ADT_{j+1} + ... + ADT_i) (t_j DT_j + (1 - t_{j+1}) DT_{j+1})` for `i > j`.
 
     On the diagonal it is `q_i . k_i t_i DT_i`, which no `H_i` contains. `t = sigmoid(Trap)`. `q` and `k` are `Q` and
@@ -39,6 +46,7 @@ def mamba3(
         Trap: `[B, H, L]`, before its sigmoid.
         Q_bias, K_bias: `[H, N]`.
         Angles: `[B, L, H, R]` with `R <= N / 2`, before their tanh.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         NotImplementedError: `Q` has an axis for ranks (MIMO): T then depends on the value channel.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -13,8 +12,8 @@ from torch.nn.functional import pad
 def read_states(left: Tensor, right: Tensor, decay: Tensor, read: Callable[..., Tensor], *per_token: Tensor) -> Tensor:
     """What `read` finds in each of the states `S_t = decay_t * S_{t-1} + left_t right_t^T`.
 
-    All blocks of about `sqrt(T)` tokens run side by side, first from nothing, for what they add to the state that they
-    find, and again from that state: `3 sqrt(T)` steps in which no decay is divided out.
+    All blocks of about `sqrt(T)` tokens, a power of two, run side by side, first from nothing, for what they add to the
+    state that they find, and again from that state: about `3 sqrt(T)` steps in which no decay is divided out.
 
     Args:
         left: `[B, T, H, K]`.
@@ -27,7 +26,9 @@ def read_states(left: Tensor, right: Tensor, decay: Tensor, read: Callable[..., 
         `[B, T, H, ...]` with the trailing axes of what `read` returns.
     """
     length = left.shape[1]
-    size = max(1, math.isqrt(length))
+    size = 1
+    while size * size < length:
+        size *= 2
     blocks = max(1, -(-length // size))
 
     def cut(x: Tensor) -> list[Tensor]:

@@ -8,14 +8,25 @@ from torch import Tensor
 from .._checks import check_bool, check_same_device, check_shape
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import check_q_k
+from .linear_attention import LAYOUT, check_q_k
 from .matrix_states import read_states
 from .norms import l2_normalized
+from .separate import takes_sequences
+from .structure import Operator
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, H]", beta="[B, T, H]")
 def mesa_net(
-    q: Tensor, k: Tensor, *, g: Tensor, beta: Tensor, lamb: Tensor, use_qk_l2norm_in_kernel: bool = False
-) -> GatedStateSpace:
+    q: Tensor,
+    k: Tensor,
+    *,
+    g: Tensor,
+    beta: Tensor,
+    lamb: Tensor,
+    use_qk_l2norm_in_kernel: bool = False,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """MesaNet: `T_ij = x_i . k_j beta_j exp(g_{j+1} + ... + g_i)` where `(S_i + diag(lamb)) x_i = q_i`.
 
     `S_i = sum_j beta_j k_j k_j^T exp(g_{j+1} + ... + g_i)`. The system is solved exactly; upstream's kernel takes 30
@@ -25,8 +36,10 @@ def mesa_net(
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         g: `[B, T, H]`, natural logarithms of the decays (-inf empties the state).
         beta: `[B, T, H]`, weights of the tokens.
-        lamb: `[H, K]`, the regulariser.
+        lamb: `[H, K]`, the regulariser, positive: with zeros the systems of the first K - 1 tokens are singular, and
+            what comes out is rounding, or bad data.
         use_qk_l2norm_in_kernel: divides `q` and `k` by `sqrt(|x|^2 + 1e-6)`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

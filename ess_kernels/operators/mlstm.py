@@ -10,12 +10,23 @@ from .._checks import check_layout, check_positive_size, check_same_device, chec
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
+from .separate import takes_sequences
+from .structure import Operator
 
 # what upstream adds to the normaliser, in units of the running maximum
 EPS = 1e-6
 
 
-def mlstm(q: Tensor, k: Tensor, *, i: Tensor, f: Tensor) -> GatedStateSpace:
+@takes_sequences(q="[B, H, T, K]", k="[B, H, T, K]", i="[B, H, T]", f="[B, H, T]")
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    *,
+    i: Tensor,
+    f: Tensor,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """mLSTM: `T_tj = a_tj / (max(|a_t0 + ... + a_tt|, exp(-m_t)) + 1e-6)`, heads first as transformers' xLSTM has them.
 
     `a_tj = K^-1/2 q_t . k_j exp(i_j - m_t) sigmoid(f_{j+1}) ... sigmoid(f_t)`, with the running maximum
@@ -24,6 +35,7 @@ def mlstm(q: Tensor, k: Tensor, *, i: Tensor, f: Tensor) -> GatedStateSpace:
     Args:
         q, k: `[B, H, T, K]`, float16, bfloat16, float32 or float64.
         i, f: `[B, H, T]`, raw gates, after their soft cap if there is one. An infinite one is bad data.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from .._checks import check_same_device, check_shape
 from .delta_inputs import check_alike, scale_of
-from .structure import StateSpace, Tokens
+from .linear_attention import LAYOUT
+from .separate import takes_sequences
+from .structure import Operator, StateSpace, Tokens
 
 
 class MomentumStateSpace(StateSpace):
@@ -54,6 +56,9 @@ class MomentumStateSpace(StateSpace):
         return Tokens(read, write, torch.cat([memory, velocity], -2), self.reads_before)
 
 
+@takes_sequences(
+    q=LAYOUT, k=LAYOUT, log_alpha="[B, T, H]", log_mu="[B, T, H]", p=LAYOUT, beta="[B, T, H]", eta="[B, T, H]"
+)
 def momentum_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -64,7 +69,9 @@ def momentum_delta_rule(
     beta: Tensor,
     eta: Tensor,
     scale: float | None = None,
-) -> MomentumStateSpace:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """The delta rule with momentum (MomentumDeltaNet), a state of `2 K` numbers for every channel of the values.
 
     `M_t = exp(log_mu_t) M_{t-1} - eta_t k_t (u_t - p_t . S_{t-1})`, `S_t = exp(log_alpha_t) S_{t-1} - beta_t M_t`,
@@ -76,6 +83,7 @@ def momentum_delta_rule(
         log_alpha, log_mu: `[B, T, H]`, natural logarithms of the decays of memory and velocity.
         beta, eta: `[B, T, H]`, step sizes of the memory and of the velocity.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -12,7 +12,9 @@ from .._checks import check_same_device, check_shape, integer
 from .._readable import check_plain
 from .attention_kin import AttentionKin, check_queries_and_keys
 from .delta_inputs import scale_of
+from .separate import takes_sequences
 from .softmax import causal_window, softmax_rows
+from .structure import Operator
 
 
 class NativeSparseAttention(AttentionKin):
@@ -79,6 +81,14 @@ class NativeSparseAttention(AttentionKin):
         return pad(weights.repeat_interleave(size, -1), (0, stop - complete * size))
 
 
+@takes_sequences(
+    q="[B, T, HQ, K]",
+    k="[B, T, H, K]",
+    g_cmp="[B, T, HQ]",
+    g_slc="[B, T, HQ]",
+    g_swa="[B, T, HQ]",
+    block_indices="[B, T, H, S]",
+)
 def nsa(
     q: Tensor,
     k: Tensor,
@@ -90,7 +100,9 @@ def nsa(
     block_size: int,
     window_size: int,
     scale: float | None = None,
-) -> NativeSparseAttention:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Native sparse attention: `T = g_cmp P_cmp M + g_slc P_slc + g_swa P_swa`, row by row.
 
     M takes means of blocks of tokens, and P_cmp is the softmax of `scale q . (mean of the block's keys)` over the
@@ -109,6 +121,7 @@ def nsa(
         block_size: tokens a block.
         window_size: row i sees the columns `i - window_size + 1 .. i` in P_swa, which 0 leaves out.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

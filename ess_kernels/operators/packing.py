@@ -27,6 +27,7 @@ from .path import PathAttention
 from .rank_one import RankOneStateSpace
 from .recurrence import LinearRecurrence
 from .selective_scan import SelectiveStateSpace
+from .separate import SeparateSequences
 from .shift_register import ShiftRegister
 from .stickbreaking import StickbreakingAttention
 from .structure import Operator
@@ -59,6 +60,9 @@ FAMILIES: dict[str, type[Operator]] = {
     )
 }
 
+# what the description of an operator of separate sequences begins with
+SEQUENCES = "sequences "
+
 
 class Packed(NamedTuple):
     """An operator taken apart.
@@ -79,6 +83,9 @@ def pack(op: Operator) -> Packed | None:
     """The tensors and numbers of an operator, or None where its class is none of this package's."""
     if type(op) is SumOf:
         return _pack_sum(op)
+    if isinstance(op, SeparateSequences):
+        tensors, rest = op.pack()
+        return Packed([None if x is None else x.detach() for x in tensors], SEQUENCES + rest, op.length)
     inner = op.inner
     family = type(inner)
     name = family.__name__
@@ -110,6 +117,8 @@ def _numbers(op: Operator) -> dict[str, Any]:
 
 def unpack(tensors: Sequence[Tensor | None], description: str, length: int) -> Operator:
     """The operator of these tensors and numbers. Its `inputs` are the tensors themselves."""
+    if description.startswith(SEQUENCES):
+        return SeparateSequences.unpack(tensors, description.removeprefix(SEQUENCES), length)
     name, numbers, blocks = ast.literal_eval(description)
     if name == SumOf.__name__:
         return _unpack_sum(tensors, length, **numbers)

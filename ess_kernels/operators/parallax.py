@@ -10,7 +10,9 @@ from .._checks import check_same_device, check_shape
 from .attention_kin import QUERIES, AttentionKin, check_queries_and_keys
 from .delta_inputs import scale_of
 from .finiteness import largest
+from .separate import takes_sequences
 from .softmax import causal_window, check_window, first_column, softmax_rows
+from .structure import Operator
 
 
 class Parallax(AttentionKin):
@@ -47,9 +49,17 @@ class Parallax(AttentionKin):
         return pad(weights * (1 + mean - corrections), (first, 0))
 
 
+@takes_sequences(q="[B, T, HQ, K]", r="[B, T, HQ, K]", k="[B, T, H, K]")
 def parallax(
-    q: Tensor, r: Tensor, k: Tensor, *, scale: float | None = None, window_size: int | None = None
-) -> Parallax:
+    q: Tensor,
+    r: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    window_size: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Parallax: `T_ij = p_ij (1 + sum_l p_il r_i . k_l - r_i . k_j)`, p the rows of softmax attention.
 
     Entries may be negative; rows sum to 1. There is no finite state.
@@ -59,6 +69,7 @@ def parallax(
         k: `[B, T, H, K]` with H dividing HQ: query head h reads head `h // (HQ // H)`.
         scale: `None` means `K ** -0.5`.
         window_size: row i sees the columns `i - window_size + 1 .. i` only.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

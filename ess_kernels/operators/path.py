@@ -9,8 +9,9 @@ from .._checks import check_same_device, check_shape
 from .attention_kin import KEYS, AttentionKin, check_queries_and_keys
 from .delta_inputs import scale_of
 from .recurrence_rows import recurrence_rows
+from .separate import takes_sequences
 from .softmax import causal_window, gates_between, softmax_rows
-from .structure import Tokens
+from .structure import Operator, Tokens
 
 
 class PathAttention(AttentionKin):
@@ -44,9 +45,18 @@ class PathAttention(AttentionKin):
         return softmax_rows(torch.where(causal_window(start, stop, 0, None, self.device), logits, -torch.inf))
 
 
+@takes_sequences(q="[B, T, HQ, K]", k="[B, T, H, K]", w="[B, T, H, K]", beta="[B, T, H]", g="[B, T, HQ]")
 def path_attention(
-    q: Tensor, k: Tensor, *, w: Tensor, beta: Tensor, g: Tensor | None = None, scale: float | None = None
-) -> PathAttention:
+    q: Tensor,
+    k: Tensor,
+    *,
+    w: Tensor,
+    beta: Tensor,
+    g: Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """PaTH attention: `T_ij = softmax over j <= i of scale (q_i . P_i ... P_{j+1} k_j + g_{j+1} + ... + g_i)`.
 
     With `P_t = I - beta_t w_t w_t^T`. The gates are multiplied by the scale as well, as upstream does. There is no
@@ -59,6 +69,7 @@ def path_attention(
         g: `[B, T, HQ]`, natural logarithms of decays, or None; -inf hides all that lies before its token. Beside gates
             the scale must be positive.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

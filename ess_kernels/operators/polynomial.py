@@ -10,13 +10,23 @@ from torch import Tensor
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import check_q_k
+from .linear_attention import LAYOUT, check_q_k
+from .separate import takes_sequences
+from .structure import Operator
 
 # what upstream adds to a row sum; plain linear attention has 1e-10
 EPS = 1e-6
 
 
-def based(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def based(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Based: `T_ij = (1 + a_ij + a_ij^2 / 2) / (row sum + 1e-6)` with `a_ij = scale q_i . k_j`, a Taylor series.
 
     Args:
@@ -25,6 +35,7 @@ def based(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedStateSpac
 
     Returns:
         An operator whose state has `1 + K + K (K + 1) / 2` numbers.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -39,7 +50,15 @@ def based(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedStateSpac
     return _normalized(features(scale * q.double()), features(k.double()), (q, k))
 
 
-def rebased(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def rebased(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """ReBased: `T_ij = a_ij^2 / (row sum + 1e-6)` with `a_ij = scale q_i . k_j`.
 
     The norm and the affine map of its layers come before: `q` and `k` are what the operation takes.
@@ -50,6 +69,7 @@ def rebased(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedStateSp
 
     Returns:
         An operator whose state has `K (K + 1) / 2` numbers.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_same_device, check_shape, finite_float
-from .decayed_sum import decayed_sum
 from .delta_inputs import check_alike, check_value_heads, normalized, scale_of
 from .finiteness import finite_or_nan
+from .linear_attention import LAYOUT
+from .over_time import decayed_sum
 from .rank_one import RankOneStateSpace
+from .separate import takes_sequences
+from .structure import Operator
 
 # upstream's centre of the logarithms where none is given
 LOG_ATK_SCALE = -0.2
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g_atk="[B, T, H]", g="[B, T, HV]", beta_atk="[B, T, H]", beta="[B, T, HV]")
 def precond_gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -35,7 +39,9 @@ def precond_gated_delta_rule(
     x: float = 1.5,
     eps: float = 1e-6,
     log_atk_scale: Tensor | float | None = None,
-) -> RankOneStateSpace:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """The preconditioned gated delta rule: `P_t = exp(g_t) (I - beta_t (M_t * k_t) k_t^T)`, writes `beta_t M_t * k_t`.
 
     Args:
@@ -48,6 +54,7 @@ def precond_gated_delta_rule(
         x: the base of the preconditioner, above 1 to slow coordinates down that are used much.
         eps: added to the sum of squares before its logarithm.
         log_atk_scale: the centre of the logarithms, a number or `[H]`; `None` means -0.2.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.
@@ -62,6 +69,7 @@ def precond_gated_delta_rule(
     return _preconditioned(reads, keys, gates, g_atk, beta_atk, beta, scale, x, eps, log_atk_scale, (q, k, g))
 
 
+@takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, HV, K]", g_atk="[B, T, H]", beta_atk="[B, T, H]", beta="[B, T, HV]")
 def precond_kda(
     q: Tensor,
     k: Tensor,
@@ -74,13 +82,16 @@ def precond_kda(
     x: float = 1.5,
     eps: float = 1e-6,
     log_atk_scale: Tensor | float | None = None,
-) -> RankOneStateSpace:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Preconditioned KDA: one decay a channel; `P_t = (I - beta_t (M_t * k_t) k_t^T) diag(exp(g_t))`.
 
     Args:
         q, k: `[B, T, H, K]`, normalised already, as upstream wants them.
         g: `[B, T, HV, K]`, natural logarithms of the decays.
         g_atk, beta_atk, beta, scale, x, eps, log_atk_scale: as in `precond_gated_delta_rule`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

@@ -17,7 +17,8 @@ from .._checks import (
     refuse_complex,
 )
 from .complex_states import ComplexRecurrence
-from .structure import StateSpace, Tokens
+from .separate import Arguments, Layout, takes_sequences
+from .structure import Operator, StateSpace, Tokens
 
 
 class LinearRecurrence(StateSpace):
@@ -56,15 +57,38 @@ class LinearRecurrence(StateSpace):
         read, write, transition = (self.by_token(x, heads) for x in (self.C, self.B, self.A))
         return Tokens(read, write, transition, self.reads_before)
 
+    def one_period(self, heads: Tensor) -> Tokens | None:
+        if not self.constant:
+            return None
+        read, write, transition = (self.take(x, heads).double()[:, None] for x in (self.C, self.B, self.A))
+        return Tokens(read, write, transition, self.reads_before)
+
     def by_token(self, x: Tensor, heads: Tensor) -> Tensor:
         """`A`, `B` or `C` of some heads, float64 `[N, L, ...]`."""
         mine = self.take(x, heads).double()
         return mine[:, None].expand(-1, self.length, *mine.shape[1:]) if self.constant else mine
 
 
+def _layout(arguments: Arguments) -> Layout:
+    """Of `B` and `C`."""
+    return "[*batch, L, n]" if arguments.get("length") is None else ()
+
+
+def layout_of_transitions(arguments: Arguments) -> Layout:
+    return "[*batch, L, n, n]" if not arguments["diagonal"] and arguments.get("length") is None else _layout(arguments)
+
+
+@takes_sequences(A=layout_of_transitions, B=_layout, C=_layout)
 def recurrence(
-    A: Tensor, B: Tensor, C: Tensor, *, diagonal: bool, length: int | None = None
-) -> LinearRecurrence | ComplexRecurrence:
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    diagonal: bool,
+    length: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """A linear recurrence of control theory: `T_ij = C_i A_{i-1} ... A_{j+1} B_j` for `i > j`.
 
     It is `x_{t+1} = A_t x_t + B_t u_t`, `y_t = C_t x_t`. The output reads the state before its update, so `T` has no
@@ -78,6 +102,7 @@ def recurrence(
         B, C: `[*batch, L, n]`. All float16, bfloat16, float32 or float64; complex64 or complex128, see above.
         diagonal: whether `A` holds the diagonals of diagonal matrices.
         length: if given, `A`, `B` and `C` are constant: none of them has the axis `L`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -10,9 +10,21 @@ from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
 from .linear_attention import LAYOUT, check_q_k
+from .separate import takes_sequences
+from .structure import Operator
 
 
-def rwkv6(r: Tensor, k: Tensor, w: Tensor, u: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(r=LAYOUT, k=LAYOUT, w=LAYOUT)
+def rwkv6(
+    r: Tensor,
+    k: Tensor,
+    w: Tensor,
+    u: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """RWKV-6: `T_ij = scale sum_n r_in k_jn exp(w_{j+1,n} + ... + w_{i-1,n})` for `i > j`.
 
     On the diagonal it is `T_ii = scale sum_n r_in u_n k_in`. `dense` shows it; no `H_i` contains it, so that `u`
@@ -24,6 +36,7 @@ def rwkv6(r: Tensor, k: Tensor, w: Tensor, u: Tensor, *, scale: float | None = N
             `-exp(w)`.
         u: `[H, K]`.
         scale: `None` means `K ** -0.5`; RWKV's layers pass 1.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -38,7 +51,10 @@ def rwkv6(r: Tensor, k: Tensor, w: Tensor, u: Tensor, *, scale: float | None = N
     return GatedStateSpace(r, k, w, scale=scale, reads_before=True, diagonal_entries=diagonal, inputs=(r, k, w, u))
 
 
-def rwkv4(k: Tensor, *, w: Tensor, u: Tensor) -> GatedStateSpace:
+@takes_sequences(k="[B, T, D]")
+def rwkv4(
+    k: Tensor, *, w: Tensor, u: Tensor, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None
+) -> Operator:
     """RWKV-4, one operator a channel: `T_ij = exp(k_j - (i - j - 1) exp(w)) / Z_i` for `i > j`.
 
     On the diagonal it is `exp(u + k_i) / Z_i`; `Z_i` is the sum of these exponentials along row i. They are formed in
@@ -51,6 +67,7 @@ def rwkv4(k: Tensor, *, w: Tensor, u: Tensor) -> GatedStateSpace:
 
     Returns:
         An operator with batch shape `(B, D)` and one number of state.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -6,11 +6,23 @@ import torch
 from torch import Tensor
 
 from .._checks import check_layout, check_positive_size, check_same_device, check_shape, integer
-from .complex_states import ComplexRecurrence, times
+from .complex_states import ComplexRecurrence, Pair
 from .finiteness import finite_or_nan
+from .separate import takes_sequences
+from .structure import Operator
 
 
-def s4d(log_dt: Tensor, log_A_real: Tensor, A_imag: Tensor, C: Tensor, length: int) -> ComplexRecurrence:
+@takes_sequences()
+def s4d(
+    log_dt: Tensor,
+    log_A_real: Tensor,
+    A_imag: Tensor,
+    C: Tensor,
+    length: int,
+    *,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """S4D's kernel with zero-order hold: `T_ij = 2 Re sum_n C_n (e^{dt A_n} - 1) / A_n e^{dt A_n (i - j)}`.
 
     Here `A = -exp(log_A_real) + i A_imag` and `dt = exp(log_dt)`; B is 1. Only one of each conjugate pair is there,
@@ -21,6 +33,7 @@ def s4d(log_dt: Tensor, log_A_real: Tensor, A_imag: Tensor, C: Tensor, length: i
         log_A_real, A_imag: `[H, N]`.
         C: `[H, N]`, complex64 or complex128. Upstream's parameter is `torch.view_as_real` of it.
         length: L.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.
@@ -42,8 +55,7 @@ def s4d(log_dt: Tensor, log_A_real: Tensor, A_imag: Tensor, C: Tensor, length: i
     rates = torch.complex(dt * -finite_or_nan(log_A_real.double()).exp(), dt * A_imag.double())
     nonzero = torch.where(rates == 0, 1.0, rates)
     hold = torch.where(rates == 0, 1.0, torch.expm1(nonzero) / nonzero)  # in steps
-    gain = torch.complex(2 * dt * hold.real, 2 * dt * hold.imag)
-    read = times(C.to(torch.complex128), gain)
+    read = Pair.of(C).times(Pair.of(hold).each(lambda x: 2 * dt * x)).complex()
     return ComplexRecurrence(
         rates.exp(),
         torch.ones_like(read),

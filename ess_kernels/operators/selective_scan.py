@@ -23,7 +23,8 @@ from .._checks import (
 from .complex_states import ComplexSelectiveStateSpace, as_complex
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .structure import StateSpace, Tokens
+from .separate import takes_sequences
+from .structure import Operator, StateSpace, Tokens
 
 
 class SelectiveStateSpace(StateSpace):
@@ -81,6 +82,7 @@ def _steps(dt: Tensor, bias: Tensor | None, use_softplus: bool) -> Tensor:
     return softplus(steps) if use_softplus else steps
 
 
+@takes_sequences(delta="[B, D, L]", B=("[B, N, L]", "[B, G, N, L]"), C=("[B, N, L]", "[B, G, N, L]"))
 def selective_scan(
     delta: Tensor,
     A: Tensor,
@@ -89,7 +91,10 @@ def selective_scan(
     *,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-) -> SelectiveStateSpace | ComplexSelectiveStateSpace:
+    cu_seqlens: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Mamba's selective scan (S6): `T_ij = sum_n C_in exp(A_dn (s_{j+1} + ... + s_i)) s_j B_jn` for each channel d.
 
     A complex `A` makes `T_ij = 2 Re(...)`, of the same sum, and a state of `2 N` real numbers. The steps are
@@ -103,6 +108,7 @@ def selective_scan(
             holds real and imaginary parts by turns, as upstream has them. Constant ones may be real, too.
         delta_bias: `[D]`.
         delta_softplus: see above.
+        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError: a dtype is wrong, or `B` or `C` is complex and `A` is not.
@@ -151,6 +157,7 @@ def selective_scan(
     return SelectiveStateSpace(steps, A, grouped_B, grouped_C, inputs=inputs)
 
 
+@takes_sequences(dt="[B, L, H]", B="[B, L, G, n]", C="[B, L, G, n]")
 def ssd(
     dt: Tensor,
     A: Tensor,
@@ -160,7 +167,10 @@ def ssd(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] | None = None,
-) -> GatedStateSpace:
+    cu_seqlens: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Mamba-2 (SSD): `T_ij = C_i . B_j dt_j exp(A_h (dt_{j+1} + ... + dt_i))`, without any `1/sqrt(n)`.
 
     `dt` becomes `clamp(softplus(dt + dt_bias), *dt_limit)`, in this order, each step only if asked for. Skip and output
@@ -173,6 +183,7 @@ def ssd(
         dt_bias: `[H]`.
         dt_softplus: see above.
         dt_limit: `(low, high)`; `None` leaves `dt` as it is, whereas upstream's default `(0, inf)` cuts negative steps.
+        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

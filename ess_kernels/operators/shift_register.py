@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 from .._checks import check_layout, check_positive_size, check_same_device, check_shape
 from .convolution import Convolution, shift_matrix
 from .finiteness import all_finite
-from .structure import StateSpace, Tokens
+from .separate import takes_sequences
+from .structure import Operator, StateSpace, Tokens
 
 
 class ShiftRegister(StateSpace):
@@ -72,7 +73,16 @@ class ShiftRegister(StateSpace):
         return torch.where(inside, T * self._inputs_gates(heads)[:, None], 0.0)
 
 
-def lfm2_conv(B: Tensor, C: Tensor, weight: Tensor) -> ShiftRegister | Convolution:
+@takes_sequences(B="[B, D, L]", C="[B, D, L]")
+def lfm2_conv(
+    B: Tensor,
+    C: Tensor,
+    weight: Tensor,
+    *,
+    cu_seqlens: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """LFM2's gated short convolution, one operator a channel: `T_ij = C_i weight[W - 1 - (i - j)] B_j` for `i - j < W`.
 
     Args:
@@ -81,6 +91,7 @@ def lfm2_conv(B: Tensor, C: Tensor, weight: Tensor) -> ShiftRegister | Convoluti
 
     Returns:
         An operator with batch shape `(B, D)` and `W - 1` numbers of state.
+        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -99,7 +110,14 @@ def lfm2_conv(B: Tensor, C: Tensor, weight: Tensor) -> ShiftRegister | Convoluti
     return ShiftRegister(weight.flip(-1), C, B, inputs=(B, C, weight))
 
 
-def dynamic_short_convolution(weight: Tensor) -> ShiftRegister | Convolution:
+@takes_sequences(weight="[B, H, L, W]")
+def dynamic_short_convolution(
+    weight: Tensor,
+    *,
+    cu_seqlens: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """A short convolution with taps of its own at every token: `T_ij = weight[i, i - j]` for `i - j < W`.
 
     What upstream adds to the taps or multiplies onto them is the caller's: Inkling-2 adds 1 to the first and divides
@@ -111,6 +129,7 @@ def dynamic_short_convolution(weight: Tensor) -> ShiftRegister | Convolution:
 
     Returns:
         An operator with batch shape `(B, H)` and `W - 1` numbers of state.
+        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: the type, the dtype or the shape is wrong.

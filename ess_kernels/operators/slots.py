@@ -11,9 +11,21 @@ from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
 from .linear_attention import LAYOUT, check_q_k
 from .matrix_states import read_states
+from .separate import takes_sequences
+from .structure import Operator
 
 
-def gsa(q: Tensor, k: Tensor, s: Tensor, *, g: Tensor | None = None, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT, s="[B, T, H, M]", g="[B, T, H, M]")
+def gsa(
+    q: Tensor,
+    k: Tensor,
+    s: Tensor,
+    *,
+    g: Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Gated slot attention: `T_ij = sum_m p_im s_jm exp(g_{j+1,m} + ... + g_{i,m})`.
 
     `p_i` is the softmax over slots of what a first pass, with the keys as its values, reads in them:
@@ -29,6 +41,7 @@ def gsa(q: Tensor, k: Tensor, s: Tensor, *, g: Tensor | None = None, scale: floa
 
     Returns:
         An operator with batch shape `(B, HQ)` and M numbers of state.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -65,7 +78,15 @@ def gsa(q: Tensor, k: Tensor, s: Tensor, *, g: Tensor | None = None, scale: floa
     return GatedStateSpace(weights, written, gate, inputs=inputs)
 
 
-def lightnet(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedStateSpace:
+@takes_sequences(q=LAYOUT, k=LAYOUT)
+def lightnet(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """LightNet: `T_ij = scale sum_n q_in exp(k_jn) / (exp(k_0n) + ... + exp(k_in))`.
 
     It is gated linear attention with gates and keys from `logcumsumexp(k)` over the time; no exponential overflows.
@@ -74,6 +95,7 @@ def lightnet(q: Tensor, k: Tensor, *, scale: float | None = None) -> GatedStateS
         q: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         k: `[B, T, H, K]`, logits.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -9,6 +9,8 @@ from torch.nn.functional import logsigmoid, pad
 from .._checks import check_bool, check_same_device
 from .attention_kin import AttentionKin, check_queries_and_keys
 from .delta_inputs import scale_of
+from .separate import takes_sequences
+from .structure import Operator
 
 
 class StickbreakingAttention(AttentionKin):
@@ -32,9 +34,16 @@ class StickbreakingAttention(AttentionKin):
         return torch.where(seen, torch.exp(logsigmoid(z) + left_before), 0.0)
 
 
+@takes_sequences(q="[B, T, HQ, K]", k="[B, T, H, K]")
 def stickbreaking_attention(
-    q: Tensor, k: Tensor, *, scale: float | None = None, attend_current: bool = False
-) -> StickbreakingAttention:
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    attend_current: bool = False,
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Stick-breaking attention: `T_ij = sigmoid(z_ij) prod_{j < l < i} sigmoid(-z_il)`, `z_ij = scale q_i . k_j`.
 
     A row sums to 1 at most. There is no finite state.
@@ -45,6 +54,7 @@ def stickbreaking_attention(
         scale: `None` means `K ** -0.5`.
         attend_current: whether a row sees its own token, which then breaks the stick first (`l <= i` above). Without it
             the diagonal is 0, and the first row too.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

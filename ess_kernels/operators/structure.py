@@ -80,6 +80,30 @@ class Operator(ABC):
     def requires_grad(self) -> bool:
         return any(x.requires_grad for x in self.inputs)
 
+    def sequence_bounds(self) -> tuple[Tensor, Tensor]:
+        """Where the sequence of each position starts and stops, in tokens of its row: int64 `[B, L - 1]` both.
+
+        An operator made with `cu_seqlens`, `seq_idx` or `attention_mask` has several sequences in a row, or padding
+        beside one; any other has `0` and `L` everywhere. `B` is the first of two or more batch dimensions, else 1.
+        """
+        rows = self.batch_shape[0] if len(self.batch_shape) > 1 else 1
+        start = torch.zeros(rows, max(self.length - 1, 0), dtype=torch.int64, device=self.device)
+        return start, start + self.length
+
+    @property
+    def valid(self) -> Tensor:
+        """bool `[B, L - 1]`: which positions are inside a sequence, `1 .. L_s - 1` of it.
+
+        Not those at which a sequence starts, nor padding: there every count and every value is 0.
+        """
+        start, stop = self.sequence_bounds()
+        position = torch.arange(1, start.shape[1] + 1, device=start.device)
+        return (start < position) & (position < stop)
+
+    def within(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions counted from the start of their sequences, and whether they are valid: as `rank_cap`."""
+        return positions, torch.ones_like(positions, dtype=torch.bool)
+
     @property
     def inner(self) -> Operator:
         """The operator that the engine sees: this one, unless a token has several rows or columns of `T`."""
@@ -90,7 +114,7 @@ class Operator(ABC):
         return positions
 
     def rank_cap(self, positions: Tensor) -> Tensor:
-        """The largest rank that `H_i` can have at each of the positions."""
+        """The largest rank that `H_i` can have at each of the positions, `[P]`; it broadcasts to `[*batch, P]`."""
         rows, columns = self.block
         if rows == columns == 1:
             return rank_cap(positions, self.length, self.state_size)
@@ -256,6 +280,10 @@ class StateSpace(Operator):
     @abstractmethod
     def tokens(self, heads: Tensor) -> Tokens:
         """The recurrence of some heads, upcast to float64. Bad data must stay visible as non-finite numbers."""
+
+    def one_period(self, heads: Tensor) -> Tokens | None:
+        """The first tokens, after which all others repeat as often as they fit; None where tokens do not repeat."""
+        return None
 
     def finite(self, heads: Tensor) -> Tensor:
         return self.tokens(heads).finite()

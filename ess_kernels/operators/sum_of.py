@@ -95,8 +95,10 @@ def sum_of(*ops: Operator, weights: Sequence[float | Tensor]) -> SumOf:
         raise ValueError("ops: expected at least one operator, got none")
     for number, op in enumerate(ops):
         if not isinstance(op, (StateSpace, Tiled)):
-            what = "one with blocks" if isinstance(op, Operator) else type(op).__name__
-            raise TypeError(f"ops: expected operators with one row and one column a token, got {what} at {number}")
+            raise TypeError(
+                "ops: expected operators with one row and one column a token, each row of the batch one sequence, "
+                f"got {type(op).__name__} at {number}"
+            )
         shape, expected = (op.length, op.batch_shape), (ops[0].length, ops[0].batch_shape)
         if shape != expected:
             raise ValueError(

@@ -10,8 +10,9 @@ from .._checks import check_same_device, check_shape
 from .attention_kin import QUERIES, AttentionKin, check_queries_and_keys
 from .delta_inputs import scale_of
 from .recurrence_rows import recurrence_rows
+from .separate import takes_sequences
 from .softmax import causal_window, check_window, first_column, gates_between, softmax_rows
-from .structure import Tokens
+from .structure import Operator, Tokens
 
 
 class WallAttention(AttentionKin):
@@ -58,6 +59,7 @@ class WallAttention(AttentionKin):
         return pad(softmax_rows(torch.where(seen, logits, -torch.inf), sinks), (first, 0))
 
 
+@takes_sequences(q="[B, T, HQ, K]", k="[B, T, H, K]", g="[B, T, HQ, K]", g_scalar="[B, T, HQ]")
 def wall_attention(
     q: Tensor,
     k: Tensor,
@@ -67,7 +69,9 @@ def wall_attention(
     sinks: Tensor | None = None,
     scale: float | None = None,
     window_size: int | None = None,
-) -> WallAttention:
+    cu_seqlens: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Operator:
     """Wall attention: `T_ij = exp(z_ij) / (sum_{r <= i} exp(z_ir) + exp(sink))`.
 
     Here `z_ij = scale sum_n q_in k_jn exp(g_{j+1,n} + ... + g_{i,n}) + c_{j+1} + ... + c_i` with the scalar gates c. A
@@ -82,6 +86,7 @@ def wall_attention(
         sinks: `[HQ]`, one more logit a head in the denominator (`sink_bias` upstream), or None; -inf is no sink.
         scale: `None` means `K ** -0.5`.
         window_size: row i sees the columns `i - window_size + 1 .. i` only.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.

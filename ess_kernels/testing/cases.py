@@ -19,12 +19,10 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .. import operators as ops
 from ..operators import Operator
-from . import attention_cases, delta_cases  # noqa: F401 (they add their own cases)
-from .registry import CASES, build, case, matrix_of, names, powers, rand, randn, spectra, truth
+from . import attention_cases, delta_cases, diagonal_cases  # noqa: F401 (they add cases of their own)
+from .registry import CASES, INF, build, case, matrix_of, names, powers, rand, randn, spectra, truth
 
-__all__ = ["CASES", "build", "case", "matrix_of", "names", "powers", "rand", "randn", "spectra", "truth"]
-
-INF = float("inf")
+__all__ = ["CASES", "INF", "build", "case", "matrix_of", "names", "powers", "rand", "randn", "spectra", "truth"]
 
 
 # --- gated recurrences ------------------------------------------------------------------------------------------------
@@ -419,6 +417,3 @@ for _name, (_length, _builder) in {
     case(_name, _length)(_builder)
 for _length in (1, 2, 3, 5):
     case(f"dense: length {_length}", _length)(lambda length=_length: ops.dense(randn(2, length, length)))
-
-
-from . import diagonal_cases as diagonal_cases  # noqa: E402  (it registers more of them, with the functions above)

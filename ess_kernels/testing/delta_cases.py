@@ -10,9 +10,8 @@ from torch.nn.functional import normalize
 
 from .. import operators as ops
 from ..operators import Operator
-from .registry import case, powers, rand, randn
+from .registry import INF, case, powers, rand, randn
 
-INF = float("inf")
 LENGTH, SIZE = 67, 12
 
 

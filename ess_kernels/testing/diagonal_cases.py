@@ -1,4 +1,4 @@
-"""Hard operators of families whose gates, reads or writes are made from other tensors; `cases.py` registers them."""
+"""Hard operators of families whose gates, reads or writes are made from other tensors; `cases.py` has the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .. import operators as ops
 from ..operators import Operator
-from .cases import INF, case, powers, rand, randn
+from .registry import INF, case, powers, rand, randn
 
 
 def _with_resets(g: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from ..operators.structure import Operator, StateSpace, Tiled
 from ..reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 from .closeness import assert_close
 from .family import FamilyUnderTest
+from .packed_case import PackedCase
 from .relations import RelationsOfOperators
 from .upstream import ValueLayout, matrix_of, outputs
 
@@ -56,7 +57,7 @@ def in_precision(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.view_as_complex(parts.to(torch.promote_types(dtype, torch.float32)))
 
 
-class OperatorTestCase(RelationsOfOperators, FamilyUnderTest):
+class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
     """The tests that every operator family passes. See the module for what a subclass writes."""
 
     def test_dense(self) -> None:
@@ -330,7 +331,7 @@ class OperatorTestCase(RelationsOfOperators, FamilyUnderTest):
                 try:
                     op = self.make_operator(given)
                 except (ValueError, TypeError, NotImplementedError) as error:
-                    named = any(str(error).startswith(argument) for argument in inputs)
+                    named = any(str(error).startswith(argument) for argument in (*inputs, *self.options))
                     assert named, f"{name} {list(changed.shape)}: no argument is named by {error}"
                     continue
                 if name in self.other_sizes:

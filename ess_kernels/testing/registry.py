@@ -1,6 +1,6 @@
 """The list of operators that are hard for some part of the engine, and what the definition says of them.
 
-`cases.py` and `delta_cases.py` fill it. The random numbers of a case depend on nothing but its name.
+`cases.py`, `diagonal_cases.py` and `delta_cases.py` fill it. A case's random numbers depend on nothing but its name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..operators import Operator
 from ..operators.structure import Tokens
+
+INF = float("inf")
 
 Kind = Literal["diagonal", "rank one", "full", "tiled"]
 

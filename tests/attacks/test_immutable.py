@@ -10,8 +10,10 @@ import ess_kernels as ek
 from ess_kernels.operators import packing
 from ess_kernels.operators.convolution import Convolution, ShortConvolution
 from ess_kernels.operators.gated import GatedStateSpace
+from ess_kernels.operators.rank_one import RankOneStateSpace
 from ess_kernels.operators.recurrence import LinearRecurrence
 from ess_kernels.operators.selective_scan import SelectiveStateSpace
+from ess_kernels.operators.shift_register import ShiftRegister
 
 LENGTH = 12
 
@@ -45,14 +47,25 @@ OPERATORS = {
         scale=0.7,
         read_scale=randn(1, LENGTH, 2),
         write_scale=randn(1, LENGTH, 2),
+        diagonal_entries=randn(1, LENGTH, 2),
         reads_before=True,
     ),
     "LinearRecurrence": lambda: LinearRecurrence(
         *randn(3, 2, 3) / 2, diagonal=True, length=LENGTH, constant=True, reads_before=False
     ),
+    "RankOneStateSpace": lambda: RankOneStateSpace(
+        *randn(2, 1, LENGTH, 1, 3) / 2,
+        gates(),
+        lookup=randn(1, LENGTH, 1, 3) / 2,
+        update=randn(1, LENGTH, 1, 3) / 2,
+        write_scale=randn(1, LENGTH, 2),
+        scale=0.7,
+        looks_up_decayed=False,
+    ),
     "SelectiveStateSpace": lambda: SelectiveStateSpace(
         randn(1, 2, LENGTH).abs(), -randn(2, 3).abs(), *randn(2, 1, 1, 3, LENGTH), reads_before=True
     ),
+    "ShiftRegister": lambda: ShiftRegister(randn(2, 4), *randn(2, 1, 2, LENGTH)),
     "ShortConvolution": lambda: ShortConvolution(randn(2, 4), LENGTH),
 }
 

@@ -21,11 +21,12 @@ from ess_kernels import operators
 from ess_kernels.backends.sources import source_of
 from ess_kernels.backends.triton.attention import products, softmax
 from ess_kernels.backends.triton.matrix import elimination, halves
-from ess_kernels.backends.triton.recurrence import boundary, parts, roots, scans, weights
+from ess_kernels.backends.triton.recurrence import boundary, parts, rank_one, roots, scans, weights
 from ess_kernels.backends.triton.spectra import bidiagonal, leading
 from ess_kernels.engine.blocks import Blocks
 from ess_kernels.engine.quadrature import STANDARD
 from ess_kernels.engine.thin_products import Bands
+from ess_kernels.operators.structure import Tokens
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 definite_or_not = pytest.mark.parametrize("definite", [False, True], ids=["counts", "log-determinants"])
@@ -80,12 +81,38 @@ def test_parts() -> None:
     close(found.Y, expected.Y)
 
 
+@pytest.mark.parametrize("updates", [False, True], ids=["delta rule", "own updates"])
+def test_parts_of_rank_one_transitions(updates: bool) -> None:
+    """The builder reads ready-made factors with two warps beyond 16 states; the substitution of its parts has one."""
+    L, n, c = 20, 20, 32
+    key = torch.nn.functional.normalize(normal(0, 1, L, n), dim=-1)
+    decay = torch.exp(-normal(1, 1, L, n).abs() / 10)
+    update = -key * normal(2, 1, L, n).sigmoid() if updates else None
+    tokens = Tokens(normal(3, 1, L, n), key, decay, False, decay * key, update)
+    found, expected = rank_one.build(tokens, c), rank_one.build_in_torch(tokens, c)
+    close(found.X[..., :n], expected.X)
+    close(found.Z[..., :n], expected.Z)
+    close(found.Phi[:, :n, :n], expected.Phi)
+    close(found.Y, expected.Y)
+
+
 @pytest.mark.parametrize("n, heads", [(32, 1), (64, 64)], ids=["2 warps", "4 warps"])
 def test_gramians(n: int, heads: int) -> None:
     c = 16
     blocks = Blocks(normal(0, 2 * heads, c, n), normal(2, 2 * heads, c, c), normal(1, 2 * heads, c, n),
                     normal(3, 2 * heads, n).sigmoid())  # fmt: skip
     for found, expected in zip(scans.gramians(blocks, heads), scans.gramians_in_torch(blocks, heads)):
+        close(found, expected)
+
+
+@pytest.mark.parametrize("n, heads", [(32, 1), (64, 64)], ids=["2 warps", "4 warps"])
+def test_gramians_of_dense_products(n: int, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one head, launched as if there were so many."""
+    c, number, rule = 16, 2, scans.launch(n, heads)
+    monkeypatch.setattr(scans, "launch", lambda *_: rule)
+    Phi = normal(3, number, n, n) / math.sqrt(n)
+    blocks = Blocks(normal(0, number, c, n), normal(2, number, c, c), normal(1, number, c, n), Phi)
+    for found, expected in zip(scans.gramians(blocks, 1), scans.gramians_in_torch(blocks, 1)):
         close(found, expected)
 
 

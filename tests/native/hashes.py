@@ -24,6 +24,7 @@ from torch import Tensor
 import ess_kernels as ek
 from ess_kernels import environment
 from ess_kernels.operators import Operator
+from ess_kernels.operators.rank_one import RankOneStateSpace
 from ess_kernels.testing import cases
 
 TOLERANCES = {"atol": [1e-1, 1e-3, 1e-6, 0.0], "rtol": [1e-2, 1e-5, 1e-8]}
@@ -40,6 +41,11 @@ def larger() -> dict[str, Operator]:
     found["attention, 300 long"] = ek.operators.attention(q, k)
     A, B, C = 0.15 * torch.randn(2, 200, 40, 40, dtype=torch.float64), *torch.randn(2, 2, 200, 40, dtype=torch.float64)
     found["dense transitions of 40 states"] = ek.operators.recurrence(A, B, C, diagonal=False)
+    for n in (16, 40, 130):
+        q, k, g = torch.randn(3, 1, 300, 2, n, dtype=torch.float64)
+        k, beta = torch.nn.functional.normalize(k, dim=-1), torch.rand(1, 300, 2, dtype=torch.float64)
+        found[f"delta rule of {n} states"] = RankOneStateSpace(q, k, -g.abs() / 8, write_scale=beta)
+        found[f"dplr of {n} states"] = RankOneStateSpace(q, k, -g.abs() / 8, lookup=-k, update=k * beta[..., None])
     return found
 
 

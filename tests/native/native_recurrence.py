@@ -1,5 +1,7 @@
 """Recurrences as compiled kernels take them: tokens, their parts, and the kernels on them."""
 
+from dataclasses import replace
+
 import torch
 
 from ess_kernels.backends.native import abi, call
@@ -7,12 +9,15 @@ from ess_kernels.backends.native.memory import aligned
 from ess_kernels.backends.native.nodes import Nodes
 from ess_kernels.backends.native.recurrence import Parts, outside_size
 from ess_kernels.backends.native.tokens import NativeTokens
+from ess_kernels.backends.native.transitions import DIAGONAL, RANK_ONE, ROWS
 from ess_kernels.backends.sources import source_of_tokens
 from ess_kernels.engine.quadrature import STANDARD
 from ess_kernels.operators.structure import Tokens
 
 
 def some_tokens(kind, length=77, n=13, heads=2, seed=0):
+    """Tokens of a kind: "diagonal", "dense", "delta" (rank-one terms without an update) or "rank one"; "before"
+    where reads come before the transition."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
@@ -21,9 +26,17 @@ def some_tokens(kind, length=77, n=13, heads=2, seed=0):
     if kind.startswith("dense"):
         A = 0.95 * torch.linalg.qr(randn(heads, length, n, n)).Q.contiguous()
     else:
-        A = torch.exp(-0.2 * randn(heads, length, n).abs())
+        # what a rank-one term takes away comes on top of the decay
+        A = torch.exp((-0.2 if kind.startswith("diagonal") else -0.02) * randn(heads, length, n).abs())
     A[0, length // 2] = 0.0
-    return Tokens(randn(heads, length, n), randn(heads, length, n), A, kind.endswith("before"))
+    tokens = Tokens(randn(heads, length, n), randn(heads, length, n), A, kind.endswith("before"))
+    if kind.startswith("delta"):
+        key = torch.nn.functional.normalize(randn(heads, length, n), dim=-1)
+        return replace(tokens, lookup=A * key, write=randn(heads, length, 1).sigmoid() * key)
+    if kind.startswith("rank one"):
+        lookup, update = (torch.nn.functional.normalize(randn(heads, length, n), dim=-1) for _ in range(2))
+        return replace(tokens, lookup=0.2 * lookup, update=1.5 * update)
+    return tokens
 
 
 class Native:
@@ -32,11 +45,13 @@ class Native:
     def __init__(self, tokens, c, filled=True):
         self.tokens, self.c = tokens, c
         heads, self.length, self.n = tokens.read.shape
-        plain = tokens if tokens.diagonal else Tokens(tokens.read, tokens.write, tokens.write, tokens.reads_before)
+        kind = DIAGONAL if tokens.diagonal else RANK_ONE if tokens.rank_one else ROWS
+        # no gate is read where transitions are matrices
+        plain = replace(tokens, transition=tokens.write) if kind == ROWS else tokens
         self.arguments = NativeTokens(source_of_tokens(plain))
-        self.parts = Parts(heads, self.length, self.n, c, tokens.diagonal)
+        self.parts = Parts(heads, self.length, self.n, c, kind)
         self.making = abi.RecurrenceParts(self.parts.pointer, self.arguments.pointer)
-        if not tokens.diagonal:
+        if kind == ROWS:
             self.addresses = tokens.transition.data_ptr() + 8 * tokens.transition.stride(0) * torch.arange(heads)
             self.making.transition, self.making.transition_stride = (
                 self.addresses.data_ptr(),

@@ -1,6 +1,7 @@
 """The compiled kernels of recurrences one by one: parts, scans, counts and root products, at every dispatch level."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +18,10 @@ from ess_kernels.engine.blocks import block_parts, cut
 from ess_kernels.engine.boundary import observe_gramians, observe_roots, reach_roots
 from ess_kernels.engine.lost import SPAN as LOST_SPAN
 from ess_kernels.engine.lost import lost_in_states
-from ess_kernels.operators.structure import Tokens
 from ess_kernels.testing import assert_close
 from ess_kernels.testing.cases import matrix_of, randn
 
-KINDS = ["diagonal after", "diagonal before", "dense after", "dense before"]
+KINDS = [f"{kind} {order}" for kind in ("diagonal", "dense", "delta", "rank one") for order in ("after", "before")]
 
 
 @pytest.fixture
@@ -60,9 +60,10 @@ def test_parts_and_scans(level, kind, c):
 
 
 @pytest.mark.parametrize(("heads", "length"), [(1, 300), (1, 9), (5, 77), (40, 20)])
-def test_answers_on_the_way(level, heads, length):
+@pytest.mark.parametrize("kind", ["diagonal after", "delta after", "rank one before"])
+def test_answers_on_the_way(level, kind, heads, length):
     """Blocks that are answered while the scans go on have the same bits as later, and leave the same parts."""
-    tokens = some_tokens("diagonal after", heads=heads, length=length)
+    tokens = some_tokens(kind, heads=heads, length=length)
     tau = torch.tensor([1.0, 1e-3], dtype=torch.float64)
 
     def everything(filled):
@@ -136,7 +137,7 @@ def test_unsquared_counts_far_down(level, kind):
     n, c, eps = 12, 16, 2**-52
     tokens = some_tokens(kind, length=160, n=n)
     read = tokens.read * torch.logspace(0, -6, n, dtype=torch.float64)
-    tokens = Tokens(read, tokens.write, tokens.transition, tokens.reads_before)
+    tokens = replace(tokens, read=read)
     native, known = Native(tokens, c), singular_values(matrix_of(tokens))
     tau = torch.logspace(-9, -5, 5, dtype=torch.float64)
     counts, growth, _ = native.counts(tau, squared=False)

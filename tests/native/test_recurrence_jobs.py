@@ -113,7 +113,7 @@ def test_jobs_are_checked(door, name):
     assert door.code(job, abi.Run(1, 17, None, 0)) == LEVEL
     (place,) = (x for x in pointers if x.split("__")[-1] == "parts")
     wrong = [{"n": 12}, {"n": 0}, {"n": 1 << 20}, {"c": 12}, {"c": 128}, {"heads": 0}, {"blocks": -1}]
-    for fields in (*wrong, {"reserved": 1}, {"dense": -1}, {"dense": 3}):
+    for fields in (*wrong, {"reserved": 1}, {"transitions": -1}, {"transitions": 4}):
         assert door.code(changed(job, **{place: door.parts(**fields)})) == SIZE
     for array in ("X", "Z", "Y", "Phi", "F", "Q"):
         assert door.code(changed(job, **{place: door.parts(**{array: None})})) == NULL
@@ -145,7 +145,7 @@ def test_sizes_are_checked(door):
     assert door.code(changed(build, transition_stride=-1)) == SIZE
     assert door.code(changed(build, parts=door.parts(heads=1))) == SIZE
     tokens = door.native.arguments._structure
-    for fields in ({"reserved": 1}, {"heads": 1}, {"states": 17}, {"length": length + 16}):
+    for fields in ({"heads": 1}, {"states": 17}, {"length": length + 16}):
         assert door.code(changed(build, tokens=ctypes.pointer(changed(tokens, **fields)))) == SIZE
     for name in ("read", "write", "read_unit", "write_unit"):
         assert door.code(changed(build, tokens=ctypes.pointer(changed(tokens, **{name: None})))) == NULL
@@ -173,3 +173,34 @@ def test_positions_are_checked(door):
         heads, positions = (torch.tensor(x) for x in bad)
         assert door.code(changed(job, heads=heads.data_ptr(), positions=positions.data_ptr())) == SIZE
     assert door.code(changed(job, count=0)) == SIZE
+
+
+def test_lookups_are_checked(door):
+    """They are there where transitions have a rank-one term, and nowhere else."""
+    native = Native(some_tokens("rank one after"), 16)
+    tokens, length = native.arguments._structure, native.length
+    room = torch.zeros(2, length, dtype=torch.float64)
+
+    def with_tokens(job, **fields):
+        return changed(job, tokens=ctypes.pointer(changed(tokens, **fields)))
+
+    counts = changed(door.jobs["counts"], parts=native.parts.pointer, tokens=native.arguments.pointer)
+    for job in (native.making, counts):
+        assert door.code(job) == WORKSPACE
+        assert door.code(with_tokens(job, update=None)) == WORKSPACE
+        assert door.code(with_tokens(job, update=None, lookup=None)) == SIZE
+        assert door.code(with_tokens(job, lookup=None)) == SIZE
+        assert door.code(with_tokens(job, gate=None)) == NULL
+        for name in ("lookup", "update"):
+            address = getattr(tokens, name)
+            addresses = (ctypes.c_void_p * 2).from_address(address)
+            missing = (ctypes.c_void_p * 2)(addresses[0], None)
+            assert door.code(with_tokens(job, **{name: ctypes.addressof(missing)})) == NULL
+    for transitions in (0, 1, 2):
+        other = ctypes.pointer(changed(native.parts.structure, transitions=transitions))
+        assert door.code(changed(native.making, parts=other)) == SIZE
+    assert door.code(changed(door.native.making, tokens=native.arguments.pointer)) == SIZE
+    # these know diagonal transitions only
+    assert door.code(abi.TokensLost(native.arguments.pointer, 16, room.data_ptr())) == SIZE
+    small = Native(some_tokens("rank one after", n=8), 16).arguments.pointer
+    assert door.code(abi.LanesCounts(small, 1, *[room.data_ptr()] * 5)) == SIZE

@@ -16,6 +16,7 @@ from ess_kernels.backends.native import NativeBackend
 from ess_kernels.backends.native.recurrence import NativeRecurrence
 from ess_kernels.engine import certainty
 from ess_kernels.engine.state_space import lost_in
+from ess_kernels.operators.rank_one import RankOneStateSpace
 from ess_kernels.testing.cases import rand, randn
 
 pytestmark = pytest.mark.skipif(
@@ -40,12 +41,31 @@ def dense_transitions(heads, length=40, n=6):
     return operators.recurrence(A, randn(HEADS, length, n)[heads], randn(HEADS, length, n)[heads], diagonal=False)
 
 
+def delta_rule(heads, length=90, n=24):
+    q, k = (torch.nn.functional.normalize(randn(1, length, HEADS, n), dim=-1)[:, :, heads] for _ in range(2))
+    g, beta = -rand(1, length, HEADS, n)[:, :, heads] / 8, rand(1, length, HEADS)[:, :, heads]
+    return RankOneStateSpace(q, k, g, write_scale=beta)
+
+
+def dplr(heads, length=90, n=24):
+    q, k, a = (torch.nn.functional.normalize(randn(1, length, HEADS, n), dim=-1)[:, :, heads] for _ in range(3))
+    g, rate = -rand(1, length, HEADS, n)[:, :, heads] / 8, rand(1, length, HEADS, 1)[:, :, heads]
+    return RankOneStateSpace(q, k, g, lookup=-a, update=rate * a, looks_up_decayed=False)
+
+
 def attention(heads, length=150, d=8):
     q, k = (randn(1, HEADS, length, d)[:, heads] for _ in range(2))
     return operators.attention(2 * q, k, scale=1 / math.sqrt(d))
 
 
-FAMILIES = {"gla": gla, "mamba": mamba, "dense transitions": dense_transitions, "attention": attention}
+FAMILIES = {
+    "gla": gla,
+    "mamba": mamba,
+    "dense transitions": dense_transitions,
+    "delta rule": delta_rule,
+    "dplr": dplr,
+    "attention": attention,
+}
 TOLERANCES = [1e-1, 1e-3, 1e-6]
 CALLS = {
     "tolerance_ess": lambda op: ek.tolerance_ess(op, atol=TOLERANCES, backend="native"),
@@ -101,7 +121,8 @@ def test_against_the_definition(family):
 def faint(family, heads):
     """A long one, and a tolerance between singular values at 1e-8 of the largest: no place for squares."""
     torch.manual_seed(7)
-    op = gla(heads, length=400, n=12) if family == "gla" else dense_transitions(heads, length=200, n=8)
+    length, n = (200, 8) if family == "dense transitions" else (400, 12)
+    op = FAMILIES[family](heads, length=length, n=n)
     return op, 3e-8 * float(ek.singular_values(op, [op.length // 2], k=1).max())
 
 
@@ -127,7 +148,7 @@ def test_far_below_the_largest_singular_value(family, monkeypatch):
     assert ((by_values < 64) | (by_values > op.length - 64)).all()
 
 
-@pytest.mark.parametrize("family", ["gla", "dense transitions"])
+@pytest.mark.parametrize("family", ["gla", "dense transitions", "delta rule"])
 def test_bits_far_below(family):
     op, tau = faint(family, list(range(5)))
 

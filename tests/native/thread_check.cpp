@@ -92,15 +92,22 @@ void run_job(int32_t threads, int32_t level, int64_t (*query)(const ess_run *, c
 #define RUN(X, ...) run_job(threads, level, ess_##X##_workspace, ess_##X, ess_##X##_job{__VA_ARGS__})
 
 // three heads of a gated recurrence: parts, counts at two tolerances, entropy, roots and their products; counts and
-// entropy once more while parts are made
-std::vector<double> recurrence(int32_t threads, int32_t level) {
+// entropy once more while parts are made; of transitions that are diagonal, or have a rank-one term
+template <int32_t TRANSITIONS> std::vector<double> recurrence(int32_t threads, int32_t level) {
+    constexpr bool rank_one = TRANSITIONS == ESS_RANK_ONE;
     const int64_t heads = 3, length = 150, n = 16, c = 16, blocks = (length + c - 1) / c, tolerances = 2;
     Array read(heads * length * n), write(read.size()), gate(read.size()), units(heads);
     fill(read, 1);
     fill(write, 2);
     fill(gate, 3);
-    const double *reads[heads], *writes[heads], *gates[heads];
+    Array lookup(read.size()), update(read.size());
+    fill(lookup, 5);
+    fill(update, 6);
+    for (int64_t i = 0; i < lookup.size(); i++) lookup.data()[i] *= 0.1; // no transition grows much
+    const double *reads[heads], *writes[heads], *gates[heads], *lookups[heads], *updates[heads];
     for (int64_t h = 0; h < heads; h++) {
+        lookups[h] = lookup.data() + h * length * n;
+        updates[h] = update.data() + h * length * n;
         reads[h] = read.data() + h * length * n;
         writes[h] = write.data() + h * length * n;
         gates[h] = gate.data() + h * length * n;
@@ -115,15 +122,21 @@ std::vector<double> recurrence(int32_t threads, int32_t level) {
     tokens.gate = gates;
     tokens.read_stride = tokens.write_stride = tokens.gate_stride = n;
     tokens.read_unit = tokens.write_unit = units.data();
+    if (rank_one) {
+        tokens.lookup = lookups;
+        tokens.update = updates;
+        tokens.lookup_stride = tokens.update_stride = n;
+    }
 
     const int64_t each = heads * blocks;
-    Array X(each * n * c), Z(each * n * c), Y(each * c * c), Phi(each * n), F(each * n * n), Q(each * n * n);
-    ess_recurrence parts = {heads,    blocks,   n,          c,        0,        0,      X.data(),
-                            Z.data(), Y.data(), Phi.data(), F.data(), Q.data(), nullptr};
+    Array X(each * n * c), Z(each * n * c), Y(each * c * c), Phi(each * n * (rank_one ? n : 1)), F(each * n * n),
+        Q(each * n * n);
+    ess_recurrence parts = {heads,    blocks,   n,          c,        TRANSITIONS, 0,      X.data(),
+                            Z.data(), Y.data(), Phi.data(), F.data(), Q.data(),    nullptr};
     std::vector<double> answer;
     const int64_t span = 8;
     Array lost(heads * ((length + span - 1) / span));
-    RUN(tokens_lost, &tokens, span, lost.data());
+    if (!rank_one) RUN(tokens_lost, &tokens, span, lost.data());
     lost.append_to(answer);
     Array tau(each * tolerances), counts(heads * tolerances * length), growth(counts.size()), least(counts.size());
     for (int64_t i = 0; i < tau.size(); i++) tau.data()[i] = i / blocks % tolerances ? 1e-3 : 0.3;
@@ -314,8 +327,13 @@ std::vector<double> judge(int32_t threads, int32_t level) {
 }
 
 const Check checks[] = {
-    {"tasks of a team", tasks},       {"positive pivots", positive_pivots}, {"a recurrence", recurrence},
-    {"small states in lanes", lanes}, {"small matrices", spectra},          {"judgements", judge},
+    {"tasks of a team", tasks},
+    {"positive pivots", positive_pivots},
+    {"a recurrence", recurrence<ESS_DIAGONAL>},
+    {"rank-one terms", recurrence<ESS_RANK_ONE>},
+    {"small states in lanes", lanes},
+    {"small matrices", spectra},
+    {"judgements", judge},
     {"dense operators", dense},
 };
 

@@ -103,6 +103,16 @@ def test_gramians(n, c):
         close(found, expected)
 
 
+@pytest.mark.parametrize("n, c", [(16, 16), (32, 32), (64, 16)])
+def test_gramians_of_dense_products(n, c):
+    heads, number = 2, 3
+    Phi = torch.linalg.qr(normal(3, heads * number, n, n))[0].contiguous()
+    Phi[1] = 0.0
+    parts_ = (normal(0, heads * number, c, n), normal(2, heads * number, c, c), normal(1, heads * number, c, n), Phi)
+    for found, expected in zip(scans.gramians(Blocks(*parts_), heads), scans.gramians_in_torch(Blocks(*parts_), heads)):
+        close(found, expected)
+
+
 def gramian(n: int, rank: int, items: int = 3) -> torch.Tensor:
     A = normal(3, items, n, rank) * torch.logspace(0, -3, n, dtype=torch.float64, device=DEVICE)[:, None]
     A[:, 2] = 0.0

@@ -10,7 +10,7 @@ import ctypes
 from typing import Any, ClassVar
 
 # ESS_ABI_VERSION; a library of any other version is refused
-VERSION = 4
+VERSION = 5
 # what arrays of kernels are aligned to, in bytes
 LINE = 64
 
@@ -31,7 +31,7 @@ class Run(ctypes.Structure):
 
 
 class Tokens(ctypes.Structure):
-    """`ess_tokens`: a diagonal recurrence where it lies in memory."""
+    """`ess_tokens`: a recurrence where it lies in memory."""
 
     _fields_ = [
         *_all(_SIZE, "heads length states"),
@@ -39,8 +39,9 @@ class Tokens(ctypes.Structure):
         *(("gate", _ADDRESS), ("gate_stride", _SIZE), ("rate", _ADDRESS)),
         *(("read_scale", _ADDRESS), ("read_scale_stride", _SIZE)),
         *(("write_scale", _ADDRESS), ("write_scale_stride", _SIZE)),
+        *(("lookup", _ADDRESS), ("lookup_stride", _SIZE), ("update", _ADDRESS), ("update_stride", _SIZE)),
         *_all(_ADDRESS, "read_unit write_unit"),
-        *_all(_FLAG, "gate_shared gate_is_log reads_before reserved"),
+        *_all(_FLAG, "gate_shared gate_is_log reads_before lookup_decayed"),
     ]
 
 
@@ -59,7 +60,7 @@ class Recurrence(ctypes.Structure):
 
     _fields_ = [
         *_all(_SIZE, "heads blocks n c"),
-        *_all(_FLAG, "dense reserved"),
+        *_all(_FLAG, "transitions reserved"),
         *_all(_ADDRESS, "X Z Y Phi F Q norms"),
     ]
 

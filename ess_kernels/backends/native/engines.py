@@ -54,7 +54,7 @@ class PinnedBackend(EngineBackend):
             if found is not None and lanes.takes(op):
                 engine = lanes.NativeLanes(op, mine, found, cost)
             else:
-                c = recurrence.block_length(op.state_size, entropy)
+                c = recurrence.block_length(op, entropy)
                 engine = recurrence.NativeRecurrence(op, mine, found, c, cost)
             yield mine, engine
             if not engine.all_finite and bool(engine.growing.any()):
@@ -64,7 +64,7 @@ class PinnedBackend(EngineBackend):
             yield from super()._recurrences(op, rest, entropy, budget, cost)
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
-        return recurrence.bytes_per_head(op.length, op.state_size, op.diagonal, entropy)
+        return recurrence.bytes_per_head(op, entropy)
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         if not isinstance(op, Attention) or not attention.takes(op):

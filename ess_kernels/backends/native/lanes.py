@@ -9,6 +9,7 @@ from ...engine.cost import Cost
 from ...engine.quadrature import Estimate, Quadrature
 from ...engine.staircase import Eliminated
 from ...engine.wanted import Wanted, grouped
+from ...engine.zeros import zero_positions_of
 from ...operators.selective_scan import SelectiveStateSpace
 from ...operators.structure import StateSpace
 from ..sources import source_of
@@ -68,12 +69,12 @@ class NativeLanes(SummingEngine):
         return found
 
     def known_zero(self) -> Tensor:
-        return self.found.nothing()[:, None]
+        return zero_positions_of(self.op, self.heads)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         needed, back = heads.unique(return_inverse=True)
         # these tokens get the units of this engine, because units follow from the magnitudes
         tokens = NativeTokens(source_of(self.op, self.heads[needed]))
         found = Survey(tokens, self.found.peaks[:, needed.numpy()])
-        c = block_length(self.op.state_size, False)
+        c = block_length(self.op, False)
         return NativeRecurrence(self.op, self.heads[needed], found, c, self.cost).values_at(back, positions)

@@ -13,13 +13,14 @@ from ...engine.cost import Cost
 from ...engine.lost import lost_in_dense_states
 from ...engine.lost_rank_one import TokenSizes, lost_in_rank_one_states
 from ...engine.quadrature import Estimate, Quadrature
-from ...engine.scaling import largest, power_of_two, scaled_tokens
+from ...engine.scaling import largest, power_of_two
 from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
 from ...engine.wanted import Wanted, grouped
+from ...engine.zeros import zero_positions_of
 from ...operators.structure import StateSpace, Tokens
-from ..sources import held_in_kernels, source_of_tokens
+from ..sources import held_in_kernels, source_of, source_of_tokens
 from . import abi, call, memory, spectra
 from .call import run
 from .certainty import judge_entropy
@@ -27,7 +28,7 @@ from .memory import aligned
 from .nodes import Nodes
 from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
-from .transitions import Transitions
+from .transitions import DIAGONAL, RANK_ONE, Matrices
 
 # names under which memory is kept between calls
 PARTS, PRODUCTS = "block parts", "root products"
@@ -44,8 +45,15 @@ FAINT = 1e-120
 ROWS = 8
 
 
-def block_length(n: int, entropy: bool) -> int:
-    """Tokens a block, as measured: boundaries cost `n^3` each, the staircase `c^2` a position."""
+def block_length(op: StateSpace, entropy: bool) -> int:
+    """Tokens a block, as measured: boundaries cost `n^3` each, the staircase `c^2` a position.
+
+    With a rank-one term the boundary is a matrix, and costs several times as much as with diagonal transitions.
+    """
+    n = op.state_size
+    if op.rank_one:
+        most_of_16, most_of_32 = (32, 96) if entropy else (16, 80)
+        return 16 if n <= most_of_16 else 32 if n <= most_of_32 else 64
     if entropy:
         return 16 if n <= 64 else 32
     return 16 if n <= 16 else 32 if n <= 128 else 64
@@ -60,31 +68,33 @@ def outside_size(n: int, c: int) -> int:
     return call.size("recurrence_outside_size", n, c)
 
 
-def bytes_per_head(length: int, n: int, diagonal: bool, entropy: bool) -> int:
+def bytes_per_head(op: StateSpace, entropy: bool) -> int:
     """What one head needs while it is in work: the parts and boundaries of its blocks."""
-    c, m = block_length(n, entropy), padded(n)
-    per_block = 2 * m * c + c * c + (m if diagonal else m * m) + 2 * m * m
+    c, m = block_length(op, entropy), padded(op.state_size)
+    per_block = 2 * m * c + c * c + (m if op.diagonal else m * m) + 2 * m * m
     if not entropy:
         per_block += m * m + outside_size(m, c)  # for tolerances far down
-    return 8 * (-(-length // c) * per_block + (0 if diagonal else length * n * n) + 64 * length)
+    matrices = 0 if op.diagonal or op.rank_one else op.length * op.state_size**2
+    return 8 * (-(-op.length // c) * per_block + matrices + 64 * op.length)
 
 
 class Parts:
     """Block parts and boundaries of some heads, with the memory that they lie in."""
 
-    def __init__(self, heads: int, length: int, n: int, c: int, diagonal: bool):
-        blocks, m = -(-length // c), padded(n)
+    def __init__(self, heads: int, length: int, n: int, c: int, kind: int):
+        """`kind`: DIAGONAL, ROWS, COLUMNS or RANK_ONE transitions."""
+        blocks, m, diagonal = -(-length // c), padded(n), kind == DIAGONAL
         sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
         # all of these sizes are multiples of a cache line; `norms` need not be, and comes last
         if not diagonal:
-            sizes["norms"] = 1
+            sizes["norms"] = 4 * c if kind == RANK_ONE else 1
         self._sizes = {name: heads * blocks * size for name, size in sizes.items()}
         self._memory = memory.borrow(PARTS, sum(self._sizes.values()))
         addresses, address = {}, self._memory.data_ptr()
         for name, size in self._sizes.items():
             addresses[name] = address
             address += 8 * size
-        self.structure = abi.Recurrence(heads, blocks, m, c, not diagonal, 0, **addresses)
+        self.structure = abi.Recurrence(heads, blocks, m, c, kind, 0, **addresses)
         self.pointer = ctypes.pointer(self.structure)
 
     def __del__(self) -> None:
@@ -100,7 +110,7 @@ class Parts:
 class NativeRecurrence(SummingEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
 
-    Heads that are `growing` `[N]` (only dense transitions can be) are left to another engine.
+    Heads that are `growing` `[N]` (only where transitions are not diagonal) are left to another engine.
     """
 
     state_size: int
@@ -114,14 +124,15 @@ class NativeRecurrence(SummingEngine):
         self.finite = torch.ones_like(heads, dtype=torch.bool)
         self._found = found
         self._filled = False
+        self._kind = DIAGONAL
+        self._matrices: Matrices | None = None
         if found is not None:
             self.unit = found.take_units()
             self.tokens = found.tokens
-            self._transition: tuple[int | None, int] = (None, 0)
-            self._layout = 0
             self.growing, self.all_finite = ~self.finite, True
         else:
-            self._run_dense()
+            self._look_at_tokens()
+            self._look_at_parts()
 
     @cached_property
     def _blocks(self) -> Parts:
@@ -129,9 +140,7 @@ class NativeRecurrence(SummingEngine):
 
         Kernels evict the interpreter's cache lines, so everything is prepared before the first kernel runs.
         """
-        parts = Parts(len(self.heads), self.length, self.op.state_size, self.group, self.op.diagonal)
-        parts.structure.dense = self._layout
-        return parts
+        return Parts(len(self.heads), self.length, self.op.state_size, self.group, self._kind)
 
     @property
     def parts(self) -> Parts:
@@ -144,7 +153,8 @@ class NativeRecurrence(SummingEngine):
     @property
     def _making(self) -> abi.RecurrenceParts:
         """The job that fills the parts."""
-        return abi.RecurrenceParts(self._blocks.pointer, self.tokens.pointer, *self._transition)
+        matrices = (None, 0) if self._matrices is None else (self._matrices.address, self._matrices.stride)
+        return abi.RecurrenceParts(self._blocks.pointer, self.tokens.pointer, *matrices)
 
     def _answer(self, job: abi.RecurrenceCounts | abi.RecurrenceEntropy) -> None:
         """Does a job that fills the parts on its way, if nothing has yet: blocks are answered during the scans."""
@@ -152,58 +162,87 @@ class NativeRecurrence(SummingEngine):
         run(job)
         self._filled = True
 
-    def _run_dense(self) -> None:
-        matrices = Transitions(self.op, self.heads)
-        peaks = torch.stack([largest(matrices.read), largest(matrices.write)])
-        self.finite = peaks.isfinite().all(0)
-        # the third field stands for gates, which kernels do not read where transitions are matrices
-        source = source_of_tokens(Tokens(matrices.read, matrices.write, matrices.write, self.op.reads_before))
-        self.tokens = NativeTokens(source)
-        found = Survey(self.tokens, torch.where(self.finite, peaks, 0.0).numpy())
-        self.unit, self._found = found.take_units(), found
-        self._transition = matrices.address, matrices.stride
-        self._matrices, self._layout = matrices, matrices.layout
-        size = {name: largest(x) for name, x in self.parts.arrays.items() if name not in ("Q", "norms")}
-        # The tiles of Q above its diagonal are undefined. Q is semidefinite: its largest entry is on the diagonal.
-        n = self.parts.structure.n
-        size["Q"] = self.parts.arrays["Q"].view(-1, n, n).diagonal(dim1=1, dim2=2).reshape(len(self.heads), -1).amax(1)
-        entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
-        supported = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
-        supported &= held_in_kernels(peaks).all(0)
+    def _look_at_tokens(self) -> None:
+        """Finds tokens and units of transitions that are not diagonal."""
+        if self.op.rank_one:
+            self._kind = RANK_ONE
+            self.tokens = NativeTokens(source_of(self.op, self.heads))
+            peaks = torch.from_numpy(self.tokens.survey()[1])
+        else:
+            self._matrices = matrices = Matrices(self.op, self.heads)
+            self._kind = matrices.kind
+            # the third field stands for gates, which kernels do not read where transitions are matrices
+            source = source_of_tokens(Tokens(matrices.read, matrices.write, matrices.write, self.op.reads_before))
+            self.tokens = NativeTokens(source)
+            peaks = torch.stack([largest(matrices.read), largest(matrices.write)])
+        self._peaks, self.finite = peaks, peaks.isfinite().all(0)
+        self._found = Survey(self.tokens, torch.where(self.finite, peaks, 0.0).numpy())
+        self.unit = self._found.take_units()
+
+    def _look_at_parts(self) -> None:
+        """Finds heads that grow: no product of their transitions may be too large for kernels."""
+        arrays, squares = self.parts.arrays, self._squares
+        # norms of blocks, which are needed anyway, are bounds of their entries that mostly do
+        bounds = {name: x.amax(1).sqrt() for name, x in squares.items()}
+        exact = {name: largest(arrays[name]) for name in ("Y", "Phi")}
+        supported = self._supported(bounds | exact)
+        if not bool(supported.all()):
+            # The tiles of Q above its diagonal are undefined. Q is semidefinite: its largest entry is on the diagonal.
+            exact["Q"] = self._seen.flatten(1).amax(1)
+            supported = self._supported(exact | {name: largest(arrays[name]) for name in ("X", "Z", "F")})
         growing = (self.finite & ~supported).nonzero()[:, 0]
         if len(growing):
             # NaN or infinity in a transition has reached the parts of its block: such a head is not growing, it is bad
             self.finite[growing] = self.op.finite(self.heads[growing])
         self.growing = self.finite & ~supported
         if not bool(supported.all()):
-            for x in self.parts.arrays.values():
+            for x in (*arrays.values(), *squares.values()):
                 x[~supported] = 0.0
+
+    def _supported(self, size: dict[str, Tensor]) -> Tensor:
+        """bool `[N]`: whether kernels can take heads of which the entries of each array are so large at most."""
+        entry = torch.maximum(self.op.state_size * size["X"] * size["F"], size["Y"]) * self.unit
+        supported = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
+        return supported & held_in_kernels(self._peaks).all(0)
+
+    @property
+    def _seen(self) -> Tensor:
+        """The diagonals of the observability Gramians, `[N, B, n]`."""
+        n = self.parts.structure.n
+        return self.parts.arrays["Q"].view(len(self.heads), -1, n, n).diagonal(dim1=2, dim2=3)
+
+    @cached_property
+    def _squares(self) -> dict[str, Tensor]:
+        """Squared Frobenius norms by block, `[N, B]`; of Q, which is a square itself, the trace."""
+        shape = len(self.heads), self.parts.structure.blocks, -1
+        squares = {name: self.parts.arrays[name].view(shape).square().sum(-1) for name in ("F", "Z", "X")}
+        return squares | {"Q": self._seen.sum(-1)}
 
     def _lost(self, span: int) -> Tensor:
         if self.op.diagonal:
             return self.tokens.lost(span)
-        arrays, n = self.parts.arrays, self.parts.structure.n
-        blocks = len(self.heads), self.parts.structure.blocks
-        reach = arrays["F"].view(*blocks, -1).square().sum(-1)
-        seen = arrays["Q"].view(*blocks, n, n).diagonal(dim1=-2, dim2=-1).sum(-1)
+        F, Q = self._squares["F"], self._squares["Q"]
         if self.op.rank_one:
-            sizes = TokenSizes.of(scaled_tokens(self.op.tokens(self.heads))[0])
-            return lost_in_rank_one_states(sizes, reach, seen, self.group, self.op.reads_before, span)
-
-        def by_block(tokens: Tensor, carried: Tensor) -> Tensor:
-            """As `engine.lost.squares` of whole blocks."""
-            own = grouped(power_of_two(tokens)[0].square().sum(-1), self.group).sum(-1)
-            return own + carried.view(*blocks, -1).square().sum(-1)
-
-        written, read = by_block(self._matrices.write, arrays["Z"]), by_block(self._matrices.read, arrays["X"])
-        lost = lost_in_dense_states(reach, written, seen, read, arrays["norms"].square(), self.group)
+            lost = lost_in_rank_one_states(self._sizes, F, Q, self.group, self.op.reads_before, span)
+            return lost[:, : -(-self.length // span)]
+        assert self._matrices is not None
+        written, read = (
+            grouped(power_of_two(tokens)[0].square().sum(-1), self.group).sum(-1) + self._squares[name]
+            for tokens, name in ((self._matrices.write, "Z"), (self._matrices.read, "X"))
+        )
+        lost = lost_in_dense_states(F, written, Q, read, self.parts.arrays["norms"].square(), self.group)
         return lost.expand(-1, -(-self.length // span))
+
+    @cached_property
+    def _sizes(self) -> TokenSizes:
+        """Of rank-one transitions, `[N, B c]`."""
+        return TokenSizes(*self.parts.arrays["norms"].view(len(self.heads), -1, 4).unbind(-1))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor | None:
         if float(tau.min()) > FAR_DOWN:
             return None
         N, n = len(self.heads), self.parts.structure.n
-        mass = self.parts.arrays["Q"].view(N, -1, n, n).diagonal(dim1=2, dim2=3)
+        mass = self._seen
         # the last writes of a block, seen from its right edge: their squares are on the diagonal of what is eliminated
         writes = self.parts.arrays["Z"].view(N, -1, self.group, n)
         return EPS * (writes.square() @ mass[..., None]).amax((2, 3))[:, None] / tau.square()
@@ -242,8 +281,7 @@ class NativeRecurrence(SummingEngine):
         return Estimate(ess, bound, total * self._spread(unit))
 
     def known_zero(self) -> Tensor:
-        assert self._found is not None
-        return self._found.nothing()[:, None]
+        return zero_positions_of(self.op, self.heads)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Scaled singular values `[Q, n]`, descending, zero beyond the rank's cap, from triangular roots."""

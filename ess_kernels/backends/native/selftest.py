@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ... import environment, operators
 from ...operators import Operator
+from ...operators.rank_one import RankOneStateSpace
 from ..base import Task
 from .call import pinned
 from .engines import PinnedBackend
@@ -127,6 +128,22 @@ def _recurrence_with_matrices(heads: int) -> Operator:
     return operators.recurrence(basis @ A @ basis, places @ basis, places @ basis, diagonal=False)
 
 
+def _delta_rule(heads: int, with_updates: bool = False) -> Operator:
+    """The same in a basis of the state that every token reflects along its key, as a delta rule with beta = 2 does."""
+    times = torch.arange(LENGTH)
+    places = torch.nn.functional.one_hot(times % CLASSES, CLASSES).double()
+    basis = torch.eye(CLASSES, dtype=torch.float64) - 2 / CLASSES
+    # a token's own reflection turns its key, and so do the earlier ones of its class
+    keys = ((-1.0) ** (times // CLASSES + 1))[:, None] * places @ basis
+    keys = keys[None, :, None].expand(-1, -1, heads, -1)
+    gates = torch.full_like(keys[..., :1], math.log(DECAY)).expand_as(keys)
+    return RankOneStateSpace(keys / DECAY, keys, gates, lookup=2 * keys, update=-keys if with_updates else None)
+
+
+def _delta_rule_with_updates(heads: int) -> Operator:
+    return _delta_rule(heads, with_updates=True)
+
+
 def _channels(heads: int) -> Operator:
     """The same as channels of a selective scan."""
     places = torch.nn.functional.one_hot(torch.arange(LENGTH) % CLASSES, CLASSES).double().mT[None]
@@ -175,6 +192,8 @@ for _name, _make, _heads, _threads in (
     ("recurrences side by side", _recurrence, 9, 2),  # more than a vector has lanes
     ("channels in lanes", _channels, 9, 1),
     ("a recurrence with matrices", _recurrence_with_matrices, 1, 1),
+    ("a delta rule", _delta_rule, 1, 1),
+    ("a delta rule with updates", _delta_rule_with_updates, 1, 1),
     ("a matrix", _matrix, 1, 1),
 ):
     _counts, _entropies = _heads * _known_counts(), _heads * _known_entropies()

@@ -1,4 +1,4 @@
-"""`ess_tokens` of `csrc/include/ess_tokens.h`: a diagonal recurrence where it lies in memory."""
+"""`ess_tokens` of `csrc/include/ess_tokens.h`: a recurrence where it lies in memory."""
 
 from __future__ import annotations
 
@@ -40,10 +40,16 @@ class NativeTokens:
             tensors["read_scale"] = source.read_scale[..., None]
         if source.write_scale is not None:
             tensors["write_scale"] = source.write_scale[..., None]
+        if source.lookup is not None:
+            tensors["lookup"] = source.lookup
+        if source.update is not None:
+            tensors["update"] = source.update
         structure = abi.Tokens(heads=self.heads, length=self.length, states=self.states)
+        # a tensor that is there under two names, such as a key that is also looked up, is placed (and copied) once
+        placed = {id(x): self._place(x) for x in tensors.values()}
         places, self._alive = [], []
         for name, x in tensors.items():
-            place, x = self._place(x)
+            place, x = placed[id(x)]
             places.append(place)
             self._alive.append(x)
             if name != "rate":
@@ -58,7 +64,7 @@ class NativeTokens:
             setattr(structure, name, address)
             address += _BYTES * self.heads
         structure.gate_shared, structure.gate_is_log = source.gate.shape[3] == 1, source.log
-        structure.reads_before = source.reads_before
+        structure.reads_before, structure.lookup_decayed = source.reads_before, source.lookup_decayed
         self._structure, self._scales = structure, np.array([[source.scale], [1.0]])
         self.pointer = ctypes.pointer(structure)
         self.set_units(np.ones((2, self.heads)))
@@ -119,11 +125,6 @@ class Survey:
         units = np.ldexp(1.0, np.maximum(np.minimum(np.frexp(self.peaks)[1], 1022), -1022))
         self.tokens.set_units(1.0 / units)
         return torch.from_numpy(units[0] * units[1])
-
-    def nothing(self) -> Tensor:
-        """bool `[N]`: whose operator is zero."""
-        read, write = self.peaks
-        return torch.from_numpy((read == 0) | (write == 0))
 
 
 def surveyed(op: StateSpace, heads: Tensor) -> tuple[Tensor | None, Survey | None]:

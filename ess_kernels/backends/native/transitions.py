@@ -1,4 +1,4 @@
-"""Dense transitions where they lie in memory: a matrix a token is by far the largest input that there is."""
+"""Kinds of transitions, and matrices where they lie in memory: a matrix a token is by far the largest of all inputs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from ...operators.recurrence import LinearRecurrence
 from ...operators.structure import StateSpace
 
 _BYTES = 8
-ROWS, COLUMNS = 1, 2
+# `transitions` of `csrc/include/ess_recurrence.h`
+DIAGONAL, ROWS, COLUMNS, RANK_ONE = range(4)
 
 
-class Transitions:
+class Matrices:
     """Reads, writes and transition matrices of some heads, float64; holds whatever memory it points to.
 
     Attributes:
         read, write: `[N, L, n]`.
         address: of the addresses of the heads' first matrices, `[n, n]`.
-        layout: whether the matrices' rows or their columns are contiguous, `dense` of `csrc/include/ess_recurrence.h`.
+        kind: ROWS or COLUMNS, whichever are contiguous.
         stride: numbers from one token's matrix to the next one's, 0 where all share one.
     """
 
@@ -36,7 +37,7 @@ class Transitions:
             matrices = tokens.matrices().contiguous()
             self.stride = matrices.stride(1)
             offsets = torch.arange(len(heads), device=heads.device) * matrices.stride(0)
-        self.layout = ROWS if matrices.stride()[-1] == 1 else COLUMNS
+        self.kind = ROWS if matrices.stride()[-1] == 1 else COLUMNS
         addresses = matrices.data_ptr() + _BYTES * offsets
         self._alive = matrices, addresses
         self.address = addresses.data_ptr()

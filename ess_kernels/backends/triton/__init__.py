@@ -84,7 +84,7 @@ class TritonBackend(EngineBackend):
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
         from .recurrence.engine import bytes_per_head
 
-        return bytes_per_head(op.length, op.state_size)
+        return bytes_per_head(op.length, op.state_size, op.rank_one)
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         if not isinstance(op, Attention) or op.depends_on_distance:

@@ -65,7 +65,7 @@ def factor16(B, inverse):
 
 
 @triton.jit
-def solve16(FACTOR, ld, V, step, live):
+def solve16(FACTOR, ld, V, step, live, inner: tl.constexpr = 1):
     """`V <- L^-1 V` in memory, by substitution. Each column belongs to one thread, which keeps it in registers.
 
     There is a barrier at the beginning and one at the end: the caller may have stored `FACTOR` and `V` just before, and
@@ -75,6 +75,8 @@ def solve16(FACTOR, ld, V, step, live):
         FACTOR: a pointer to what `factor16` returns, rows `ld` apart.
         V: `[w]` pointers to the first row, the other 15 rows `step` apart.
         live: bool `[w]`, the columns that exist.
+        inner: how far apart the numbers of a row of `FACTOR` are. With pointers to last numbers and negative distances
+            the system is solved from its last row on.
     """
     for first in range(0, 16, 8):
         # rows that the caller stored, or that the first half of this loop stored, may come from other lanes
@@ -84,17 +86,17 @@ def solve16(FACTOR, ld, V, step, live):
             v = v + (tl.load(V + (first + i) * step, mask=live, other=0.0),)  # type: ignore[assignment]
         for k in range(first):
             row = FACTOR + k * ld
-            scaled = tl.load(V + k * step, mask=live, other=0.0) * tl.load(row + k)
+            scaled = tl.load(V + k * step, mask=live, other=0.0) * tl.load(row + k * inner)
             rest = ()
             for i in tl.static_range(8):
-                rest = rest + (v[i] - tl.load(row + first + i) * scaled,)  # type: ignore[assignment]
+                rest = rest + (v[i] - tl.load(row + (first + i) * inner) * scaled,)  # type: ignore[assignment]
             v = rest
         for k in tl.static_range(7):
-            row = FACTOR + (first + k) * ld + first
-            scaled = v[k] * tl.load(row + k)
+            row = FACTOR + (first + k) * ld + first * inner
+            scaled = v[k] * tl.load(row + k * inner)
             rest = v[: k + 1]  # type: ignore[assignment]
             for i in tl.static_range(k + 1, 8):
-                rest = rest + (v[i] - tl.load(row + i) * scaled,)  # type: ignore[assignment]
+                rest = rest + (v[i] - tl.load(row + i * inner) * scaled,)  # type: ignore[assignment]
             v = rest
         # where several lanes hold the same column, all of them must have loaded it before one of them stores
         tl.debug_barrier()

@@ -74,3 +74,5 @@ KINDS = {
     "mamba bf16": _kind("*bf16", ("q_t", "k_t", "g_t", "ks_t", "rate_n"), "SHARED", "RATED", "LOG", "KSCALED"),
     "factors": _kind("*fp64", ("q_n", "k_n", "g_n"), "BEFORE"),
 }
+# ready-made tokens of which rows read the state after their own transition: rank-one terms are added to their parts
+READ_AFTER = _kind("*fp64", ("q_n", "k_n", "g_n"))

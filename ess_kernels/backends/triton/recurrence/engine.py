@@ -18,7 +18,7 @@ from ....engine.boundary import norm_bound
 from ....engine.certain import EliminatingEngine
 from ....engine.certainty import HOPEFUL
 from ....engine.cost import Cost
-from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans, squares
+from ....engine.lost import Spans, few_spans, lost_in_dense_states, lost_in_spans
 from ....engine.lost_rank_one import TokenSizes, lost_in_rank_one_states
 from ....engine.quadrature import Estimate, Quadrature
 from ....engine.scaling import largest, power_of_two, scaled_tokens
@@ -26,11 +26,12 @@ from ....engine.staircase import Answer, Eliminated
 from ....engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ....engine.state_space import block_length as exact_block_length
 from ....engine.wanted import Wanted
+from ....engine.zeros import zero_positions_of
 from ....operators.structure import StateSpace, Tokens
 from ...sources import source_of
 from ..runtime import on
 from ..staircase.descent import Roots, descend
-from . import parts, scans, small, weights
+from . import parts, rank_one, scans, small, weights
 from .boundary import Outside, eliminate
 from .roots import EPS, pivoted_roots, shifted_roots
 from .roots import shift as root_shift
@@ -41,6 +42,8 @@ BLOCK_WORKSPACE = 1 << 29
 FEWEST_BLOCKS = 512
 # bytes of staircase nodes in work at once
 NODE_WORKSPACE = 1 << 30
+# bytes of tokens with rank-one terms in work at once, beside the parts that are made of them
+TOKEN_WORKSPACE = 1 << 29
 # bytes of tokens from which, at a time, is found what rounding errors took from states
 LOST_WORKSPACE = 1 << 28
 # tokens of the smallest spans in that search
@@ -52,10 +55,15 @@ def block_length(n: int) -> int:
     return 16 if n <= 16 else 32 if n <= 64 else 64
 
 
-def bytes_per_head(length: int, n: int) -> int:
-    """What one head needs while it is in work: two Gramians of every block and, but for small states, its parts."""
+def bytes_per_head(length: int, n: int, rank_one: bool = False) -> int:
+    """What one head needs while it is in work: two Gramians of every block and, but for small states, its parts.
+
+    With rank-one terms also the products of their transitions.
+    """
     n, c = parts.padded(n), block_length(n)
-    of_block = 2 * n * n + (0 if n == 16 else 2 * c * n + c * c + n)
+    of_block = 2 * n * n + (0 if n == 16 and not rank_one else 2 * c * n + c * c + n)
+    if rank_one:
+        of_block += n * n
     return 8 * (-(-length // c) * of_block + 4 * length)
 
 
@@ -106,7 +114,7 @@ class _Work:
 class TritonRecurrence(EliminatingEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with Gramians at all edges.
 
-    Heads that are `growing` `[N]` (only dense transitions can be) are left to another engine.
+    Heads that are `growing` `[N]` (only transitions that are not diagonal can be) are left to another engine.
     """
 
     def __init__(self, op: StateSpace, heads: Tensor, read: Tensor, write: Tensor, cost: Cost):
@@ -120,13 +128,14 @@ class TritonRecurrence(EliminatingEngine):
         with on(op.device):
             if op.diagonal:
                 self._run_diagonal(read, write)
+            elif op.rank_one:
+                self._run_rank_one()
             else:
                 self._run_dense()
 
     def _run_diagonal(self, read: Tensor, write: Tensor) -> None:
         (read_unit, self.read_inverse), (write_unit, self.write_inverse) = _unit(read), _unit(write)
         self.unit = read_unit * write_unit
-        self.nothing = (read == 0) | (write == 0)
         self.finite = torch.ones_like(self.heads, dtype=torch.bool)
         self.growing = ~self.finite
         self.source = source_of(self.op, self.heads)
@@ -142,22 +151,30 @@ class TritonRecurrence(EliminatingEngine):
 
     def _run_dense(self) -> None:
         tokens, self.unit, self.finite = scaled_tokens(self.op.tokens(self.heads))
-        self.nothing = (largest(tokens.read) == 0) | (largest(tokens.write) == 0)
         blocks = cut(tokens, self.group)
-        if tokens.rank_one:
-            self.sizes = TokenSizes.of(tokens)
-        else:
-            # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
-            self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
-        built = block_parts(blocks)
-        self.squares = squares(blocks.write, built.Z), squares(blocks.read, built.X)
-        padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
+        # the largest squared Frobenius norm of each block's transitions, `[N, blocks]`
+        self.transition_squares = torch.linalg.matrix_norm(blocks.transition).square().amax(-1)
+        self.blocks = _dense_parts(blocks)
+        self.token_squares = [x.square().sum((2, 3)) for x in (blocks.write, blocks.read)]
+        self._scan_dense()
 
-        def padded(x: Tensor, axes: int) -> Tensor:
-            return torch.nn.functional.pad(x.flatten(0, 1), (0, padding) * axes).contiguous()
+    def _run_rank_one(self) -> None:
+        """As `_run_dense`, by kernels, and from the tokens of some heads at a time."""
+        n, number, device = parts.padded(self.op.state_size), self.number, self.heads.device
+        self.blocks = parts.empty(len(self.heads) * number, n, self.group, device, matrices=True)
+        each = max(1, TOKEN_WORKSPACE // rank_one.scratch_bytes(number * self.group, n))
+        found = []
+        for first in range(0, len(self.heads), each):
+            tokens, unit, finite = scaled_tokens(self.op.tokens(self.heads[first : first + each]))
+            found.append((unit, finite, *TokenSizes.of(tokens)))
+            rank_one.build(tokens, self.group, self.blocks[first * number : (first + each) * number])
+        self.unit, self.finite, *sizes = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+        self.sizes = TokenSizes(*sizes)
+        self._scan_dense()
 
-        self.blocks = Blocks(padded(built.X, 1), built.Y.flatten(0, 1), padded(built.Z, 1), padded(built.Phi, 2))
-        self.P, self.Q = scans.gramians_in_torch(self.blocks, len(self.heads))
+    def _scan_dense(self) -> None:
+        """Gramians of dense `Phi`, and which heads are growing; nothing of these is kept."""
+        self.P, self.Q = scans.gramians(self.blocks, len(self.heads))
         pieces = (self.blocks.X, self.blocks.Y, self.blocks.Z, self.blocks.Phi, self.P, self.Q)
         sizes = torch.stack([largest(x.reshape(len(self.heads), -1)) for x in pieces])
         entry = torch.maximum(self.op.state_size * sizes[0] * sizes[4].sqrt(), sizes[1]) * self.unit
@@ -175,13 +192,8 @@ class TritonRecurrence(EliminatingEngine):
 
     def _lost(self, span: int) -> Tensor:
         """Found from the tokens in PyTorch, some heads at a time; in few spans, as each costs a few launches."""
-        if self.op.rank_one:
-            return lost_in_rank_one_states(self.sizes, *self._edges(), self.group, self.op.reads_before, span)
         if not self.op.diagonal:
-            reach, seen = self._edges()
-            written, read = self.squares
-            lost = lost_in_dense_states(reach, written, seen, read, self.transition_squares, self.group)
-            return lost.expand(-1, -(-self.length // span))
+            return self._lost_in_dense_states(span)
         size = max(span, LEAST_LOST_SPAN)
         each = max(1, LOST_WORKSPACE // (8 * 8 * self.length * self.op.state_size))
         numbers = torch.arange(len(self.heads), device=self.heads.device)
@@ -196,10 +208,18 @@ class TritonRecurrence(EliminatingEngine):
         write = tokens.write * self.write_inverse[some, None, None]
         return Spans.of(Tokens(read, write, tokens.transition, tokens.reads_before), size)
 
-    def _edges(self) -> tuple[Tensor, Tensor]:
-        """Squared norms of the states at left edges of blocks, and of the rows at right edges, `[N, blocks]`."""
-        P, Q = (x.diagonal(dim1=1, dim2=2).sum(1).view(len(self.heads), self.number) for x in (self.P, self.Q))
-        return P, Q
+    def _lost_in_dense_states(self, span: int) -> Tensor:
+        def by_block(x: Tensor) -> Tensor:
+            return x.reshape(len(self.heads), self.number, -1).sum(-1)
+
+        reach, seen = (by_block(x.diagonal(dim1=1, dim2=2)) for x in (self.P, self.Q))
+        if self.op.rank_one:
+            return lost_in_rank_one_states(self.sizes, reach, seen, self.group, self.op.reads_before, span)
+        # as `engine.lost.squares`
+        carried = by_block(self.blocks.Z.square()), by_block(self.blocks.X.square())
+        written, read = (own + x for own, x in zip(self.token_squares, carried, strict=True))
+        lost = lost_in_dense_states(reach, written, seen, read, self.transition_squares, self.group)
+        return lost.expand(-1, -(-self.length // span))
 
     def _foreseen_width(self, tau: Tensor) -> Tensor:
         """What the shifted root adds to a width, which is known before any elimination."""
@@ -324,7 +344,7 @@ class TritonRecurrence(EliminatingEngine):
         return _products(F, blocks, Q), shift, growth
 
     def known_zero(self) -> Tensor:
-        return self.nothing[:, None]
+        return zero_positions_of(self.op, self.heads)
 
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """As the PyTorch engine finds them, from QR factors of the recurrence, for the heads that need it."""
@@ -338,6 +358,17 @@ def _unit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """A power of two near each magnitude, one where it is zero, and its inverse."""
     unit = power_of_two(magnitude[:, None])[1]
     return unit, 1 / unit
+
+
+def _dense_parts(cut_tokens: Tokens) -> Blocks:
+    """Parts of blocks whose transitions are matrices, by PyTorch: items in a row, states padded for the kernels."""
+    built = block_parts(cut_tokens)
+    padding = parts.padded(built.X.shape[-1]) - built.X.shape[-1]
+
+    def padded(x: Tensor, axes: int) -> Tensor:
+        return torch.nn.functional.pad(x.flatten(0, 1), (0, padding) * axes).contiguous()
+
+    return Blocks(padded(built.X, 1), built.Y.flatten(0, 1), padded(built.Z, 1), padded(built.Phi, 2))
 
 
 def _products(F: Tensor, blocks: Blocks, Q: Tensor) -> Outside:

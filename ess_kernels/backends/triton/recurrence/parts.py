@@ -10,6 +10,7 @@ ulp times `c`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +24,9 @@ from ..compilation import Variant
 from ..launches import Launch
 from .arguments import KINDS, arguments_of
 from .tokens import at_block, inner16, load16, widened
+
+# padded state sizes and tokens a block that kernels are compiled for ahead of time
+SIZES = ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64))
 
 
 @triton.jit
@@ -101,13 +105,14 @@ def launch(N: int, heavy: bool) -> Launch:
     return Launch(2 if heavy and N > 16 else 1)
 
 
-def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int) -> Blocks:
+def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int, out: Blocks | None = None) -> Blocks:
     """Block parts of every head of a source, its blocks in a row: `items = N * ceil(L / c)`.
 
     Args:
         source: the recurrence.
         read_unit, write_unit: float64 `[N]`, multiplied onto reads and writes.
         c: tokens a block: 16, 32 or 64. Missing tokens of the last block are zero.
+        out: contiguous memory for the result, or None.
 
     Returns:
         float64 `X`, `Z` `[items, c, padded n]`, `Y` `[items, c, c]`, `Phi` `[items, padded n]`; twin:
@@ -116,13 +121,20 @@ def build(source: Source, read_unit: Tensor, write_unit: Tensor, c: int) -> Bloc
     N = padded(source.state_size)
     blocks = -(-source.length // c)
     items = len(source.heads) * blocks
-    new = source.read.new_empty
-    X, Z = (new(items, c, N, dtype=torch.float64) for _ in range(2))
-    Phi, Y = new(items, N, dtype=torch.float64), source.read.new_zeros(items, c, c, dtype=torch.float64)
+    if out is None:
+        out = empty(items, N, c, source.read.device)
+    out.Y.zero_()
     arguments, flags = arguments_of(source, read_unit, write_unit)
     rule = launch(N, flags["RATED"] or flags["BEFORE"])
-    parts_kernel[(items,)](*arguments, X, Z, Phi, Y, blocks, **flags, N=N, c=c, W=16, **rule.options())
-    return Blocks(X, Y, Z, Phi)
+    pieces = (out.X, out.Z, out.Phi, out.Y)
+    parts_kernel[(items,)](*arguments, *pieces, blocks, **flags, N=N, c=c, W=16, **rule.options())
+    return out
+
+
+def empty(items: int, n: int, c: int, device: torch.device, matrices: bool = False) -> Blocks:
+    """Memory for the parts of so many blocks, with diagonal `Phi` or with `matrices`."""
+    shapes = (c, n), (c, c), (c, n), (n, n) if matrices else (n,)
+    return Blocks(*(torch.empty(items, *shape, dtype=torch.float64, device=device) for shape in shapes))
 
 
 def build_in_torch(tokens: Tokens, c: int) -> Blocks:
@@ -133,8 +145,13 @@ def build_in_torch(tokens: Tokens, c: int) -> Blocks:
 
 def variants() -> Iterator[Variant]:
     for kind, (arguments, flags) in KINDS.items():
-        for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
-            out = dict.fromkeys(("X", "Z", "PHI", "Y"), "*fp64") | {"blocks": "i32"}
-            constants = {"n": n, "N": n, "c": c, "W": 16} | flags
-            heavy = flags["RATED"] or flags["BEFORE"]
-            yield Variant(f"parts {kind} n={n} c={c}", parts_kernel, arguments | out, constants, launch(n, heavy))
+        yield from variants_of(kind, arguments, flags)
+
+
+def variants_of(kind: str, arguments: dict[str, str], flags: dict[str, Any]) -> Iterator[Variant]:
+    """The block builder for one kind of sources, at all sizes."""
+    for n, c in SIZES:
+        out = dict.fromkeys(("X", "Z", "PHI", "Y"), "*fp64") | {"blocks": "i32"}
+        constants = {"n": n, "N": n, "c": c, "W": 16} | flags
+        heavy = flags["RATED"] or flags["BEFORE"]
+        yield Variant(f"parts {kind} n={n} c={c}", parts_kernel, arguments | out, constants, launch(n, heavy))
