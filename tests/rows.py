@@ -34,7 +34,10 @@ def windowed(z, window_size):
 
 def decays(g, i):
     """The sum of `g[j+1 .. i]` for every j up to i, added up one by one."""
-    return torch.stack([sum((g[r] for r in range(j + 1, i + 1)), g.new_zeros(())) for j in range(i + 1)])
+    sums = [g.new_zeros(())]
+    for j in range(i, 0, -1):
+        sums.append(sums[-1] + g[j])
+    return torch.stack(sums[::-1])
 
 
 def seq_first(q, k, **more):

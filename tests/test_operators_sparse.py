@@ -20,7 +20,8 @@ class TestLogLinearAttention(OperatorTestCase):
 
     def make_inputs(self, length):
         inputs = {name: randn(2, length, 2, 3) for name in "qk"}
-        return {**inputs, "g": gates(2, length, 4), "level_scales": randn(2, length, 4, 5)}
+        levels = 1 + max(4, (length - 1).bit_length())
+        return {**inputs, "g": gates(2, length, 4), "level_scales": randn(2, length, 4, levels)}
 
     def dense(self, q, k, g, level_scales):
         q, k = repeated(q, 4), repeated(k, 4)
