@@ -92,6 +92,41 @@ class TestMixersSideBySide(OperatorTestCase):
         return row_by_row((2, 4), q.shape[1], row)
 
 
+def two_decays(q, k, g, w):
+    return operators.sum_of(operators.gla(q, k, g), operators.retention(q, k), weights=[w, 0.5])
+
+
+class TestTwoDecays(OperatorTestCase):
+    """A sum of diagonal recurrences is one."""
+
+    constructor = staticmethod(two_decays)
+    reads = {"w": (None, 0)}
+    allows_minus_inf = ("g",)
+    decays = ("g",)
+    state_size = 6
+
+    def make_inputs(self, length):
+        return {**tokens_first(length, kv=4), "g": gates(2, length, 4, 3), "w": randn(4)}
+
+    def dense(self, q, k, g, w):
+        gla, retention = operators.gla(q, k, g).dense(), operators.retention(q, k).dense()
+        return w.expand(4)[:, None, None] * gla + 0.5 * retention
+
+
+def test_sums_of_recurrences_that_read_at_other_times():
+    """Rows of T serve where states cannot stand side by side; where they can, the bonus of RWKV-6 is in T alone."""
+    q, k = tokens_first(9, kv=4).values()
+    gate, bonus = gates(2, 9, 4, 3), randn(4, 3)
+    before = operators.rwkv6(q, k, gate, bonus)
+    for ops in ((before, operators.gla(q, k, gate)), (before, before)):
+        op = operators.sum_of(*ops, weights=(1.0, randn(2, 4, 9)))
+        assert_close("T", op.dense(), ops[0].dense() + op.weights[1][..., None] * ops[1].dense(), 1e-12)
+        assert isinstance(op, operators.StateSpace) == (ops[1] is before)
+        by_rows = operators.sum_of(op, operators.dense(torch.zeros(2, 4, 9, 9)), weights=(1.0, 1.0))
+        assert_close("T", by_rows.dense(), op.dense(), 1e-12)
+        assert_close("counts", ek.tolerance_ess(op, 0.01), ek.tolerance_ess(op.dense(), 0.01), 0, 0)
+
+
 def test_a_sum_of_any_operators_is_the_sum_of_their_matrices():
     torch.manual_seed(0)
     q, k = tokens_first(70, kv=4).values()

@@ -31,7 +31,7 @@ from .separate import SeparateSequences
 from .shift_register import ShiftRegister
 from .stickbreaking import StickbreakingAttention
 from .structure import Operator
-from .sum_of import SumOf
+from .sum_of import SumOf, SumOfStates, weighted_sum
 from .wall import WallAttention
 
 FAMILIES: dict[str, type[Operator]] = {
@@ -81,7 +81,7 @@ class Packed(NamedTuple):
 
 def pack(op: Operator) -> Packed | None:
     """The tensors and numbers of an operator, or None where its class is none of this package's."""
-    if type(op) is SumOf:
+    if isinstance(op, (SumOf, SumOfStates)):
         return _pack_sum(op)
     if isinstance(op, SeparateSequences):
         tensors, rest = op.pack()
@@ -96,7 +96,7 @@ def pack(op: Operator) -> Packed | None:
     return Packed([None if x is None else x.detach() for x in tensors], repr((name, numbers, blocks)), inner.length)
 
 
-def _pack_sum(op: SumOf) -> Packed | None:
+def _pack_sum(op: SumOf | SumOfStates) -> Packed | None:
     """The tensors of all operators one after the other, then the weights; their descriptions as a list."""
     tensors: list[Tensor | None] = []
     descriptions: list[tuple[str, int]] = []
@@ -131,10 +131,10 @@ def unpack(tensors: Sequence[Tensor | None], description: str, length: int) -> O
 
 def _unpack_sum(
     tensors: Sequence[Tensor | None], length: int, terms: Sequence[tuple[str, int]], weights: Sequence[float | None]
-) -> SumOf:
+) -> SumOf | SumOfStates:
     ops, start = [], 0
     for description, count in terms:
         ops.append(unpack(tensors[start : start + count], description, length))
         start += count
     rest = iter(tensors[start:])
-    return SumOf(ops, [cast(Tensor, next(rest)) if weight is None else weight for weight in weights])
+    return weighted_sum(ops, [cast(Tensor, next(rest)) if weight is None else weight for weight in weights])

@@ -107,6 +107,12 @@ def _of_states() -> Operator:
     )
 
 
+def _two_decays() -> Operator:
+    q, k, g = _tensors(3)
+    fast, slow = ops.gla(q, k, logsigmoid(g)), ops.retention(q, k)
+    return ops.sum_of(fast, slow, weights=(randn(1, HEADS, LENGTH), -0.5))
+
+
 for _name, _build in {
     "forgetting attention: open and closed gates": lambda: _attention(g=lambda: _heads_first(_gates(closed=0.1))),
     "forgetting attention: strong decay": lambda: _attention(g=lambda: _heads_first(_gates() - 30)),
@@ -131,4 +137,5 @@ for _name, _build in {
 
 case("log_linear_attention: plain", LENGTH, SIZE * 7, kind="tiled")(lambda: _log_linear())
 case("log_linear_attention: documents", LENGTH, SIZE * 7, kind="tiled")(lambda: _log_linear(13, 32, 33, 50))
+case("sum_of: two decays", LENGTH, 2 * SIZE)(_two_decays)
 case("sum_of: two states", LENGTH, 2 * SIZE, kind="tiled")(_of_states)
