@@ -135,9 +135,10 @@ def test_a_sum_of_any_operators_is_the_sum_of_their_matrices():
         operators.rwkv6(q, k, gate, randn(4, 3)),
         operators.delta_rule(q, k, beta, use_qk_l2norm_in_kernel=True),
         operators.dense(randn(2, 4, 70, 70)),
+        operators.dynamic_short_convolution(randn(2, 4, 70, 3)),
         operators.recurrence(randn(2, 4, 70, 3, 3) / 3, randn(2, 4, 70, 3), randn(2, 4, 70, 3), diagonal=False),
     ]
-    weights = [randn(()), randn(4), randn(2, 1, 70), -2.0]
+    weights = [randn(()), randn(4), randn(2, 1, 70), 0.5, -2.0]
     op = operators.sum_of(*ops, weights=weights)
     each = [w if isinstance(w, float) else w[..., None] for w in (weights[0][None], weights[1][:, None], *weights[2:])]
     T = sum(w * part.dense() for w, part in zip(each, ops))

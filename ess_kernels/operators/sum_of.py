@@ -103,6 +103,9 @@ def rows_of(op: Operator, heads: Tensor, start: int, stop: int) -> Tensor:
     if isinstance(op, SumOfStates):
         return _total(op, heads, start, stop, lambda term: rows_of(term, heads, start, stop))
     assert isinstance(op, StateSpace)
+    if not isinstance(op, GatedStateSpace) and type(op).dense_heads is not StateSpace.dense_heads:
+        # its T is not that of its tokens alone
+        return op.dense_heads(heads)[:, start:stop, :stop]
     rows = recurrence_rows(op.tokens(heads), start, stop)
     if not isinstance(op, GatedStateSpace) or op.diagonal_entries is None:
         return rows
