@@ -31,7 +31,7 @@ class Parallax(AttentionKin):
         return self.of_heads(self.r, heads, start, stop) @ self.of_heads(self.k, heads, first, stop).mT
 
     def _hidden_sums(self, heads: Tensor, start: int, stop: int) -> Tensor:
-        # their sum overflows where either does; where the two cancel, one is not finite
+        """The corrections, NaN where the score overflows."""
         scores, corrections = self.scores(heads, start, stop), self._corrections(heads, start, stop, 0)
         return torch.where(scores.isfinite(), corrections, torch.nan)
 

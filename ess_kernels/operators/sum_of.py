@@ -120,7 +120,8 @@ def sum_of(*ops: Operator, weights: Sequence[float | Tensor]) -> SumOf | SumOfSt
     Differential attention is `sum_of(attention(q1, k1), attention(q2, k2), weights=(1.0, -lam))`. Mixers that work side
     by side on the same values are `sum_of(gla(...), attention(...), weights=(a, b))`. Where all operators have a state,
     the state size is the sum of theirs. A sum of diagonal recurrences is one, and costs what one costs; answers about
-    every other sum come from rows of T, at the cost of a dense operator.
+    every other sum come from rows of T, at the cost of a dense operator. Certificates take these rows as exact,
+    whatever rounding has done to the states that they were made from.
 
     Args:
         ops: operators of `ess_kernels.operators`, one row and one column a token.
