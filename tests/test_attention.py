@@ -69,6 +69,7 @@ class TestCappedWindowWithSinks(OperatorTestCase):
     constructor = staticmethod(operators.attention)
     options = {"scale": 2.0, "window_size": 3, "softcap": 1.5}
     reads = {"q": (0, 1), "k": (0, 1), "sinks": (None, 0)}
+    allows_minus_inf = ("sinks",)
     state_size = None
 
     def make_inputs(self, length):

@@ -1,12 +1,16 @@
-"""Every family with a finite state at a length that has many blocks, and in compiled graphs at several lengths."""
+"""Every family at a length that has many blocks, and in compiled graphs at several lengths."""
 
 import pytest
+import test_attention_distance
 import test_operators
+import test_operators_attention_kin
 import test_operators_grouped
 import test_operators_linear
 import test_operators_recurrent
 import test_operators_short_convolutions
 import test_operators_slots
+import test_operators_sparse
+import test_operators_sum_of
 import torch
 
 import ess_kernels as ek
@@ -23,11 +27,21 @@ MODULES = (
     test_operators_short_convolutions,
     test_operators_slots,
 )
+ATTENTION = (test_attention_distance, test_operators_attention_kin, test_operators_sparse, test_operators_sum_of)
+
+
+def families_of(modules):
+    return {
+        name: family
+        for module in modules
+        for name, family in vars(module).items()
+        if name.startswith("Test") and issubclass(family, OperatorTestCase)
+    }
+
+
 FAMILIES = {
     name: family
-    for module in MODULES
-    for name, family in vars(module).items()
-    if name.startswith("Test") and issubclass(family, OperatorTestCase)
+    for name, family in families_of(MODULES).items()
     # the length of some is part of their options
     if len(family.lengths) > 1 and family.state_size not in (None, 0)
 }
@@ -42,6 +56,19 @@ def test_no_count_is_wrong(name):
     T = op.dense()
     unit = float(T.abs().amax())
     assert_close("T", T / unit, case.dense(**inputs) / unit, 0, 1e-12)
+    check_counts(case, op)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families_of(ATTENTION))
+def test_no_count_of_attention_is_wrong(name):
+    """Their loops over rows and states take too long for T itself at this length."""
+    case = families_of(ATTENTION)[name]()
+    check_counts(case, case.make_operator(case.inputs(LENGTH)))
+
+
+def check_counts(case, op):
+    """Counts and entropies of every fast backend against one SVD per position."""
     values = ek.singular_values(op, range(1, LENGTH), backend="reference")
     largest = values[..., :1]
     wanted = torch.stack([(values > ratio * largest).sum(-1) for ratio in RATIOS])

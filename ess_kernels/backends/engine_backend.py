@@ -150,8 +150,8 @@ class EngineBackend(Backend):
 
 
 def _forgets_states(op: Operator, engine: Engine) -> bool:
-    """Whether the engine has `T` only, whose rounding errors have a higher rank than the recurrence that made it."""
-    return isinstance(op, StateSpace) and engine.state_size is None
+    """Whether the engine has `T` only, whose rounding errors have a higher rank than the states that made it."""
+    return op.state_size is not None and engine.state_size is None
 
 
 def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:

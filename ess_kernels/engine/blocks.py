@@ -10,11 +10,13 @@ which overflows, and turns a gate of exactly zero into NaN.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..operators.structure import Tokens
+if TYPE_CHECKING:
+    from ..operators.structure import Tokens  # which operators import this module
 
 
 @dataclass

@@ -23,15 +23,20 @@ from .convolution import convolution, gated_convolution, short_convolution
 from .cyfa import cyfa
 from .delta_product import gated_delta_product
 from .delta_rules import comba, delta_rule, gated_delta_rule, gdn2, kda
+from .deltaformer import deltaformer
 from .dense import as_operator, dense
 from .hgrn import hgrn, hgrn2, rg_lru
 from .linear_attention import gla, gla_s6, lightning_attention, linear_attention, retention, simple_gla, wla
+from .log_linear import log_linear_attention
 from .low_rank import dplr_delta_rule, iplr_delta_rule, rwkv7
 from .lti import lti
 from .mamba3 import mamba3
 from .mesa import mesa_net
 from .mlstm import mlstm
 from .momentum import momentum_delta_rule
+from .nsa import nsa
+from .parallax import parallax
+from .path import path_attention
 from .polynomial import based, rebased
 from .preconditioned import precond_gated_delta_rule, precond_kda
 from .recurrence import recurrence
@@ -41,7 +46,11 @@ from .s4d import s4d
 from .selective_scan import selective_scan, ssd
 from .shift_register import dynamic_short_convolution, lfm2_conv
 from .slots import gsa, lightnet
+from .stickbreaking import stickbreaking_attention
 from .structure import Operator, StateSpace, Tiled
+from .sum_of import sum_of
+from .tiles import tiles
+from .wall import wall_attention
 
 __all__ = [
     "Blocked",
@@ -56,6 +65,7 @@ __all__ = [
     "convolution",
     "cyfa",
     "delta_rule",
+    "deltaformer",
     "dense",
     "dplr_delta_rule",
     "dynamic_short_convolution",
@@ -75,12 +85,16 @@ __all__ = [
     "lightnet",
     "lightning_attention",
     "linear_attention",
+    "log_linear_attention",
     "lti",
     "mamba3",
     "mesa_net",
     "mlstm",
     "mom",
     "momentum_delta_rule",
+    "nsa",
+    "parallax",
+    "path_attention",
     "precond_gated_delta_rule",
     "precond_kda",
     "rebased",
@@ -95,7 +109,11 @@ __all__ = [
     "short_convolution",
     "simple_gla",
     "ssd",
+    "stickbreaking_attention",
+    "sum_of",
+    "tiles",
     "titans",
     "ttt",
+    "wall_attention",
     "wla",
 ]

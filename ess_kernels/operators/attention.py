@@ -14,18 +14,18 @@ from .._checks import (
     check_same_device,
     check_shape,
     finite_float,
-    integer,
 )
 from .._readable import check_plain
-from .finiteness import BAND, all_finite, largest
+from .finiteness import BAND, all_finite, finite_or_minus_inf, largest
 from .separate import takes_sequences
+from .softmax import causal_window, check_window, first_column, gates_between, softmax_rows
 from .structure import Operator, Tiled
 
 
 class Attention(Tiled):
     """Causal softmax attention; see `attention`. The attributes are its arguments, `attn_mask` with four axes."""
 
-    TENSORS = ("q", "k", "attn_mask", "sinks")
+    TENSORS = ("q", "k", "attn_mask", "sinks", "g", "alibi_slopes")
     NUMBERS = ("scale", "window_size", "softcap")
 
     def __init__(
@@ -38,8 +38,10 @@ class Attention(Tiled):
         window_size: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        g: Tensor | None = None,
+        alibi_slopes: Tensor | None = None,
     ):
-        inputs = [x for x in (q, k, attn_mask, sinks) if x is not None]
+        inputs = [x for x in (q, k, attn_mask, sinks, g, alibi_slopes) if x is not None]
         super().__init__(q.shape[2], q.shape[:2], None, inputs)
         self.q, self.k = q, k
         self.scale = scale
@@ -47,6 +49,12 @@ class Attention(Tiled):
         self.window_size = window_size
         self.softcap = softcap
         self.sinks = sinks
+        self.g, self.alibi_slopes = g, alibi_slopes
+
+    @property
+    def depends_on_distance(self) -> bool:
+        """Whether logits have terms of the tokens between row and column, which the kernels of backends do not know."""
+        return self.g is not None or self.alibi_slopes is not None
 
     def kv_head(self, head: Tensor) -> Tensor:
         """Which head of the keys serves each of some heads of the queries."""
@@ -74,11 +82,9 @@ class Attention(Tiled):
         logits = self._scores(heads, start, stop, first)
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        row = torch.arange(start, stop, device=self.device)[:, None]
-        column = torch.arange(first, stop, device=self.device)
-        seen = column <= row
-        if self.window_size is not None:
-            seen = seen & (column > row - self.window_size)
+        if self.depends_on_distance:
+            logits = logits + self._distance_terms(heads, start, stop, first)
+        seen = causal_window(start, stop, first, self.window_size, self.device)
         if self.attn_mask is not None:
             band = self._mask(heads, slice(start, stop), slice(first, stop))
             if band.dtype == torch.bool:
@@ -87,21 +93,22 @@ class Attention(Tiled):
                 logits = logits + band.double()
         return torch.where(seen, logits, -torch.inf)
 
+    def _distance_terms(self, heads: Tensor, start: int, stop: int, first: int) -> Tensor:
+        """The sum of the gates from column to row, and minus the slope times their distance."""
+        batch, head = self.unravel(heads)
+        terms = torch.zeros((), dtype=torch.float64, device=self.device)
+        if self.g is not None:
+            terms = gates_between(self.g[batch, head, first:stop], start, first)
+        if self.alibi_slopes is not None:
+            row = torch.arange(start, stop, device=self.device)[:, None]
+            column = torch.arange(first, stop, device=self.device)
+            terms = terms - self.alibi_slopes[head].double()[:, None, None] * (row - column)
+        return terms
+
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
-        # columns before the first row's window are zero
-        first = 0 if self.window_size is None else min(max(0, start - self.window_size + 1), stop)
-        logits = self._logits(heads, start, stop, first)
-        sinks = None if self.sinks is None else self.sinks[self.unravel(heads)[1]].double()[:, None, None]
-        top = logits.detach().amax(-1, keepdim=True) if stop > first else logits.new_zeros(*logits.shape[:-1], 1)
-        if sinks is not None:
-            top = torch.maximum(top, sinks.detach())
-        # a row that sees nothing has top = -inf: 0 instead keeps exp(-inf - 0) = 0, and its gradient, free of NaN
-        top = top.masked_fill(top == -torch.inf, 0)
-        weights = torch.exp(logits - top)
-        total = weights.sum(-1, keepdim=True)
-        if sinks is not None:
-            total = total + torch.exp(sinks - top)
-        return pad(weights / total.masked_fill(total == 0, 1), (first, 0))
+        first = first_column(start, self.window_size, stop)  # columns before it are zero
+        sinks = None if self.sinks is None else self.sinks[self.unravel(heads)[1]]
+        return pad(softmax_rows(self._logits(heads, start, stop, first), sinks), (first, 0))
 
     @torch.no_grad()
     def finite(self, heads: Tensor) -> Tensor:
@@ -111,9 +118,13 @@ class Attention(Tiled):
         finite = all_finite(q) & all_finite(k)
         if self.attn_mask is not None and self.attn_mask.is_floating_point():
             mask = self._mask(heads, slice(None), slice(None))
-            finite = finite & (mask.isfinite() | (mask == -torch.inf)).flatten(1).all(1)
+            finite = finite & finite_or_minus_inf(mask)
         if self.sinks is not None:
-            finite = finite & self.sinks[head].isfinite()
+            finite = finite & finite_or_minus_inf(self.sinks[head, None])
+        if self.g is not None:
+            finite = finite & finite_or_minus_inf(self.g[batch, head])
+        if self.alibi_slopes is not None:
+            finite = finite & self.alibi_slopes[head].isfinite()
         bound = largest(q) * abs(self.scale) * largest(k) * self.q.shape[-1]
         if bool((finite & ~bound.isfinite()).any()):
             finite = finite & self._scores_finite(heads)
@@ -127,7 +138,12 @@ class Attention(Tiled):
         return finite
 
 
-@takes_sequences(q="[B, H, L, E]", k="[B, Hkv, L, E]", attn_mask=("[L, L]", "[H, L, L]", "[B, H, L, L]"))
+@takes_sequences(
+    q="[B, H, L, E]",
+    k="[B, Hkv, L, E]",
+    attn_mask=("[L, L]", "[H, L, L]", "[B, H, L, L]"),
+    g="[B, H, L]",
+)
 def attention(
     q: Tensor,
     k: Tensor,
@@ -138,14 +154,16 @@ def attention(
     window_size: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    g: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Operator:
     """Causal softmax attention: `T_ij = exp(z_ij) / (sum_{r <= i} exp(z_ir) + exp(sink))`.
 
-    Here `z_ij = cap(scale q_i . k_j) + mask_ij`, with the sink's term only if there are sinks. Columns `j > i` are
-    always masked. A row that sees no column at all is 0. There is no finite state: `state_size` is `None`, and the
-    theoretically realisable state size at position i is i.
+    Here `z_ij = cap(scale q_i . k_j) + mask_ij + g_{j+1} + ... + g_i - slope (i - j)`, each term only if there are
+    sinks, a mask, gates, slopes. Columns `j > i` are always masked. A row that sees no column at all is 0. There is no
+    finite state: `state_size` is `None`, and the theoretically realisable state size at position i is i.
 
     Args:
         q: `[B, H, L, E]`, float16, bfloat16, float32 or float64.
@@ -156,13 +174,18 @@ def attention(
         is_causal: must stay True: a mixer that sees the future has no state.
         window_size: row i sees the columns `i - window_size + 1 .. i` only.
         softcap: scores become `softcap * tanh(scores / softcap)`, before the mask; positive.
-        sinks: `[H]`, one more logit a head in the denominator, so that rows sum to less than 1.
+        sinks: `[H]`, one more logit a head in the denominator, so that rows sum to less than 1. -inf is no sink.
+        g: `[B, H, L]`, natural logarithms of decays (forgetting attention); -inf hides all that lies before its token.
+        alibi_slopes: `[H]`, how much a logit loses with every token between row and column (ALiBi), positive.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape, device or value is wrong; the message names it.
 
-    Source: `F.scaled_dot_product_attention`; SA in appendix D.2 of the paper (arXiv 2504.19561).
+    Attention to chosen keys (top-k, blocks) is `attn_mask` with those keys True.
+
+    Source: `F.scaled_dot_product_attention`; `fla.ops.forgetting_attn` for `g`, flash-attn for `alibi_slopes`; SA in
+    appendix D.2 of the paper (arXiv 2504.19561).
     """
     batch, heads, length, size = check_layout("q", q, "[B, H, L, E]")
     check_positive_size("q", "E", size)
@@ -173,13 +196,16 @@ def attention(
         raise ValueError(f"is_causal: expected True (a mixer that sees the future has no state), got {is_causal}")
     if attn_mask is not None:
         _check_mask(attn_mask, (batch, heads, length, length))
-    if window_size is not None:
-        window_size = integer("window_size", window_size, minimum=1)
+    window_size = check_window(window_size)
     if softcap is not None:
         softcap = finite_float("softcap", softcap, positive=True)
     if sinks is not None:
         check_shape("sinks", sinks, (heads,), "[H]")
-    check_same_device(q=q, k=k, attn_mask=attn_mask, sinks=sinks)
+    if g is not None:
+        check_shape("g", g, (batch, heads, length), "[B, H, L]")
+    if alibi_slopes is not None:
+        check_shape("alibi_slopes", alibi_slopes, (heads,), "[H]")
+    check_same_device(q=q, k=k, attn_mask=attn_mask, sinks=sinks, g=g, alibi_slopes=alibi_slopes)
     return Attention(
         q,
         k,
@@ -188,6 +214,8 @@ def attention(
         window_size=window_size,
         softcap=softcap,
         sinks=sinks,
+        g=g,
+        alibi_slopes=alibi_slopes,
     )
 
 

@@ -21,6 +21,11 @@ def all_finite(x: Tensor) -> Tensor:
     return x.isfinite().flatten(1).all(1)
 
 
+def finite_or_minus_inf(x: Tensor) -> Tensor:
+    """bool `[N]`: whether every number of `x [N, ...]` is finite, or the -inf of a log-gate, a mask or a sink."""
+    return (x.isfinite() | (x == -torch.inf)).flatten(1).all(1)
+
+
 def largest(x: Tensor) -> Tensor:
     """float64 `[N]`: the largest magnitude in `x [N, ...]`, 0 where `x` is empty."""
     magnitudes = x.detach().abs().flatten(1).double()

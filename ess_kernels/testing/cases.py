@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .. import operators as ops
 from ..operators import Operator
-from . import delta_cases, diagonal_cases  # noqa: F401 (they add cases of their own)
+from . import attention_cases, delta_cases, diagonal_cases  # noqa: F401 (they add cases of their own)
 from .registry import CASES, INF, build, case, matrix_of, names, powers, rand, randn, spectra, truth
 
 __all__ = ["CASES", "INF", "build", "case", "matrix_of", "names", "powers", "rand", "randn", "spectra", "truth"]

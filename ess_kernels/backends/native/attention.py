@@ -12,8 +12,8 @@ OPERATOR = "operator"
 
 
 def takes(op: Attention) -> bool:
-    """Whether the kernel has everything that the operator asks for: not a mask."""
-    return op.attn_mask is None and op.length > 0
+    """Whether the kernel has everything that the operator asks for: not a mask, gates or slopes."""
+    return op.attn_mask is None and not op.depends_on_distance and op.length > 0
 
 
 def weights(op: Attention, heads: Tensor) -> Tensor:

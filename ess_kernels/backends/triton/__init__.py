@@ -31,9 +31,11 @@ class TritonBackend(EngineBackend):
     name = "triton"
 
     def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
-        if task == "randomized_ess" and not isinstance(subject, Attention):
+        if task != "randomized_ess":
+            return None
+        if not isinstance(subject, Attention):
             return "it multiplies with attention only"
-        return None
+        return "its products with attention know no g and no alibi_slopes" if subject.depends_on_distance else None
 
     def unavailable(self) -> str | None:
         return runtime.unavailable()
@@ -85,7 +87,7 @@ class TritonBackend(EngineBackend):
         return bytes_per_head(op.length, op.state_size, op.rank_one)
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
-        if not isinstance(op, Attention):
+        if not isinstance(op, Attention) or op.depends_on_distance:
             return super().rows(op, heads)
         from .attention.softmax import tiles
 

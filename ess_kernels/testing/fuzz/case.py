@@ -21,7 +21,7 @@ HEAD, TOKEN, STATE = "H", "L", "N"
 # One letter an axis: H heads (or channels), L tokens, N states or head sizes; 1 is an axis of length one.
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "dense": {"T": "HLL"},
-    "attention": {"q": "1HLN", "k": "1HLN", "attn_mask": "11LL", "sinks": "H"},
+    "attention": {"q": "1HLN", "k": "1HLN", "attn_mask": "11LL", "sinks": "H", "g": "1HL", "alibi_slopes": "H"},
     "linear_attention": {"q": "1LHN", "k": "1LHN"},
     "gla": {"q": "1LHN", "k": "1LHN", "g": "1LHN"},
     "ssd": {"dt": "1LH", "A": "H", "B": "1LHN", "C": "1LHN"},

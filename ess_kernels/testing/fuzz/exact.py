@@ -95,7 +95,13 @@ def _gated_convolution(case: Case, x0: np.ndarray, k: np.ndarray, x1: np.ndarray
 
 
 def _attention(
-    case: Case, q: np.ndarray, k: np.ndarray, attn_mask: np.ndarray | None = None, sinks: np.ndarray | None = None
+    case: Case,
+    q: np.ndarray,
+    k: np.ndarray,
+    attn_mask: np.ndarray | None = None,
+    sinks: np.ndarray | None = None,
+    g: np.ndarray | None = None,
+    alibi_slopes: np.ndarray | None = None,
 ) -> Exact:
     q, k = q[0].astype(LONG), k[0].astype(LONG)
     logits = np.stack([a @ b.T for a, b in zip(q, k)])
@@ -104,6 +110,16 @@ def _attention(
     seen = (column <= row) & (column > row - case.options.get("window_size", length))
     if attn_mask is not None:
         seen = seen & attn_mask[0, 0]
+    farthest = 0.0
+    if g is not None:
+        gates = g[0].astype(LONG)
+        for i in range(length):
+            # from the row's own token backwards
+            logits[:, i, :i] += np.cumsum(gates[:, i:0:-1], -1)[:, ::-1]
+        farthest += length * float(np.abs(np.where(np.isfinite(g), g, 0)).max(initial=0))
+    if alibi_slopes is not None:
+        logits = logits - alibi_slopes.astype(LONG)[:, None, None] * (row - column)
+        farthest += length * float(np.abs(alibi_slopes).max(initial=0))
     logits = np.where(seen, logits, -np.inf)
     top = logits.max(-1, keepdims=True)
     if sinks is not None:
@@ -113,7 +129,7 @@ def _attention(
     sums = weights.sum(-1, keepdims=True) + (0 if sinks is None else np.exp(sinks[:, None, None] - top))
     T = weights / np.where(sums == 0, 1, sums)
     largest = float(np.abs(q).sum(-1).max(initial=0) * np.abs(k).max(initial=0))
-    return Exact(pairs.from_longdouble(T), T.astype(np.float64), (largest + length + 8) * LONG_EPS)
+    return Exact(pairs.from_longdouble(T), T.astype(np.float64), (largest + farthest + length + 8) * LONG_EPS)
 
 
 _MATRICES: Mapping[str, Callable[..., Exact]] = {

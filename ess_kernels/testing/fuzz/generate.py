@@ -53,7 +53,9 @@ def _length(dice: Dice, longest: int) -> int:
 def _attention(dice: Dice, heads: int, length: int) -> Case:
     size = dice.choice([1, 2, 4, 8, 16, 64])
     q, k = dice.normal(1, heads, length, size), dice.normal(1, heads, length, size)
-    kind = dice.choice(["plain", "plain", "sink", "local", "identical keys", "window", "documents", "sinks"])
+    kind = dice.choice(
+        ["plain", "plain", "sink", "local", "identical keys", "window", "documents", "sinks", "gates", "slopes"]
+    )
     sharpness = dice.choice([0.2, 1.0, 3.0, 12.0]) / size**0.5
     inputs, options = {}, {"scale": 1.0}
     if kind == "sink":
@@ -70,6 +72,11 @@ def _attention(dice: Dice, heads: int, length: int) -> Case:
     elif kind == "documents":
         number = (dice.flat(length) < 0.1).cumsum(0)
         inputs["attn_mask"] = (number[:, None] == number)[None, None]
+    elif kind == "gates":
+        g = -dice.choice([0.01, 0.3, 3.0]) * dice.flat(1, heads, length)
+        inputs["g"] = g.masked_fill(dice.flat(1, heads, length) < dice.choice([0.0, 0.1]), -torch.inf)
+    elif kind == "slopes":
+        inputs["alibi_slopes"] = torch.exp2(-8 * dice.flat(heads))
     elif kind == "sinks":
         inputs["sinks"] = 3 * dice.normal(heads)
     return Case("attention", kind, {"q": sharpness * q, "k": k, **inputs}, options)
