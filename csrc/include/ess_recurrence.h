@@ -33,9 +33,10 @@ enum { ESS_DIAGONAL = 0, ESS_ROW_MAJOR = 1, ESS_COLUMN_MAJOR = 2, ESS_RANK_ONE =
  *   F               [n, n] a block: lower triangular root of the reachability Gramian at its left edge
  *   Q               [n, n] a block: observability Gramian at its right edge; tiles of 8 x 8 above the diagonal are
  *                   undefined
- *   norms           how large tokens are, unless transitions are diagonal; or null. Of matrices one number a block, their
- *                   largest Frobenius norm. With rank-one terms [c, 4] a block: for each token the norms of its read and
- *                   write, a bound of the 2-norm of its transition, and (max |d_t| + |a_t| |b_t|) (1 + |a_t| |b_t|)
+ *   norms           how large tokens are, unless transitions are diagonal; or null. Of matrices one number a block,
+ *                   their largest Frobenius norm. With rank-one terms [c, 4] a block: for each token the norms of its
+ *                   read and write, a bound of the 2-norm of its transition, and one of the terms that it is made of,
+ *                   (max |d_t| + |a_t| |b_t|) (1 + |a_t| |b_t|)
  *
  * All arrays but the last are aligned to 64 bytes. */
 typedef struct {
