@@ -37,7 +37,7 @@ def answers():
     found += [ek.small_spectra(T, backend=name).values for name in ("auto", "torch")]
     found += [ek.singular_values(T, [30, 40, 50]), *ek.randomized_ess(T, [40], atol=1e-3, rank=50)]
     # a graph calls the custom ops
-    found += torch.ops.ess_kernels.tolerance_ess([T], "('Dense', {})", 80, [1e-3], [0.0], None, "auto")
+    found += torch.ops.ess_kernels.tolerance_ess([T], "('Dense', {}, None)", 80, [1e-3], [0.0], None, "auto")
     return [x.double() for x in found]
 
 def threads_alive():

@@ -50,7 +50,7 @@ inline void block_parts(const ess_recurrence_parts_job &job, int64_t head, int64
     fill(out.Y, 0, c * c);
     if (parts.transitions == ESS_RANK_ONE) {
         rank_one_parts(work.tokens, tokens.reads_before, tokens.update == nullptr, work.local, work.rank_one, out);
-        if (parts.norms) token_sizes(work.tokens, parts.norms + number * c * 4);
+        if (parts.norms) token_sizes(work.tokens, tokens.states, parts.norms + number * c * 4);
     } else if (has_matrices(parts)) {
         const int64_t states = tokens.states, start = block * c, present = tokens.length - start;
         const double norm =

@@ -159,8 +159,9 @@ inline double plain_norm(const double *x, int64_t n) {
 // How much each token of the block does at most, four numbers a token: the norms of its read and write, a bound of the
 // 2-norm of its transition A = diag(d) - b a^T, and one of the terms of which that is made, (max |d| + |a| |b|)
 // (1 + |a| |b|). A^T A = D^2 + v a^T + a v^T with v = |b|^2 a / 2 - D b, of which the last two have the eigenvalue
-// a.v + |a| |v|. With a and b in units of their largest entries no square overflows.
-inline void token_sizes(const BlockTokens &tokens, double *sizes) {
+// a.v + |a| |v|. With a and b in units of their largest entries no square overflows. The factors of padded coordinates,
+// from `states` on, are one, and no part of it.
+inline void token_sizes(const BlockTokens &tokens, int64_t states, double *sizes) {
     const int64_t n = tokens.n;
     for (int64_t t = 0; t < tokens.c; t++, sizes += 4) {
         const double *d = tokens.factor + t * n, *a = tokens.lookup + t * n, *b = tokens.replace + t * n;
@@ -172,11 +173,13 @@ inline void token_sizes(const BlockTokens &tokens, double *sizes) {
         V largest{}, along{}, square{};
         for (int64_t i = 0; i < n; i += W) {
             const V decay = load(d + i), x = load(a + i) * a_unit, v = half * x - decay * (load(b + i) * b_unit);
-            largest = max(largest, abs(decay));
+            if (i + W <= states) largest = max(largest, abs(decay));
             along += x * v;
             square += v * v;
         }
-        const double decay = horizontal_max(largest), terms = product * (lookup.norm * update.norm);
+        double decay = horizontal_max(largest);
+        for (int64_t i = states / W * W; i < states; i++) decay = max(decay, std::abs(d[i]));
+        const double terms = product * (lookup.norm * update.norm);
         const double more = product * (horizontal_sum(along) + lookup.norm * std::sqrt(horizontal_sum(square)));
         sizes[0] = plain_norm(tokens.read + t * n, n);
         sizes[1] = plain_norm(tokens.write + t * n, n);

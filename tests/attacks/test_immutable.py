@@ -8,12 +8,22 @@ import torch
 
 import ess_kernels as ek
 from ess_kernels.operators import packing
+from ess_kernels.operators.block_recurrence import BlockStateSpace
+from ess_kernels.operators.complex_states import ComplexRecurrence, ComplexSelectiveStateSpace
 from ess_kernels.operators.convolution import Convolution, ShortConvolution
+from ess_kernels.operators.deltaformer import DeltaFormer
 from ess_kernels.operators.gated import GatedStateSpace
+from ess_kernels.operators.log_linear import LogLinearAttention
+from ess_kernels.operators.momentum import MomentumStateSpace
+from ess_kernels.operators.nsa import NativeSparseAttention
+from ess_kernels.operators.parallax import Parallax
+from ess_kernels.operators.path import PathAttention
 from ess_kernels.operators.rank_one import RankOneStateSpace
 from ess_kernels.operators.recurrence import LinearRecurrence
 from ess_kernels.operators.selective_scan import SelectiveStateSpace
 from ess_kernels.operators.shift_register import ShiftRegister
+from ess_kernels.operators.stickbreaking import StickbreakingAttention
+from ess_kernels.operators.wall import WallAttention
 
 LENGTH = 12
 
@@ -36,6 +46,8 @@ OPERATORS = {
         window_size=7,
         softcap=2.0,
         sinks=randn(2),
+        g=gates()[..., 0].mT,
+        alibi_slopes=randn(2).abs(),
     ),
     "Convolution": lambda: Convolution(
         torch.where(torch.arange(LENGTH) < 4, randn(2, LENGTH), 0.0), *randn(2, 1, 2, LENGTH), state_size=3
@@ -67,6 +79,47 @@ OPERATORS = {
     ),
     "ShiftRegister": lambda: ShiftRegister(randn(2, 4), *randn(2, 1, 2, LENGTH)),
     "ShortConvolution": lambda: ShortConvolution(randn(2, 4), LENGTH),
+    "BlockStateSpace": lambda: BlockStateSpace(
+        randn(2, 3) / 2, randn(2, 3, 2), randn(2, 2, 3), diagonal=True, length=LENGTH, constant=True
+    ),
+    "ComplexRecurrence": lambda: ComplexRecurrence(
+        *torch.complex(randn(3, 2, 3), randn(3, 2, 3)) / 3, length=LENGTH, constant=True, reads_before=False
+    ),
+    "ComplexSelectiveStateSpace": lambda: ComplexSelectiveStateSpace(
+        randn(1, 2, LENGTH).abs(),
+        torch.complex(-randn(2, 3).abs(), randn(2, 3)),
+        *torch.complex(randn(2, 1, 1, 3, LENGTH), randn(2, 1, 1, 3, LENGTH)),
+    ),
+    "MomentumStateSpace": lambda: MomentumStateSpace(
+        *randn(3, 1, LENGTH, 2, 3) / 2, *-randn(2, 1, LENGTH, 2).abs(), *randn(2, 1, LENGTH, 2).sigmoid(), scale=0.7
+    ),
+    "DeltaFormer": lambda: DeltaFormer(*randn(2, 1, LENGTH, 2, 3), randn(1, LENGTH, 2).sigmoid()),
+    "LogLinearAttention": lambda: LogLinearAttention(
+        *randn(2, 1, LENGTH, 2, 3), gates()[..., 0], randn(1, LENGTH, 2, 5), scale=0.7
+    ),
+    "NativeSparseAttention": lambda: NativeSparseAttention(
+        randn(1, LENGTH, 4, 3),
+        randn(1, LENGTH, 2, 3),
+        *randn(3, 1, LENGTH, 4).sigmoid(),
+        torch.randint(0, 3, (1, LENGTH, 2, 2)),
+        scale=0.7,
+        block_size=4,
+        window_size=3,
+    ),
+    "Parallax": lambda: Parallax(*randn(3, 1, LENGTH, 2, 3), scale=0.7, window_size=5),
+    "PathAttention": lambda: PathAttention(
+        *randn(2, 1, LENGTH, 2, 3),
+        randn(1, LENGTH, 2, 3) / 2,
+        randn(1, LENGTH, 2).sigmoid(),
+        gates()[..., 0],
+        scale=0.7,
+    ),
+    "StickbreakingAttention": lambda: StickbreakingAttention(
+        *randn(2, 1, LENGTH, 2, 3), scale=0.7, attend_current=True
+    ),
+    "WallAttention": lambda: WallAttention(
+        *randn(2, 1, LENGTH, 2, 3), gates(), gates()[..., 0], randn(2), scale=0.7, window_size=5
+    ),
 }
 
 

@@ -245,7 +245,7 @@ def test_errors(pinned):
             ("states", 17, "size"),
             ("length", 0, "size"),
             ("heads", 0, "size"),
-            ("reserved", 1, "size"),
+            ("lookup", structure.read, "size"),
             *((name, None, "null pointer") for name in ("read", "write", "gate", "read_unit", "write_unit")),
         ]:
             refused(make(tokens=copy(structure, **{field: value})), message)
