@@ -247,6 +247,10 @@ def eliminated_values(op, seed, how_many):
     return torch.stack(found) if found else torch.ones(0).double()
 
 
+def erases_most(name):
+    return name.startswith("kda: steps of")
+
+
 @pytest.mark.parametrize("name", names(longer_than=16))
 @pytest.mark.parametrize("kind", ["own", "eliminated"])
 def test_forced_ties(name, kind, backend):
@@ -258,9 +262,11 @@ def test_forced_ties(name, kind, backend):
         slack = torch.maximum(64 * EPS * known.largest, 1e-12 * ties.view(-1, 1, 1))
         near = ((known.values - ties.view(-1, 1, 1, 1)).abs() <= slack[..., None]).sum(-1)
         assert bool(((counts - wanted).abs() <= near).all())
-        # in a graded spectrum one or two can pass unnoticed, covered by their widths alone
+        # in a graded spectrum one or two of six can pass unnoticed, covered by their widths alone (which is asserted
+        # above); three where most of a state is erased, so that little is left beside what rounding has taken
         silent = wrong & ~unresolved
-        assert int(silent.sum()) <= (2 if shift == 0 else 0), f"wrong without a warning: {first(silent)}"
+        most = 3 if erases_most(name) else 2
+        assert int(silent.sum()) <= (most if shift == 0 else 0), f"wrong without a warning: {first(silent)}"
 
 
 # --- scales -----------------------------------------------------------------------------------------------------------
