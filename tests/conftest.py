@@ -69,8 +69,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # every family inherits it and it takes seconds; in ess_kernels.testing there is no pytest to say so
-    if getattr(item, "originalname", "") == "test_interpreted_kernels_agree_with_the_definition":
+    """Marks what every family inherits and what takes seconds; in ess_kernels.testing there is no pytest to say so."""
+    name = getattr(item, "originalname", "")
+    if name == "test_interpreted_kernels_agree_with_the_definition":
+        item.add_marker(pytest.mark.thorough if item.cls.speaks_for_its_kind else pytest.mark.slow)
+    elif name in ("test_packed_sequences_in_a_compiled_graph", "test_one_compiled_graph_gives_the_same_numbers"):
         item.add_marker(pytest.mark.thorough)
 
 

@@ -52,6 +52,7 @@ def fla_attention(v, q, k):
 
 
 class TestAttention(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.attention)
     reads = {"q": (0, 1), "k": (0, 1)}
     state_size = None
@@ -66,6 +67,7 @@ class TestAttention(OperatorTestCase):
 
 
 class TestCappedWindowWithSinks(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.attention)
     options = {"scale": 2.0, "window_size": 3, "softcap": 1.5}
     reads = {"q": (0, 1), "k": (0, 1), "sinks": (None, 0)}

@@ -26,6 +26,7 @@ def loop(q, k, decay, scale):
 
 
 class TestDense(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.dense)
     reads = {"T": (0, 1)}
     state_size = None
@@ -86,6 +87,7 @@ class TestNormalizedLinearAttention(OperatorTestCase):
 
 
 class TestGLA(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.gla)
     scales = ("q", "k")
     options = {"scale": 1.5}
@@ -191,6 +193,7 @@ class TestGLAS6ByChannel(TestGLAS6):
 
 
 class TestSSD(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.ssd)
     scales = ("B", "C")
     options = {"dt_softplus": True, "dt_limit": (0.5, 1.0)}
@@ -237,6 +240,7 @@ class TestSSDBare(TestSSD):
 class TestSelectiveScan(OperatorTestCase):
     """`B` for all channels, `C` in groups."""
 
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.selective_scan)
     scales = ("B", "C")
     value_layout = "[B, D, T]"
@@ -274,6 +278,7 @@ class TestSelectiveScan(OperatorTestCase):
 class TestSelectiveScanConstant(OperatorTestCase):
     """`B` and `C` the same at every step, steps as they are."""
 
+    speaks_for_its_kind = True
     other_sizes = ("delta",)
     real_or_complex = ("A",)
 
@@ -305,6 +310,7 @@ def control_loop(A, B, C):
 
 
 class TestDiagonalRecurrence(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.recurrence)
     scales = ("B", "C")
     real_or_complex = ("A", "B", "C")
@@ -320,6 +326,7 @@ class TestDiagonalRecurrence(OperatorTestCase):
 
 
 class TestDenseRecurrence(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.recurrence)
     scales = ("B", "C")
     decays = ("A",)
@@ -399,6 +406,7 @@ class TestConvolution(OperatorTestCase):
 
 
 class TestGatedConvolution(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.gated_convolution)
     scales = ("x0", "k", "x1")
     lags = ("k",)
@@ -414,6 +422,7 @@ class TestGatedConvolution(OperatorTestCase):
 
 
 class TestShortConvolution(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.short_convolution)
     scales = ("weight",)
     value_layout = "[D, T]"

@@ -22,6 +22,7 @@ def loop_over_states(queries, keys, transitions, i):
 
 
 class TestPathAttention(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.path_attention)
     allows_minus_inf = ("g",)
     state_size = None

@@ -32,6 +32,7 @@ def block_loop(A, B, C):
 
 
 class TestBlockRecurrence(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.block_recurrence)
     decays = ("A",)
     options = {"diagonal": False}

@@ -39,6 +39,7 @@ def complex_loop(A, B, C, reads_before):
 
 
 class TestComplexRecurrence(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.recurrence)
     decays = ("A",)
     options = {"diagonal": True}

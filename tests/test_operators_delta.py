@@ -130,6 +130,7 @@ class TestGatedDeltaRuleFromRawInputs(OperatorTestCase):
 
 
 class TestKDA(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.kda)
     allows_minus_inf = ("g",)
     decays = ("g",)
@@ -213,6 +214,7 @@ class TestGDN2(OperatorTestCase):
 
 
 class TestDPLR(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.dplr_delta_rule)
     value_layout = "[B, H, T, V]"
     allows_minus_inf = ("gk",)
@@ -366,6 +368,7 @@ class TestMomentumDeltaRule(OperatorTestCase):
 class TestGatedDeltaProduct(OperatorTestCase):
     """Two steps a token: `T` has two columns for each row."""
 
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.gated_delta_product)
     options = {"num_householder": 2}
     allows_minus_inf = ("g",)

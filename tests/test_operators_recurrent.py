@@ -12,6 +12,7 @@ from ess_kernels.testing import OperatorTestCase, assert_close, upstream_functio
 
 
 class TestRWKV6(OperatorTestCase):
+    speaks_for_its_kind = True
     constructor = staticmethod(operators.rwkv6)
     reads = {"u": (None, 0)}
     allows_minus_inf = ("w",)

@@ -141,7 +141,7 @@ class Attention(Tiled):
 @takes_sequences(
     q="[B, H, L, E]",
     k="[B, Hkv, L, E]",
-    attn_mask=("[L, L]", "[H, L, L]", "[B, H, L, L]"),
+    attn_mask=("[L]", "[L, L]", "[H, L, L]", "[B, H, L, L]"),
     g="[B, H, L]",
 )
 def attention(

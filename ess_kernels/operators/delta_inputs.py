@@ -95,16 +95,17 @@ def log_decays(
         raise ValueError(f"lower_bound: expected a negative number, got {bound}")
     if A_log is None and bound is None:
         raise ValueError("A_log: expected a tensor [HV] with use_gate_in_kernel=True, got None")
+    if A_log is not None:
+        check_shape("A_log", A_log, heads, "[HV]")
+    if dt_bias is not None:
+        check_shape("dt_bias", dt_bias, (g.shape[2:].numel(),), "[HV]" if g.dim() == 3 else "[HV K]")
+    check_same_device(g=g, A_log=A_log, dt_bias=dt_bias)
     raw = finite_or_nan(g.double())
     rate = torch.ones((), dtype=torch.float64, device=g.device)
     if A_log is not None:
-        check_shape("A_log", A_log, heads, "[HV]")
         rate = finite_or_nan(A_log.double()).exp().view(-1, *[1] * (g.dim() - 3))
     if dt_bias is not None:
-        per_head = g.shape[2:]
-        check_shape("dt_bias", dt_bias, (per_head.numel(),), "[HV]" if g.dim() == 3 else "[HV K]")
-        raw = raw + finite_or_nan(dt_bias.double()).view(per_head)
-    check_same_device(g=g, A_log=A_log, dt_bias=dt_bias)
+        raw = raw + finite_or_nan(dt_bias.double()).view(g.shape[2:])
     if bound is not None:
         return finite_or_nan(bound * torch.sigmoid(finite_or_nan(rate * raw)))
     return finite_or_nan(-rate * torch.nn.functional.softplus(raw))

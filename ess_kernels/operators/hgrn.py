@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_layout, check_same_device
+from .._readable import check_plain
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
 from .linear_attention import LAYOUT, check_q_k
@@ -102,5 +103,6 @@ def _check_reset(reset: Tensor, shape: tuple[int, int]) -> None:
     if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
         kind = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
         raise TypeError(f"reset: expected a bool tensor [B, T], got {kind}")
+    check_plain("reset", reset)
     if tuple(reset.shape) != shape:
         raise ValueError(f"reset: expected shape [B, T] = {list(shape)}, got {list(reset.shape)}")

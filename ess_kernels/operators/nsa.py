@@ -64,7 +64,7 @@ class NativeSparseAttention(AttentionKin):
         # what is no block of the band goes into one more, which is dropped
         index = torch.where((index >= 0) & (index < blocks), index, blocks)
         times = scores.new_zeros(*scores.shape[:2], blocks + 1).scatter_add_(-1, index, torch.ones_like(index).double())
-        times = times[..., :blocks].repeat_interleave(self.block_size, -1)[..., :stop]
+        times = times[..., :blocks].repeat_interleave(min(self.block_size, max(stop, 1)), -1)[..., :stop]
         seen = causal_window(start, stop, 0, None, self.device) & (times > 0)
         # the logarithm of 1, or of how often a block was chosen
         return softmax_rows(torch.where(seen, scores + times.clamp_min(1).log(), -torch.inf))
@@ -73,7 +73,8 @@ class NativeSparseAttention(AttentionKin):
         """The weights of the means of complete blocks, spread over their tokens."""
         size = self.block_size
         complete = stop // size
-        keys = self.of_heads(self.k, heads, 0, complete * size).unflatten(1, (complete, size)).mean(2)
+        # divided first: the sum of a block may overflow where its mean does not
+        keys = (self.of_heads(self.k, heads, 0, complete * size) / size).unflatten(1, (complete, size)).sum(2)
         scores = self.of_heads(self.q, heads, start, stop) * self.scale @ keys.mT
         row = torch.arange(start, stop, device=self.device)[:, None]
         last = torch.arange(1, complete + 1, device=self.device) * size - 1

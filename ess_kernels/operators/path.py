@@ -41,7 +41,7 @@ class PathAttention(AttentionKin):
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         logits = self._hidden_sums(heads, start, stop)
         if self.g is not None:
-            logits = logits + self.scale * gates_between(self.of_heads(self.g, heads, 0, stop), start, 0)
+            logits = logits + gates_between(self.scale * self.of_heads(self.g, heads, 0, stop), start, 0)
         return softmax_rows(torch.where(causal_window(start, stop, 0, None, self.device), logits, -torch.inf))
 
 

@@ -88,7 +88,8 @@ def precond_kda(
     """Preconditioned KDA: one decay a channel; `P_t = (I - beta_t (M_t * k_t) k_t^T) diag(exp(g_t))`.
 
     Args:
-        q, k: `[B, T, H, K]`, normalised already, as upstream wants them.
+        q, k: `[B, T, H, K]`, normalised already. Upstream's kernel does that itself, by `x / sqrt(|x|^2 + 1e-6)`; its
+            reference function, which this one follows, does not.
         g: `[B, T, HV, K]`, natural logarithms of the decays.
         g_atk, beta_atk, beta, scale, x, eps, log_atk_scale: as in `precond_gated_delta_rule`.
         cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.

@@ -34,6 +34,8 @@ class FamilyUnderTest(ABC):
         value_layout: how upstream's values and outputs lie; see `ValueLayout`.
         value_channels: how many value channels upstream wants, where it does not take any number.
         upstream_length: the length to ask upstream for; None means the longest of `lengths`.
+        speaks_for_its_kind: whether the family stands for others that lower to the same structure where a test takes
+            seconds, as on kernels in Triton's interpreter; the others are slow tests there.
 
     The diagonal of `T` is the mixer's own. A family that reads before its transition has none, unless upstream adds a
     term of the present token apart from the state.
@@ -54,6 +56,7 @@ class FamilyUnderTest(ABC):
     value_layout: ClassVar[str] = "[B, T, H, V]"
     value_channels: ClassVar[int | None] = None
     upstream_length: ClassVar[int | None] = None
+    speaks_for_its_kind: ClassVar[bool] = False
 
     @abstractmethod
     def make_inputs(self, length: int) -> dict[str, Tensor]:
