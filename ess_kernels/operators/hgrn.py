@@ -22,10 +22,10 @@ def hgrn(g: Tensor, *, cu_seqlens: Tensor | None = None, attention_mask: Tensor 
     Args:
         g: `[B, T, D]`, natural logarithms of the decays (-inf empties the state), float16, bfloat16, float32 or
             float64.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Returns:
         An operator with batch shape `(B, D)` and one number of state: no rank exceeds 1.
-        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: the type, the dtype or the number of axes is wrong.
@@ -76,10 +76,10 @@ def rg_lru(
         a: `[B, T, D]`, decays in (0, 1) and no logarithms, `exp(-8 softplus(parameter) sigmoid(...))`; float16,
             bfloat16, float32 or float64. A magnitude above 1 has no gain and counts as bad data.
         reset: bool `[B, T]`; `None` means nowhere.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Returns:
         An operator with batch shape `(B, D)` and one number of state: no rank exceeds 1.
-        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

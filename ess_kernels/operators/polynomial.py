@@ -32,10 +32,10 @@ def based(
     Args:
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Returns:
         An operator whose state has `1 + K + K (K + 1) / 2` numbers.
-        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -66,10 +66,10 @@ def rebased(
     Args:
         q, k: `[B, T, H, K]`, float16, bfloat16, float32 or float64.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Returns:
         An operator whose state has `K (K + 1) / 2` numbers.
-        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -64,10 +64,10 @@ def rwkv4(
         k: `[B, T, D]`, float16, bfloat16, float32 or float64.
         w: `[D]`, as it is trained (`time_decay`): the logarithm of the decay is `-exp(w)`.
         u: `[D]`, `time_first`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Returns:
         An operator with batch shape `(B, D)` and one number of state.
-        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

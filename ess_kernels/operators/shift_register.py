@@ -88,10 +88,10 @@ def lfm2_conv(
     Args:
         B, C: `[B, D, L]`, gates of inputs and outputs, float16, bfloat16, float32 or float64.
         weight: `[D, W]` in causal_conv1d's order: the last tap is the current input's.
+        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Returns:
         An operator with batch shape `(B, D)` and `W - 1` numbers of state.
-        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.
@@ -126,10 +126,10 @@ def dynamic_short_convolution(
     Args:
         weight: `[B, H, L, W]` by lag: the first tap is the current input's, the reverse of `short_convolution`.
             float16, bfloat16, float32 or float64.
+        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Returns:
         An operator with batch shape `(B, H)` and `W - 1` numbers of state.
-        cu_seqlens, seq_idx, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: the type, the dtype or the shape is wrong.

@@ -38,10 +38,10 @@ def gsa(
         g: `[B, T, H, M]`, natural logarithms of the decays (-inf empties a slot). `None` is ABC: `s` are logits, and a
             slot averages what was written into it by the softmax of its logits so far.
         scale: `None` means `K ** -0.5`.
+        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Returns:
         An operator with batch shape `(B, HQ)` and M numbers of state.
-        cu_seqlens, attention_mask: of packed or padded batches, see `ess_kernels.operators`.
 
     Raises:
         TypeError, ValueError: an argument's type, dtype, shape or device is wrong; the message names it.

@@ -71,8 +71,8 @@ def tiles(rows: Rows, *, length: int, batch_shape: Sequence[int], device: torch.
     length = integer("length", length, minimum=0)
     sizes = [integer("batch_shape", size, minimum=0) for size in batch_shape]
     try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise type(error)(f"device: expected a device, got {device!r}") from None
-    # an index, such as the 0 of "cuda:0", that results have
-    return Tiles(rows, length, sizes, torch.empty(0, device=device).device)
+        # an index, such as the 0 of "cuda:0", that results have
+        place = torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, TypeError, AssertionError) as error:  # a torch without CUDA asserts that it has it
+        raise ValueError(f"device: expected a device that is here, got {device!r}: {error}") from None
+    return Tiles(rows, length, sizes, place)
