@@ -92,9 +92,10 @@ def average_ess(
 
     Source: "average ESS" of the paper (arXiv 2504.19561).
     """
-
     if op is not None and length is not None:
         raise ValueError(f"length: expected None beside op, got {length}")
+    if op is None and positions is not None:
+        raise ValueError("positions: expected None without op, which says where its sequences are")
 
     def of_layer(layer: Tensor) -> Tensor:
         if op is not None:

@@ -40,6 +40,8 @@ def test_caps_and_shares():
     used = aggregate.utilisation(counts, op, "cap")
     assert torch.equal(used.isnan(), ~op.valid[:, None].expand(1, 2, -1))
     assert len(every) == int(op.valid.sum())
+    with pytest.raises(ValueError, match="positions: expected None without op"):
+        aggregate.average_ess(counts, positions=[1, 2])
     with pytest.raises(ValueError, match="length: expected None beside op, got 80"):
         aggregate.average_ess(counts, op=op, length=80)
     with pytest.raises(ValueError, match="ess: expected 79 positions in its last axis, got 3"):
