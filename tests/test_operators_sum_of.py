@@ -230,7 +230,7 @@ class TestTiles(OperatorTestCase):
         ({"length": -1}, ValueError, "^length"),
         ({"batch_shape": 3}, TypeError, "^batch_shape"),
         ({"batch_shape": (2, 0.5)}, TypeError, "^batch_shape"),
-        ({"device": "nowhere"}, RuntimeError, "^device"),
+        ({"device": "nowhere"}, ValueError, "^device"),
     ],
 )
 def test_tiles_that_make_no_sense(change, error, match):
