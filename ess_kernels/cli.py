@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ess_kernels import _requirements, environment
 from ess_kernels._limits import MAX_DEMO_BYTES
+from ess_kernels._text_table import short_tolerance, text_table
 from ess_kernels._version import __version__
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _text(options: argparse.Namespace) -> bytes:
 def _table(report: Report) -> str:
     from ess_kernels.demo.measure import TOLERANCES
 
-    counts = [f"ESS {_short(tolerance)}" for tolerance in TOLERANCES]
+    counts = [f"ESS {short_tolerance(tolerance)}" for tolerance in TOLERANCES]
     head = ["layer", "mixer", "heads", "TSS", "entropy-ESS", *counts, "of cap", "time"]
     rows = [
         [
@@ -195,10 +196,7 @@ def _table(report: Report) -> str:
         ]
         for layer in report.layers
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    align = [str.ljust if name == "mixer" else str.rjust for name in head]
-    lines = ["  ".join(put(cell, width) for put, cell, width in zip(align, row, widths)) for row in [head, *rows]]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = text_table(head, rows, left=("mixer",))
     used = ", ".join(sorted({name for layer in report.layers for name in layer.backends.values()}))
     first = (
         f"ess-kernels {__version__}: {report.length} bytes of text, {report.bits_per_byte:.2f} bits per byte, "
@@ -231,10 +229,6 @@ def _draw(report: Report, path: Path) -> None:
         figure.savefig(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-
-
-def _short(tolerance: float) -> str:
-    return f"{tolerance:.0e}".replace("e-0", "e-")
 
 
 def _installed(module: str) -> bool:

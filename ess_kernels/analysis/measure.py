@@ -1,0 +1,118 @@
+"""Both metrics of one operator, in the form in which results keep them: on the CPU, with caps and valid positions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ess_kernels import backends
+from ess_kernels._checks import check_positions
+from ess_kernels.metrics import entropy_ess, tolerance_ess
+from ess_kernels.operators.dense import as_operator
+from ess_kernels.operators.structure import Operator
+
+Metric = Literal["entropy", "tolerance"]
+METRICS: tuple[Metric, ...] = ("entropy", "tolerance")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The ESS of one operator of shape `[B, H]`. Tensors lie on the CPU.
+
+    Attributes:
+        positions: int64 `[P]`.
+        cap: int64 `[B, P]`, 0 where a position is not valid.
+        valid: bool `[B, P]`.
+        entropy: float64 `[B, H, P]`, or None if it was not asked for.
+        tolerance: int64 `[B, H, P]` by absolute tolerance; empty if not asked for.
+        unresolved: share of the counts that no certificate vouches for; 0 without counts.
+        backends: what computed each metric.
+        seconds: both metrics together.
+    """
+
+    positions: Tensor
+    cap: Tensor
+    valid: Tensor
+    entropy: Tensor | None
+    tolerance: Mapping[float, Tensor]
+    unresolved: float
+    backends: Mapping[str, str]
+    seconds: float
+
+
+def measure(
+    op: Operator | Tensor,
+    *,
+    atol: Sequence[float] = (1e-1, 1e-3, 1e-5),
+    positions: Any = None,
+    metrics: Collection[str] = METRICS,
+    backend: str = "auto",
+) -> Measured:
+    """Measure an operator at all positions, or at those given.
+
+    Args:
+        op: an operator whose batch shape is `[B, H]`, or a dense `T [B, H, L, L]`. Operators with fewer batch axes are
+            read as `B = 1`, and as `H = 1`; with more, all axes but the last are one batch.
+        atol: absolute tolerances; not read unless `metrics` has `"tolerance"`.
+        positions: integers in `1..L-1`; None: all of them.
+        metrics: `"entropy"`, `"tolerance"` or both.
+        backend: as in `ess_kernels.entropy_ess`.
+
+    Raises:
+        ValueError: a metric that there is not, or what the metrics refuse.
+    """
+    op = as_operator(op)
+    check_metrics(metrics)
+    wanted = check_positions(positions, op.length).to(op.device)
+    begin = time.perf_counter()
+    entropy, used = None, {}
+    if "entropy" in metrics:
+        used["entropy_ess"] = backends.choose(backend, "entropy_ess", op).name
+        entropy = _batch_by_head(entropy_ess(op, positions=wanted, backend=backend))
+    tolerance: dict[float, Tensor] = {}
+    unresolved = 0.0
+    if "tolerance" in metrics and len(atol):
+        used["tolerance_ess"] = backends.choose(backend, "tolerance_ess", op).name
+        counts, certificate = tolerance_ess(op, atol=list(atol), positions=wanted, backend=backend, certificate=True)
+        tolerance = {float(tau): _batch_by_head(of_tau) for tau, of_tau in zip(atol, counts)}
+        unresolved = float(certificate.unresolved.double().mean()) if counts.numel() else 0.0
+    seconds = time.perf_counter() - begin
+    rows = _rows(op)
+    _, valid = op.within(wanted)
+    return Measured(
+        positions=wanted.cpu(),
+        cap=_by_row(op.rank_cap(wanted), rows),
+        valid=_by_row(valid, rows),
+        entropy=entropy,
+        tolerance=tolerance,
+        unresolved=unresolved,
+        backends=used,
+        seconds=seconds,
+    )
+
+
+def check_metrics(metrics: Collection[str]) -> None:
+    """`ValueError` unless there is at least one metric, and each is `"entropy"` or `"tolerance"`."""
+    if isinstance(metrics, str) or not metrics or any(metric not in METRICS for metric in metrics):
+        raise ValueError(f"metrics: expected some of {METRICS}, got {metrics!r}")
+
+
+def _rows(op: Operator) -> int:
+    """B: the product of all batch axes but the last, which counts heads."""
+    return int(torch.Size(op.batch_shape[:-1]).numel())
+
+
+def _batch_by_head(ess: Tensor) -> Tensor:
+    """`[*batch, P]` as `[B, H, P]` on the CPU."""
+    heads = ess.shape[-2] if ess.dim() > 1 else 1
+    return ess.detach().reshape(-1, heads, ess.shape[-1]).cpu()
+
+
+def _by_row(of_position: Tensor, rows: int) -> Tensor:
+    """What is known at each position, `[P]` or `[B, 1, P]`, as `[B, P]` on the CPU."""
+    return of_position.detach().cpu().reshape(-1, of_position.shape[-1]).expand(rows, -1).clone()
