@@ -1,0 +1,23 @@
+"""Optional packages that a command needs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from ess_kernels.commands.errors import UserError
+
+
+def installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # sys.modules[module] is None: somebody hides it
+        return False
+
+
+def missing(module: str, purpose: str) -> str:
+    return f"{module} {purpose} and is not installed: pip install 'ess-kernels[cli]'"
+
+
+def require(module: str, purpose: str) -> None:
+    if not installed(module):
+        raise UserError(missing(module, purpose))
