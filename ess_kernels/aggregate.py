@@ -22,34 +22,17 @@ import torch
 from torch import Tensor
 
 from ._checks import check_positions, finite_float, integer
-from ._readable import check_plain
+from ._shares import COLLAPSED, SATURATED, as_numbers, collapsed_share, mean_where, of_bound, saturated_share
 from .operators.dense import as_operator
 from .operators.structure import Operator
-
-# below this cap a small share of it is less than two singular values, and says nothing about collapse
-SMALLEST_CAP = 16
-
-
-def _as_numbers(name: str, ess: Any, axes: int) -> Tensor:
-    """float64, with bad data (-1 or NaN) as NaN."""
-    if not isinstance(ess, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(ess).__name__}")
-    check_plain(name, ess)
-    if ess.dtype == torch.bool or ess.is_complex():
-        raise TypeError(f"{name}: expected integers or floats, got {ess.dtype}")
-    if ess.dim() < axes:
-        wanted = "[..., H, P]" if axes == 2 else "[..., P]"
-        raise ValueError(f"{name}: expected shape {wanted}, got {list(ess.shape)}")
-    numbers = ess.double()
-    return torch.where(numbers < 0, torch.nan, numbers)
 
 
 def _layers(ess: Any, axes: int) -> list[Tensor]:
     if not isinstance(ess, (list, tuple)):
-        return [_as_numbers("ess", ess, axes)]
+        return [as_numbers("ess", ess, axes)]
     if not ess:
         raise ValueError("ess: expected at least one layer, got an empty list")
-    return [_as_numbers(f"ess[{number}]", layer, axes) for number, layer in enumerate(ess)]
+    return [as_numbers(f"ess[{number}]", layer, axes) for number, layer in enumerate(ess)]
 
 
 def _over_layers(ess: Any, axes: int, of_layer: Callable[[Tensor], Tensor], reduce: str) -> Tensor:
@@ -100,7 +83,7 @@ def average_ess(
     def of_layer(layer: Tensor) -> Tensor:
         if op is not None:
             valid = _valid("ess", layer, op, positions)
-            return torch.where(valid, layer, 0).sum() / valid.expand(layer.shape).sum()
+            return mean_where(layer, valid)
         if length is None:
             return layer.mean()
         if layer.shape[-1] != length - 1:
@@ -223,7 +206,7 @@ def _check_beside(name: str, numbers: Tensor, x: Tensor) -> None:
 
 
 def _per_position(name: str, ess: Tensor, op: Operator | Tensor, positions: Any) -> tuple[Tensor, Tensor]:
-    numbers = _as_numbers(name, ess, 1)
+    numbers = as_numbers(name, ess, 1)
     caps = cap(op, positions).to(numbers.device)
     _check_beside(name, numbers, caps)
     return numbers, caps
@@ -252,10 +235,10 @@ def utilisation(
     numbers, bound = _per_position("ess", ess, op, positions)
     if against == "tss":
         bound = _tss(*_positions(op, positions)).to(numbers.device)
-    return torch.where(_valid("ess", numbers, op, positions), numbers / bound, torch.nan)
+    return of_bound(numbers, bound, _valid("ess", numbers, op, positions))
 
 
-def saturated(ess: Tensor, op: Operator | Tensor, fraction: float = 0.9, positions: Any = None) -> Tensor:
+def saturated(ess: Tensor, op: Operator | Tensor, fraction: float = SATURATED, positions: Any = None) -> Tensor:
     """The share of positions whose ESS is at least `fraction` of the cap: near 1, the state is too small for its task.
 
     The mean over positions only; heads and batch keep their axes.
@@ -272,11 +255,10 @@ def saturated(ess: Tensor, op: Operator | Tensor, fraction: float = 0.9, positio
     Source: state saturation in the paper (arXiv 2504.19561), which gives no threshold.
     """
     numbers, caps = _per_position("ess", ess, op, positions)
-    fraction = finite_float("fraction", fraction)
-    return _share(numbers, numbers >= fraction * caps, caps >= 1)
+    return saturated_share(numbers, caps, finite_float("fraction", fraction))
 
 
-def collapsed(counts: Tensor, op: Operator | Tensor, fraction: float = 0.1, positions: Any = None) -> Tensor:
+def collapsed(counts: Tensor, op: Operator | Tensor, fraction: float = COLLAPSED, positions: Any = None) -> Tensor:
     """The share of positions whose tolerance-ESS is below `fraction` of the cap: near 1, the state has collapsed.
 
     The mean over those positions whose cap is at least 16; heads and batch keep their axes. Entropy-ESS cannot see a
@@ -294,11 +276,4 @@ def collapsed(counts: Tensor, op: Operator | Tensor, fraction: float = 0.1, posi
     Source: state collapse in the paper (arXiv 2504.19561), which gives no threshold.
     """
     numbers, caps = _per_position("counts", counts, op, positions)
-    fraction = finite_float("fraction", fraction)
-    return _share(numbers, numbers < fraction * caps, caps >= SMALLEST_CAP)
-
-
-def _share(numbers: Tensor, hits: Tensor, eligible: Tensor) -> Tensor:
-    """The share of hits among the eligible positions, NaN where any number is."""
-    share = (hits & eligible).sum(-1) / eligible.sum(-1).double()
-    return torch.where(numbers.isnan().any(-1), torch.nan, share)
+    return collapsed_share(numbers, caps, finite_float("fraction", fraction))
