@@ -14,7 +14,7 @@ from ess_kernels._version import __version__
 from ess_kernels.commands import demo as demo_command
 from ess_kernels.commands import doctor as doctor_command
 from ess_kernels.commands.errors import UserError
-from ess_kernels.commands.terminal import silence
+from ess_kernels.commands.terminal import note, shown, silence
 
 BACKENDS = ("auto", "reference", "torch", "native", "triton")
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except UserError as error:
-        print(f"ess-kernels: error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -37,8 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """As argparse has it, with the control characters of what was typed made visible in its errors."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ess-kernels", description="Effective state-size of causal sequence mixers.")
+    parser = _Parser(prog="ess-kernels", description="Effective state-size of causal sequence mixers.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,8 @@ from ess_kernels._version import __version__
 from ess_kernels.commands.errors import UserError
 from ess_kernels.commands.extras import installed, missing, require
 from ess_kernels.commands.files import check_distinct, check_writable, picture, write
-from ess_kernels.commands.terminal import say
+from ess_kernels.commands.terminal import note, say, shown
+from ess_kernels.commands.texts import given_text
 
 if TYPE_CHECKING:
     from ess_kernels.demo import Report
@@ -34,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     require("safetensors", "reads the demo's weights")
     drawing = not options.no_plot
     if drawing and options.plot is None and not installed("matplotlib"):
-        print(f"ess-kernels: no picture: {missing('matplotlib', 'draws it')}", file=sys.stderr)
+        note(f"no picture: {missing('matplotlib', 'draws it')}")
         drawing = False
     if drawing:
         require("matplotlib", "draws the picture (--no-plot goes without)")
@@ -71,29 +70,18 @@ def run(options: argparse.Namespace) -> int:
     finally:
         say(_table(report))
     if options.json is not None:
-        say(f"numbers: {options.json}")
+        say(f"numbers: {shown(options.json)}")
     if plot is not None:
-        say(f"picture: {plot}")
+        say(f"picture: {shown(plot)}")
     return 0
 
 
 def _text(options: argparse.Namespace) -> bytes:
     from ess_kernels.demo import default_text
 
-    if options.text is not None:
-        name, text = "--text", os.fsencode(options.text)
-    elif options.text_file is None:
+    if options.text is None and options.text_file is None:
         return default_text()
-    else:
-        name = f"--text-file {options.text_file}"
-        try:
-            if str(options.text_file) == "-":
-                text = sys.stdin.buffer.read(MAX_DEMO_BYTES + 1)
-            else:
-                with options.text_file.open("rb") as file:
-                    text = file.read(MAX_DEMO_BYTES + 1)
-        except OSError as error:
-            raise UserError(f"{name}: {error.strerror or error}") from error
+    name, text = given_text(options.text, options.text_file, MAX_DEMO_BYTES + 1)
     if len(text) < 2:
         raise UserError(f"{name}: expected at least 2 bytes of text, got {len(text)}")
     if len(text) > MAX_DEMO_BYTES:
