@@ -14,7 +14,6 @@ import argparse
 import json
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,29 +32,14 @@ import cpu_work as work
 import families
 import inputs
 from cpu_measure import Case
+from peak_memory import peak_memory
 
 from ess_kernels.operators import Operator
 
-PEAK = """
-import re, sys
-sys.path.insert(0, {here!r})
-import inputs, ess_kernels as ek
-op = inputs.gla({length}, 64, 8)
-def peak():
-    # ru_maxrss would start from the parent's
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-before = peak()
-ek.tolerance_ess(op, backend={backend!r})
-ek.entropy_ess(op, backend={backend!r})
-print(before, peak())
-"""
 
-
-def peak_memory(length: int, backend: str) -> dict[str, Any]:
-    """Peak resident memory of counts and entropy in a process of their own."""
-    script = PEAK.format(here=str(Path(__file__).parent), length=length, backend=backend)
-    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    before, peak = (int(x) * 1024 for x in out.split())
+def memory_row(length: int, backend: str) -> dict[str, Any]:
+    """Peak resident memory of counts and entropy of eight heads of GLA."""
+    before, peak = peak_memory("inputs", f"gla({length}, 64, 8)", backend)
     return {"case": f"GLA L={length} n=64, 8 heads", "peak": peak, "before": before}
 
 
@@ -166,7 +150,7 @@ def run(backend: str, quick: bool, samples: int, only: list[str]) -> dict[str, A
         report["growth"].append(cpu_measure.growth("GLA n=64", lambda L: inputs.gla(L, 64), lengths, backend))
     report["packed"] = cpu_packed.packed(backend, quick) if not only or "packed" in only else []
     print(f"torch's float64 matrix product, at the best: {rate / 1e9:.0f} GFLOP/s")
-    report["memory"] = peak_memory(256 if quick else 8192, backend)
+    report["memory"] = memory_row(256 if quick else 8192, backend)
     cpu_report.print_rest(report)
     return report
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cpu_measure
 import peers
 from family_inputs import FAMILIES
+from peak_memory import peak_memory
 
 from ess_kernels.operators import Operator, StateSpace
 
@@ -90,31 +90,6 @@ def _check(op: Operator, truth: dict[tuple[int, int], Tensor], backend: str) -> 
     return int((counts != wanted).sum()), max(errors)
 
 
-PEAK = """
-import re, sys
-sys.path.insert(0, {here!r})
-from family_inputs import FAMILIES
-import ess_kernels as ek
-op = FAMILIES[{name!r}]({length}, {n})
-def peak():
-    # ru_maxrss would start from the parent's
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-ek.tolerance_ess(FAMILIES[{name!r}](64, {n}), backend={backend!r})
-before = peak()
-ek.tolerance_ess(op, backend={backend!r})
-ek.entropy_ess(op, backend={backend!r})
-print(before, peak())
-"""
-
-
-def peak_memory(name: str, length: int, n: int, backend: str) -> float:
-    """Megabytes that counts and entropy of one head take above its inputs, in a process of their own."""
-    script = PEAK.format(here=str(Path(__file__).parent), name=name, length=length, n=n, backend=backend)
-    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    before, peak = map(int, out.split())
-    return (peak - before) / 1024
-
-
 def print_row(row: dict[str, Any]) -> None:
     line = f"{row['family']:26} n={row['n']:<4}"
     for metric in METRICS:
@@ -144,8 +119,11 @@ def report(chosen: Sequence[str], length: int, n: int, backend: str, file: Path 
     names = list(FAMILIES) if "all" in chosen else chosen
     rows = run(names, length, n, backend, rounds=rounds)
     if Path("/proc/self/status").exists() and "kda" in names:
-        megabytes = peak_memory("kda", 4 * length, 2 * n, backend)
-        print(f"peak memory above the inputs, kda, one head, L={4 * length} n={2 * n}: {megabytes:.0f} MB")
+        kda = "FAMILIES['kda']({}, {})".format
+        before, peak = peak_memory("family_inputs", kda(4 * length, 2 * n), backend, warm_up=kda(64, 2 * n))
+        print(
+            f"peak memory above the inputs, kda, one head, L={4 * length} n={2 * n}: {(peak - before) / 2**20:.0f} MB"
+        )
     if file:
         file.write_text(json.dumps(rows, indent=1))
     wrong, worst = sum(row["wrong"] for row in rows), max(row["error"] for row in rows)

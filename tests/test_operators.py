@@ -2,27 +2,11 @@
 
 import pytest
 import torch
+from loops import loop, qk
 from torch.nn.functional import softplus
 
 from ess_kernels import operators
 from ess_kernels.testing import OperatorTestCase, assert_close, upstream_function
-
-
-def qk(length, *, heads=4, size=3):
-    return {"q": torch.randn(2, length, heads, size).double(), "k": torch.randn(2, length, heads, size).double()}
-
-
-def loop(q, k, decay, scale):
-    """`scale q_i . D_i ... D_{j+1} k_j` from `[B, T, H, n]` (decays not in logarithms), one state a written token."""
-    batch, length, heads, _ = q.shape
-    T = torch.zeros(batch, heads, length, length, dtype=torch.float64)
-    for j in range(length):
-        state = k[:, j].clone()
-        for i in range(j, length):
-            if i > j:
-                state = state * decay[:, i]
-            T[:, :, i, j] = scale * (q[:, i] * state).sum(-1)
-    return T
 
 
 class TestDense(OperatorTestCase):
@@ -98,7 +82,7 @@ class TestGLA(OperatorTestCase):
         return {**qk(length), "g": -torch.rand(2, length, 4, 3).double()}
 
     def dense(self, q, k, g):
-        return loop(q, k, g.exp(), 1.5)
+        return 1.5 * loop(q, k, g.exp())
 
     def upstream(self, v, q, k, g):
         # it has no scale of its own but K^-1/2
@@ -115,7 +99,7 @@ class TestSimpleGLA(OperatorTestCase):
         return {**qk(length), "g": -torch.rand(2, length, 4).double()}
 
     def dense(self, q, k, g):
-        return loop(q, k, g.exp()[..., None], 3**-0.5)
+        return 3**-0.5 * loop(q, k, g.exp()[..., None])
 
     def upstream(self, v, q, k, g):
         return upstream_function("fla.ops.simple_gla.naive", "naive_recurrent_simple_gla")(q, k, v, g)
@@ -132,7 +116,7 @@ class TestSimpleGLAFixed(OperatorTestCase):
         return {**qk(length), "g_gamma": -torch.rand(4).double()}
 
     def dense(self, q, k, g_gamma):
-        return loop(q, k, g_gamma.exp()[:, None].expand(q.shape), 3**-0.5)
+        return 3**-0.5 * loop(q, k, g_gamma.exp()[:, None].expand(q.shape))
 
     def upstream(self, v, q, k, g_gamma):
         return upstream_function("fla.ops.simple_gla.naive", "naive_parallel_simple_gla")(
@@ -148,7 +132,7 @@ class TestRetention(OperatorTestCase):
 
     def dense(self, q, k):
         gamma = torch.tensor([1 - 2.0 ** (-5 - h) for h in range(4)], dtype=torch.float64)
-        return loop(q, k, gamma[:, None].expand(q.shape), 3**-0.5)
+        return 3**-0.5 * loop(q, k, gamma[:, None].expand(q.shape))
 
     def upstream(self, v, q, k):
         return upstream_function("fla.ops.retention.naive", "naive_retention")(q.transpose(1, 2), k.transpose(1, 2), v)
@@ -165,7 +149,7 @@ class TestWLA(OperatorTestCase):
         return {**qk(length), "g": -torch.rand(4, 3).double()}
 
     def dense(self, q, k, g):
-        return loop(q, k, g.exp().expand(q.shape), 3**-0.5)
+        return 3**-0.5 * loop(q, k, g.exp().expand(q.shape))
 
 
 class TestGLAS6(OperatorTestCase):
@@ -179,7 +163,7 @@ class TestGLAS6(OperatorTestCase):
 
     def dense(self, q, k, dt):
         decay = torch.stack([torch.exp(-n / 7 * dt) for n in (1, 2, 3)], -1)
-        return loop(q, k, decay, 3**-0.5)
+        return 3**-0.5 * loop(q, k, decay)
 
 
 class TestGLAS6ByChannel(TestGLAS6):
@@ -189,7 +173,7 @@ class TestGLAS6ByChannel(TestGLAS6):
         return {**qk(length), "dt": torch.rand(2, length, 4, 3).double()}
 
     def dense(self, q, k, dt):
-        return loop(q, k, torch.exp(-torch.tensor([1, 2, 3]).double() / 7 * dt), 3**-0.5)
+        return 3**-0.5 * loop(q, k, torch.exp(-torch.tensor([1, 2, 3]).double() / 7 * dt))
 
 
 class TestSSD(OperatorTestCase):
@@ -213,7 +197,7 @@ class TestSSD(OperatorTestCase):
     def dense(self, dt, A, B, C, dt_bias):
         steps = softplus(dt + dt_bias).clamp(0.5, 1.0)
         B, C = B.repeat_interleave(2, 2), C.repeat_interleave(2, 2)
-        return loop(C, B * steps[..., None], (A * steps).exp()[..., None], 1)
+        return loop(C, B * steps[..., None], (A * steps).exp()[..., None])
 
     def upstream(self, v, dt, A, B, C, dt_bias):
         scan = upstream_function("transformers.models.mamba2.modeling_mamba2", "mamba2_chunk_scan")
@@ -230,7 +214,7 @@ class TestSSDBare(TestSSD):
 
     def dense(self, dt, A, B, C):
         B, C = B.repeat_interleave(2, 2), C.repeat_interleave(2, 2)
-        return loop(C, B * dt[..., None], (A * dt).exp()[..., None], 1)
+        return loop(C, B * dt[..., None], (A * dt).exp()[..., None])
 
     def upstream(self, v, dt, A, B, C):
         scan = upstream_function("transformers.models.mamba2.modeling_mamba2", "mamba2_chunk_scan")
@@ -263,7 +247,7 @@ class TestSelectiveScan(OperatorTestCase):
         steps = softplus(delta + delta_bias[:, None]).mT[..., None]
         B = B.mT[:, :, None].expand(-1, -1, 4, -1)
         C = C.repeat_interleave(2, 1).permute(0, 3, 1, 2)
-        return loop(C, B * steps, (A * steps).exp(), 1)
+        return loop(C, B * steps, (A * steps).exp())
 
     def upstream(self, v, delta, A, B, C, delta_bias):
         # it knows no groups: B is given to each channel's, C to the first's
@@ -294,7 +278,7 @@ class TestSelectiveScanConstant(OperatorTestCase):
 
     def dense(self, delta, A, B, C):
         steps = delta.mT[..., None]
-        return loop(C.expand(2, steps.shape[1], -1, -1), B * steps, (A * steps).exp(), 1)
+        return loop(C.expand(2, steps.shape[1], -1, -1), B * steps, (A * steps).exp())
 
 
 def control_loop(A, B, C):

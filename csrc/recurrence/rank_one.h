@@ -150,12 +150,6 @@ struct ScaledNorm {
     }
 };
 
-inline double plain_norm(const double *x, int64_t n) {
-    V sum{};
-    for (int64_t i = 0; i < n; i += W) sum += load(x + i) * load(x + i);
-    return std::sqrt(horizontal_sum(sum));
-}
-
 // How much each token of the block does at most, four numbers a token: the norms of its read and write, a bound of the
 // 2-norm of its transition A = diag(d) - b a^T, and one of the terms of which that is made, (max |d| + |a| |b|)
 // (1 + |a| |b|). A^T A = D^2 + v a^T + a v^T with v = |b|^2 a / 2 - D b, of which the last two have the eigenvalue
@@ -181,8 +175,8 @@ inline void token_sizes(const BlockTokens &tokens, int64_t states, double *sizes
         for (int64_t i = states / W * W; i < states; i++) decay = max(decay, std::abs(d[i]));
         const double terms = product * (lookup.norm * update.norm);
         const double more = product * (horizontal_sum(along) + lookup.norm * std::sqrt(horizontal_sum(square)));
-        sizes[0] = plain_norm(tokens.read + t * n, n);
-        sizes[1] = plain_norm(tokens.write + t * n, n);
+        sizes[0] = std::sqrt(sum_of_squares(tokens.read + t * n, n, n, 1));
+        sizes[1] = std::sqrt(sum_of_squares(tokens.write + t * n, n, n, 1));
         sizes[2] = std::sqrt(decay * decay + larger(more, 0.0));
         sizes[3] = (decay + terms) * (1 + terms);
     }

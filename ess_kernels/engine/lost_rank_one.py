@@ -80,8 +80,8 @@ def lost_in_rank_one_states(
     fresh_rows = sizes.step * read_too + sizes.read
     everywhere = (sizes.step * before * read_too).sum(1, True) + ROUNDINGS_OF_SUM * (before * after).amax(1, True)
 
-    spans = TokenSizes(*(x.unflatten(1, (-1, span)) for x in sizes.padded(span)))
-    growth, norm = spans.norm.clamp_min(1.0).prod(-1), spans.norm.prod(-1)
+    norms = _spanned(sizes.norm, span, 1.0)
+    growth, norm = norms.clamp_min(1.0).prod(-1), norms.prod(-1)
     F, G, new, new_rows = (_spanned(x, span) for x in (before, after, fresh, fresh_rows))
     new, new_rows = growth * new.sum(-1), growth * new_rows.sum(-1)
     errors = growth * _arriving(new, norm) + new
@@ -93,8 +93,8 @@ def lost_in_rank_one_states(
     return (EPS * lost)[:, : -(-length // span)]
 
 
-def _spanned(x: Tensor, span: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, -x.shape[1] % span)).unflatten(1, (-1, span))
+def _spanned(x: Tensor, span: int, fill: float = 0.0) -> Tensor:
+    return torch.nn.functional.pad(x, (0, -x.shape[1] % span), value=fill).unflatten(1, (-1, span))
 
 
 def _states(sizes: TokenSizes, reach: Tensor, c: int) -> Tensor:

@@ -54,9 +54,7 @@ def cut_repeated(period: Tokens, length: int, c: int) -> tuple[Tokens, Tensor]:
 
     blocks, places = tokens(0, kinds * c), torch.arange(whole, device=device) % max(kinds, 1)
     if rest:
-        last = tokens(whole * c, rest)
-        joined = iter([torch.cat(pair, 1) for pair in zip(blocks.tensors, last.tensors, strict=True)])
-        blocks = blocks.map(lambda _: next(joined))
+        blocks = blocks.cat(tokens(whole * c, rest), 1)
         places = torch.cat([places, places.new_full((1,), kinds)])
     return blocks, places
 

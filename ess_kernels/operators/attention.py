@@ -17,6 +17,7 @@ from .._checks import (
 )
 from .._readable import check_plain
 from .finiteness import BAND, all_finite, finite_or_minus_inf, largest
+from .layout import scale_of
 from .separate import takes_sequences
 from .softmax import causal_window, check_window, first_column, gates_between, softmax_rows
 from .structure import Operator, Tiled
@@ -209,7 +210,7 @@ def attention(
     return Attention(
         q,
         k,
-        scale=size**-0.5 if scale is None else finite_float("scale", scale),
+        scale=scale_of(scale, size),
         attn_mask=attn_mask,
         window_size=window_size,
         softcap=softcap,

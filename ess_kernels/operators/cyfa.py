@@ -11,9 +11,10 @@ from .._checks import check_layout, check_same_device, check_shape, finite_float
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import LAYOUT, check_q_k
+from .layout import LAYOUT, check_q_k
 from .matrix_states import read_states
 from .norms import rms_normalized
+from .rotation import turned_pairs
 from .separate import takes_sequences
 from .structure import Operator
 
@@ -119,6 +120,4 @@ class _Circle:
 
     def turned(self, x: Tensor, clock: Tensor) -> Tensor:
         """Coordinates `[..., C + 1]` turned by the clock `[...]`."""
-        cosines, sines = self._waves(clock)
-        even, odd = x[..., ::2], x[..., 1::2]
-        return torch.stack([cosines * even - sines * odd, sines * even + cosines * odd], -1).flatten(-2)
+        return turned_pairs(x, *self._waves(clock))

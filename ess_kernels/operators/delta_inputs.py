@@ -13,31 +13,12 @@ from .._checks import (
     check_bool,
     check_groups,
     check_layout,
-    check_positive_size,
     check_same_device,
     check_shape,
     finite_float,
 )
 from .finiteness import finite_or_nan
 from .norms import l2_normalized
-
-KEYS = "[B, T, H, K]"
-
-
-def check_alike(**tensors: Tensor) -> int:
-    """`K`, once all tensors are known to be `[B, T, H, K]` of one shape on one device; errors name the odd one."""
-    first, *others = tensors
-    shape = check_layout(first, tensors[first], KEYS)
-    check_positive_size(first, "K", shape[-1])
-    for name in others:
-        check_shape(name, tensors[name], shape, KEYS)
-    check_same_device(**tensors)
-    return shape[-1]
-
-
-def scale_of(scale: float | None, state_size: int) -> float:
-    """The scale, `K ** -0.5` where it is None."""
-    return state_size**-0.5 if scale is None else finite_float("scale", scale)
 
 
 def check_value_heads(name: str, x: Tensor, q: Tensor, layout: str = "[B, T, HV]") -> int:

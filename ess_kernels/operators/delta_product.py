@@ -8,8 +8,7 @@ from torch.nn.functional import pad
 
 from .._checks import check_same_device, check_shape, integer
 from .blocked import Blocked
-from .delta_inputs import check_alike, scale_of
-from .linear_attention import LAYOUT
+from .layout import LAYOUT, check_alike, scale_of
 from .rank_one import RankOneStateSpace
 from .separate import takes_sequences
 from .structure import Operator

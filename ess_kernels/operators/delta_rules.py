@@ -12,14 +12,12 @@ from torch import Tensor
 
 from .._checks import check_bool, check_shape
 from .delta_inputs import (
-    check_alike,
     check_value_heads,
     log_decays,
     normalized,
-    scale_of,
     step_sizes,
 )
-from .linear_attention import LAYOUT
+from .layout import LAYOUT, check_alike, scale_of
 from .rank_one import RankOneStateSpace
 from .separate import takes_sequences
 from .structure import Operator
@@ -95,9 +93,9 @@ def gated_delta_rule(
     Source: `fla.ops.gated_delta_rule.chunk_gated_delta_rule`.
     """
     check_alike(q=q, k=k)
-    heads = check_value_heads("g", g, q)
+    check_value_heads("g", g, q)
     decays = log_decays(g, use_gate_in_kernel, A_log, dt_bias)
-    gates = decays[..., None].expand(*q.shape[:2], heads, q.shape[3])
+    gates = decays[..., None].expand(*g.shape, q.shape[3])
     return _replacing(
         q,
         k,
@@ -218,8 +216,8 @@ def comba(
     Source: `fla.ops.comba.chunk_comba`.
     """
     check_alike(q=q, k=k, p=p)
-    heads = check_value_heads("g", g, q)
-    gates = g[..., None].expand(*q.shape[:2], heads, q.shape[3])
+    check_value_heads("g", g, q)
+    gates = g[..., None].expand(*g.shape, q.shape[3])
     return _replacing(q, k, gates, beta, scale, use_qk_l2norm_in_kernel, False, False, (g,), lookup=p)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .._checks import check_layout, check_positive_size, check_same_device, check_shape
 from ..engine.blocks import substitute
 from .attention_kin import AttentionKin
-from .delta_inputs import KEYS
+from .layout import LAYOUT
 from .separate import takes_sequences
 from .softmax import causal_window, softmax_rows
 from .structure import Operator
@@ -60,9 +60,9 @@ def deltaformer(
 
     Source: `fla.ops.deltaformer.deltaformer_attn`; arXiv 2505.19488.
     """
-    shape = check_layout("q", q, KEYS)
+    shape = check_layout("q", q, LAYOUT)
     check_positive_size("q", "K", shape[-1])
-    check_shape("k", k, shape, KEYS)
+    check_shape("k", k, shape, LAYOUT)
     if beta is not None:
         check_shape("beta", beta, shape[:3], "[B, T, H]")
     check_same_device(q=q, k=k, beta=beta)

@@ -10,8 +10,6 @@ from torch import Tensor
 from .._checks import (
     check_bool,
     check_floating,
-    check_layout,
-    check_positive_size,
     check_same_device,
     check_shape,
     finite_float,
@@ -20,21 +18,12 @@ from .._checks import (
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
+from .layout import LAYOUT, check_q_k
 from .separate import takes_sequences
 from .structure import Operator
 
-LAYOUT = "[B, T, H, K]"
 # what upstream adds to the row sums of normalised linear attention
 NORMALIZER_EPS = 1e-10
-
-
-def check_q_k(q: Tensor, k: Tensor, scale: float | None, *, names: tuple[str, str] = ("q", "k")) -> float:
-    """The scale, once `q` and `k`, which the caller calls by these names, are known to fit."""
-    shape = check_layout(names[0], q, LAYOUT)
-    check_positive_size(names[0], "K", shape[-1])
-    check_shape(names[1], k, shape, LAYOUT)
-    check_same_device(**dict(zip(names, (q, k))))
-    return shape[-1] ** -0.5 if scale is None else finite_float("scale", scale)
 
 
 def _check_gate(name: str, gate: Any, q: Tensor, layout: str) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._checks import check_groups, check_layout, check_positive_size, check_same_device, check_shape
 from .attention_kin import AttentionKin
-from .delta_inputs import scale_of
+from .layout import scale_of
 from .recurrence_rows import recurrence_rows
 from .separate import takes_sequences
 from .structure import Operator, Tokens

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .delta_inputs import check_alike, scale_of
-from .linear_attention import LAYOUT
+from .layout import LAYOUT, check_alike, scale_of
 from .rank_one import RankOneStateSpace
 from .separate import takes_sequences
 from .structure import Operator

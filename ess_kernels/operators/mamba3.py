@@ -11,6 +11,7 @@ from .._checks import check_groups, check_layout, check_positive_size, check_sam
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
+from .rotation import turned_pairs
 from .separate import takes_sequences
 from .structure import Operator
 
@@ -99,7 +100,4 @@ def mamba3(
 def _turned(x: Tensor, angle: Tensor) -> Tensor:
     """`x [..., N]` with its first R pairs of neighbours turned by `angle [..., R]`."""
     size = 2 * angle.shape[-1]
-    even, odd = x[..., 0:size:2], x[..., 1:size:2]
-    cosine, sine = angle.cos(), angle.sin()
-    turned = torch.stack([cosine * even - sine * odd, sine * even + cosine * odd], -1).flatten(-2)
-    return torch.cat([turned, x[..., size:]], -1)
+    return torch.cat([turned_pairs(x[..., :size], angle.cos(), angle.sin()), x[..., size:]], -1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .._checks import check_bool, check_same_device, check_shape
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import LAYOUT, check_q_k
+from .layout import LAYOUT, check_q_k
 from .matrix_states import read_states
 from .norms import l2_normalized
 from .separate import takes_sequences

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_same_device, check_shape
-from .delta_inputs import check_alike, scale_of
-from .linear_attention import LAYOUT
+from .layout import LAYOUT, check_alike, scale_of
 from .separate import takes_sequences
 from .structure import Operator, StateSpace, Tokens
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from .._checks import check_same_device, check_shape, integer
 from .._readable import check_plain
 from .attention_kin import AttentionKin, check_queries_and_keys
-from .delta_inputs import scale_of
+from .layout import scale_of
 from .separate import takes_sequences
 from .softmax import causal_window, softmax_rows
 from .structure import Operator

@@ -8,8 +8,8 @@ from torch.nn.functional import pad
 
 from .._checks import check_same_device, check_shape
 from .attention_kin import QUERIES, AttentionKin, check_queries_and_keys
-from .delta_inputs import scale_of
 from .finiteness import largest
+from .layout import scale_of
 from .separate import takes_sequences
 from .softmax import causal_window, check_window, first_column, softmax_rows
 from .structure import Operator

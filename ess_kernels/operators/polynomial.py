@@ -10,7 +10,7 @@ from torch import Tensor
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import LAYOUT, check_q_k
+from .layout import LAYOUT, check_q_k
 from .separate import takes_sequences
 from .structure import Operator
 

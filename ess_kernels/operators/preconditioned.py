@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_same_device, check_shape, finite_float
-from .delta_inputs import check_alike, check_value_heads, normalized, scale_of
+from .delta_inputs import check_value_heads, normalized
 from .finiteness import finite_or_nan
-from .linear_attention import LAYOUT
+from .layout import LAYOUT, check_alike, scale_of
 from .over_time import decayed_sum
 from .rank_one import RankOneStateSpace
 from .separate import takes_sequences
@@ -62,8 +62,8 @@ def precond_gated_delta_rule(
     Source: `fla.ops.precond_gated_delta_rule`.
     """
     check_alike(q=q, k=k)
-    heads = check_value_heads("g", g, q)
-    gates = g[..., None].expand(*q.shape[:2], heads, q.shape[3])
+    check_value_heads("g", g, q)
+    gates = g[..., None].expand(*g.shape, q.shape[3])
     check_bool("use_qk_l2norm_in_kernel", use_qk_l2norm_in_kernel)
     reads, keys = (normalized(raw, use_qk_l2norm_in_kernel) for raw in (q, k))
     return _preconditioned(reads, keys, gates, g_atk, beta_atk, beta, scale, x, eps, log_atk_scale, (q, k, g))

@@ -9,7 +9,7 @@ from .._checks import check_layout, check_same_device, check_shape
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import LAYOUT, check_q_k
+from .layout import LAYOUT, check_q_k
 from .separate import takes_sequences
 from .structure import Operator
 

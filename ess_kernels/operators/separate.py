@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .sequences import KINDS, Bounds, Sequences, given_marks
-from .structure import Operator
+from .structure import Operator, rank_cap
 
 P = ParamSpec("P")
 Arguments = Mapping[str, Any]
@@ -252,9 +252,7 @@ class SeparateSequences(Operator):
     def rank_cap(self, positions: Tensor) -> Tensor:
         """0 at positions that are not valid. `[P]`; or `[B, 1, P]` where B rows have sequences of their own."""
         start, stop = self._at(positions)
-        rows, columns = self.block
-        cap = torch.minimum(columns * (positions - start), rows * (stop - positions)).clamp_min(0)
-        return cap if self.state_size is None else cap.clamp_max(self.state_size)
+        return rank_cap(positions - start, stop - start, self.state_size, self.block).clamp_min(0)
 
     # --- across the border of a compiled graph ------------------------------------------------------------------------
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_groups, check_layout, check_positive_size, check_same_device, check_shape, finite_float
+from .._checks import check_groups, check_layout, check_positive_size, check_same_device, check_shape
 from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
-from .linear_attention import LAYOUT, check_q_k
+from .layout import LAYOUT, check_q_k, scale_of
 from .matrix_states import read_states
 from .separate import takes_sequences
 from .structure import Operator
@@ -59,7 +59,7 @@ def gsa(
     if g is not None:
         check_shape("g", g, s.shape, "[B, T, H, M]")
     check_same_device(q=q, k=k, s=s, g=g)
-    scale = size**-0.5 if scale is None else finite_float("scale", scale)
+    scale = scale_of(scale, size)
     inputs = [x for x in (q, k, s, g) if x is not None]
     if g is None:
         written, gate = over_time.softmax_over_time(finite_or_nan(s.double()), 1)

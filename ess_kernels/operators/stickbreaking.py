@@ -8,8 +8,9 @@ from torch.nn.functional import logsigmoid, pad
 
 from .._checks import check_bool, check_same_device
 from .attention_kin import AttentionKin, check_queries_and_keys
-from .delta_inputs import scale_of
+from .layout import scale_of
 from .separate import takes_sequences
+from .softmax import causal_window
 from .structure import Operator
 
 
@@ -25,9 +26,8 @@ class StickbreakingAttention(AttentionKin):
 
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         z = self.scores(heads, start, stop)
-        row = torch.arange(start, stop, device=self.device)[:, None]
-        column = torch.arange(stop, device=self.device)
-        seen = column <= row if self.attend_current else column < row
+        seen = causal_window(start, stop, 0, None, self.device)
+        seen = seen if self.attend_current else seen.tril(start - 1)
         # what each key leaves of the stick, and what all nearer ones have left before it: sums, never differences
         left = torch.where(seen, logsigmoid(-z), 0.0)
         left_before = pad(left.flip(-1).cumsum(-1)[..., : max(stop - 1, 0)], (min(stop, 1), 0)).flip(-1)

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 
-def rank_cap(positions: Tensor, length: int, state_size: int | None) -> Tensor:
-    """The largest rank that `H_i` can have: `min(i, L - i)`, and no more than the state size unless that is None."""
-    cap = torch.minimum(positions, length - positions)
+def rank_cap(
+    positions: Tensor, length: int | Tensor, state_size: int | None, block: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """The largest rank that `H_i` can have: the smaller one of its sides, and no more than the state size, if any.
+
+    Its sides are L - i and i; where a token has a block of `(p, m)` rows and columns, `p (L - i)` and `m i`.
+    """
+    rows, columns = block
+    cap = torch.minimum(columns * positions, rows * (length - positions))
     return cap if state_size is None else cap.clamp_max(state_size)
 
 
@@ -115,11 +121,7 @@ class Operator(ABC):
 
     def rank_cap(self, positions: Tensor) -> Tensor:
         """The largest rank that `H_i` can have at each of the positions, `[P]`; it broadcasts to `[*batch, P]`."""
-        rows, columns = self.block
-        if rows == columns == 1:
-            return rank_cap(positions, self.length, self.state_size)
-        cap = torch.minimum(columns * positions, rows * (self.length - positions))
-        return cap if self.state_size is None else cap.clamp_max(self.state_size)
+        return rank_cap(positions, self.length, self.state_size, self.block)
 
     def submatrix(self, T: Tensor, i: int) -> Tensor:
         """`H_i` of this operator's `T`: the rows of tokens from i on, the columns of tokens before i."""
@@ -218,6 +220,11 @@ class Tokens:
         read, write, transition = change(self.read), change(self.write), change(self.transition)
         lookup, update = (None if x is None else change(x) for x in (self.lookup, self.update))
         return Tokens(read, write, transition, self.reads_before, lookup, update)
+
+    def cat(self, others: Tokens, dim: int) -> Tokens:
+        """These tokens and others of the same kind, one behind the other."""
+        pairs = iter([torch.cat(pair, dim) for pair in zip(self.tensors, others.tensors, strict=True)])
+        return self.map(lambda _: next(pairs))
 
     @property
     def updates(self) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from .._checks import check_same_device, check_shape
 from .attention_kin import QUERIES, AttentionKin, check_queries_and_keys
-from .delta_inputs import scale_of
+from .layout import scale_of
 from .recurrence_rows import recurrence_rows
 from .separate import takes_sequences
 from .softmax import causal_window, check_window, first_column, gates_between, softmax_rows

@@ -122,7 +122,6 @@ class NativeRecurrence(SummingEngine):
         self.length, self.state_size = op.length, op.state_size
         self.group = c
         self.finite = torch.ones_like(heads, dtype=torch.bool)
-        self._found = found
         self._filled = False
         self._kind = DIAGONAL
         self._matrices: Matrices | None = None
@@ -176,8 +175,7 @@ class NativeRecurrence(SummingEngine):
             self.tokens = NativeTokens(source)
             peaks = torch.stack([largest(matrices.read), largest(matrices.write)])
         self._peaks, self.finite = peaks, peaks.isfinite().all(0)
-        self._found = Survey(self.tokens, torch.where(self.finite, peaks, 0.0).numpy())
-        self.unit = self._found.take_units()
+        self.unit = Survey(self.tokens, torch.where(self.finite, peaks, 0.0).numpy()).take_units()
 
     def _look_at_parts(self) -> None:
         """Finds heads that grow: no product of their transitions may be too large for kernels."""
