@@ -1,4 +1,4 @@
-"""Pictures of ESS. matplotlib is imported when one is drawn, and only its figure objects: no global backend changes."""
+"""ESS against position of several layers, a panel a layer, from arrays of numbers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..values import short
+from .colours import CAP_COLOUR, ENTROPY_COLOUR, TOLERANCE_COLOURS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, told apart with every common colour vision and, in this order, also in grey.
-ENTROPY_COLOUR = "#0072B2"
-TOLERANCE_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-CAP_COLOUR = "#222222"
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _draw(place: Any, panel: Curves, tolerances: Sequence[float], positions: Seq
     curves = [("entropy-ESS", ENTROPY_COLOUR, _gaps(panel.entropy, cap))]
     for number, (tolerance, counts) in enumerate(zip(tolerances, panel.tolerance)):
         colour = TOLERANCE_COLOURS[number % len(TOLERANCE_COLOURS)]
-        curves.append((f"tolerance-ESS, {tolerance:.0e}".replace("e-0", "e-"), colour, _gaps(counts, cap)))
+        curves.append((f"tolerance-ESS, {short(tolerance)}", colour, _gaps(counts, cap)))
     for label, colour, values in curves:
         usable = np.isfinite(values).any(0)  # a position where every head is bad has no mean
         seen, heads = where[usable], values[:, usable]
