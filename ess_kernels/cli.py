@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from ess_kernels._limits import MAX_DEMO_BYTES
+from ess_kernels._printable import printable
 from ess_kernels._version import __version__
 from ess_kernels.commands import demo as demo_command
 from ess_kernels.commands import doctor as doctor_command
 from ess_kernels.commands.errors import UserError
-from ess_kernels.commands.terminal import note, shown, silence
+from ess_kernels.commands.terminal import note, silence
 
 BACKENDS = ("auto", "reference", "torch", "native", "triton")
 
@@ -41,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
     """As argparse has it, with the control characters of what was typed made visible in its errors."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(shown(message))
+        super().error(printable(message))
 
 
 def _parser() -> argparse.ArgumentParser:

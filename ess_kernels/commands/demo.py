@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from ess_kernels import _requirements, environment
 from ess_kernels._limits import MAX_DEMO_BYTES
+from ess_kernels._printable import printable
 from ess_kernels._text_table import short_tolerance, text_table
 from ess_kernels._version import __version__
 from ess_kernels.commands.errors import UserError
 from ess_kernels.commands.extras import installed, missing, require
 from ess_kernels.commands.files import check_distinct, check_writable, picture, write
-from ess_kernels.commands.terminal import note, say, shown
+from ess_kernels.commands.terminal import note, say
 from ess_kernels.commands.texts import given_text
 
 if TYPE_CHECKING:
@@ -64,15 +65,15 @@ def run(options: argparse.Namespace) -> int:
     # a file that cannot be written must not cost the user the table, nor a closed pipe the files
     try:
         if options.json is not None:
-            write(options.json, (json.dumps(report.to_json()) + "\n").encode())
+            write(options.json, lambda path: path.write_text(json.dumps(report.to_json()) + "\n"))
         if plot is not None:
             _draw(report, plot)
     finally:
         say(_table(report))
     if options.json is not None:
-        say(f"numbers: {shown(options.json)}")
+        say(f"numbers: {printable(options.json)}")
     if plot is not None:
-        say(f"picture: {shown(plot)}")
+        say(f"picture: {printable(plot)}")
     return 0
 
 
@@ -136,7 +137,4 @@ def _draw(report: Report, path: Path) -> None:
     ]
     title = f"Effective state-size on {report.length} bytes of text: mean over heads, band from min to max"
     figure = plot_ess(panels, TOLERANCES, unit="bytes", title=title)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
+    write(path, figure.savefig)

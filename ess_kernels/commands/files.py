@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from ess_kernels._whole_files import write_whole
 from ess_kernels.commands.errors import UserError
 
 
@@ -56,8 +58,17 @@ def picture(path: Path) -> Path:
     return path
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, fill: Callable[[Path], object]) -> None:
+    """Lets `fill` write a file, which is there whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def fill_it(temporary: Path) -> None:
+        fill(temporary)
+
     try:
-        path.write_bytes(data)
+        write_whole(path, fill_it)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
