@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ess_kernels._printable import printable
 from ess_kernels._shares import mean_where, of_bound
 from ess_kernels.analysis import storage, table
 from ess_kernels.analysis.summary import headline, summary
@@ -67,7 +68,7 @@ class LayerResult:
 
     def __repr__(self) -> str:
         size = "a state that grows" if self.state_size is None else f"a state of {self.state_size}"
-        return f"<LayerResult {self.name}: {self.mixer}, {size}, {len(self.positions)} positions>"
+        return printable(f"<LayerResult {self.name}: {self.mixer}, {size}, {len(self.positions)} positions>")
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ess_kernels._printable import printable
 from ess_kernels._shares import COLLAPSED, SATURATED, collapsed_share, saturated_share
 from ess_kernels._text_table import short_tolerance, text_table
 from ess_kernels.analysis.table import MetricOfLayer, metrics_of, pooled
@@ -35,12 +36,7 @@ def headline(analysis: Analysis) -> str:
     sizes = sorted({f"{layer.cap.shape[0]} x {layer.length}" for layer in layers})
     tokens = f", {' and '.join(sizes)} tokens" if sizes else ""
     mixers, skipped = len(layers), len(analysis.skipped)
-    return f"{analysis.model}: {mixers} mixers, {skipped} skipped{tokens}, {analysis.seconds:.1f} s"
-
-
-def printable(line: str) -> str:
-    """The line with control characters spelled out: names come from models that anybody may have written."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    return printable(f"{analysis.model}: {mixers} mixers, {skipped} skipped{tokens}, {analysis.seconds:.1f} s")
 
 
 def _table(analysis: Analysis) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ess_kernels._shares import as_numbers, collapsed_share, mean_where, of_bound, saturated_share
 
 if TYPE_CHECKING:
+    from ess_kernels.analysis.measure import Measured
     from ess_kernels.analysis.result import Analysis, LayerResult
 
 # what identifies a row; `position`, `valid`, `cap` and `value` follow in the table of positions
@@ -38,7 +39,7 @@ class MetricOfLayer:
         return as_numbers(self.metric, self.ess, 3)
 
 
-def metrics_of(layer: LayerResult) -> list[MetricOfLayer]:
+def metrics_of(layer: LayerResult | Measured) -> list[MetricOfLayer]:
     """The layer's metrics in the order of the table: entropy first, then each tolerance."""
     found = [] if layer.entropy is None else [MetricOfLayer("entropy", None, layer.entropy)]
     return found + [MetricOfLayer("tolerance", atol, counts) for atol, counts in layer.tolerance.items()]
