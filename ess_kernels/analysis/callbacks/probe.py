@@ -13,7 +13,7 @@ from torch import nn
 from ess_kernels._checks import finite_float, integer
 from ess_kernels.analysis.forward import evaluating
 from ess_kernels.analysis.measure import METRICS, check_metrics
-from ess_kernels.analysis.names import scalars
+from ess_kernels.analysis.scalars import scalars
 from ess_kernels.analysis.result import Analysis
 
 logger = logging.getLogger(__name__)

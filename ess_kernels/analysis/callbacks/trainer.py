@@ -13,7 +13,7 @@ class ESSCallback(Probe, TrainerCallback):
     """Measures the ESS of the model on one fixed batch, before training and every N steps, and logs scalars.
 
     Arguments and attributes are those of `Probe`. Process zero alone measures; the others wait for it at the next step.
-    The scalars are those of `ess_kernels.analysis.names.scalars`, for instance
+    The scalars are those of `ess_kernels.analysis.scalars.scalars`, for instance
     `ess/model.layers.0.self_attn/entropy_mean`. With `attach` they go where the Trainer's own logs go. A callback that
     is merely passed to the Trainer adds them to `trainer.state.log_history`: callbacks do not get to see the Trainer.
 
