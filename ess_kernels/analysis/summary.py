@@ -65,7 +65,7 @@ def _row(layer: LayerResult, tolerances: Sequence[float]) -> list[str]:
         *(_number(means[atol][0]) if atol in means else "-" for atol in (None, *tolerances)),
         "-" if math.isnan(of_cap) else f"{100 * of_cap:.1f} %",
         f"{layer.capture_error:.0e}",
-        ", ".join(_flags(layer)),
+        ", ".join(flags_of(layer)),
     ]
 
 
@@ -73,7 +73,8 @@ def _number(mean: float) -> str:
     return "bad data" if math.isnan(mean) else f"{mean:.2f}"
 
 
-def _flags(layer: LayerResult) -> list[str]:
+def flags_of(layer: LayerResult) -> list[str]:
+    """What should be looked at in a layer, in a few words each; `flag_legend` says what they mean."""
     flags = []
     found = _flagged_metric(layer)
     if found is not None:
@@ -111,10 +112,15 @@ def _legend(analysis: Analysis) -> list[str]:
     lines.append(
         f"of cap is {of_cap} as a share of the cap min(TSS, i, L-i), and TSS the state size (i: it grows with i)."
     )
+    return lines + flag_legend(analysis)
+
+
+def flag_legend(analysis: Analysis) -> list[str]:
+    """What a flag means, if there can be one."""
     middle = _middle(_tolerances(analysis))
-    if middle is not None:
-        lines.append(
-            f"Flags: at least {100 * FLAGGED:.0f} % of the positions saturated (ESS {short_tolerance(middle)} at least "
-            f"{SATURATED:g} of the cap) or collapsed (less than {COLLAPSED:g} of it)."
-        )
-    return lines
+    if middle is None:
+        return []
+    return [
+        f"Flags: at least {100 * FLAGGED:.0f} % of the positions saturated (ESS {short_tolerance(middle)} at least "
+        f"{SATURATED:g} of the cap) or collapsed (less than {COLLAPSED:g} of it)."
+    ]
