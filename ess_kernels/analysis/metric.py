@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ess_kernels.analysis.measure import METRICS, Measured, check_metrics, measure
-from ess_kernels.analysis.scalars import scalar_name
 from ess_kernels.analysis.result import LayerResult
+from ess_kernels.analysis.scalars import scalar_name
 from ess_kernels.analysis.table import MetricOfLayer, metrics_of
 from ess_kernels.operators.structure import Operator
 

@@ -13,8 +13,8 @@ from torch import nn
 from ess_kernels._checks import finite_float, integer
 from ess_kernels.analysis.forward import evaluating
 from ess_kernels.analysis.measure import METRICS, check_metrics
-from ess_kernels.analysis.scalars import scalars
 from ess_kernels.analysis.result import Analysis
+from ess_kernels.analysis.scalars import scalars
 
 logger = logging.getLogger(__name__)
 
