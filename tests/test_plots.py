@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 import ess_kernels as ek
 from ess_kernels.analysis.delimiters import delimiter_dips, find_delimiters
+from ess_kernels.analysis.names import short_names
 from ess_kernels.analysis.plots import KINDS, draw, plot_delimiters, plot_spectra
-from ess_kernels.analysis.plots.axes import short_names
 from ess_kernels.testing.analyses import an_analysis
 
 LENGTH = 24
@@ -122,6 +122,7 @@ def test_position_shows_means_bands_caps_and_marks(analysis):
     band = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
     assert band[:, 1].max() == pytest.approx(float(layer.entropy[0].max()))
     assert [line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == ":"] == [5, 9]
+    assert [text.get_text() for text in ax.get_legend().get_texts()][-2:] == ["cap min(TSS, i, L-i)", "mark"]
 
 
 def test_position_draws_each_cap_of_several_layers_once(analysis):

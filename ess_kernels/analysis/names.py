@@ -1,30 +1,16 @@
-"""The names of scalars that are logged: `<layer>/entropy_mean`, `<layer>/tolerance_1e-03_mean`, ..."""
+"""Names of modules, as short as they can be where there is little room."""
 
 from __future__ import annotations
 
-from ess_kernels.analysis.result import Analysis
-from ess_kernels.analysis.table import metrics_of, pooled
+from collections.abc import Sequence
 
 
-def scalar_name(metric: str, atol: float | None = None) -> str:
-    """`"entropy"`, or the tolerance with two digits in its exponent: `"tolerance_1e-03"`, `"tolerance_0.0025"`."""
-    if metric == "entropy" or atol is None:
-        return metric
-    rounded = f"{atol:.0e}"
-    return f"{metric}_{rounded if float(rounded) == atol else f'{atol:g}'}"
-
-
-def scalars(analysis: Analysis, prefix: str = "ess") -> dict[str, float]:
-    """What monitoring logs of an analysis: for each layer and metric the mean, and the mean share of the cap.
-
-    Means are over all heads and valid positions of the batch; NaN where a head has bad data.
-    """
-    found = {}
-    for layer in analysis.layers.values():
-        for measured in metrics_of(layer):
-            name = f"{prefix}/{layer.name}/{scalar_name(measured.metric, measured.atol)}"
-            mean, of_cap = pooled(layer, measured)
-            found[f"{name}_mean"] = mean
-            found[f"{name}_of_cap"] = of_cap
-        found[f"{prefix}/{layer.name}/unresolved"] = layer.unresolved
-    return found
+def short_names(names: Sequence[str]) -> list[str]:
+    """The names without the words that all share at the front or end: of `layers.3.mixer`, `layers.4.mixer` 3 and 4."""
+    words = [name.split(".") for name in names]
+    if len(names) < 2:
+        return list(names)
+    shortest = min(map(len, words))
+    front = next((n for n in range(shortest) if len({parts[n] for parts in words}) > 1), shortest - 1)
+    back = next((n for n in range(shortest - front) if len({parts[-1 - n] for parts in words}) > 1), 0)
+    return [".".join(parts[front : len(parts) - back]) for parts in words]

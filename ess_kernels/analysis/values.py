@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ess_kernels._text_table import short_tolerance
+
 from .result import Analysis, LayerResult
+from .table import MetricOfLayer, pooled
+from .table import metrics_of as metrics_of_layer
 
 ENTROPY = "entropy"
 
@@ -44,13 +48,7 @@ def _number(metric: Any) -> float:
 
 def metric_label(metric: str | float) -> str:
     """`"entropy-ESS"`, or for instance `"tolerance-ESS, 1e-3"`."""
-    return "entropy-ESS" if metric == ENTROPY else f"tolerance-ESS, {short(float(metric))}"
-
-
-def short(number: float) -> str:
-    """A tolerance as people write it: `0.001` is `1e-3`, `0.02` is `2e-2`."""
-    digits, power = f"{number:e}".split("e")
-    return f"{float(digits):g}e{int(power)}"
+    return "entropy-ESS" if metric == ENTROPY else f"tolerance-ESS, {short_tolerance(float(metric))}"
 
 
 def choose_layers(analysis: Analysis, layers: Sequence[str] | str | None) -> list[LayerResult]:
@@ -91,6 +89,26 @@ def caps_of(layer: LayerResult) -> np.ndarray:
     return cap
 
 
+def find_metric(layer: LayerResult, metric: str | float) -> MetricOfLayer | None:
+    """A metric of a layer, as `choose_metric` gives it; None if it was not measured in this layer."""
+    atol = None if metric == ENTROPY else float(metric)
+    return next((found for found in metrics_of_layer(layer) if found.atol == atol), None)
+
+
+def layer_means(layer: LayerResult, metric: str | float) -> tuple[float, float]:
+    """Means over valid positions, heads and rows: of ESS, and of its share of the cap. NaN: bad data, or none."""
+    found = find_metric(layer, metric)
+    return (np.nan, np.nan) if found is None else pooled(layer, found)
+
+
+def head_means(layer: LayerResult, metric: str | float, *, of_cap: bool = False) -> np.ndarray:
+    """The mean of each head over valid positions and rows: float64 `[H]`. NaN: bad data, or not measured."""
+    values = values_of(layer, metric, of_cap=of_cap)
+    counted = ~np.isnan(caps_of(layer))
+    with np.errstate(invalid="ignore"):
+        return np.where(counted[:, None], values, 0).sum((0, 2)) / counted.sum()
+
+
 def values_of(layer: LayerResult, metric: str | float, *, of_cap: bool = False) -> np.ndarray:
     """One metric of a layer, float64 `[B, H, P]`: NaN for bad data, outside of sequences, or if not measured.
 
@@ -99,18 +117,17 @@ def values_of(layer: LayerResult, metric: str | float, *, of_cap: bool = False) 
         metric: `"entropy"` or a tolerance, as `choose_metric` gives it.
         of_cap: divide by the cap.
     """
-    found = layer.entropy if metric == ENTROPY else layer.tolerance.get(float(metric))
     cap = caps_of(layer)
+    found = find_metric(layer, metric)
     if found is None:
         return np.full((cap.shape[0], 1, cap.shape[1]), np.nan)
-    values = found.numpy().astype(np.float64)
-    values[values < 0] = np.nan
+    values = found.numbers().numpy()
     values = np.where(np.isnan(cap)[:, None], np.nan, values)
     return values / cap[:, None] if of_cap else values
 
 
 def mean(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> Any:
-    """The mean of what is not NaN; NaN where there is nothing else."""
+    """The mean of what is not NaN, for curves of several heads; NaN where there is nothing else."""
     return _without_warning(np.nanmean, values, axis)
 
 

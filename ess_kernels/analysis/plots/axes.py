@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,17 +36,6 @@ def literal(text: str) -> str:
 
 def share_label(of_cap: bool, label: str = ESS_LABEL) -> str:
     return f"{label}, share of cap" if of_cap else label
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """The names without the words that all share at the front or end: of `layers.3.mixer`, `layers.4.mixer` 3 and 4."""
-    words = [re.split(r"\.", name) for name in names]
-    if len(names) < 2:
-        return list(names)
-    shortest = min(map(len, words))
-    front = next((n for n in range(shortest) if len({parts[n] for parts in words}) > 1), shortest - 1)
-    back = next((n for n in range(shortest - front) if len({parts[-1 - n] for parts in words}) > 1), 0)
-    return [".".join(parts[front : len(parts) - back]) for parts in words]
 
 
 def line_with_band(ax: Axes, where: np.ndarray, heads: np.ndarray, colour: Any, label: str, style: Any = "-") -> None:

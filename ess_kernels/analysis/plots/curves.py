@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..values import short
+from ess_kernels._text_table import short_tolerance
+
 from .colours import CAP_COLOUR, ENTROPY_COLOUR, TOLERANCE_COLOURS
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _draw(place: Any, panel: Curves, tolerances: Sequence[float], positions: Seq
     curves = [("entropy-ESS", ENTROPY_COLOUR, _gaps(panel.entropy, cap))]
     for number, (tolerance, counts) in enumerate(zip(tolerances, panel.tolerance)):
         colour = TOLERANCE_COLOURS[number % len(TOLERANCE_COLOURS)]
-        curves.append((f"tolerance-ESS, {short(tolerance)}", colour, _gaps(counts, cap)))
+        curves.append((f"tolerance-ESS, {short_tolerance(tolerance)}", colour, _gaps(counts, cap)))
     for label, colour, values in curves:
         usable = np.isfinite(values).any(0)  # a position where every head is bad has no mean
         seen, heads = where[usable], values[:, usable]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..names import short_names
 from ..result import Analysis
-from ..values import choose_layers, choose_metric, mean, metric_label, values_of
-from .axes import axes_or_new, literal, share_label, short_names
+from ..values import choose_layers, choose_metric, head_means, metric_label
+from .axes import axes_or_new, literal, share_label
 from .colours import COLOUR_MAP
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def plot_heads(
 ) -> Axes:
     """A column a layer, a row a head, the colour the mean over valid positions and rows of the batch.
 
-    Layers with fewer heads leave cells blank; so does a head whose data are all bad.
+    Layers with fewer heads leave cells blank; so do bad data.
 
     Args:
         analysis: what `analyze` returned.
@@ -40,7 +41,7 @@ def plot_heads(
     """
     chosen = choose_layers(analysis, layers)
     metric = choose_metric(analysis, metric)
-    columns = [mean(values_of(layer, metric, of_cap=of_cap), (0, 2)) for layer in chosen]
+    columns = [head_means(layer, metric, of_cap=of_cap) for layer in chosen]
     matrix = np.full((max(map(len, columns)), len(columns)), np.nan)
     for number, column in enumerate(columns):
         matrix[: len(column), number] = column

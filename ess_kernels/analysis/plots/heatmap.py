@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..names import short_names
 from ..result import Analysis, LayerResult
 from ..values import (
     caps_of,
@@ -18,7 +19,7 @@ from ..values import (
     sorted_positions,
     values_of,
 )
-from .axes import POSITION_LABEL, axes_or_new, literal, share_label, short_names
+from .axes import POSITION_LABEL, axes_or_new, literal, share_label
 from .colours import COLOUR_MAP, GAP_COLOUR
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def plot_heatmap(
     layers: Sequence[str] | str | None = None,
     of_cap: bool = False,
 ) -> Axes:
-    """A row a layer, a column a position, the colour the mean ESS over heads. Grey is bad data and padding.
+    """A row a layer, a column a position, the colour the mean ESS over heads.
+
+    Grey is padding, and where every head has bad data; a head with bad data is left out of the mean.
 
     Dashed marks bound where a layer's cap min(TSS, i, L-i) is at its largest: to the left and right of them the cap
     falls with the window, and so must ESS.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..delimiters import marks_of
+from ..names import short_names
 from ..result import Analysis, LayerResult
 from ..values import (
     caps_of,
@@ -19,17 +20,7 @@ from ..values import (
     sorted_positions,
     values_of,
 )
-from .axes import (
-    CAP_LABEL,
-    ESS_LABEL,
-    POSITION_LABEL,
-    axes_or_new,
-    line_with_band,
-    literal,
-    plain_style,
-    share_label,
-    short_names,
-)
+from .axes import CAP_LABEL, ESS_LABEL, POSITION_LABEL, axes_or_new, line_with_band, literal, plain_style, share_label
 from .colours import CAP_COLOUR, MARK_COLOUR, kind_colours, metric_colours
 
 if TYPE_CHECKING:
@@ -117,6 +108,6 @@ def _draw_marks(ax: Axes, analysis: Analysis, sample: int, marks: Sequence[int] 
     if marks is None and delimiter is None:
         return
     rows = marks_of(analysis, delimiter=delimiter, marks=marks)
+    label = literal("mark" if delimiter is None else f"delimiter {delimiter!r}")
     for number, mark in enumerate(rows[sample] if sample < len(rows) else []):
-        label = "_" * number + ("mark" if delimiter is None else f"delimiter {delimiter!r}")
-        ax.axvline(mark, color=MARK_COLOUR, linewidth=0.9, linestyle=":", label=literal(label))
+        ax.axvline(mark, color=MARK_COLOUR, linewidth=0.9, linestyle=":", label="_" * bool(number) + label)

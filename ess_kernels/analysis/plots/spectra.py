@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..values import short
+from ess_kernels._text_table import short_tolerance
+
 from .axes import axes_or_new, plain_style
 from .colours import CAP_COLOUR, COLOUR_MAP
 
@@ -82,7 +83,7 @@ def plot_spectra(
         if tolerance > 0:
             ax.axhline(tolerance, color=CAP_COLOUR, linestyle="-", linewidth=0.9, label="_tolerance")
             ax.annotate(
-                f" {short(tolerance)}",
+                f" {short_tolerance(tolerance)}",
                 (1.0, tolerance),
                 xycoords=("axes fraction", "data"),
                 va="center",
@@ -96,7 +97,7 @@ def plot_spectra(
     ax.set_xlabel("k")
     ax.set_ylabel("singular value s_k of H_i")
     plain_style(ax)
-    title = f"above {', '.join(map(short, tolerances))}, of cap"
+    title = f"above {', '.join(map(short_tolerance, tolerances))}, of cap"
     ax.legend(
         fontsize="small",
         frameon=False,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..names import short_names
 from ..result import Analysis
-from ..values import choose_layers, choose_metric, mean, metric_label, values_of
-from .axes import axes_or_new, literal, plain_style, share_label, short_names
+from ..values import choose_layers, choose_metric, layer_means, metric_label
+from .axes import axes_or_new, literal, plain_style, share_label
 from .colours import COLOUR_MAP, kind_colours
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def plot_training(
     layers: Sequence[str] | str | None = None,
     of_cap: bool = False,
 ) -> Axes:
-    """The mean ESS of each layer over valid positions, heads and rows, at each step; a gap where a layer is missing.
+    """The mean ESS of each layer over valid positions, heads and rows, at each step; a gap where a layer is missing
+    or has bad data.
 
     Args:
         history: pairs of a step and what `analyze` returned there, in any order.
@@ -54,7 +56,7 @@ def plot_training(
     steps = [step for step, _ in ordered]
     for name, short, layer in zip(names, short_names(names), chosen):
         means = [
-            float(mean(values_of(analysis.layers[name], metric, of_cap=of_cap))) if name in analysis.layers else np.nan
+            layer_means(analysis.layers[name], metric)[of_cap] if name in analysis.layers else np.nan
             for _, analysis in ordered
         ]
         ax.plot(steps, means, ".-", color=colours[name], linewidth=1.4, label=literal(f"{short} {layer.mixer}"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..names import short_names
 from ..result import Analysis
-from ..values import choose_layers, choose_metric, mean, metric_label, values_of
-from .axes import axes_or_new, literal, plain_style, short_names
+from ..values import choose_layers, choose_metric, layer_means, metric_label
+from .axes import axes_or_new, literal, plain_style
 from .colours import CAP_COLOUR, kind_colours
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def plot_utilisation(
 ) -> Axes:
     """A bar a layer: ESS divided by the cap min(TSS, i, L-i), mean over valid positions, heads and rows of the batch.
 
+    Bad data in any head leave no bar.
+
     Args:
         analysis: what `analyze` returned.
         ax: where to draw; None makes a figure.
@@ -36,7 +39,7 @@ def plot_utilisation(
     metric = choose_metric(analysis, metric)
     ax = axes_or_new(ax, min(14.0, max(5.6, 2.0 + 0.3 * len(chosen))), 3.4)
     colours = kind_colours(layer.mixer for layer in chosen)
-    shares = [float(mean(values_of(layer, metric, of_cap=True))) for layer in chosen]
+    shares = [layer_means(layer, metric)[1] for layer in chosen]
     for kind, colour in colours.items():
         at = [number for number, layer in enumerate(chosen) if layer.mixer == kind]
         ax.bar(at, [shares[number] for number in at], color=colour, label=literal(kind), width=0.8)
