@@ -32,16 +32,20 @@ class ESSCallback(Probe, TrainerCallback):
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._measure(state, kwargs["model"])
+        self._measure(state, control, kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._measure(state, kwargs["model"])
+        self._measure(state, control, kwargs["model"])
 
-    def _measure(self, state: Any, model: Any) -> None:
+    def _measure(self, state: Any, control: Any, model: Any) -> None:
         if not state.is_world_process_zero or not self.due(state.global_step):
             return
         found = self.measure(model, state.global_step)
         if self.trainer is not None:
+            due = (
+                control.should_log
+            )  # whether the Trainer's own log of this step is to come: logging anything resets it
             self.trainer.log(found)
+            control.should_log = due
         else:
             state.log_history.append({**found, "step": state.global_step})
