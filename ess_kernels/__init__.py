@@ -13,7 +13,8 @@ from ._version import __version__
 from .config import show_config
 
 if TYPE_CHECKING or _problem() is None:
-    from . import aggregate, operators
+    from . import aggregate, capture, operators
+    from .analysis.analyze import analyze
     from .by_sequence import split
     from .engine.certainty import Certificate, EntropyCertificate
     from .metrics import SmallSpectra, entropy_ess, singular_values, small_spectra, tolerance_ess
@@ -34,6 +35,8 @@ __all__ = [
     "SmallSpectra",
     "__version__",
     "aggregate",
+    "analyze",
+    "capture",
     "entropy_ess",
     "operators",
     "randomized_ess",

@@ -96,6 +96,9 @@ class ShortConvolution(StateSpace):
         shift = shift_matrix(self.state_size, read.device)
         return Tokens(read[:, None].expand(size), first.expand(size), shift.expand(*size, -1), self.reads_before)
 
+    def own_diagonal(self, heads: Tensor) -> Tensor:
+        return self._taps(heads)[:, :1].expand(-1, self.length)
+
     def dense_heads(self, heads: Tensor) -> Tensor:
         return toeplitz(_fit(self._taps(heads), self.length), 0, self.length)
 

@@ -65,9 +65,13 @@ class GatedStateSpace(StateSpace):
             write = write * self.write_scale[batch, :, head].double()[..., None]
         return Tokens(read, write, self.g[batch, :, head].double().exp(), self.reads_before)
 
+    def own_diagonal(self, heads: Tensor) -> Tensor | None:
+        if self.diagonal_entries is None:
+            return None
+        batch, head = self.unravel(heads)
+        return self.diagonal_entries[batch, :, head]
+
     def dense_heads(self, heads: Tensor) -> Tensor:
         T = super().dense_heads(heads)
-        if self.diagonal_entries is None:
-            return T
-        batch, head = self.unravel(heads)
-        return T.tril(-1) + torch.diag_embed(self.diagonal_entries[batch, :, head])
+        own = self.own_diagonal(heads)
+        return T if own is None else T.tril(-1) + torch.diag_embed(own)

@@ -63,6 +63,9 @@ class ShiftRegister(StateSpace):
         shift = shift_matrix(self.state_size, read.device)
         return Tokens(read, write, shift.expand(*size, -1), self.reads_before)
 
+    def own_diagonal(self, heads: Tensor) -> Tensor:
+        return self._by_token(heads)[..., 0] * self._inputs_gates(heads)
+
     def dense_heads(self, heads: Tensor) -> Tensor:
         row = torch.arange(self.length, device=heads.device)
         lag = row[:, None] - row

@@ -288,6 +288,13 @@ class StateSpace(Operator):
     def tokens(self, heads: Tensor) -> Tokens:
         """The recurrence of some heads, upcast to float64. Bad data must stay visible as non-finite numbers."""
 
+    def own_diagonal(self, heads: Tensor) -> Tensor | None:
+        """`T_ii` `[N, L]`, float64, where it is another number than tokens make; None where it is theirs.
+
+        The diagonal is in no `H_i`, so that tokens need not have it.
+        """
+        return None
+
     def one_period(self, heads: Tensor) -> Tokens | None:
         """The first tokens, after which all others repeat as often as they fit; None where tokens do not repeat."""
         return None

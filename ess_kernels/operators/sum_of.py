@@ -103,15 +103,11 @@ def rows_of(op: Operator, heads: Tensor, start: int, stop: int) -> Tensor:
     if isinstance(op, SumOfStates):
         return _total(op, heads, start, stop, lambda term: rows_of(term, heads, start, stop))
     assert isinstance(op, StateSpace)
-    if not isinstance(op, GatedStateSpace) and type(op).dense_heads is not StateSpace.dense_heads:
-        # its T is not that of its tokens alone
-        return op.dense_heads(heads)[:, start:stop, :stop]
     rows = recurrence_rows(op.tokens(heads), start, stop)
-    if not isinstance(op, GatedStateSpace) or op.diagonal_entries is None:
+    own = op.own_diagonal(heads)
+    if own is None:
         return rows
-    batch, head = op.unravel(heads)
-    own = torch.diag_embed(op.diagonal_entries[batch, start:stop, head])
-    return rows.tril(start - 1) + torch.nn.functional.pad(own, (start, 0))
+    return rows.tril(start - 1) + torch.nn.functional.pad(torch.diag_embed(own[:, start:stop]), (start, 0))
 
 
 def sum_of(*ops: Operator, weights: Sequence[float | Tensor]) -> SumOf | SumOfStates:

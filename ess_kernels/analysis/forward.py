@@ -1,0 +1,83 @@
+"""Running a model once, as `analyze` needs it: without gradients, caches and dropout, and left as it was."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ess_kernels.capture.patches import Patches
+
+# axes with these sizes are rare in models, so that the time is told from every other axis
+SHORT_LENGTHS = (31, 29, 23, 19, 17, 13, 11, 7, 5)
+
+
+def forward_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs, and `use_cache=False` where the model has a cache.
+
+    Raises:
+        ValueError: an input that the model's `forward` does not take.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in inputs:
+        if name not in parameters and not takes_any:
+            raise ValueError(f"{name}: {type(model).__name__} takes no such input; it takes {', '.join(parameters)}")
+    arguments = {name: x for name, x in inputs.items() if x is not None}
+    if "use_cache" in parameters or (takes_any and hasattr(getattr(model, "config", None), "use_cache")):
+        arguments.setdefault("use_cache", False)
+    return arguments
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[bool]:
+    """Within it the model is in eval mode and not compiled; True if some module was in training mode before."""
+    training = [module for module in model.modules() if module.training]
+    with Patches() as patches, torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "_compiled_call_impl", None) is not None:
+                patches.replace(module, "_compiled_call_impl", None)  # compiled in place: compiled code hides its calls
+        try:
+            model.eval()
+            yield bool(training)
+        finally:
+            for module in training:
+                module.training = True
+
+
+def size_of(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """B and L, from `input_ids`, `inputs_embeds` or the first input with two axes.
+
+    Raises:
+        ValueError: there is no such input, or a row has fewer than 2 tokens.
+    """
+    names = ["input_ids", "inputs_embeds", "decoder_input_ids", *inputs]
+    found = next((inputs[n] for n in names if isinstance(inputs.get(n), Tensor) and inputs[n].dim() >= 2), None)
+    if found is None:
+        raise ValueError("input_ids: expected a tensor [B, L], or inputs_embeds [B, L, D]")
+    batch, length = found.shape[:2]
+    if batch < 1 or length < 2:
+        raise ValueError(f"input_ids: expected at least one row of 2 tokens, got shape {list(found.shape)}")
+    return batch, length
+
+
+def shortened(inputs: Mapping[str, Any], rows: int, batch: int, tokens: int, length: int) -> dict[str, Any]:
+    """The first tokens of the first rows of every input that has rows; without the mask of padding."""
+
+    def cut(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() < 1 or x.shape[0] != batch:
+            return x
+        row = x[:rows]
+        return row[:, :tokens] if row.dim() > 1 and row.shape[1] == length else row
+
+    return {name: cut(x) for name, x in inputs.items() if name != "attention_mask"}
+
+
+def short_length(model: nn.Module, length: int) -> int:
+    """A number of tokens, not more than there are, that is the size of no axis of the model's parameters."""
+    sizes = {size for parameter in model.parameters() for size in parameter.shape}
+    return next((n for n in SHORT_LENGTHS if n <= length and n not in sizes), length)

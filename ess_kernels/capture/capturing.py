@@ -1,0 +1,122 @@
+"""Seeing every mixer of a model while it runs, without changing a number of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from . import functions, methods, registry, torch_mode
+from .call import MixerCall, Refused
+from .patches import Patches
+from .running import Running
+from .torch_functions import use_torch_functions
+
+Receive = Callable[[MixerCall], None]
+
+SEAMS = ("registry", "functions", "methods", "torch")
+
+
+class Capture:
+    """What the seams share while a model runs.
+
+    Attributes:
+        running: which module of the model is running.
+        receive: called with every mixer's call, right after it.
+        refused: by module name, why a call was not passed to `receive`.
+        attention_mask: `[B, L]` of the batch, or None.
+        rows, length: B and L of the batch; None where they are not known.
+        patches: what is undone at the end.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        receive: Receive,
+        patches: Patches,
+        attention_mask: Tensor | None,
+        shape: tuple[int, int] | None,
+    ):
+        self.model = model
+        self.running = Running(model, patches)
+        self.receive = receive
+        self.refused: dict[str, str] = {}
+        self.attention_mask = attention_mask
+        self.rows = None if shape is None else shape[0]
+        self.length = None if shape is None else shape[1]
+        self.patches = patches
+        self.paused = False
+
+    @property
+    def watching(self) -> bool:
+        """Whether a call is one of the forward pass: not of our own, nor of a backward pass that computes it again."""
+        return not self.paused and torch._C._current_graph_task_id() == -1
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Within it no seam looks: for calls of our own, and for what happens inside of a mixer that has been seen."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    def note(self, module: nn.Module | None, make: Callable[[str], MixerCall]) -> None:
+        """A mixer was called, by `module` or by the module that is running: `make(name)` gives the call, or refuses."""
+        name = self.running.name_of(module)
+        with self.pause(), torch.no_grad():
+            try:
+                call = make(name)
+            except Refused as reason:
+                self.refused.setdefault(name, str(reason))
+                return
+            except Exception as error:  # a call of an unexpected form must not end the model's forward pass
+                self.refused.setdefault(name, f"{type(error).__name__}: {error}")
+                return
+            self.receive(call)
+
+
+@contextmanager
+def capturing(
+    model: nn.Module,
+    receive: Receive,
+    *,
+    attention_mask: Tensor | None = None,
+    shape: tuple[int, int] | None = None,
+    seams: tuple[str, ...] = SEAMS,
+) -> Iterator[Capture]:
+    """Call `receive` with every mixer's call (`MixerCall`) while the model runs within the `with` block.
+
+    Nothing of the model's numbers changes, and at the end every function, method and hook is as it was before, also
+    after an exception. Calls hold the layer's own tensors: what `receive` keeps of them stays in memory.
+
+    Args:
+        model: any torch module. It must not be compiled: compiled code does not pass by the seams.
+        receive: called right after each mixer, without gradients.
+        attention_mask: `[B, L]`, 1 for tokens and 0 for padding.
+        shape: `(B, L)` of the batch; calls whose queries have another length than L are refused. None: any length.
+        seams: which of `"registry"`, `"functions"`, `"methods"` and `"torch"` look. An earlier one hides a later one
+            that would see the same call.
+
+    Yields:
+        a `Capture`, whose `refused` says by module name which calls were not passed on, and why.
+    """
+    unknown = set(seams) - set(SEAMS)
+    if unknown:
+        raise ValueError(f"seams: expected some of {', '.join(SEAMS)}, got {sorted(unknown)[0]!r}")
+    with Patches() as patches:
+        use_torch_functions(model, patches)
+        capture = Capture(model, receive, patches, attention_mask, shape)
+        if "registry" in seams:
+            registry.install(capture)
+        if "functions" in seams:
+            functions.install(capture)
+        if "methods" in seams:
+            methods.install(capture)
+        if "torch" in seams:
+            with torch_mode.TorchMode(capture):
+                yield capture
+        else:
+            yield capture

@@ -1,0 +1,118 @@
+"""Recurrent mixers are functions that models look up by name: those names are wrapped where the models look them up."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from . import known_functions
+from .call import MixerCall, Refused
+from .known_functions import KnownFunction
+from .torch_functions import modules_of, on_cpu, original
+
+if TYPE_CHECKING:
+    from .capturing import Capture
+
+# fused passes of Mamba in training, which would hide the scan: None makes the caller go on step by step
+FUSED = ("mamba_inner_fn", "mamba_split_conv1d_scan_combined", "mamba2_split_conv1d_scan_combined")
+
+
+def install(capture: Capture) -> None:
+    """Wrap every known function in the Python modules that define the model's classes."""
+    for namespace in modules_of(capture.model):
+        for name, known in known_functions.BY_NAME.items():
+            function = vars(namespace).get(name)
+            if callable(function) and not inspect.isclass(function):
+                own = original(function) if on_cpu(capture.model) else function
+                capture.patches.replace(namespace, name, watched(capture, known, own))
+        if namespace.__name__.startswith("transformers.models."):
+            for name in FUSED:
+                if name in vars(namespace):
+                    capture.patches.replace(namespace, name, lambda *args, **kwargs: None)
+
+
+def watched(capture: Capture, known: KnownFunction, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with every call noted after it has returned."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not capture.watching:
+            return function(*args, **kwargs)
+        with capture.pause():
+            result = function(*args, **kwargs)
+        capture.note(None, lambda name: function_call(capture, name, known, function, args, kwargs, result))
+        return result
+
+    return call
+
+
+def function_call(
+    capture: Capture,
+    name: str,
+    known: KnownFunction,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Any,
+) -> MixerCall:
+    arguments = named_arguments(function, args, kwargs)
+    refuse_states(arguments, known)
+    given = arguments[known.value]
+    values = known.layout.to_heads(given)
+    length = values.shape[2]
+    if capture.length is not None and length != capture.length and not _packed(arguments):
+        raise Refused(f"{length} tokens where the sequence has {capture.length}: a cache, or a part of it")
+    linear = {**arguments, **dict.fromkeys(known.not_linear)}
+
+    def one_hot(values: Tensor) -> Tensor:
+        return known.layout.to_heads(first(function(**linear | {known.value: known.layout.from_heads(values)})))
+
+    return MixerCall(
+        name,
+        known.mixer,
+        "global",
+        values=values,
+        output=known.layout.to_heads(first(result)),
+        operator=lambda: known.operator(arguments, capture.attention_mask),
+        one_hot=one_hot,
+        any_width=known.any_width,
+        passed_on=known.passed_on(arguments),
+        attention_mask=capture.attention_mask,
+    )
+
+
+def first(result: Any) -> Tensor:
+    """The output of a function that may return its last state beside it."""
+    return result[0] if isinstance(result, (tuple, list)) else result
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Also of a hub kernel, which is a module whose `forward` has the arguments."""
+    return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+
+
+def named_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by name, defaults included; what `**kwargs` takes stands among the others."""
+    signature = signature_of(function)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise Refused(f"a call that does not fit the function's own signature: {error}") from None
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(parameter.name)
+    return arguments
+
+
+def refuse_states(arguments: dict[str, Any], known: KnownFunction) -> None:
+    for name in known.states:
+        if arguments.get(name) is not None:
+            raise Refused(f"{name} is given: starts from a state, which is no part of T")
+
+
+def _packed(arguments: dict[str, Any]) -> bool:
+    return any(arguments.get(name) is not None for name in ("cu_seqlens", "cu_seq_lens", "seq_idx"))

@@ -1,0 +1,242 @@
+"""Which modules of a model mix over time: found by trying, so that it does not depend on what any seam knows.
+
+While the model runs on a few tokens, every module is run a second time, with another number in place of one token.
+Where the output changes at other tokens, the module mixes over time. What mixes inside of it is held still meanwhile,
+but for that one token, so that a module is found only for what it does itself: the attention is, the layer around it is
+not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .one_hot import is_half
+from .patches import Patches
+from .torch_functions import use_torch_functions
+
+# modules that never mix over time, and would only take time
+PLAIN = (nn.Linear, nn.Embedding, nn.Dropout, nn.LayerNorm, nn.RMSNorm, nn.SiLU, nn.GELU, nn.ReLU, nn.Identity)
+# changes of other tokens, relative to that of the changed one, that are no rounding errors
+CHANGE = 1e-5
+CHANGE_HALF = 5e-3
+
+
+@dataclass(frozen=True)
+class MixingModule:
+    """A module that mixes over time.
+
+    Attributes:
+        name: as in `model.named_modules()`.
+        kind: the name of its class.
+        reach: how many tokens further a token's effect was seen, 0 if only before it.
+        sees_future: whether outputs before a token depend on it.
+        complete: whether the effect reached the last token of the trial, so that `reach` is only a lower bound.
+    """
+
+    name: str
+    kind: str
+    reach: int
+    sees_future: bool
+    complete: bool
+
+
+def mixing_modules(
+    model: nn.Module, inputs: dict[str, Any], length: int
+) -> tuple[dict[str, MixingModule], dict[str, str]]:
+    """The modules that mix over time, by name, found while `model(**inputs)` runs; and those that could not be tried.
+
+    Args:
+        model: in eval mode; it is left as it was.
+        inputs: keyword arguments of the model, of a few tokens: every module is run several times.
+        length: the number of tokens of a row. It should be the size of no other axis.
+
+    Returns:
+        the modules that mix; and by name the error of a module that failed when it ran a second time.
+
+    Raises:
+        whatever the model raises.
+    """
+    with Patches() as patches, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        use_torch_functions(model, patches)
+        trial = _Trial(model, length, patches)
+        model(**inputs)
+    return trial.found, trial.failed
+
+
+class _Trial:
+    def __init__(self, model: nn.Module, length: int, patches: Patches):
+        self.length = length
+        self.token = length // 4
+        self.found: dict[str, MixingModule] = {}
+        self.failed: dict[str, str] = {}
+        # by module that mixes, its own or through others: the outputs of its calls, in order
+        self.outputs: dict[nn.Module, list[Any]] = {}
+        self.repeating = False
+        for name, module in model.named_modules():
+            if not isinstance(module, PLAIN):
+                patches.hook(module.register_forward_hook(self._after(name), with_kwargs=True))
+
+    def _after(self, name: str) -> Any:
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self.repeating:
+                return
+            try:
+                self._try(name, module, args, kwargs, output)
+            except Exception as error:
+                self.failed[name] = f"{type(error).__name__}: {error}"
+
+        return after
+
+    def _try(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = _hidden_states(args, kwargs, self.length)
+        passed_on = _first_over_time(output, self.length)
+        inner = [child for child in module.modules() if child in self.outputs and child is not module]
+        if given is None or passed_on is None:
+            return
+        with self._repeat():
+            again = self._run(module, args, kwargs, given, {})
+            changed = self._changed(passed_on, _first_over_time(again, self.length))
+            if changed is None or not (changed.any()):
+                return
+            # the calls of this run, for modules around this one
+            self.outputs.setdefault(module, []).append(_detached(output))
+            if inner:
+                held = {child: list(self.outputs[child]) for child in inner}
+                again = self._run(module, args, kwargs, given, held)
+                changed = self._changed(passed_on, _first_over_time(again, self.length))
+        for child in inner:
+            self.outputs[child].clear()
+        if changed is None or not changed.any():
+            return
+        later = torch.nonzero(changed[self.token :]).flatten()
+        reach = int(later.max()) if len(later) else 0
+        before = self.found.get(name)
+        self.found[name] = MixingModule(
+            name,
+            type(module).__name__,
+            max(reach, before.reach if before else 0),
+            bool(changed[: self.token].any()) or bool(before and before.sees_future),
+            bool(changed[-1]) or bool(before and before.complete),
+        )
+
+    @contextmanager
+    def _repeat(self) -> Iterator[None]:
+        self.repeating = True
+        try:
+            yield
+        finally:
+            self.repeating = False
+
+    def _run(self, module: nn.Module, args: Any, kwargs: Any, given: Tensor, held: dict[nn.Module, list[Any]]) -> Any:
+        """The output where one token of `given` is another one; what `held` has returned is kept but for that token."""
+        axis = _time_axis(given, self.length) or 0
+        other = given.clone()
+        generator = torch.Generator().manual_seed(0)
+        token = other.select(axis, self.token)
+        noise = torch.randn(token.shape, generator=generator).to(token)
+        token.copy_(token.flip(-1) + noise * given.float().square().mean().sqrt().to(token))
+        replaced = lambda x: other if x is given else copy.deepcopy(x) if "Cache" in type(x).__name__ else x  # noqa: E731
+        with _as_before(module), Patches() as patches:
+            for child, outputs in held.items():
+                patches.hook(child.register_forward_hook(self._hold(outputs)))
+            return module(*[replaced(x) for x in args], **{key: replaced(x) for key, x in kwargs.items()})
+
+    def _hold(self, outputs: list[Any]) -> Any:
+        """A hook that gives the outputs of before, but for the token that is another one."""
+
+        def hold(module: nn.Module, args: Any, output: Any) -> Any:
+            return _merged(outputs.pop(0), output, self._kept) if outputs else output
+
+        return hold
+
+    def _kept(self, before: Tensor, now: Tensor) -> Tensor:
+        """`before`, with the changed token of `now`."""
+        axis = _time_axis(now, self.length)
+        if axis is None or before.shape != now.shape:
+            return now
+        kept = before.clone()
+        kept.select(axis, self.token).copy_(now.select(axis, self.token))
+        return kept
+
+    def _changed(self, before: Tensor, after: Tensor | None) -> Tensor | None:
+        """bool `[L]`: which other tokens' outputs have changed; None if nothing has."""
+        if after is None or after.shape != before.shape:
+            return None
+        axis = _time_axis(before, self.length) or 0
+        change = (after.double() - before.double()).abs().nan_to_num(0.0).movedim(axis, 0).flatten(1).amax(1)
+        own = float(change[self.token])
+        change[self.token] = 0
+        reference = own if own > 0 else float(before.double().abs().max())
+        return change > (CHANGE_HALF if is_half(before.dtype) else CHANGE) * reference
+
+
+@contextmanager
+def _as_before(module: nn.Module) -> Iterator[None]:
+    """Attributes and buffers that a call sets, such as a recurrent state, are put back."""
+    inner = list(module.modules())
+    before = [(dict(vars(m)), dict(m._buffers)) for m in inner]
+    try:
+        yield
+    finally:
+        for m, (attributes, buffers) in zip(inner, before):
+            for name in vars(m).keys() - attributes.keys():
+                delattr(m, name)
+            vars(m).update(attributes)
+            m._buffers.clear()
+            m._buffers.update(buffers)
+
+
+def _hidden_states(args: Any, kwargs: Any, length: int) -> Tensor | None:
+    """The argument that a module works on: the first tensor of floats over time that is no mask and no position."""
+    given = [*args, *(x for key, x in kwargs.items() if "mask" not in key and "position" not in key)]
+    tensors = (x for x in given if isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1)
+    return next((x for x in tensors if _time_axis(x, length) is not None), None)
+
+
+def _time_axis(x: Tensor, length: int) -> int | None:
+    return next((axis for axis, size in enumerate(x.shape) if size == length), None)
+
+
+def _first_over_time(output: Any, length: int) -> Tensor | None:
+    """The first floating-point tensor over time of whatever a module returns."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() and _time_axis(output, length) is not None else None
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    return next((x for x in values if isinstance(x, Tensor) and _first_over_time(x, length) is not None), None)
+
+
+def _merged(before: Any, now: Any, merge: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """What a module returned now, each floating-point tensor merged with the one of before at the same place."""
+    if isinstance(now, Tensor):
+        return merge(before, now) if isinstance(before, Tensor) and now.is_floating_point() else now
+    if isinstance(now, dict):
+        merged = copy.copy(now)
+        for key, x in now.items():
+            merged[key] = _merged(before.get(key), x, merge)
+        return merged
+    if isinstance(now, (tuple, list)) and isinstance(before, (tuple, list)) and len(before) == len(now):
+        return _like(now, [_merged(b, x, merge) for b, x in zip(before, now)])
+    return now
+
+
+def _detached(output: Any) -> Any:
+    """Copies of the tensors, for modules may change what they are given in place."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    if isinstance(output, dict):
+        return {key: x.clone() if isinstance(x, Tensor) else x for key, x in output.items()}
+    if isinstance(output, (tuple, list)):
+        return _like(output, [x.clone() if isinstance(x, Tensor) else x for x in output])
+    return output
+
+
+def _like(output: Any, items: list[Any]) -> Any:
+    """A tuple, a named tuple or a list of the same type."""
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)

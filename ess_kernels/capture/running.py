@@ -1,0 +1,35 @@
+"""Which module of a model is running: a stack kept by hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .patches import Patches
+
+
+class Running:
+    """The modules that are running, innermost last."""
+
+    def __init__(self, model: nn.Module, patches: Patches):
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.stack: list[nn.Module] = []
+        for module in model.modules():
+            patches.hook(module.register_forward_pre_hook(self._enter))
+            # also called where forward raises; it returns None, because anything else would replace the output
+            patches.hook(module.register_forward_hook(self._leave, always_call=True))
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(module)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        # an exception between the two hooks of an inner module may have left it on the stack
+        while self.stack and self.stack.pop() is not module:
+            pass
+
+    def name_of(self, module: nn.Module | None) -> str:
+        """The module's name, or that of the innermost running module where the model does not know this one."""
+        if module is not None and id(module) in self.names:
+            return self.names[id(module)]
+        return self.names.get(id(self.stack[-1]), "") if self.stack else ""

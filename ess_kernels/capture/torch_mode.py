@@ -1,0 +1,182 @@
+"""Attention in any model: what torch's own functions show. It needs nothing from any library.
+
+Seen are `scaled_dot_product_attention`, and a softmax whose result is multiplied with values. In the second case `T` is
+the model's own tensor, so the comparison with the output shows only that the product was understood.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..operators.attention import attention
+from ..operators.dense import dense
+from .call import ATTRIBUTION_ONLY, MixerCall, Refused
+from .one_hot import refuse_future
+from .registry import check_lengths
+
+if TYPE_CHECKING:
+    from .capturing import Capture
+
+SDPA = torch.nn.functional.scaled_dot_product_attention
+SOFTMAX = {torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
+PRODUCTS = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__}
+# functions whose result is still the weights of attention: changes of type and shape, masks, a dropout that is off
+KEEPING = {
+    "to", "type", "type_as", "float", "half", "bfloat16", "view", "reshape", "dropout", "contiguous", "mul", "__mul__",
+    "masked_fill", "where", "__getitem__", "clone", "expand", "nan_to_num", "squeeze", "unsqueeze", "detach",
+}  # fmt: skip
+
+
+class TorchMode(TorchFunctionMode):
+    """Sees every function of torch that is called while it is active."""
+
+    def __init__(self, capture: Capture):
+        super().__init__()
+        self.capture = capture
+        self.weights: dict[int, weakref.ref[Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.capture.watching:
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func is SDPA:
+            self.capture.note(None, lambda name: sdpa_call(self.capture, name, args, kwargs, result))
+        elif func in SOFTMAX:
+            self._remember(result)
+        elif self.weights and isinstance(result, Tensor):
+            self._follow(func, args, result)
+        return result
+
+    def _follow(self, func: Any, args: tuple[Any, ...], result: Tensor) -> None:
+        """What becomes of weights that are known."""
+        operands = args[1] if func is torch.einsum and len(args) == 2 and isinstance(args[1], (tuple, list)) else args
+        tensors = [x for x in operands if isinstance(x, Tensor)]
+        if not tensors or not self._known(tensors[0]):
+            return
+        if len(tensors) == 2 and (func in PRODUCTS or func is torch.einsum):
+            weights, values = tensors
+            equation = args[0] if func is torch.einsum else None
+            self.capture.note(None, lambda name: product_call(self.capture, name, weights, values, result, equation))
+        elif getattr(func, "__name__", "") in KEEPING:
+            self._remember(result)
+
+    def _remember(self, weights: Tensor) -> None:
+        key = id(weights)
+
+        def forget(_: weakref.ref[Tensor]) -> None:
+            self.weights.pop(key, None)
+
+        self.weights[key] = weakref.ref(weights, forget)
+
+    def _known(self, x: Tensor) -> bool:
+        found = self.weights.get(id(x))
+        return found is not None and found() is x
+
+
+def sdpa_call(capture: Capture, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> MixerCall:
+    """A call of `scaled_dot_product_attention`: queries `[B, H, L, E]`."""
+    a = _sdpa_arguments(*args, **kwargs)
+    query, key, value, mask = a["query"], a["key"], a["value"], a["attn_mask"]
+    check_lengths(query, key, capture.length)
+    if a["dropout_p"]:
+        raise Refused(f"dropout of {a['dropout_p']} in training: call model.eval() first")
+    if mask is None and not a["is_causal"]:
+        raise Refused("bidirectional: no mask, and is_causal is False")
+
+    def again(values: Tensor) -> Tensor:
+        return SDPA(**a | {"value": values})
+
+    return MixerCall(
+        name,
+        "attention",
+        "torch",
+        values=value,
+        output=output,
+        operator=lambda: attention(query, key, scale=a["scale"], attn_mask=mask, attention_mask=capture.attention_mask),
+        one_hot=again,
+        any_width=True,
+        attention_mask=capture.attention_mask,
+    )
+
+
+def _sdpa_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> dict[str, Any]:
+    return dict(locals())
+
+
+def product_call(
+    capture: Capture, name: str, weights: Tensor, values: Tensor, output: Tensor, equation: str | None = None
+) -> MixerCall:
+    """Weights `[..., L, L]`, the result of a softmax, times values `[..., L, dv]`, by a product or an einsum."""
+    if equation is not None:
+        weights, values, output = as_product(equation, weights, values, output)
+    length = capture.length
+    square = weights.dim() >= 3 and weights.shape[-1] == weights.shape[-2]
+    if not square or values.dim() != weights.dim() or values.shape[-2] != weights.shape[-1]:
+        raise Refused(f"a softmax of shape {list(weights.shape)}: expected [B, H, L, L]")
+    if length is not None and weights.shape[-1] != length:
+        raise Refused(f"a softmax over {weights.shape[-1]} where the sequence has {length} tokens")
+    T, u, y = (_four_axes(x, capture) for x in (weights, values, output))
+    padding = capture.attention_mask
+    return MixerCall(
+        name,
+        "attention",
+        "torch",
+        values=u,
+        output=y,
+        operator=lambda: dense(refuse_future(T, padding), attention_mask=padding),
+        one_hot=None,
+        attention_mask=padding,
+        check=ATTRIBUTION_ONLY,
+    )
+
+
+def as_product(equation: str, weights: Tensor, values: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors of an einsum with their axes in the order of a batched product of matrices.
+
+    Raises:
+        Refused: the einsum is no product of the weights' last axis with the values.
+    """
+    given, _, result = equation.replace(" ", "").partition("->")
+    first, _, second = given.partition(",")
+    batch = [letter for letter in first if letter in second and letter in result]
+    row = [letter for letter in first if letter not in second and letter in result]
+    column = [letter for letter in first if letter in second and letter not in result]
+    channel = [letter for letter in second if letter not in first and letter in result]
+    if not (len(row) == len(column) == len(channel) == 1) or first[-1:] != column[0]:
+        raise Refused(f"a softmax in einsum({equation!r}): expected a product over its last axis")
+    if sorted(result) != sorted([*batch, *row, *channel]) or "." in equation:
+        raise Refused(f"a softmax in einsum({equation!r}): expected a product over its last axis")
+
+    def ordered(x: Tensor, letters: str, order: list[str]) -> Tensor:
+        return x.permute(*[letters.index(letter) for letter in order])
+
+    return (
+        ordered(weights, first, batch + row + column),
+        ordered(values, second, batch + column + channel),
+        ordered(output, result, batch + row + channel),
+    )
+
+
+def _four_axes(x: Tensor, capture: Capture) -> Tensor:
+    """`[B, H, ., .]`, also where the model has made one axis of batch and heads."""
+    if x.dim() == 4:
+        return x
+    if x.dim() > 4:
+        return x.flatten(1, -3)
+    rows = capture.rows
+    return x[None] if rows is None or x.shape[0] % rows else x.unflatten(0, (rows, -1))
