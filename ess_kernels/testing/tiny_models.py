@@ -7,12 +7,13 @@
 A configuration is the default one with every size made small (`tiny_sizes.py`), with one layer of every kind, and with
 what single architectures need besides (`tiny_particulars.py`). Weights are wide enough for attention to be far from
 uniform. Parameters whose entries are all equal at first, such as gates, biases and norms, are moved a little, so that
-no part of a mixer is zero or the same for all channels.
+no part of a mixer is zero or the same for all channels. Recurrences remember more than a few tokens.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from typing import Any
 
@@ -225,11 +226,18 @@ def _with_attention(model_class: Any, config: Any, attn_implementation: str) -> 
 
 
 def _vary_constants(model: torch.nn.Module) -> None:
-    """Adds a little noise to parameters whose entries are all equal."""
+    """Adds a little noise to parameters whose entries are all equal, and makes biases of steps small."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if _is_constant(parameter):
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+                noisy = parameter + 0.1 * torch.randn_like(parameter)
+                parameter.copy_(_step_biases(parameter) if name.endswith("dt_bias") else noisy)
+
+
+def _step_biases(like: Tensor) -> Tensor:
+    """Biases of softplus for steps from 0.001 to 0.1, as Mamba starts with them: a larger step forgets all at once."""
+    steps = torch.exp(torch.empty_like(like).uniform_(math.log(0.001), math.log(0.1)))
+    return steps + torch.log(-torch.expm1(-steps))
 
 
 def _is_constant(x: Tensor) -> bool:

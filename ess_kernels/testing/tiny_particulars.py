@@ -25,7 +25,13 @@ _ENCODERS = """bert bert-generation big_bird camembert data2vec-text electra ern
     roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl"""
 
 _WITH_WINDOW = Particular("the default has full attention only", _layers("full_attention", "sliding_attention"))
-_WINDOWED = "dots1 got_ocr2 laguna mellum moss_transcribe_diarize qwen2 qwen2_moe qwen3 smollm3"
+_TEXT_WITH_WINDOW = Particular(_WITH_WINDOW.reason, {"text_config": _WITH_WINDOW.values})
+_WINDOWED = "dots1 laguna mellum qwen2 qwen2_moe qwen3 smollm3"
+
+_SHARED_KEYS = Particular(
+    "the last layers read keys and values of earlier layers of the same kind",
+    _layers(*["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2),
+)
 
 _ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 _NO_ATTENTION = "the default has no attention"
@@ -36,6 +42,7 @@ _DENSE = "the default has experts in all layers"
 PARTICULARS: dict[str, Particular] = {
     **dict.fromkeys(_ENCODERS.split(), _DECODER),
     **dict.fromkeys(_WINDOWED.split(), _WITH_WINDOW),
+    **dict.fromkeys(("got_ocr2", "moss_transcribe_diarize"), _TEXT_WITH_WINDOW),
     "bamba": Particular(_NO_ATTENTION, {"attn_layer_indices": [1]}),
     "cohere_compass_text": Particular(
         "the default has full attention only, and no rotary positions for it",
@@ -58,6 +65,10 @@ PARTICULARS: dict[str, Particular] = {
             mlp_layer_types=["hash_moe", "moe", "moe"],
             compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
         ),
+    ),
+    "doge": Particular(
+        "without windows, so that the choice of the keys to keep matters",
+        {"sliding_window": None, "keep_window_size": 8},
     ),
     "dory": Particular(
         "its layers stand in three sections",
@@ -84,17 +95,11 @@ PARTICULARS: dict[str, Particular] = {
     ),
     "falcon_h1": Particular("its state's width is a product of two sizes", {"mamba_d_ssm": 128, "mamba_d_head": 16}),
     "gemma3n_text": Particular(
-        "the last layers read keys and values of earlier layers of the same kind",
-        _layers(
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "full_attention",
-            num_kv_shared_layers=2,
-            intermediate_size=[64] * 4,
-            activation_sparsity_pattern=[0.95, 0.0, 0.0, 0.0],
-        ),
+        _SHARED_KEYS.reason,
+        _SHARED_KEYS.values | {"intermediate_size": [64] * 4, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0]},
     ),
+    "gemma4": Particular(_SHARED_KEYS.reason, {"text_config": _SHARED_KEYS.values}),
+    "gemma4_text": _SHARED_KEYS,
     "glm_moe_dsa": Particular(
         "the default has no layer that attends to the tokens which another layer selected",
         _layers(
