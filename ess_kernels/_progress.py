@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Generic, Self, TextIO, TypeVar, overload
 
+from ess_kernels._printable import printable
+
 T = TypeVar("T")
 
 DELAY = 0.5  # seconds of work before the bar appears: short work shows nothing
@@ -45,7 +47,7 @@ class Progress(Generic[T]):
         self.next_drawing = now + PERIOD
         text = f"{self.label}  {self.done}" if self.total is None else _bar(self.label, self.done, self.total)
         text = f"{text}  {now - self.begin:.0f} s"
-        self._write(stream, "\r" + text[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
+        self._write(stream, "\r" + printable(text)[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
         self.drawn = True
 
     def _write(self, stream: TextIO, text: str) -> None:

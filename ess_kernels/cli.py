@@ -1,4 +1,4 @@
-"""The command line: `ess-kernels demo` and `ess-kernels doctor`. Without torch it still starts, and says so."""
+"""The command line: `ess-kernels demo`, `analyze` and `doctor`. Without torch it still starts, and says so."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from ess_kernels._limits import MAX_DEMO_BYTES
 from ess_kernels._printable import printable
 from ess_kernels._version import __version__
+from ess_kernels.commands import analyze as analyze_command
 from ess_kernels.commands import demo as demo_command
 from ess_kernels.commands import doctor as doctor_command
 from ess_kernels.commands.errors import UserError
 from ess_kernels.commands.terminal import note, silence
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 BACKENDS = ("auto", "reference", "torch", "native", "triton")
 
@@ -50,6 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
+    _add_demo(commands)
+    _add_analyze(commands)
+    doctor = commands.add_parser("doctor", help="versions, backends, and why each is or is not in use")
+    doctor.set_defaults(run=doctor_command.run)
+    return parser
+
+
+def _add_demo(commands: _Commands) -> None:
     demo = commands.add_parser(
         "demo",
         help="measure a small embedded language model on a text",
@@ -73,9 +84,49 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     demo.set_defaults(run=demo_command.run)
 
-    doctor = commands.add_parser("doctor", help="versions, backends, and why each is or is not in use")
-    doctor.set_defaults(run=doctor_command.run)
-    return parser
+
+def _add_analyze(commands: _Commands) -> None:
+    analyze = commands.add_parser(
+        "analyze",
+        help="measure a checkpoint of transformers on a text",
+        description="Loads a causal language model from safetensors files, runs it once on a text, and measures every "
+        "mixer at every position. Runs no code of the checkpoint and opens no connection, unless asked to.",
+    )
+    analyze.add_argument("checkpoint", metavar="PATH_OR_NAME", help="a folder, or a name in the Hugging Face cache")
+    source = analyze.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", metavar="T", help="the text to run on")
+    source.add_argument("--text-file", metavar="F", type=Path, help="a file to read the text from; - is standard input")
+    source.add_argument("--tokens-file", metavar="F", type=Path, help="the tokens' numbers, as a JSON list")
+    analyze.add_argument("--max-length", metavar="N", type=int, help="take the first N tokens only")
+    analyze.add_argument("--delimiter", metavar="D", help="mark this text in pictures, and say how far ESS falls there")
+
+    what = analyze.add_argument_group("what is measured")
+    what.add_argument(
+        "--atol", metavar="A", type=float, nargs="+", default=[1e-1, 1e-3, 1e-5], help="tolerances (1e-1 1e-3 1e-5)"
+    )
+    kinds = ("entropy", "tolerance")
+    what.add_argument(
+        "--metrics", metavar="M", choices=kinds, nargs="+", default=kinds, help=f"{' or '.join(kinds)}; both"
+    )
+    what.add_argument("--positions", metavar="I", type=int, nargs="+", help="positions, 1 to L - 1 (all)")
+    what.add_argument("--layers", metavar="GLOB", nargs="+", help="names of modules, * for anything (all)")
+    what.add_argument("--dry-run", action="store_true", help="say what would be measured, and how long it would take")
+
+    files = analyze.add_argument_group("files to write")
+    files.add_argument("--html", metavar="F.html", type=Path, help="a report in one file")
+    files.add_argument("--json", metavar="F.json", type=Path, help="everything measured")
+    files.add_argument("--parquet", metavar="F.parquet", type=Path, help="the same, for data frames")
+    files.add_argument("--plot", metavar="F", type=Path, help="a picture, layers by positions: .png, .pdf or .svg")
+
+    loading = analyze.add_argument_group("how the model is loaded")
+    loading.add_argument("--dtype", choices=("float32", "bfloat16", "auto"), default="auto", help="default: as stored")
+    loading.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    loading.add_argument("--attention", choices=("sdpa", "eager"), help="default: what transformers chooses")
+    loading.add_argument("--download", action="store_true", help="fetch what is missing from the Hugging Face hub")
+    loading.add_argument(
+        "--trust-remote-code", action="store_true", help="run the checkpoint's own code: it can do whatever you can"
+    )
+    analyze.set_defaults(run=analyze_command.run)
 
 
 def _run() -> NoReturn:

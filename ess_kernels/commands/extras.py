@@ -6,6 +6,9 @@ import importlib.util
 
 from ess_kernels.commands.errors import UserError
 
+# what to install; all others come with an extra of this package
+PACKAGES = {"transformers": "'ess-kernels[hf]'", "pyarrow": "pyarrow"}
+
 
 def installed(module: str) -> bool:
     try:
@@ -15,7 +18,8 @@ def installed(module: str) -> bool:
 
 
 def missing(module: str, purpose: str) -> str:
-    return f"{module} {purpose} and is not installed: pip install 'ess-kernels[cli]'"
+    package = PACKAGES.get(module, "'ess-kernels[cli]'")
+    return f"{module} {purpose} and is not installed: pip install {package}"
 
 
 def require(module: str, purpose: str) -> None:
