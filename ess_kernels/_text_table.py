@@ -22,9 +22,12 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Collect
     return lines
 
 
+def tolerance_digits(tolerance: float) -> str:
+    """A tolerance with two digits in its exponent: `1e-03` for 0.001, and 0.0025, which has more digits, as it is."""
+    rounded = f"{tolerance:.0e}"
+    return rounded if tolerance and float(rounded) == tolerance else f"{tolerance:g}"
+
+
 def short_tolerance(tolerance: float) -> str:
     """A tolerance as people write it: `1e-3` for 0.001, and 0.0025 as it is."""
-    rounded = f"{tolerance:.0e}"
-    if tolerance == 0 or float(rounded) != tolerance:
-        return f"{tolerance:g}"
-    return rounded.replace("e-0", "e-").replace("e+0", "e+")
+    return tolerance_digits(tolerance).replace("e-0", "e-").replace("e+0", "e+")

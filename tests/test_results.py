@@ -13,6 +13,7 @@ import torch
 
 import ess_kernels as ek
 from ess_kernels._whole_files import write_whole
+from ess_kernels.analysis.measure import measure
 from ess_kernels.analysis.plain import to_plain
 from ess_kernels.analysis.result import Analysis
 from ess_kernels.testing.analyses import an_analysis, an_operator
@@ -362,3 +363,16 @@ def test_results_import_no_optional_package():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_operators_of_any_batch_shape_are_measured_as_rows_and_heads():
+    T = torch.randn(3, 2, 4, 9, 9, dtype=torch.float64).tril()
+    found = measure(T, atol=(1e-3,), positions=[2, 5, 2])
+    assert found.entropy.shape == found.tolerance[1e-3].shape == (6, 4, 3) and found.cap.shape == (6, 3)
+    torch.testing.assert_close(found.entropy, ek.entropy_ess(T, positions=[2, 5, 2]).reshape(6, 4, 3))
+    assert found.cap[5].tolist() == [2, 4, 2] and bool(found.valid.all()) and found.unresolved == 0
+    one = measure(T[0, 0, 0], metrics=("entropy",))
+    assert one.entropy.shape == (1, 1, 8) and one.tolerance == {} and list(one.backends) == ["entropy_ess"]
+    for metrics in ((), "entropy", ("entropy", "rank")):
+        with pytest.raises(ValueError, match="metrics: expected some of"):
+            measure(T, metrics=metrics)

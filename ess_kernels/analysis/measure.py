@@ -82,12 +82,11 @@ def measure(
         tolerance = {float(tau): _batch_by_head(of_tau) for tau, of_tau in zip(atol, counts)}
         unresolved = float(certificate.unresolved.double().mean()) if counts.numel() else 0.0
     seconds = time.perf_counter() - begin
-    rows = _rows(op)
     _, valid = op.within(wanted)
     return Measured(
         positions=wanted.cpu(),
-        cap=_by_row(op.rank_cap(wanted), rows),
-        valid=_by_row(valid, rows),
+        cap=_by_row(op.rank_cap(wanted), op),
+        valid=_by_row(valid, op),
         entropy=entropy,
         tolerance=tolerance,
         unresolved=unresolved,
@@ -102,17 +101,14 @@ def check_metrics(metrics: Collection[str]) -> None:
         raise ValueError(f"metrics: expected some of {METRICS}, got {metrics!r}")
 
 
-def _rows(op: Operator) -> int:
-    """B: the product of all batch axes but the last, which counts heads."""
-    return int(torch.Size(op.batch_shape[:-1]).numel())
-
-
 def _batch_by_head(ess: Tensor) -> Tensor:
     """`[*batch, P]` as `[B, H, P]` on the CPU."""
     heads = ess.shape[-2] if ess.dim() > 1 else 1
     return ess.detach().reshape(-1, heads, ess.shape[-1]).cpu()
 
 
-def _by_row(of_position: Tensor, rows: int) -> Tensor:
-    """What is known at each position, `[P]` or `[B, 1, P]`, as `[B, P]` on the CPU."""
-    return of_position.detach().cpu().reshape(-1, of_position.shape[-1]).expand(rows, -1).clone()
+def _by_row(of_position: Tensor, op: Operator) -> Tensor:
+    """What is known at each position, `[P]` or `[B, 1, P]`, as `[B, P]` on the CPU: B is all batch axes but the last."""
+    count = of_position.shape[-1]
+    rows = of_position.detach().cpu().expand(*op.batch_shape[:-1], 1, count)
+    return rows.reshape(torch.Size(op.batch_shape[:-1]).numel(), count).clone()

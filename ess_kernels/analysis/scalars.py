@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from ess_kernels._text_table import tolerance_digits
 from ess_kernels.analysis.result import Analysis
 from ess_kernels.analysis.table import metrics_of, pooled
 
 
 def scalar_name(metric: str, atol: float | None = None) -> str:
     """`"entropy"`, or the tolerance with two digits in its exponent: `"tolerance_1e-03"`, `"tolerance_0.0025"`."""
-    if metric == "entropy" or atol is None:
-        return metric
-    rounded = f"{atol:.0e}"
-    return f"{metric}_{rounded if float(rounded) == atol else f'{atol:g}'}"
+    return metric if atol is None else f"{metric}_{tolerance_digits(atol)}"
 
 
 def scalars(analysis: Analysis, prefix: str = "ess") -> dict[str, float]:
