@@ -108,7 +108,7 @@ def _batch_by_head(ess: Tensor) -> Tensor:
 
 
 def _by_row(of_position: Tensor, op: Operator) -> Tensor:
-    """What is known at each position, `[P]` or `[B, 1, P]`, as `[B, P]` on the CPU: B is all batch axes but the last."""
+    """What is known at each position, `[P]` or `[B, 1, P]`, as `[B, P]` on the CPU; B is all axes but the last."""
     count = of_position.shape[-1]
     rows = of_position.detach().cpu().expand(*op.batch_shape[:-1], 1, count)
     return rows.reshape(torch.Size(op.batch_shape[:-1]).numel(), count).clone()
