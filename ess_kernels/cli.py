@@ -76,6 +76,7 @@ def _add_demo(commands: _Commands) -> None:
     )
     schema = "ess_kernels/demo/schema.json"
     demo.add_argument("--json", metavar="F", type=Path, help=f"write everything measured (schema: {schema})")
+    demo.add_argument("--html", metavar="F.html", type=Path, help="write a report with an explorer, in one file")
     picture = demo.add_mutually_exclusive_group()
     kinds = f"a .png, .pdf or .svg file (default: {demo_command.DEFAULT_PLOT})"
     picture.add_argument("--plot", metavar="F", type=Path, help=f"where to draw ESS against position: {kinds}")

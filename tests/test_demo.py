@@ -201,3 +201,15 @@ def test_the_json_report_follows_its_schema(report):
 @pytest.mark.slow
 def test_the_default_text_is_measured_in_time():
     assert measure(default_text()).seconds < 30
+
+
+def test_the_report_is_an_analysis_as_well(report):
+    analysis = report.analysis()
+    assert list(analysis.layers) == [f"blocks.{number}.mixer" for number in range(4)]
+    assert dict(ByteLM().named_modules()).keys() >= analysis.layers.keys()
+    for layer, found in zip(report.layers, analysis.layers.values()):
+        assert torch.equal(found.entropy[0], layer.entropy_ess) and torch.equal(found.cap[0], layer.cap)
+        assert list(found.tolerance) == list(TOLERANCES)
+        assert torch.equal(torch.stack(list(found.tolerance.values()))[:, 0], layer.tolerance_ess)
+        assert found.unresolved == 0 and found.check == "not captured" and found.length == report.length
+    assert "".join(analysis.tokens[0]).encode() == report.text

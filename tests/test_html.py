@@ -14,6 +14,7 @@ from browser import needs_browser, outcome
 
 from ess_kernels.analysis.html import report_html, write_report
 from ess_kernels.analysis.html.payload import payload_of, rounded
+from ess_kernels.cli import main
 from ess_kernels.testing.analyses import an_analysis
 
 LENGTH = 24
@@ -320,3 +321,17 @@ def test_the_page_may_not_connect(analysis, tmp_path):
     """
     found = outcome(report_html(analysis), script, tmp_path)
     assert {"connect-src", "img-src", "script-src-elem"} <= set(found["refused"]) and not found["owned"]
+
+
+def test_the_demo_writes_its_report(tmp_path, capsys):
+    path = tmp_path / "demo.html"
+    text = "A demo. It has 33 bytes of text."
+    assert main(["demo", "--text", text, "--no-plot", "--html", str(path)]) == 0
+    assert f"report: {path}" in capsys.readouterr().out
+    page = path.read_text(encoding="utf-8")
+    data = data_of(page)
+    assert [layer["mixer"] for layer in data["layers"]] == ["mamba2", "gla", "linear_attention", "attention"]
+    assert "".join(data["tokens"][0]) == text
+    assert "not captured" in page and "bits per byte" in page
+    assert main(["demo", "--text", text, "--no-plot", "--html", str(path), "--json", str(path)]) == 2
+    assert "than that of --json" in capsys.readouterr().err

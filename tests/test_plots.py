@@ -257,6 +257,9 @@ def test_the_depth_of_a_dip_is_what_its_formula_says(analysis):
     assert delimiter_dips(made, "w9").count == {"w9": 2}  # once a row
     at_the_start = delimiter_dips(made, marks=[1])
     assert np.isnan(at_the_start.depth["marks"][layer.name])  # nothing before it
+    assert at_the_start.count == {"marks": 0}
+    both = delimiter_dips(made, marks=[10, 22], window=3)  # the second is too close to the end of 24 tokens
+    assert both.aligned["marks"][layer.name].tolist() == [4, 4, 4, 1, 3, 4, 4]
 
 
 def test_separators_are_compared(analysis):

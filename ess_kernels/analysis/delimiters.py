@@ -25,7 +25,7 @@ class Dips:
         metric: `"entropy"` or a tolerance.
         of_cap: whether ESS was divided by its cap first.
         offsets: int64 `[W]`, positions counted from the mark: `-window .. window`.
-        count: by separator, how many delimiters were found.
+        count: by separator, how many delimiters were found and have their whole window inside of their sequence.
         depth: by separator and layer, the depth of the dip, as `delimiter_dips` defines it; NaN where it is not known.
         aligned: by separator and layer, float64 `[W]`, the mean ESS at each offset over heads and delimiters.
     """
@@ -113,8 +113,9 @@ def delimiter_dips(
         depth  = (before - at) / before
 
     and the depth of a layer is the mean over all delimiters of all rows: 0 is no dip, 1 a state that is emptied,
-    a negative depth a rise. Bad data and positions that were not measured are left out of each mean. A delimiter
-    without a number on one side is left out.
+    a negative depth a rise. Bad data and positions that were not measured are left out of each mean. Left out is also
+    a delimiter whose window `m - window .. m + window` is not all inside of its sequence, so that every offset is a
+    mean over the same delimiters.
 
     Near the ends of a text the cap alone makes ESS rise and fall (everywhere, for attention). `of_cap=True` divides
     each `E_i` by its cap first.
@@ -145,6 +146,7 @@ def delimiter_dips(
         raise ValueError("analyses: expected at least one analysis, got none")
     offsets = np.arange(-window, window + 1)
     chosen = choose_metric(next(iter(found.values()))[0], metric)
+    count: dict[str, int] = {}
     depth: dict[str, dict[str, float]] = {}
     aligned: dict[str, dict[str, np.ndarray]] = {}
     for name, (analysis, rows) in found.items():
@@ -154,12 +156,12 @@ def delimiter_dips(
         depth[name], aligned[name] = {}, {}
         for layer in choose_layers(analysis, layers):
             around = _around(layer, rows, chosen, offsets, of_cap)
+            count.setdefault(name, len(around))
             before, at = mean(around[:, :window], 1), mean(around[:, window : window + after], 1)
             with np.errstate(divide="ignore", invalid="ignore"):
                 depths = (before - at) / before
             depth[name][layer.name] = float(mean(np.where(np.isfinite(depths), depths, np.nan)))
             aligned[name][layer.name] = mean(around, 0)
-    count = {name: sum(map(len, rows)) for name, (_, rows) in found.items()}
     return Dips(chosen, of_cap, offsets, count, depth, aligned)
 
 
@@ -187,14 +189,20 @@ def _marks_by_name(
 def _around(
     layer: LayerResult, rows: list[list[int]], metric: str | float, offsets: np.ndarray, of_cap: bool
 ) -> np.ndarray:
-    """float64 `[delimiters, W]`: the ESS around each delimiter, mean over heads, NaN where nothing was measured."""
+    """float64 `[delimiters, W]`: the ESS around each delimiter, mean over heads, NaN where nothing was measured.
+
+    Only of delimiters whose window is all inside of their sequence.
+    """
     curves = mean(values_of(layer, metric, of_cap=of_cap), 1)
+    positions = layer.positions.numpy()
     at_position = np.full((curves.shape[0], layer.length + 1), np.nan)
-    at_position[:, layer.positions.numpy()] = curves
+    at_position[:, positions] = curves
+    outside = np.zeros((curves.shape[0], layer.length + 1), dtype=bool)
+    outside[:, positions] = ~layer.valid.numpy()
     found = []
     for row, marks in enumerate(rows[: len(curves)]):
         for mark in marks:
             where = mark + offsets
-            inside = (where > 0) & (where < layer.length)
-            found.append(np.where(inside, at_position[row, np.clip(where, 0, layer.length)], np.nan))
+            if where[0] > 0 and where[-1] < layer.length and not outside[row, where].any():
+                found.append(at_position[row, where])
     return np.array(found).reshape(-1, len(offsets))

@@ -39,8 +39,9 @@ def run(options: argparse.Namespace) -> int:
     if drawing:
         require("matplotlib", "draws the picture (--no-plot goes without)")
     plot = picture(options.plot or DEFAULT_PLOT) if drawing else None
-    check_distinct({"--text-file": options.text_file, "--json": options.json, "--plot": plot})
-    for option, path in (("--json", options.json), ("--plot", plot)):
+    files = {"--json": options.json, "--html": options.html, "--plot": plot}
+    check_distinct({"--text-file": options.text_file, **files})
+    for option, path in files.items():
         if path is not None:
             check_writable(option, path)
     text = _text(options)
@@ -66,12 +67,16 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.json is not None:
             write(options.json, lambda path: path.write_text(json.dumps(report.to_json()) + "\n"))
+        if options.html is not None:
+            _write_report(report, options.html)
         if plot is not None:
             _draw(report, plot)
     finally:
         say(_table(report))
     if options.json is not None:
         say(f"numbers: {printable(options.json)}")
+    if options.html is not None:
+        say(f"report: {printable(options.html)}")
     if plot is not None:
         say(f"picture: {printable(plot)}")
     return 0
@@ -119,6 +124,13 @@ def _table(report: Report) -> str:
         "values above 0.001; of cap is entropy-ESS as a share of the cap."
     )
     return "\n".join([first, "", *lines, "", means, HINT, f"{report.seconds:.1f} s in all"])
+
+
+def _write_report(report: Report, path: Path) -> None:
+    from ess_kernels.analysis.html import write_report
+
+    title = "Effective state-size of the demo's four mixers"
+    write(path, lambda temporary: write_report(report.analysis(), temporary, title=title))
 
 
 def _draw(report: Report, path: Path) -> None:

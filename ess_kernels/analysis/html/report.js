@@ -362,7 +362,7 @@
       option.value = String(number);
       option.textContent = name;
     });
-    select.value = "0";  // a browser may remember another choice
+    select.value = "0";
     select.addEventListener("change", () => change(Number(select.value)));
   };
   const redraw = () => {
@@ -374,7 +374,7 @@
   fill(at("sample"), Array.from({ length: data.samples }, (_, row) => String(row)), (row) => { state.sample = row; redraw(); });
   fill(at("layer"), data.layers.map((layer) => layer.name), choose);
   for (const name of ["share", "heads"]) {
-    at(name).checked = false;
+    at(name).checked = state[name];  // a browser may remember another choice
     at(name).addEventListener("change", () => { state[name] = at(name).checked; redraw(); });
   }
   if (!data.layers.some((layer) => layer.values[0].heads)) {
@@ -431,6 +431,11 @@
       at("curve-title").scrollIntoView({ block: "nearest" });
     });
   }
+
+  // where one layer's cap is far above another's, as attention's is, only shares of it can share a scale
+  const tallest = data.layers.map((layer) => Math.max(...layer.caps.map((n) => data.caps[n].reduce((a, b) => Math.max(a, b), 1))));
+  state.share = Math.max(...tallest) > 4 * Math.min(...tallest);
+  at("share").checked = state.share;
 
   at("explorer").hidden = false;
   redraw();

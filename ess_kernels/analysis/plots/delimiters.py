@@ -51,7 +51,7 @@ def plot_delimiters(
         names = _names(dips, separator, layers)
         curve = mean(np.array([dips.aligned[separator][name] for name in names]), 0)
         depth = float(mean(np.array([dips.depth[separator][name] for name in names])))
-        label = f"{separator!r}: {dips.count[separator]} found, dip {100 * depth:.0f} %"
+        label = f"{separator!r}: {dips.count[separator]} times, dip {100 * depth:.0f} %"
         ax.plot(dips.offsets, curve, ".-", color=colour, linewidth=1.4, markersize=4, label=literal(label))
     ax.axvline(0, color=MARK_COLOUR, linestyle=":", linewidth=0.9, label="delimiter has been read")
     ax.set_ylim(bottom=0)
