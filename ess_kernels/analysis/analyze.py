@@ -156,7 +156,7 @@ class _Visit:
             self.refused.setdefault(name, str(reason))
             return
         if found.remark:
-            self.remarks.setdefault(f"T was read off by one-hot values: {found.remark}", []).append(name)
+            self.remarks.setdefault(found.remark, []).append(name)
         op = found.operator
         if self.estimate is not None:
             self.planned[name] = PlannedLayer(

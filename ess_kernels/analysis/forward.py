@@ -16,6 +16,9 @@ from ess_kernels.capture.patches import Patches
 SHORT_LENGTHS = (31, 29, 23, 19, 17, 13, 11, 7, 5)
 
 
+CACHES = {"past_key_values", "past_key_value", "cache", "cache_params", "state", "mems"}
+
+
 def forward_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs, and `use_cache=False` where the model has a cache.
 
@@ -28,6 +31,8 @@ def forward_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, 
         if name not in parameters and not takes_any:
             raise ValueError(f"{name}: {type(model).__name__} takes no such input; it takes {', '.join(parameters)}")
     arguments = {name: x for name, x in inputs.items() if x is not None}
+    for name in CACHES & arguments.keys():
+        raise ValueError(f"{name}: expected None, for an operator starts from an empty state; got a cache")
     if "use_cache" in parameters or (takes_any and hasattr(getattr(model, "config", None), "use_cache")):
         arguments.setdefault("use_cache", False)
     return arguments

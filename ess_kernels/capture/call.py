@@ -27,7 +27,8 @@ class MixerCall:
         route: which seam saw it: `"registry"`, `"global"`, `"module"` or `"torch"`.
         values: `[B, HV, L, dv]`, what `T` multiplies. Value head `h // (H // HV)` belongs to head h.
         output: `[B, H, L, dv]`, what the mixer passed on.
-        operator: makes the operator from the closed form of the mixer; None where it is not known. Raises `Refused`.
+        operator: makes the operator from the closed form of the mixer, given `attention_mask` or None; raises `Refused`
+            where it is not known.
         one_hot: the mixer itself, without skip and gate, as a function of its values, `[B, HV, L, d]` to
             `[B, H, L, d]`. None where it cannot be called again.
         any_width: whether `one_hot` takes values of any width d; otherwise d must be dv.
@@ -41,7 +42,7 @@ class MixerCall:
     route: str
     values: Tensor
     output: Tensor
-    operator: Callable[[], Operator] | None
+    operator: Callable[[Tensor | None], Operator]
     one_hot: Callable[[Tensor], Tensor] | None = None
     any_width: bool = False
     passed_on: Callable[[Tensor], Tensor] | None = None

@@ -75,7 +75,7 @@ def function_call(
         "global",
         values=values,
         output=known.layout.to_heads(first(result)),
-        operator=lambda: known.operator(arguments, capture.attention_mask),
+        operator=lambda mask: known.operator(arguments, mask),
         one_hot=one_hot,
         any_width=known.any_width,
         passed_on=known.passed_on(arguments),

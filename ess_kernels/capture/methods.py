@@ -76,7 +76,7 @@ def _watch_rg_lru(capture: Capture, module: Any) -> None:
             "module",
             values=CHANNELS_LAST.to_heads(values),
             output=CHANNELS_LAST.to_heads(output),
-            operator=lambda: operators.rg_lru(gate, reset=reset, attention_mask=capture.attention_mask),
+            operator=lambda mask: operators.rg_lru(gate, reset=reset, attention_mask=mask),
             one_hot=one_hot,
             attention_mask=capture.attention_mask,
         )
@@ -103,7 +103,7 @@ def _watch_mlstm(capture: Capture, module: Any) -> None:
                 "module",
                 values=arguments["value"],
                 output=first(result),
-                operator=lambda: operators.mlstm(query, key, **gates, attention_mask=capture.attention_mask),
+                operator=lambda mask: operators.mlstm(query, key, **gates, attention_mask=mask),
                 one_hot=lambda values: HEADS_FIRST.to_heads(first(module.forward(**arguments | {"value": values}))),
                 attention_mask=capture.attention_mask,
             )
@@ -131,7 +131,7 @@ def _watch_short_convolution(capture: Capture, module: Any) -> None:
             "module",
             values=CHANNELS_FIRST.to_heads(x),
             output=CHANNELS_LAST.to_heads(passed_on),
-            operator=lambda: operators.lfm2_conv(B, C, weight, attention_mask=capture.attention_mask),
+            operator=lambda mask: operators.lfm2_conv(B, C, weight, attention_mask=mask),
             passed_on=finish,
             attention_mask=capture.attention_mask,
         )
@@ -154,9 +154,7 @@ def _watch_lightning(capture: Capture, module: Any) -> None:
             "module",
             values=v.transpose(1, 2),
             output=passed_on.unflatten(-1, (heads, size)).transpose(1, 2),
-            operator=lambda: operators.simple_gla(
-                q, k, g_gamma=slopes, scale=1.0, attention_mask=capture.attention_mask
-            ),
+            operator=lambda mask: operators.simple_gla(q, k, g_gamma=slopes, scale=1.0, attention_mask=mask),
             attention_mask=capture.attention_mask,
         )
 

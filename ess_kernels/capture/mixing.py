@@ -26,6 +26,7 @@ PLAIN = (nn.Linear, nn.Embedding, nn.Dropout, nn.LayerNorm, nn.RMSNorm, nn.SiLU,
 # changes of other tokens, relative to that of the changed one, that are no rounding errors
 CHANGE = 1e-5
 CHANGE_HALF = 5e-3
+CHANGE_QUANTISED = 1e-1  # tokens share the scale to which a quantised layer rounds them
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class _Trial:
         # by module that mixes, its own or through others: the outputs of its calls, in order
         self.outputs: dict[nn.Module, list[Any]] = {}
         self.repeating = False
+        self.quantised = any("quantiz" in type(module).__module__ for module in model.modules())
         for name, module in model.named_modules():
             if not isinstance(module, PLAIN):
                 patches.hook(module.register_forward_hook(self._after(name), with_kwargs=True))
@@ -174,7 +176,8 @@ class _Trial:
         own = float(change[self.token])
         change[self.token] = 0
         reference = own if own > 0 else float(before.double().abs().max())
-        return change > (CHANGE_HALF if is_half(before.dtype) else CHANGE) * reference
+        bound = CHANGE_QUANTISED if self.quantised else CHANGE_HALF if is_half(before.dtype) else CHANGE
+        return change > bound * reference
 
 
 @contextmanager

@@ -16,6 +16,10 @@ FUTURE_HALF = 1e-2
 WIDTH = 512  # one-hot values at a time where any number of channels may be used
 
 
+class NotCausal(Refused):
+    """`T` has entries above its diagonal."""
+
+
 def is_half(dtype: torch.dtype) -> bool:
     return dtype in (torch.bfloat16, torch.float16)
 
@@ -61,7 +65,7 @@ def check_linear(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor
 
 
 def refuse_future(T: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """`T` as it is; `Refused` if a token's row has entries of later tokens, those of padding left aside."""
+    """`T` as it is; `NotCausal` if a token's row has entries of later tokens, those of padding left aside."""
     above = T.triu(1).abs()
     if attention_mask is not None:
         token = attention_mask.bool().to(T.device)
@@ -69,5 +73,5 @@ def refuse_future(T: Tensor, attention_mask: Tensor | None) -> Tensor:
     largest = float(above.max()) if above.numel() else 0.0
     bound = (FUTURE_HALF if is_half(T.dtype) else FUTURE) * float(T.abs().max()) if T.numel() else 0.0
     if largest > bound:
-        raise Refused(f"not causal: T has entries above its diagonal, up to {largest:.2g}")
+        raise NotCausal(f"not causal: T has entries above its diagonal, up to {largest:.2g}")
     return T

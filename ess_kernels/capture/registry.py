@@ -120,10 +120,10 @@ def attention_call(
     if args or not (mask is None or isinstance(mask, Tensor)):
         unknown.append(f"a mask of type {type(mask).__name__}" if not args else "an argument without a name")
 
-    def operator() -> Operator:
+    def operator(padding: Tensor | None) -> Operator:
         if unknown:
             raise Refused(f"{', '.join(unknown)} given: unknown mathematics")
-        return closed_form(capture, query, key, mask, options)
+        return closed_form(query, key, mask, options, padding)
 
     return MixerCall(
         name,
@@ -149,9 +149,11 @@ def check_lengths(query: Tensor, key: Tensor, length: int | None) -> None:
         raise Refused(f"{keys} keys for {queries} queries: cross-attention, a cache, or compressed keys")
 
 
-def closed_form(capture: Capture, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Operator:
+def closed_form(
+    query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], padding: Tensor | None
+) -> Operator:
+    """Softmax attention from what an attention function is given; `padding` `[B, L]` is 0 where there is no token."""
     length, window = query.shape[2], options.get("sliding_window")
-    padding = capture.attention_mask
     if mask is not None and mask.dim() == 2:  # flash attention's: of tokens, not of pairs
         padding, mask = mask, None
     elif mask is not None:

@@ -98,7 +98,7 @@ def sdpa_call(capture: Capture, name: str, args: tuple[Any, ...], kwargs: dict[s
         "torch",
         values=value,
         output=output,
-        operator=lambda: attention(query, key, scale=a["scale"], attn_mask=mask, attention_mask=capture.attention_mask),
+        operator=lambda padding: attention(query, key, scale=a["scale"], attn_mask=mask, attention_mask=padding),
         one_hot=again,
         any_width=True,
         attention_mask=capture.attention_mask,
@@ -131,16 +131,15 @@ def product_call(
     if length is not None and weights.shape[-1] != length:
         raise Refused(f"a softmax over {weights.shape[-1]} where the sequence has {length} tokens")
     T, u, y = (_four_axes(x, capture) for x in (weights, values, output))
-    padding = capture.attention_mask
     return MixerCall(
         name,
         "attention",
         "torch",
         values=u,
         output=y,
-        operator=lambda: dense(refuse_future(T, padding), attention_mask=padding),
+        operator=lambda padding: dense(refuse_future(T, padding), attention_mask=padding),
         one_hot=None,
-        attention_mask=padding,
+        attention_mask=capture.attention_mask,
         check=ATTRIBUTION_ONLY,
     )
 

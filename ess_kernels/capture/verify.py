@@ -10,7 +10,7 @@ from torch import Tensor
 from ..operators.dense import dense
 from ..operators.structure import Operator
 from .call import MixerCall, Refused
-from .one_hot import is_half, read_off
+from .one_hot import NotCausal, is_half, read_off
 from .product import apply
 
 # above these an operator is not used
@@ -32,7 +32,7 @@ class Verified:
             largest number passed on. Padding is left aside.
         route: the seam, followed by `", one-hot"` where `T` was read off by one-hot values.
         check: what the comparison is worth, see `LayerResult.check`.
-        remark: why the closed form was not used, empty if it was.
+        remark: what a reader should know, such as why the closed form was not used; often empty.
     """
 
     operator: Operator
@@ -42,32 +42,47 @@ class Verified:
     remark: str = ""
 
 
+READS_PADDING = "it reads padding as if it were tokens, and so do its positions"
+
+
 def verify(call: MixerCall) -> Verified:
     """The operator of a call, from its closed form, or by one-hot values where there is none or it is not right.
 
     Raises:
         Refused: there is no operator; `Unverified` where there is one that does not give what was passed on.
     """
-    reason = "no closed form"
-    if call.operator is not None:
-        try:
-            operator = call.operator()
-            return _compared(call, operator, call.route)
-        except (Refused, ValueError, TypeError) as error:
-            reason = str(error)
-            if call.one_hot is None or reason.startswith("not causal"):
-                raise error if isinstance(error, Refused) else Refused(reason) from error
+    try:
+        return _with_padding(call)
+    except Refused as error:
+        if call.attention_mask is None:
+            raise
+        try:  # some recurrent mixers know nothing of padding
+            found = _with_padding(replace(call, attention_mask=None))
+        except Refused:
+            raise error from None
+        return replace(found, remark=f"{READS_PADDING}; {found.remark}" if found.remark else READS_PADDING)
+
+
+def _with_padding(call: MixerCall) -> Verified:
+    """As `verify`, with the call's own mask of padding."""
+    try:
+        return _compared(call, call.operator(call.attention_mask), call.route)
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+        if call.one_hot is None or isinstance(error, NotCausal):
+            raise error if isinstance(error, Refused) else Refused(reason) from error
     try:
         operator = dense(read_off(call), attention_mask=call.attention_mask)
-        return replace(_compared(call, operator, f"{call.route}, one-hot"), remark=reason)
+        found = _compared(call, operator, f"{call.route}, one-hot")
     except Refused as error:
         raise type(error)(f"{error} (closed form: {reason})") from error
+    return replace(found, remark=f"T was read off by one-hot values: {reason}")
 
 
 def _compared(call: MixerCall, operator: Operator, route: str) -> Verified:
     error = capture_error(call, operator)
-    bound = LARGEST_ERROR_HALF if is_half(call.output.dtype) else LARGEST_ERROR
-    if not error <= bound:  # NaN is not below the bound either
+    half = is_half(call.output.dtype) or is_half(call.values.dtype)
+    if not error <= (LARGEST_ERROR_HALF if half else LARGEST_ERROR):  # NaN is not below the bound either
         raise Unverified(f"unverified: T u differs from what the mixer passed on by {error:.1e} of the largest number")
     return Verified(operator, error, route, call.check)
 
