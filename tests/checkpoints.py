@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-TEXT = "One thing. Another thing. And so on."
+TEXT = "One thing. Another thing. And so on"
 LONGEST = 64  # positions of the small Llama
 
 

@@ -241,7 +241,7 @@ def test_control_characters_never_reach_the_terminal(capsys, tmp_path, copy):
     )
     assert (code, err) == (0, "")
     assert "\x1b" not in out and "\u202e" not in out
-    assert r"Delimiter '\x1b[31m', found 2 times" in out and r"/m\x1b[31m\n\u202e/f.json" in out
+    assert r"Delimiter '\x1b[31m': found 2 times" in out and r"/m\x1b[31m\n\u202e/f.json" in out
     assert r"m\x1b[31m\n\u202e" in refused(capsys, folder, "--text", "")[:0] + refused(
         capsys, folder / "x", "--text", TEXT
     )

@@ -210,19 +210,19 @@ def _figure(found: Analysis, delimiter: str | None) -> Any:
 
     from ess_kernels.analysis.plots import plot_delimiters, plot_heatmap
 
-    rows = min(12.0, 1.6 + 0.28 * max(4, len(found.layers)))
-    more = 0.0 if delimiter is None else 3.6
-    figure = Figure(figsize=(8.0, rows + more), dpi=140, layout="constrained")
-    axes = figure.subplots(1 if delimiter is None else 2, squeeze=False, height_ratios=[rows, more][: 1 + bool(more)])
-    plot_heatmap(found, axes[0, 0])
+    height = min(12.0, 1.6 + 0.28 * max(4, len(found.layers)))
+    heights = [height] if delimiter is None else [height, 3.6]
+    figure = Figure(figsize=(8.0, sum(heights)), dpi=140, layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    plot_heatmap(found, parts[0].subplots())
     if delimiter is not None:
-        plot_delimiters(found, axes[1, 0], delimiter=delimiter)
+        plot_delimiters(found, parts[1].subplots(), delimiter=delimiter)
     return figure
 
 
 def _dips(found: Analysis, delimiter: str) -> list[str]:
     """How far ESS falls at the delimiter, a line a layer."""
-    from ess_kernels.analysis.delimiters import delimiter_dips
+    from ess_kernels.analysis.delimiters import delimiter_dips, marks_of
     from ess_kernels.analysis.values import metric_label
 
     dips = delimiter_dips(found, delimiter, of_cap=True)
@@ -230,9 +230,9 @@ def _dips(found: Analysis, delimiter: str) -> list[str]:
         [printable(layer), "-" if math.isnan(depth) else f"{100 * depth:.1f} %"]
         for layer, depth in dips.depth[delimiter].items()
     ]
-    metric = metric_label(dips.metric)
+    places, metric = sum(map(len, marks_of(found, delimiter=delimiter))), metric_label(dips.metric)
     return [
-        f"Delimiter {delimiter!r}, found {dips.count[delimiter]} times.",
+        f"Delimiter {delimiter!r}: found {places} times, with ESS on both sides {dips.count[delimiter]} times.",
         f"Dip: by how much {metric}, as a share of the cap, is smaller there than before.",
         "",
         *text_table(["name", "dip"], rows, left=("name",)),

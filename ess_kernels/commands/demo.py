@@ -134,19 +134,9 @@ def _write_report(report: Report, path: Path) -> None:
 
 
 def _draw(report: Report, path: Path) -> None:
-    from ess_kernels.analysis.plots import Curves, plot_ess
+    from ess_kernels.analysis.plots import plot_overview
     from ess_kernels.demo.measure import TOLERANCES
 
-    panels = [
-        Curves(
-            f"layer {layer.index}: {layer.title}, {layer.heads} heads, "
-            + ("state grows with i" if layer.state_size is None else f"state {layer.state_size}"),
-            layer.cap,
-            layer.entropy_ess,
-            layer.tolerance_ess,
-        )
-        for layer in report.layers
-    ]
     title = f"Effective state-size on {report.length} bytes of text: mean over heads, band from min to max"
-    figure = plot_ess(panels, TOLERANCES, unit="bytes", title=title)
+    figure = plot_overview(report.analysis(), metric=TOLERANCES[1], title=title)
     write(path, figure.savefig)
