@@ -8,6 +8,9 @@ A configuration is the default one with every size made small (`tiny_sizes.py`),
 what single architectures need besides (`tiny_particulars.py`). Weights are wide enough for attention to be far from
 uniform. Parameters whose entries are all equal at first, such as gates, biases and norms, are moved a little, so that
 no part of a mixer is zero or the same for all channels. Recurrences remember more than a few tokens.
+
+Written for transformers 5.24. With other versions architectures may fail that `NOT_BUILT` does not have; with 4.57 most
+of them run.
 """
 
 from __future__ import annotations
@@ -137,9 +140,9 @@ def _part_for(model_class: Any, config: Any) -> Any:
 
 def _parts(config: Any) -> dict[str, Any]:
     """The configurations inside of a configuration, by name."""
-    from transformers import PreTrainedConfig
+    from transformers import PretrainedConfig
 
-    return {name: value for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+    return {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
 
 
 def _shrunk(standard: Any, particular: dict[str, Any]) -> Any:
@@ -159,9 +162,11 @@ def _shrunk(standard: Any, particular: dict[str, Any]) -> Any:
 def _given(config: Any) -> dict[str, Any]:
     """The values that can be given to a configuration, by name; its other attributes are derived from these.
 
-    Classes annotate such names. Some of them keep the value under another name.
+    Classes annotate such names; before transformers 5 they are arguments of `__init__`. Some values are kept under
+    another name.
     """
     names = dict.fromkeys(name for base in type(config).__mro__ for name in inspect.get_annotations(base))
+    names |= dict.fromkeys(inspect.signature(type(config)).parameters)
     kept = {name: type(config).attribute_map.get(name, name) for name in names}
     return {name: vars(config)[attribute] for name, attribute in kept.items() if attribute in vars(config)}
 
