@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import ess_kernels as ek
 from ess_kernels.analysis.delimiters import delimiter_dips, find_delimiters
 from ess_kernels.analysis.names import short_names
-from ess_kernels.analysis.plots import KINDS, draw, plot_delimiters, plot_spectra
+from ess_kernels.analysis.plots import KINDS, draw, plot_delimiters, plot_overview, plot_spectra
 from ess_kernels.testing.analyses import an_analysis
 
 LENGTH = 24
@@ -157,6 +157,18 @@ def test_positions_in_any_order_are_drawn_from_left_to_right(analysis):
     np.testing.assert_allclose(found.get_ydata(), layer.entropy[0].mean(0)[[3, 9, 19]])
     grid = grid_of(draw(few, "heatmap"), (3, LENGTH - 1))
     assert np.isfinite(grid[0]).sum() == 3 and np.isfinite(grid[1]).all()
+
+
+def test_overview_has_a_panel_for_each_kind_of_mixer(analysis):
+    figure = plot_overview(an_analysis(layers=5, batch=1, heads=2, length=LENGTH), title="all")
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
+    assert titles == [
+        "model.layers.0.mixer: gated_linear_attention, state 8",
+        "model.layers.1.mixer: attention, state grows with i",
+        "model.layers.2.mixer: linear_attention, state 8",
+    ]
+    assert all(len(dashed(ax)) == 1 for ax in figure.axes if ax.get_title(loc="left"))
+    figure.canvas.draw()
 
 
 def test_utilisation_has_a_bar_a_layer_and_a_colour_a_kind(analysis):

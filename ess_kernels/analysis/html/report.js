@@ -85,7 +85,7 @@
     const holder = at("map");
     const width = Math.max(260, holder.clientWidth);
     const count = data.layers.length;
-    const tall = Math.max(7, Math.min(24, Math.floor(560 / count)));
+    const tall = Math.max(7, Math.min(count < 8 ? 34 : 24, Math.floor(560 / count)));
     const names = data.layers.map((layer) => `${layer.short} ${layer.mixer}`);
     const longest = Math.max(...names.map((name) => name.length));
     const left = Math.min(7.4 * longest + 14, Math.round(width * (width < 560 ? 0.28 : 0.24)));

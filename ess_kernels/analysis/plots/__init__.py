@@ -6,6 +6,7 @@ from .delimiters import plot_delimiters
 from .draw import KINDS, draw
 from .heads import plot_heads
 from .heatmap import plot_heatmap
+from .overview import plot_overview
 from .position import plot_position
 from .spectra import plot_spectra
 from .training import plot_training
@@ -22,6 +23,7 @@ __all__ = [
     "plot_ess",
     "plot_heads",
     "plot_heatmap",
+    "plot_overview",
     "plot_position",
     "plot_spectra",
     "plot_training",

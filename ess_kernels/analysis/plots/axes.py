@@ -35,7 +35,7 @@ def literal(text: str) -> str:
 
 
 def share_label(of_cap: bool, label: str = ESS_LABEL) -> str:
-    return f"{label}, share of cap" if of_cap else label
+    return f"{label},\nshare of cap" if of_cap else label
 
 
 def line_with_band(ax: Axes, where: np.ndarray, heads: np.ndarray, colour: Any, label: str, style: Any = "-") -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ess_kernels._text_table import short_tolerance
 
+from .axes import line_with_band, plain_style
 from .colours import CAP_COLOUR, ENTROPY_COLOUR, TOLERANCE_COLOURS
 
 if TYPE_CHECKING:
@@ -84,19 +85,14 @@ def _draw(place: Any, panel: Curves, tolerances: Sequence[float], positions: Seq
         colour = TOLERANCE_COLOURS[number % len(TOLERANCE_COLOURS)]
         curves.append((f"tolerance-ESS, {short_tolerance(tolerance)}", colour, _gaps(counts, cap)))
     for label, colour, values in curves:
-        usable = np.isfinite(values).any(0)  # a position where every head is bad has no mean
-        seen, heads = where[usable], values[:, usable]
-        if heads.size:
-            place.fill_between(seen, np.nanmin(heads, 0), np.nanmax(heads, 0), color=colour, alpha=0.14, linewidth=0)
-        place.plot(seen, np.nanmean(heads, 0) if heads.size else [], color=colour, linewidth=1.4, label=label)
+        line_with_band(place, where, values, colour, label)
     for number, row in enumerate(np.unique(cap, axis=0)):
         label = "_" * number + "cap min(n, i, L-i)"  # a label with an underscore stays out of the legend
         place.plot(where, row, "--", color=CAP_COLOUR, linewidth=1.1, label=label)
     place.set_title(panel.title, fontsize="medium", loc="left")
     place.set_ylim(0, 1.08 * max(1, int(cap.max(initial=1))))
     place.margins(x=0.01)
-    place.grid(alpha=0.25, linewidth=0.6)
-    place.spines[["top", "right"]].set_visible(False)
+    plain_style(place)
 
 
 def _gaps(values: Any, cap: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ def plot_position(
     marks: Sequence[int] | None = None,
     delimiter: str | None = None,
     of_cap: bool = False,
+    legend: bool = True,
 ) -> Axes:
     """The mean over heads as a line, their range as a band, the cap dashed. Bad data and padding leave gaps.
 
@@ -51,6 +52,7 @@ def plot_position(
         marks: positions for vertical lines.
         delimiter: draws them where `analysis.tokens` has this text: at the position that has just read it.
         of_cap: divide by the cap, which becomes a line at 1.
+        legend: draw it, to the right of the axes.
 
     Raises:
         ValueError: a name, a metric or a sample that there is not; `delimiter` and `marks` together.
@@ -84,7 +86,8 @@ def plot_position(
     if not several:
         ax.set_title(literal(f"{chosen[0].name}, {chosen[0].mixer}"), fontsize="medium", loc="left")
     plain_style(ax)
-    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if legend:
+        ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return ax
 
 

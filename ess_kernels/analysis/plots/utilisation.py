@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..names import short_names
 from ..result import Analysis
 from ..values import choose_layers, choose_metric, layer_means, metric_label
-from .axes import axes_or_new, literal, plain_style
+from .axes import axes_or_new, literal, plain_style, share_label
 from .colours import CAP_COLOUR, kind_colours
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plot_utilisation(
     ax.set_xticklabels(names[::every], rotation=45 if long else 0, ha="right" if long else "center", fontsize="small")
     ax.set_ylim(0, 1.06)
     ax.set_xlabel("layer")
-    ax.set_ylabel(f"{metric_label(metric)},\nshare of cap")
+    ax.set_ylabel(share_label(True, metric_label(metric)))
     plain_style(ax)
     ax.grid(axis="x", visible=False)
     ax.set_axisbelow(True)
