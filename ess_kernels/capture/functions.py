@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from . import known_functions
+from . import known_functions, packed
 from .call import MixerCall, Refused
-from .known_functions import KnownFunction
+from .known_function import KnownFunction
+from .layouts import HEADS_FIRST
 from .torch_functions import modules_of, on_cpu, original
 
 if TYPE_CHECKING:
@@ -59,28 +60,41 @@ def function_call(
 ) -> MixerCall:
     arguments = named_arguments(function, args, kwargs)
     refuse_states(arguments, known)
-    given = arguments[known.value]
-    values = known.layout.to_heads(given)
+    layout, of_rows, padding = known.layout, arguments, capture.attention_mask
+    if arguments.get("head_first"):
+        layout, of_rows = HEADS_FIRST, time_first(arguments)
+    tokens = packed.tokens_of(arguments, padding, capture.rows, capture.length)
+    if tokens is not None:
+        layout, of_rows = packed.in_rows(layout, tokens), packed.padded_arguments(of_rows, tokens)
+    values = layout.to_heads(known.given_value(arguments))
     length = values.shape[2]
-    if capture.length is not None and length != capture.length and not _packed(arguments):
+    if tokens is None and packed.is_packed(arguments):
+        padding = None
+    elif capture.length is not None and length != capture.length:
         raise Refused(f"{length} tokens where the sequence has {capture.length}: a cache, or a part of it")
-    linear = {**arguments, **dict.fromkeys(known.not_linear)}
 
     def one_hot(values: Tensor) -> Tensor:
-        return known.layout.to_heads(first(function(**linear | {known.value: known.layout.from_heads(values)})))
+        given = arguments | known.of_values_alone(layout.from_heads(values))
+        return layout.to_heads(first(function(**given)))
 
     return MixerCall(
         name,
         known.mixer,
         "global",
         values=values,
-        output=known.layout.to_heads(first(result)),
-        operator=lambda mask: known.operator(arguments, mask),
+        output=layout.to_heads(first(result)),
+        operator=lambda mask: known.operator(of_rows, mask),
         one_hot=one_hot,
         any_width=known.any_width,
-        passed_on=known.passed_on(arguments),
-        attention_mask=capture.attention_mask,
+        passed_on=known.passed_on(of_rows),
+        attention_mask=padding,
     )
+
+
+def time_first(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call with `head_first=True`, which older versions of flash-linear-attention have, without."""
+    turned = {name: x.transpose(1, 2) if isinstance(x, Tensor) and x.dim() >= 3 else x for name, x in arguments.items()}
+    return turned | {"head_first": False}
 
 
 def first(result: Any) -> Tensor:
@@ -112,7 +126,3 @@ def refuse_states(arguments: dict[str, Any], known: KnownFunction) -> None:
     for name in known.states:
         if arguments.get(name) is not None:
             raise Refused(f"{name} is given: starts from a state, which is no part of T")
-
-
-def _packed(arguments: dict[str, Any]) -> bool:
-    return any(arguments.get(name) is not None for name in ("cu_seqlens", "cu_seq_lens", "seq_idx"))

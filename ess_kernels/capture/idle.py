@@ -30,9 +30,10 @@ FUNCTION_IDLE = ATTENTION_IDLE | {
     "return_varlen_states",
     "use_mambapy",
     "use_associative_scan",
-    "head_first",
     "state_v_first",
+    "transpose_state_layout",
     "cu_seqlens_cpu",
     "return_intermediate_states",
+    "chunk_indices",
     "disable_recompute",
 }
