@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..delimiters import marks_of
 from ..names import short_names
@@ -103,12 +105,10 @@ def _heads(layer: LayerResult) -> int:
 def _layer(
     layer: LayerResult, metrics: list[str | float], stride: int, rows: int, with_heads: bool, shared: _Shared
 ) -> dict[str, Any]:
-    where, order = sorted_positions(layer)
-    where, order = where[::stride], order[::stride]
-    caps = np.nan_to_num(caps_of(layer)[:rows, order]).astype(np.int64).tolist()
+    layer = _thinned(layer, stride, rows)
     values = []
     for metric in metrics:
-        found = values_of(layer, metric)[:rows][:, :, order]
+        found = values_of(layer, metric)
         one = {"mean": mean(found, 1), "low": lowest(found, 1), "high": highest(found, 1)}
         if with_heads:
             one["heads"] = found
@@ -117,10 +117,28 @@ def _layer(
         "name": layer.name,
         "mixer": layer.mixer,
         "tss": layer.state_size,
-        "positions": shared.number("positions", where.tolist()),
-        "caps": [shared.number("caps", row) for row in caps],
+        "positions": shared.number("positions", layer.positions.tolist()),
+        "caps": [shared.number("caps", row) for row in np.nan_to_num(caps_of(layer)).astype(np.int64).tolist()],
         "values": values,
     }
+
+
+def _thinned(layer: LayerResult, stride: int, rows: int) -> LayerResult:
+    """The layer with its first rows, and one in `stride` of its positions, in rising order."""
+    _, places = sorted_positions(layer)
+    kept = torch.from_numpy(places[::stride])
+
+    def thin(x: Tensor) -> Tensor:
+        return x[:rows].index_select(-1, kept)
+
+    return replace(
+        layer,
+        positions=layer.positions[kept],
+        cap=thin(layer.cap),
+        valid=thin(layer.valid),
+        entropy=None if layer.entropy is None else thin(layer.entropy),
+        tolerance={tolerance: thin(counts) for tolerance, counts in layer.tolerance.items()},
+    )
 
 
 def _plain(numbers: np.ndarray) -> Any:

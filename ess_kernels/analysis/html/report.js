@@ -207,7 +207,7 @@
       if (value === null) { pen = false; return; }
       // a dot where a number stands alone between gaps
       const alone = !pen && (k + 1 >= values.length || values[k + 1] === null);
-      d += `${pen ? "L" : "M"}${x(k).toFixed(1)} ${y(value).toFixed(1)}${alone ? "h1" : ""}`;
+      d += `${pen ? "L" : "M"}${x(k).toFixed(1)} ${y(value).toFixed(1)}${alone ? "m-2 0h4m-2 0" : ""}`;
       pen = true;
     });
     return d;

@@ -102,7 +102,7 @@ def _facts(analysis: Analysis, delimiter: str | None) -> str:
         "Model": analysis.model,
         "Measured": ", ".join(metric_label(metric) for metric in metrics_of(analysis)) or "nothing",
         "Layers": f"{len(layers)} measured, {len(analysis.skipped)} skipped",
-        "Rows": f"{_numbers(rows)} of {_numbers(lengths)} tokens, {_numbers(counts)} positions",
+        "Rows": f"{_numbers(rows)} of {_numbers(lengths)} tokens; positions measured: {_numbers(counts)}",
         "Positions": "position i is the boundary: H_i = T[i:, :i], from the tokens before i to the outputs from i on",
         "Cap": "min(TSS, i, L - i): no ESS can be larger. The fall at the end of a text is that cap.",
         "Tolerances": ", ".join(map(short_tolerance, analysis.tolerances)) or "none",

@@ -60,7 +60,7 @@ def plot_heads(
     long = max(map(len, names)) > 4
     ax.set_xticks(range(0, len(chosen), every))
     ax.set_xticklabels(names[::every], rotation=45 if long else 0, ha="right" if long else "center", fontsize="small")
-    ax.locator_params(axis="y", integer=True)
+    ax.set_yticks(range(0, len(matrix), max(1, -(-len(matrix) // 16))))
     ax.set_xlabel("layer")
     ax.set_ylabel("head")
     return ax

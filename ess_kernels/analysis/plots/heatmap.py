@@ -56,7 +56,7 @@ def plot_heatmap(
     chosen = choose_layers(analysis, layers)
     metric = choose_metric(analysis, metric)
     check_sample(chosen, sample)
-    ax = axes_or_new(ax, 8.0, min(12.0, 1.6 + 0.28 * max(4, len(chosen))))
+    ax = axes_or_new(ax, 8.0, min(9.0, 1.6 + 0.28 * max(4, len(chosen))))
     columns = np.unique(np.concatenate([layer.positions.numpy() for layer in chosen]))
     grid = np.full((len(chosen), len(columns)), np.nan)
     for row, layer in enumerate(chosen):
