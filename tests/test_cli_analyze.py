@@ -190,6 +190,12 @@ def test_a_missing_package_is_named(capsys, tmp_path, monkeypatch, llama, module
     assert module in err and "pip install" in err
 
 
+def test_a_report_needs_no_matplotlib(capsys, tmp_path, monkeypatch, llama):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run(capsys, llama, "--text", TEXT, "--html", tmp_path / "f.html", "--delimiter", ".")
+    assert (code, err) == (0, "") and "LlamaForCausalLM" in (tmp_path / "f.html").read_text()
+
+
 def test_a_dry_run_writes_nothing(capsys, tmp_path, llama):
     code, out, err = run(capsys, llama, "--text", TEXT, "--dry-run", "--json", tmp_path / "f.json")
     assert (code, err) == (0, "") and "model.layers.0.self_attn" in out

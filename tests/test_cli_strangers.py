@@ -208,6 +208,8 @@ def test_a_strange_configuration(capsys, copy, content):
         {"hidden_size": "wide"},
         {"hidden_size": 31},
         {"num_hidden_layers": 3},
+        {"num_hidden_layers": 10**12},
+        {"hidden_size": 10**30},
         {"vocab_size": -5},
         {"model_type": "bert"},
     ],

@@ -73,8 +73,6 @@ def _files(options: argparse.Namespace) -> dict[str, Path]:
     if "--plot" in files:
         require("matplotlib", "draws the picture")
         files["--plot"] = picture(files["--plot"])
-    if "--html" in files:
-        require("matplotlib", "draws the report's pictures")
     check_distinct({"--text-file": options.text_file, "--tokens-file": options.tokens_file, **files})
     for option, path in files.items():
         check_writable(option, path)

@@ -12,6 +12,8 @@ from ess_kernels.commands.extras import installed
 from ess_kernels.commands.headers import tensor_bytes
 from ess_kernels.commands.memory import free_memory, free_on_gpu, size_text
 
+MOST_LAYERS = 10_000
+
 
 def load_config(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool, attention: str | None) -> Any:
     """The configuration of transformers, from the checkpoint's clean copy in `folder`.
@@ -27,6 +29,8 @@ def load_config(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool, a
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # a configuration that is strange raises anything
         raise UserError(f"{checkpoint.name}: config.json: {one_line(error)}") from error
+    if (layers := _number(config, "num_hidden_layers")) > MOST_LAYERS:  # building them would take for ever
+        raise UserError(f"{checkpoint.name}: config.json: expected at most {MOST_LAYERS} layers, got {layers}")
     config._attn_implementation = attention  # also in the parts of a configuration, whatever the checkpoint asks for
     return config
 
