@@ -102,6 +102,16 @@ def byte_letters() -> list[str]:
     return pre_tokenizers.ByteLevel.alphabet()
 
 
+@pytest.mark.parametrize("options", [("--dtype", "bfloat16"), ("--attention", "eager"), ("--attention", "sdpa")])
+def test_how_the_model_is_loaded(capsys, tmp_path, llama, options):
+    from ess_kernels.analysis.result import Analysis
+
+    path = tmp_path / "out.json"
+    assert run(capsys, llama, "--text", TEXT, "--json", path, *options)[0] == 0
+    dtypes = {layer.dtype for layer in Analysis.load(path).layers.values()}
+    assert dtypes == {"bfloat16" if "bfloat16" in options else "float32"}
+
+
 def test_texts_come_from_files_and_are_cut(capsys, tmp_path, llama):
     file = tmp_path / "text"
     file.write_text("word " * 40)

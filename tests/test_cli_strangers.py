@@ -256,6 +256,21 @@ def test_control_characters_never_reach_the_terminal(capsys, tmp_path, copy):
     assert printable("plain text, é, 語") == "plain text, é, 語"
 
 
+def test_a_name_in_the_cache(capsys, monkeypatch, tmp_path, llama, proof):
+    repository, commit = tmp_path / "cache" / "models--some--model", "0" * 40
+    shutil.copytree(llama, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    code, out, err = run(capsys, "some/model", "--text", TEXT)
+    assert (code, err) == (0, "") and "2 mixers" in out
+    (repository / "snapshots" / commit / "model.safetensors").unlink()
+    write_trap(repository / "snapshots" / commit / "pytorch_model.bin", proof)
+    err = refused(capsys, "some/model", "--text", TEXT)
+    assert "is a pickle" in err and "model-safetensors" in err
+    assert not proof.exists()
+
+
 def test_settings_are_as_before(capsys, copy):
     from huggingface_hub import constants
     from transformers.utils import logging
