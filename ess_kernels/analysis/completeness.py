@@ -14,6 +14,7 @@ from .selection import is_selected
 
 # what reaches no further than this is a shift or a short convolution, which prepares what a mixer reads
 SHORT_REACH = 4
+SHORT = "a shift or short convolution"  # the reason of such a module begins so
 
 
 def find_mixing(
@@ -56,7 +57,7 @@ def unseen(mixing: Mapping[str, MixingModule], seen: Sequence[str], names: list[
             reasons[name] = f"bidirectional: earlier outputs of {module.kind} depend on later tokens"
         elif module.reach <= SHORT_REACH and not module.complete:
             reasons[name] = (
-                f"a shift or short convolution ({module.kind}, which reaches {module.reach} tokens further): prepares "
+                f"{SHORT} ({module.kind}, which reaches {module.reach} tokens further): prepares "
                 "what another mixer reads"
             )
         else:

@@ -8,12 +8,13 @@ a seam has seen is a `MixerCall`; `verify` makes the operator of it and compares
 
 from .adapters import unwrap
 from .call import MixerCall, Refused
-from .capturing import capturing
+from .capturing import SEAMS, capturing
 from .mixing import MixingModule, mixing_modules
 from .torch_functions import torch_functions
 from .verify import Verified, verify
 
 __all__ = [
+    "SEAMS",
     "MixerCall",
     "MixingModule",
     "Refused",

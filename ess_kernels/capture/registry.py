@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 KNOWN = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", "position_bias"}
 
 
+# the reason of a call that does not mix over time begins so
+OTHER_AXIS = "attention over another axis than time"
+
+
 def install(capture: Capture) -> None:
     """Watch the registry of the transformers that is loaded; without transformers there is nothing to watch."""
     modeling = sys.modules.get("transformers.modeling_utils")
@@ -143,6 +147,8 @@ def check_lengths(query: Tensor, key: Tensor, length: int | None) -> None:
     if query.dim() != 4:
         raise Refused(f"queries of shape {list(query.shape)}: expected [B, H, L, E]")
     queries, keys = query.shape[2], key.shape[2]
+    if length is not None and queries != length and query.shape[1] == length:
+        raise Refused(f"{OTHER_AXIS}: the tokens stand where heads do")
     if length is not None and queries != length:
         raise Refused(f"{queries} queries where the sequence has {length} tokens: mixes over another axis, or a part")
     if keys != queries:

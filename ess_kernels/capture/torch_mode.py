@@ -41,15 +41,15 @@ class TorchMode(TorchFunctionMode):
         self.weights: dict[int, weakref.ref[Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not self.capture.watching:
-            return func(*args, **kwargs)
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        # most calls end here: every function of torch passes by
+        if not (self.weights or func is SDPA or func in SOFTMAX) or not self.capture.watching:
+            return result
         if func is SDPA:
-            self.capture.note(None, lambda name: sdpa_call(self.capture, name, args, kwargs, result))
+            self.capture.note(None, lambda name: sdpa_call(self.capture, name, args, kwargs or {}, result))
         elif func in SOFTMAX:
             self._remember(result)
-        elif self.weights and isinstance(result, Tensor):
+        elif isinstance(result, Tensor):
             self._follow(func, args, result)
         return result
 
