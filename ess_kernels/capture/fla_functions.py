@@ -103,7 +103,11 @@ DELTA_RULES = {
     **_modes(
         "chunk_mesa_net",
         KnownFunction(
-            "mesa_net", operators.mesa_net, idle=frozenset({"max_CG_iteration"}), states=("h_kk_init", "h_kv_init")
+            "mesa_net",
+            operators.mesa_net,
+            idle=frozenset({"max_CG_iteration"}),
+            states=("h_kk_init", "h_kv_init"),
+            any_width=False,
         ),
     ),
 }
@@ -118,8 +122,8 @@ ATTENTION = {
     ),
     **_modes("parallel_path_attn", KnownFunction("path_attention", operators.path_attention)),
     **_modes("parallel_stickbreaking_attn", KnownFunction("stickbreaking", operators.stickbreaking_attention)),
-    **_modes("parallel_parallax", KnownFunction("parallax", operators.parallax)),
-    **_modes("deltaformer_attn", KnownFunction("deltaformer", operators.deltaformer, idle=HINTS)),
+    **_modes("parallel_parallax", KnownFunction("parallax", operators.parallax, any_width=False)),
+    **_modes("deltaformer_attn", KnownFunction("deltaformer", operators.deltaformer, idle=HINTS, any_width=False)),
     **_modes("parallel_nsa", KnownFunction("nsa", closed_forms.nsa)),
 }
 
