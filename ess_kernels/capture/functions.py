@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from . import known_functions, packed
+from . import fast_paths, known_functions, packed
 from .call import MixerCall, Refused
 from .known_function import KnownFunction
 from .layouts import HEADS_FIRST
@@ -17,22 +17,16 @@ from .torch_functions import modules_of, on_cpu, original
 if TYPE_CHECKING:
     from .capturing import Capture
 
-# fused passes of Mamba in training, which would hide the scan: None makes the caller go on step by step
-FUSED = ("mamba_inner_fn", "mamba_split_conv1d_scan_combined", "mamba2_split_conv1d_scan_combined")
-
 
 def install(capture: Capture) -> None:
     """Wrap every known function in the Python modules that define the model's classes."""
+    fast_paths.switch_off(capture)
     for namespace in modules_of(capture.model):
         for name, known in known_functions.BY_NAME.items():
             function = vars(namespace).get(name)
             if callable(function) and not inspect.isclass(function):
                 own = original(function) if on_cpu(capture.model) else function
                 capture.patches.replace(namespace, name, watched(capture, known, own))
-        if namespace.__name__.startswith("transformers.models."):
-            for name in FUSED:
-                if name in vars(namespace):
-                    capture.patches.replace(namespace, name, lambda *args, **kwargs: None)
 
 
 def watched(capture: Capture, known: KnownFunction, function: Callable[..., Any]) -> Callable[..., Any]:

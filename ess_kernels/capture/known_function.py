@@ -71,11 +71,11 @@ class KnownFunction:
             given[self.value_heads] = self.layout.to_heads(arguments[self.value]).shape[1]
         for name, x in arguments.items():
             target = self.renamed.get(name, name)
-            if name in no_part:
+            if name in no_part or name in self.idle:
                 continue
             if target in taken:
                 given[target] = x
-            elif not (x is None or x is False or name in FUNCTION_IDLE or name in self.idle):
+            elif not (x is None or x is False or name in FUNCTION_IDLE):
                 raise Refused(f"{name} is given, which {self.constructor.__name__} does not have: unknown mathematics")
         if attention_mask is not None and given.get("cu_seqlens") is None and given.get("seq_idx") is None:
             given["attention_mask"] = attention_mask

@@ -49,7 +49,9 @@ BY_NAME: dict[str, KnownFunction] = {
     "selective_scan_ref": KnownFunction(
         "mamba", operators.selective_scan, "u", CHANNELS_FIRST, skip="D", gate="z", any_width=False
     ),
-    "mamba_chunk_scan_combined": KnownFunction("mamba2", operators.ssd, "x", skip="D", gate="z"),
+    "mamba_chunk_scan_combined": KnownFunction(  # its cu_seqlens only say which states to return
+        "mamba2", operators.ssd, "x", idle=frozenset({"cu_seqlens"}), skip="D", gate="z"
+    ),
     "mamba3_siso_combined": KnownFunction(
         "mamba3", operators.mamba3, "V", skip="D", gate="Z", states=("Input_States",)
     ),
