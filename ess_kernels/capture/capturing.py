@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from . import functions, methods, registry, torch_mode
+from . import functions, methods, projections, registry, torch_mode
 from .call import MixerCall, Refused
 from .patches import Patches
 from .running import Running
@@ -115,6 +115,7 @@ def capturing(
             functions.install(capture)
         if "methods" in seams:
             methods.install(capture)
+            projections.install(capture)
         if "torch" in seams:
             with torch_mode.TorchMode(capture):
                 yield capture

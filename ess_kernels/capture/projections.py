@@ -1,0 +1,228 @@
+"""Mamba and Mamba-2 of transformers before 5.15, which run their recurrence inside of a method.
+
+There is no function to wrap. What enters the recurrence is seen where projections, and the convolution, return it, and
+the rest are the module's own parameters, whose names checkpoints have frozen. What it passes on is what the norm or the
+last projection receives. Where transformers calls a function for the recurrence, the module is left to `functions`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from .. import operators
+from . import functions
+from .call import MixerCall, Refused
+from .known_functions import BY_NAME
+from .layouts import CHANNELS_LAST, TIME_FIRST
+from .torch_functions import on_cpu
+
+if TYPE_CHECKING:
+    from .capturing import Capture
+
+MAMBA = ("in_proj", "x_proj", "dt_proj", "out_proj", "A_log", "D")
+MAMBA2 = ("in_proj", "conv1d", "out_proj", "A_log", "D", "dt_bias", "num_heads", "n_groups", "ssm_state_size")
+# functions for the recurrence: that of transformers itself, and those of mamba_ssm, which need a GPU
+OWN = ("mamba_selective_scan", "mamba2_chunk_scan")
+OF_MAMBA_SSM = ("selective_scan_fn", "mamba_chunk_scan_combined")
+
+
+def install(capture: Capture) -> None:
+    """Watch every module of a known kind that calls no function for its recurrence."""
+    cpu = on_cpu(capture.model)
+    for module in capture.model.modules():
+        if not type(module).__module__.startswith("transformers.models."):
+            continue
+        if "chunk_gated_delta_rule" in vars(module):
+            _watch_gated_delta_rule(capture, module, cpu)
+        elif not _calls_a_function(module, cpu):
+            if _has(module, MAMBA):
+                _watch_mamba(capture, module)
+            elif _has(module, MAMBA2):
+                _watch_mamba2(capture, module)
+
+
+def _has(module: nn.Module, names: tuple[str, ...]) -> bool:
+    return all(hasattr(module, name) for name in names)
+
+
+def _calls_a_function(module: nn.Module, cpu: bool) -> bool:
+    namespace = vars(sys.modules[type(module).__module__])
+    return any(callable(namespace.get(name)) for name in (OWN if cpu else OWN + OF_MAMBA_SSM))
+
+
+# --- Qwen3-Next: every module keeps its function as an attribute ------------------------------------------------------
+
+
+def _watch_gated_delta_rule(capture: Capture, module: nn.Module, cpu: bool) -> None:
+    name = "chunk_gated_delta_rule"
+    function = vars(module)[name]
+    of_torch = getattr(sys.modules[type(module).__module__], f"torch_{name}", None)
+    if cpu and of_torch is not None:  # it is watched already; flash-linear-attention's needs a GPU
+        capture.patches.replace(module, name, of_torch)
+        return
+    known = BY_NAME[f"torch_{name}" if "query" in inspect.signature(function).parameters else name]
+    capture.patches.replace(module, name, functions.watched(capture, known, function))
+
+
+# --- Mamba, FalconMamba, Jamba ---------------------------------------------------------------------------------------
+
+
+def _watch_mamba(capture: Capture, module: Any) -> None:
+    seen = _Seen(capture)
+    seen.outputs_of(module, "in_proj", "x_proj")
+    seen.input_of(module, "x_proj", "u")
+
+    def make(name: str, passed_on: Tensor) -> MixerCall:
+        u, projected = seen.take("u"), seen.take("x_proj")
+        gate = seen.take("in_proj").chunk(2, -1)[1]
+        _check_length(capture, u)
+        states = module.A_log.shape[1]
+        dt, B, C = _normalized(module, projected.split([projected.shape[-1] - 2 * states, states, states], -1))
+        delta = dt @ module.dt_proj.weight.T
+        activation = getattr(module, "act", silu)
+
+        def finish(y: Tensor) -> Tensor:
+            y = y + CHANNELS_LAST.to_heads(module.D.double() * u.double())
+            return y * CHANNELS_LAST.to_heads(activation(gate.double()))
+
+        return MixerCall(
+            name,
+            "mamba",
+            "module",
+            values=CHANNELS_LAST.to_heads(u),
+            output=CHANNELS_LAST.to_heads(passed_on),
+            operator=lambda padding: operators.selective_scan(
+                delta.transpose(1, 2),
+                -module.A_log.float().exp(),
+                B.transpose(1, 2),
+                C.transpose(1, 2),
+                delta_bias=module.dt_proj.bias,
+                delta_softplus=True,
+                attention_mask=padding,
+            ),
+            passed_on=finish,
+            attention_mask=capture.attention_mask,
+        )
+
+    seen.before(module, "out_proj", make)
+
+
+def _normalized(module: Any, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`dt`, `B` and `C` after the norms that FalconMamba and Jamba have for them."""
+    if hasattr(module, "rms_eps"):
+        return tuple(x * (x.float().square().mean(-1, keepdim=True) + module.rms_eps).rsqrt() for x in parts)
+    if hasattr(module, "dt_layernorm"):
+        norms = (module.dt_layernorm, module.b_layernorm, module.c_layernorm)
+        return tuple(norm(x) for norm, x in zip(norms, parts, strict=True))
+    return parts
+
+
+# --- Mamba-2 and its kin: Bamba, Zamba2, FalconH1, GraniteMoeHybrid --------------------------------------------------
+
+
+def _watch_mamba2(capture: Capture, module: Any) -> None:
+    seen = _Seen(capture)
+    seen.outputs_of(module, "in_proj", "conv1d")
+    # FalconH1 has its norm only where it is asked for; else the gate comes before the last projection
+    normalizes = isinstance(getattr(module, "norm", None), nn.Module)
+
+    def make(name: str, passed_on: Tensor) -> MixerCall:
+        projected, convolved = seen.take("in_proj"), seen.take("conv1d")
+        projected = projected * getattr(module, "mup_vector", 1)
+        length = projected.shape[1]
+        x = module.act(convolved[..., :length].transpose(1, 2))
+        x = x if capture.attention_mask is None else x * capture.attention_mask[..., None]
+        heads, groups, states = module.num_heads, module.n_groups, module.ssm_state_size
+        inner = x.shape[-1] - 2 * groups * states
+        u, B, C = x.split([inner, groups * states, groups * states], -1)
+        _check_length(capture, u)
+        gate = projected[..., -heads - x.shape[-1] - inner : -heads - x.shape[-1]]
+        u, gate, passed_on = (y.unflatten(-1, (heads, -1)) for y in (u, gate, passed_on))
+        B, C = (y.unflatten(-1, (groups, states)) for y in (B, C))
+        dt = projected[..., -heads:]
+
+        def finish(y: Tensor) -> Tensor:
+            y = y + TIME_FIRST.to_heads(module.D.double()[:, None] * u.double())
+            return y if normalizes else y * TIME_FIRST.to_heads(silu(gate.double()))
+
+        return MixerCall(
+            name,
+            "mamba2",
+            "module",
+            values=TIME_FIRST.to_heads(u),
+            output=TIME_FIRST.to_heads(passed_on),
+            operator=lambda padding: operators.ssd(
+                dt,
+                -module.A_log.float().exp(),
+                B,
+                C,
+                dt_bias=module.dt_bias,
+                dt_softplus=True,
+                dt_limit=_limits(module),
+                attention_mask=padding,
+            ),
+            passed_on=finish,
+            attention_mask=capture.attention_mask,
+        )
+
+    seen.before(module, "norm" if normalizes else "out_proj", make)
+
+
+def _limits(module: Any) -> tuple[float, float]:
+    """Between which numbers the steps are kept. Zamba2 keeps them above the smallest one alone."""
+    if type(module).__name__.startswith("Zamba2"):
+        return (module.time_step_min, float("inf"))
+    limits: tuple[float, float] = module.time_step_limit
+    return limits
+
+
+# --- what submodules return and receive ------------------------------------------------------------------------------
+
+
+class _Seen:
+    """Tensors that submodules returned or received in the call of a module that is running."""
+
+    def __init__(self, capture: Capture):
+        self.capture = capture
+        self._tensors: dict[str, Tensor] = {}
+
+    def outputs_of(self, module: nn.Module, *names: str) -> None:
+        for name in names:
+
+            def after(_: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+                self._tensors[name] = output
+
+            self.capture.patches.hook(module.get_submodule(name).register_forward_hook(after))
+
+    def input_of(self, module: nn.Module, name: str, called: str) -> None:
+        def before(_: nn.Module, args: Any) -> None:
+            self._tensors[called] = args[0]
+
+        self.capture.patches.hook(module.get_submodule(name).register_forward_pre_hook(before))
+
+    def take(self, name: str) -> Tensor:
+        """The tensor, once; `Refused` where the module has not made it."""
+        if name not in self._tensors:
+            raise Refused(f"{name} was not called: a step with a cache, or a kernel that does without it")
+        return self._tensors.pop(name)
+
+    def before(self, module: nn.Module, name: str, make: Callable[[str, Tensor], MixerCall]) -> None:
+        """Note the module's call when the submodule `name` receives what the recurrence passes on."""
+
+        def end(_: nn.Module, args: Any) -> None:
+            if self.capture.watching:
+                self.capture.note(module, lambda of_module: make(of_module, args[0]))
+            self._tensors.clear()
+
+        self.capture.patches.hook(module.get_submodule(name).register_forward_pre_hook(end))
+
+
+def _check_length(capture: Capture, u: Tensor) -> None:
+    if capture.length is not None and u.shape[1] != capture.length:
+        raise Refused(f"{u.shape[1]} tokens where the sequence has {capture.length}: a cache, or a part of it")
