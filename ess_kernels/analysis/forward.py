@@ -27,10 +27,10 @@ def forward_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, 
     """
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name in inputs:
+    arguments = {name: x for name, x in inputs.items() if x is not None}
+    for name in arguments:
         if name not in parameters and not takes_any:
             raise ValueError(f"{name}: {type(model).__name__} takes no such input; it takes {', '.join(parameters)}")
-    arguments = {name: x for name, x in inputs.items() if x is not None}
     for name in CACHES & arguments.keys():
         raise ValueError(f"{name}: expected None, for an operator starts from an empty state; got a cache")
     if "use_cache" in parameters or (takes_any and hasattr(getattr(model, "config", None), "use_cache")):
@@ -55,12 +55,12 @@ def evaluating(model: nn.Module) -> Iterator[bool]:
 
 
 def size_of(inputs: Mapping[str, Any]) -> tuple[int, int]:
-    """B and L, from `input_ids`, `inputs_embeds` or the first input with two axes.
+    """B and L, from `input_ids`, `inputs_embeds` or the first input with two axes; a decoder's where it has its own.
 
     Raises:
         ValueError: there is no such input, or a row has fewer than 2 tokens.
     """
-    names = ["input_ids", "inputs_embeds", "decoder_input_ids", *inputs]
+    names = ["decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", *inputs]
     found = next((inputs[n] for n in names if isinstance(inputs.get(n), Tensor) and inputs[n].dim() >= 2), None)
     if found is None:
         raise ValueError("input_ids: expected a tensor [B, L], or inputs_embeds [B, L, D]")
@@ -68,6 +68,31 @@ def size_of(inputs: Mapping[str, Any]) -> tuple[int, int]:
     if batch < 1 or length < 2:
         raise ValueError(f"input_ids: expected at least one row of 2 tokens, got shape {list(found.shape)}")
     return batch, length
+
+
+def padding_of(inputs: Mapping[str, Any], batch: int, length: int) -> Tensor | None:
+    """The mask of padding, bool `[B, L]`, if it leaves out a token; else None. A decoder has its own.
+
+    Raises:
+        ValueError: another shape, or a row whose tokens are not one run of ones.
+        TypeError: no tensor of integers or bool.
+    """
+    has_decoder = any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+    name = "decoder_attention_mask" if has_decoder else "attention_mask"
+    attention_mask = inputs.get(name)
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, Tensor) or attention_mask.is_floating_point():
+        kind = attention_mask.dtype if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise TypeError(f"{name}: expected a tensor of integers or bool [B, L], got {kind}")
+    if tuple(attention_mask.shape) != (batch, length):
+        raise ValueError(f"{name}: expected [B, L] = {[batch, length]}, got {list(attention_mask.shape)}")
+    mask = attention_mask.bool()
+    begins = (mask.int().diff(dim=1, prepend=mask.new_zeros(batch, 1).int()) == 1).sum(1)
+    if bool((begins != 1).any()):
+        row = int((begins != 1).nonzero()[0])
+        raise ValueError(f"{name}: expected one run of ones in every row, but row {row} has {int(begins[row])}")
+    return None if bool(mask.all()) else mask
 
 
 def shortened(inputs: Mapping[str, Any], rows: int, batch: int, tokens: int, length: int) -> dict[str, Any]:

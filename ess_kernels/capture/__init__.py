@@ -6,7 +6,7 @@ a seam has seen is a `MixerCall`; `verify` makes the operator of it and compares
 `mixing` finds the modules that mix over time by trying them, so that none is left out without a word.
 """
 
-from .adapters import unwrap
+from .adapters import unwrapped
 from .call import MixerCall, Refused
 from .capturing import SEAMS, capturing
 from .mixing import MixingModule, mixing_modules
@@ -22,6 +22,6 @@ __all__ = [
     "capturing",
     "mixing_modules",
     "torch_functions",
-    "unwrap",
+    "unwrapped",
     "verify",
 ]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .one_hot import is_half
-from .patches import Patches
+from .patches import Patches, attributes_kept
 from .torch_functions import use_torch_functions
 
 # modules that never mix over time, and would only take time
@@ -100,7 +100,7 @@ class _Trial:
         given = _hidden_states(args, kwargs, self.length)
         passed_on = _first_over_time(output, self.length)
         inner = [child for child in module.modules() if child in self.outputs and child is not module]
-        if given is None or passed_on is None:
+        if not given or passed_on is None:
             return
         with self._repeat():
             again = self._run(module, args, kwargs, given, {})
@@ -136,25 +136,28 @@ class _Trial:
         finally:
             self.repeating = False
 
-    def _run(self, module: nn.Module, args: Any, kwargs: Any, given: Tensor, held: dict[nn.Module, list[Any]]) -> Any:
+    def _run(
+        self, module: nn.Module, args: Any, kwargs: Any, given: list[Tensor], held: dict[nn.Module, list[Any]]
+    ) -> Any:
         """The output where one token of `given` is another one; what `held` has returned is kept but for that token."""
-        axis = _time_axis(given, self.length) or 0
-        other = given.clone()
-        generator = torch.Generator().manual_seed(0)
-        token = other.select(axis, self.token)
-        noise = torch.randn(token.shape, generator=generator).to(token)
-        token.copy_(token.flip(-1) + noise * given.float().square().mean().sqrt().to(token))
+        others = {id(x): self._other(x) for x in given}
 
         def replaced(x: Any) -> Any:
-            if x is given:
-                return other
             # a cache holds the keys of the first run already
-            return None if "Cache" in type(x).__name__ else x
+            return others.get(id(x), None if "Cache" in type(x).__name__ else x)
 
-        with _as_before(module), Patches() as patches:
+        with attributes_kept(module), Patches() as patches:
             for child, outputs in held.items():
                 patches.hook(child.register_forward_hook(self._hold(outputs)))
-            return module(*[replaced(x) for x in args], **{key: replaced(x) for key, x in kwargs.items()})
+            return module(*_mapped(args, replaced), **_mapped(kwargs, replaced))
+
+    def _other(self, x: Tensor) -> Tensor:
+        """`x` with another token: its numbers in reverse, and noise of the size of all numbers."""
+        other = x.clone()
+        token = other.select(_time_axis(x, self.length) or 0, self.token)
+        noise = torch.randn(token.shape, generator=torch.Generator().manual_seed(0)).to(token)
+        token.copy_(token.flip(-1) + noise * x.float().square().mean().sqrt().to(token))
+        return other
 
     def _hold(self, outputs: list[Any]) -> Any:
         """A hook that gives the outputs of before, but for the token that is another one."""
@@ -186,27 +189,28 @@ class _Trial:
         return change > bound * reference
 
 
-@contextmanager
-def _as_before(module: nn.Module) -> Iterator[None]:
-    """Attributes and buffers that a call sets, such as a recurrent state, are put back."""
-    inner = list(module.modules())
-    before = [(dict(vars(m)), dict(m._buffers)) for m in inner]
-    try:
-        yield
-    finally:
-        for m, (attributes, buffers) in zip(inner, before):
-            for name in vars(m).keys() - attributes.keys():
-                delattr(m, name)
-            vars(m).update(attributes)
-            m._buffers.clear()
-            m._buffers.update(buffers)
-
-
-def _hidden_states(args: Any, kwargs: Any, length: int) -> Tensor | None:
-    """The argument that a module works on: the first tensor of floats over time that is no mask and no position."""
+def _hidden_states(args: Any, kwargs: Any, length: int) -> list[Tensor]:
+    """What a module works on: all tensors of floats over time among its arguments, but for masks and positions."""
     given = [*args, *(x for key, x in kwargs.items() if "mask" not in key and "position" not in key)]
-    tensors = (x for x in given if isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1)
-    return next((x for x in tensors if _time_axis(x, length) is not None), None)
+    return [x for x in _tensors(given) if x.is_floating_point() and x.dim() > 1 and _time_axis(x, length) is not None]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for x in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(x)
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nested tuples, lists and dictionaries, with everything else changed."""
+    if type(value) is dict:
+        return {key: _mapped(x, change) for key, x in value.items()}
+    if isinstance(value, (tuple, list)):
+        return _like(value, [_mapped(x, change) for x in value])
+    return change(value)
 
 
 def _time_axis(x: Tensor, length: int) -> int | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 MISSING = object()
@@ -16,12 +19,18 @@ class Patches:
     def __init__(self) -> None:
         self._undo: list[tuple[Any, str, Any]] = []
         self._handles: list[RemovableHandle] = []
+        self._children: list[tuple[nn.Module, str, nn.Module | None]] = []
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """`owner.name = value`. What the owner had not itself, as an instance whose class has a method, goes again."""
         before = vars(owner).get(name, MISSING)
         setattr(owner, name, value)
         self._undo.append((owner, name, before))
+
+    def replace_child(self, module: nn.Module, name: str, child: nn.Module) -> None:
+        """`module.name = child` for a submodule, in its place among the others."""
+        self._children.append((module, name, module._modules[name]))
+        module._modules[name] = child
 
     def hook(self, handle: RemovableHandle) -> None:
         self._handles.append(handle)
@@ -34,9 +43,28 @@ class Patches:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
+        while self._children:
+            module, name, child = self._children.pop()
+            module._modules[name] = child
         while self._undo:
             owner, name, before = self._undo.pop()
             if before is MISSING:
                 delattr(owner, name)
             else:
                 setattr(owner, name, before)
+
+
+@contextmanager
+def attributes_kept(module: nn.Module) -> Iterator[None]:
+    """What calls within it set on a module or on its submodules, such as a recurrent state, is set back."""
+    inner = list(module.modules())
+    before = [(dict(vars(m)), dict(m._buffers)) for m in inner]
+    try:
+        yield
+    finally:
+        for m, (attributes, buffers) in zip(inner, before):
+            for name in vars(m).keys() - attributes.keys():
+                delattr(m, name)
+            vars(m).update(attributes)
+            m._buffers.clear()
+            m._buffers.update(buffers)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .._checks import check_floating, check_same_device, finite_float
-from .gated import GatedStateSpace
 from .recurrence_rows import recurrence_rows
 from .structure import Operator, StateSpace, Tiled, Tokens
 

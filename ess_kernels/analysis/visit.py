@@ -1,0 +1,125 @@
+"""What is done with each mixer of a model as it is called: checked, measured and forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ess_kernels._progress import Progress
+from ess_kernels.capture import MixerCall, Refused, Verified, verify
+
+from .measure import measure
+from .plan import Estimator, PlannedLayer
+from .result import LayerResult
+from .selection import is_selected
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every mixer.
+
+    Attributes:
+        patterns: names of modules, `*` for anything; None: all.
+        tolerances: absolute ones.
+        positions: int64 `[P]`.
+        metrics: `"entropy"`, `"tolerance"` or both.
+        backend: as in `ess_kernels.tolerance_ess`.
+    """
+
+    patterns: list[str] | None
+    tolerances: tuple[float, ...]
+    positions: Tensor
+    metrics: Collection[str]
+    backend: str
+
+
+class Visit:
+    """Receives the calls of mixers, and keeps numbers alone: memory is that of one layer.
+
+    Attributes:
+        layers: what was measured, by name.
+        planned: in a dry run, what would be.
+        refused: by name, why a mixer was not measured.
+        remarks: names of mixers by what there is to say of them.
+    """
+
+    def __init__(self, question: Question, dry_run: bool, bar: Progress[Any]):
+        self.question, self.bar = question, bar
+        self.estimate = Estimator(question.tolerances, question.metrics, question.backend) if dry_run else None
+        self.layers: dict[str, LayerResult] = {}
+        self.planned: dict[str, PlannedLayer] = {}
+        self.refused: dict[str, str] = {}
+        self.remarks: dict[str, list[str]] = {}
+        self._calls: dict[str, int] = {}
+
+    @property
+    def measured(self) -> list[str]:
+        return [*self.layers, *self.planned]
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{', '.join(names)}: {remark}" for remark, names in self.remarks.items()]
+
+    def __call__(self, call: MixerCall) -> None:
+        if not is_selected(call.name, self.question.patterns):
+            return
+        number = self._calls.get(call.name, 0)
+        self._calls[call.name] = number + 1
+        name = f"{call.name}[{number}]" if number else call.name
+        self.bar.advance(0, name)
+        try:
+            found = verify(call)
+        except Refused as reason:
+            self.refused[name] = str(reason)
+            return
+        if found.remark:
+            self.remarks.setdefault(found.remark, []).append(name)
+        if self.estimate is None:
+            self.layers[name] = self._measured(name, call, found)
+        else:
+            self.planned[name] = self._planned(name, call, found, self.estimate)
+        self.bar.advance(1)
+
+    def _measured(self, name: str, call: MixerCall, found: Verified) -> LayerResult:
+        op, question = found.operator, self.question
+        measured = measure(
+            op,
+            atol=question.tolerances,
+            positions=question.positions,
+            metrics=question.metrics,
+            backend=question.backend,
+        )
+        return LayerResult(
+            name=name,
+            mixer=call.mixer,
+            route=found.route,
+            state_size=op.state_size,
+            length=op.length,
+            positions=measured.positions,
+            cap=measured.cap,
+            valid=measured.valid,
+            entropy=measured.entropy,
+            tolerance=measured.tolerance,
+            unresolved=measured.unresolved,
+            capture_error=found.capture_error,
+            check=found.check,
+            dtype=str(call.output.dtype).removeprefix("torch."),
+            backends=measured.backends,
+            seconds=measured.seconds,
+        )
+
+    def _planned(self, name: str, call: MixerCall, found: Verified, estimate: Estimator) -> PlannedLayer:
+        op = found.operator
+        return PlannedLayer(
+            name=name,
+            mixer=call.mixer,
+            route=found.route,
+            state_size=op.state_size,
+            length=op.length,
+            heads=op.num_heads,
+            capture_error=found.capture_error,
+            seconds=estimate(op),
+        )
