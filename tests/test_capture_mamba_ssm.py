@@ -90,11 +90,13 @@ def mamba_ssm(folder, monkeypatch):
         assert seq_idx is None and cu_seqlens is None
         return ssd_combined.ssd_chunk_scan_combined_ref(x, dt, A, B, C, chunk_size, D, z, dt_bias, dt_softplus)
 
+    def fused(*args, seq_idx=None, **kwargs):
+        return ssd_combined.mamba_split_conv1d_scan_ref(*args, **kwargs)
+
+    monkeypatch.setattr(ssd_combined, "causal_conv1d_fn", causal_convolution)
     monkeypatch.setattr(mamba2, "causal_conv1d_fn", None)
     monkeypatch.setattr(mamba2, "mamba_chunk_scan_combined", scan)
-    monkeypatch.setattr(
-        mamba2, "mamba_split_conv1d_scan_combined", lambda *args, **kwargs: pytest.fail("the fused pass was taken")
-    )
+    monkeypatch.setattr(mamba2, "mamba_split_conv1d_scan_combined", fused)
     yield mamba_ssm
     for name in set(sys.modules) - before:
         if name.split(".")[0] in ("mamba_ssm", "selective_scan_cuda"):
@@ -139,10 +141,13 @@ def test_mamba2(mamba_ssm, options):
     torch.manual_seed(0)
     # its norm is a kernel
     module = mamba_ssm.Mamba2(16, d_state=4, headdim=8, chunk_size=8, rmsnorm=False, **options).eval()
-    call, found, _ = seen(module, torch.randn(2, 24, 16))
+    hidden = torch.randn(2, 24, 16)
+    call, found, output = seen(module, hidden)
     assert (call.mixer, found.route) == ("mamba2", "global") and found.capture_error < 1e-6
     assert found.operator.batch_shape == (2, 2 if "d_ssm" in options else 4) and found.operator.state_size == 4
     assert module.use_mem_eff_path is True
+    if "d_ssm" not in options:  # the fused reference does not know it
+        torch.testing.assert_close(output, module(hidden), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
