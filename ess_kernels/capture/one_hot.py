@@ -66,12 +66,15 @@ def check_linear(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor
 
 def refuse_future(T: Tensor, attention_mask: Tensor | None) -> Tensor:
     """`T` as it is; `NotCausal` if a token's row has entries of later tokens, those of padding left aside."""
-    above = T.triu(1).abs()
+    if not T.numel():
+        return T
+    # NaN is not for this comparison to judge, but must not hide what else there is
+    size = T.abs().nan_to_num_(0.0, posinf=float("inf"))
     if attention_mask is not None:
         token = attention_mask.bool().to(T.device)
-        above = torch.where((token[:, :, None] & token[:, None, :])[:, None], above, 0)
-    largest = float(above.max()) if above.numel() else 0.0
-    bound = (FUTURE_HALF if is_half(T.dtype) else FUTURE) * float(T.abs().max()) if T.numel() else 0.0
+        size.masked_fill_(~(token[:, :, None] & token[:, None, :])[:, None], 0)
+    bound = (FUTURE_HALF if is_half(T.dtype) else FUTURE) * float(size.max())
+    largest = float(size.triu_(1).max())
     if largest > bound:
         raise NotCausal(f"not causal: T has entries above its diagonal, up to {largest:.2g}")
     return T
