@@ -67,16 +67,27 @@ def _with_padding(call: MixerCall) -> Verified:
     """As `verify`, with the call's own mask of padding."""
     try:
         return _compared(call, call.operator(call.attention_mask), call.route)
-    except (ValueError, TypeError) as error:
-        reason = str(error)
-        if call.one_hot is None or isinstance(error, NotCausal):
-            raise error if isinstance(error, Refused) else Refused(reason) from error
+    except NotCausal:
+        raise
+    except Exception as error:
+        reason = _reason(error)
+        if call.one_hot is None:
+            raise reason from error
     try:
         operator = dense(read_off(call), attention_mask=call.attention_mask)
         found = _compared(call, operator, f"{call.route}, one-hot")
-    except Refused as error:
-        raise type(error)(f"{error} (closed form: {reason})") from error
+    except Exception as error:
+        again = _reason(error)
+        raise type(again)(f"{again} (closed form: {reason})") from error
     return replace(found, remark=f"T was read off by one-hot values: {reason}")
+
+
+def _reason(error: Exception) -> Refused:
+    """What is told of an error: a mixer of an unexpected form must not end the model's forward pass."""
+    if isinstance(error, Refused):
+        return error
+    # the messages of constructors name the argument and say what is wrong
+    return Refused(str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}")
 
 
 def _compared(call: MixerCall, operator: Operator, route: str) -> Verified:
