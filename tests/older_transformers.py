@@ -47,6 +47,13 @@ MODELS = {
         },
         {"mamba": 1, "attention": 1},
     ),
+    "zamba": (
+        "Zamba",
+        HEADS
+        | {"mamba_d_state": 4, "n_mamba_heads": 2, "use_mamba_kernels": False, "mamba_dt_rank": 3}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 4},
+        {"mamba": 4, "attention": 1},
+    ),
     "mamba2": (
         "Mamba2",
         {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8},

@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2 of transformers before 5.15, which run their recurrence inside of a method.
+"""Mamba and its kin, and Mamba-2, of transformers before 5.15, which run their recurrence inside of a method.
 
 There is no function to wrap. What enters the recurrence is seen where projections, and the convolution, return it, and
 the rest are the module's own parameters, whose names checkpoints have frozen. What it passes on is what the norm or the
@@ -19,13 +19,14 @@ from .. import operators
 from . import functions
 from .call import MixerCall, Refused
 from .known_functions import BY_NAME
-from .layouts import CHANNELS_LAST, TIME_FIRST
+from .layouts import CHANNELS_FIRST, CHANNELS_LAST, TIME_FIRST
 from .torch_functions import on_cpu
 
 if TYPE_CHECKING:
     from .capturing import Capture
 
 MAMBA = ("in_proj", "x_proj", "dt_proj", "out_proj", "A_log", "D")
+ZAMBA = ("in_proj", "conv1d", "x_proj_weight", "dt_proj_weight", "dt_proj_bias", "out_proj", "A_log", "D")
 MAMBA2 = ("in_proj", "conv1d", "out_proj", "A_log", "D", "dt_bias", "num_heads", "n_groups", "ssm_state_size")
 # functions for the recurrence: that of transformers itself, and those of mamba_ssm, which need a GPU
 OWN = ("mamba_selective_scan", "mamba2_chunk_scan")
@@ -43,6 +44,8 @@ def install(capture: Capture) -> None:
         elif not _calls_a_function(module, cpu):
             if _has(module, MAMBA):
                 _watch_mamba(capture, module)
+            elif _has(module, ZAMBA):
+                _watch_zamba(capture, module)
             elif _has(module, MAMBA2):
                 _watch_mamba2(capture, module)
 
@@ -123,6 +126,48 @@ def _normalized(module: Any, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return parts
 
 
+# --- Zamba: Mamba with heads, each with steps, B and C of its own -----------------------------------------------------
+
+
+def _watch_zamba(capture: Capture, module: Any) -> None:
+    seen = _Seen(capture)
+    seen.outputs_of(module, "in_proj", "conv1d")
+
+    def make(name: str, passed_on: Tensor) -> MixerCall:
+        gate = seen.take("in_proj")[..., 1::2].transpose(1, 2)
+        u = _masked(capture, module.act(seen.take("conv1d")[..., : gate.shape[-1]]).transpose(1, 2)).transpose(1, 2)
+        _check_length(capture, u.transpose(1, 2))
+        heads, states = module.n_mamba_heads, module.ssm_state_size
+        projected = module.x_proj_weight @ u.unflatten(1, (heads, -1))
+        dt, B, C = projected.split([projected.shape[2] - 2 * states, states, states], 2)
+        delta = (module.dt_proj_weight @ dt).flatten(1, 2)
+
+        def finish(y: Tensor) -> Tensor:
+            y = y + CHANNELS_FIRST.to_heads(module.D.double().flatten()[:, None] * u.double())
+            return y * CHANNELS_FIRST.to_heads(module.act(gate.double()))
+
+        return MixerCall(
+            name,
+            "mamba",
+            "module",
+            values=CHANNELS_FIRST.to_heads(u),
+            output=CHANNELS_LAST.to_heads(passed_on),
+            operator=lambda padding: operators.selective_scan(
+                delta,
+                -module.A_log.float().exp().flatten(0, 1),
+                B,
+                C,
+                delta_bias=module.dt_proj_bias.flatten(),
+                delta_softplus=True,
+                attention_mask=padding,
+            ),
+            passed_on=finish,
+            attention_mask=capture.attention_mask,
+        )
+
+    seen.before(module, "out_proj", make)
+
+
 # --- Mamba-2 and its kin: Bamba, Zamba2, FalconH1, GraniteMoeHybrid --------------------------------------------------
 
 
@@ -136,8 +181,7 @@ def _watch_mamba2(capture: Capture, module: Any) -> None:
         projected, convolved = seen.take("in_proj"), seen.take("conv1d")
         projected = projected * getattr(module, "mup_vector", 1)
         length = projected.shape[1]
-        x = module.act(convolved[..., :length].transpose(1, 2))
-        x = x if capture.attention_mask is None else x * capture.attention_mask[..., None]
+        x = _masked(capture, module.act(convolved[..., :length].transpose(1, 2)))
         heads, groups, states = module.num_heads, module.n_groups, module.ssm_state_size
         inner = x.shape[-1] - 2 * groups * states
         u, B, C = x.split([inner, groups * states, groups * states], -1)
@@ -221,6 +265,11 @@ class _Seen:
             self._tensors.clear()
 
         self.capture.patches.hook(module.get_submodule(name).register_forward_pre_hook(end))
+
+
+def _masked(capture: Capture, x: Tensor) -> Tensor:
+    """`x` `[B, L, D]`, 0 where there is padding, as these modules have it after their convolution."""
+    return x if capture.attention_mask is None else x * capture.attention_mask[..., None]
 
 
 def _check_length(capture: Capture, u: Tensor) -> None:
