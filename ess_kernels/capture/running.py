@@ -9,13 +9,20 @@ from torch import nn
 from .patches import Patches
 
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a single layer of torch, such as a linear one: what it calls is its caller's."""
+    return type(module).__module__.startswith("torch.nn.modules") and not any(True for _ in module.children())
+
+
 class Running:
-    """The modules that are running, innermost last."""
+    """The modules that are running, innermost last; without torch's own layers, for every hook costs time."""
 
     def __init__(self, model: nn.Module, patches: Patches):
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
         for module in model.modules():
+            if _is_plain(module):
+                continue
             patches.hook(module.register_forward_pre_hook(self._enter))
             # also called where forward raises; it returns None, because anything else would replace the output
             patches.hook(module.register_forward_hook(self._leave, always_call=True))
