@@ -91,7 +91,7 @@ def measure(name: str) -> dict[str, Any]:
         "ran": True,
         "same": same_logits,
         "calls": calls,
-        "prepared": len(skipped) - len(missing),
+        "short": len(skipped) - len(missing),
         "missing": missing,
         "notes": notes,
         "verdict": "all captured" if complete else "; ".join(sorted({*missing.values(), *notes})),

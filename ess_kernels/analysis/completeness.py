@@ -12,7 +12,7 @@ from ess_kernels.capture import MixingModule, mixing_modules
 from .forward import short_length, shortened
 from .selection import is_selected
 
-# what reaches no further than this is a shift or a short convolution, which prepares what a mixer reads
+# what reaches no further than this is a shift or a short convolution, whose state is as many tokens
 SHORT_REACH = 4
 SHORT = "a shift or short convolution"  # the reason of such a module begins so
 
@@ -56,10 +56,7 @@ def unseen(mixing: Mapping[str, MixingModule], seen: Sequence[str], names: list[
         if module.sees_future:
             reasons[name] = f"bidirectional: earlier outputs of {module.kind} depend on later tokens"
         elif module.reach <= SHORT_REACH and not module.complete:
-            reasons[name] = (
-                f"{SHORT} ({module.kind}, which reaches {module.reach} tokens further): prepares "
-                "what another mixer reads"
-            )
+            reasons[name] = f"{SHORT} ({module.kind}): not measured, its state is the last {module.reach} tokens"
         else:
             reasons[name] = f"unknown mixer: {module.kind} mixes over time, and no seam has seen how"
     return reasons
