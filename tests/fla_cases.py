@@ -76,6 +76,12 @@ def gentle(**others):
     return given | {"q": given["q"].exp(), "k": given["k"].exp()}
 
 
+def product_arguments(num_householder, **others):
+    steps = {"k": x(B, T * num_householder, H, K), "v": x(B, T * num_householder, H, V)}
+    beta = x(B, T * num_householder, H).sigmoid()
+    return {"q": rows(H, K), **steps, "beta": beta, "num_householder": num_householder, **others}
+
+
 def gated_momentum(**others):
     steps = {"beta": rows(H).sigmoid(), "eta": rows(H).sigmoid()}
     return qkv(log_alpha=gate(H), log_mu=gate(H), **steps, **others)
@@ -140,6 +146,11 @@ CASES = {
         "gated_delta_rule",
         reference.gated_delta_rule,
         lambda: gated(use_qk_l2norm_in_kernel=True) | {"v": rows(2 * H, V), "g": gate(2 * H), "beta": rows(2 * H)},
+    ),
+    "chunk_gated_delta_product": (
+        "gated_delta_product",
+        reference.gated_delta_product,
+        lambda: product_arguments(g=gate(H), num_householder=3, use_qk_l2norm_in_kernel=True),
     ),
     "chunk_kda": (
         "kda",

@@ -131,6 +131,13 @@ def gated_delta_rule(q, k, v, g, beta, use_qk_l2norm_in_kernel=False, scale=None
     return rule(q, k, v, steps_of(beta, **flags), g, scale=scale)
 
 
+def gated_delta_product(q, k, v, g, beta, num_householder, use_qk_l2norm_in_kernel=False, scale=None, **_):
+    q, k = (l2(x, use_qk_l2norm_in_kernel) for x in (q, k))
+    rule = naive("gated_delta_product", "naive_recurrent_gated_delta_product")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return rule(q, k, v, g, beta, scale, num_householder=num_householder)
+
+
 def kda(q, k, v, g, beta, use_qk_l2norm_in_kernel=False, scale=None, **flags):
     q, k = (l2(x, use_qk_l2norm_in_kernel) for x in (q, k))
     return naive("kda", "naive_recurrent_kda")(q, k, v, gates_of(g, **flags), steps_of(beta, **flags), scale)

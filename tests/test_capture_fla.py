@@ -13,7 +13,7 @@ import types
 import fla_references as reference
 import pytest
 import torch
-from fla_cases import CASES, NOT_IN_CLOSED_FORMS, RETIRED, B, H, K, T, V, gate, gentle, qkv, x
+from fla_cases import CASES, NOT_IN_CLOSED_FORMS, RETIRED, B, H, K, T, V, gate, gentle, product_arguments, qkv, x
 from torch import nn
 
 from ess_kernels.capture import capturing, verify
@@ -85,9 +85,12 @@ def test_the_closed_form_is_what_the_function_computes(name, layer):
     found = verify(call)
     assert found.route == "global", found.remark
     assert found.capture_error < (1e-4 if "precond_gated" in name else 1e-10)
-    T = found.operator.dense()
-    # values that share a head with others have the same T there
-    torch.testing.assert_close(read_off(call), T, rtol=0, atol=(1e-4 if "precond_gated" in name else 1e-8))
+    if call.one_hot is None:  # a token has several values, so that T is not square
+        assert name == "chunk_gated_delta_product" and found.operator.block == (1, 3)
+    else:
+        torch.testing.assert_close(
+            read_off(call), found.operator.dense(), rtol=0, atol=(1e-4 if "precond_gated" in name else 1e-8)
+        )
     assert torch.equal(output, module(**arguments)[0])
 
 
@@ -197,6 +200,41 @@ def test_sequences_that_the_user_has_packed_stay_in_their_row(layer):
     assert not found.operator.dense()[:, :, 4:, :4].any()
 
 
+@pytest.mark.parametrize("with_gates", [True, False])
+@pytest.mark.parametrize("mask", [None, MASKS["left"]], ids=["all", "padded"])
+def test_a_product_of_rules_by_steps_of_the_gated_rule(layer, with_gates, mask):
+    """As the layer does it for short sequences, packed where there is a mask."""
+    n = 2
+    given = product_arguments(n, g=gate(H) if with_gates else None)
+    q = torch.zeros(B, T, n, H, K, dtype=torch.float64)
+    q[:, :, -1] = given["q"]
+    g = torch.zeros(B, T, n, H, dtype=torch.float64)
+    g[:, :, 0] = given["g"] if with_gates else 0
+    arguments = {name: given[name].unflatten(1, (T, n)) for name in ("k", "v", "beta")} | {"q": q, "g": g}
+    if not with_gates:
+        arguments["g"] = None
+    boundaries = None
+    if mask is not None:
+        tokens = mask.bool()
+        boundaries = n * torch.cat([torch.zeros(1, dtype=torch.long), tokens.sum(1).cumsum(0)])
+        arguments = {name: y if y is None else y[tokens][None] for name, y in arguments.items()}
+    arguments = {name: y if y is None else y.flatten(1, 2) for name, y in arguments.items()}
+
+    def rule(cu_seqlens=None, **rest):
+        bounds = [0, rest["q"].shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
+        pieces = [
+            reference.gated_delta_rule(**{m: y[:, a:b] if isinstance(y, torch.Tensor) else y for m, y in rest.items()})
+            for a, b in itertools.pairwise(bounds)
+        ]
+        return torch.cat([piece[0] if isinstance(piece, tuple) else piece for piece in pieces], 1)
+
+    name = "fused_recurrent_gated_delta_rule"
+    call, _ = seen(layer(name, call_of(name, rule)), attention_mask=mask, cu_seqlens=boundaries, **arguments)
+    found = verify(call)
+    assert call.mixer == "gated_delta_product" and found.route == "global" and found.capture_error < 1e-12
+    assert found.operator.length == T and found.operator.block == (1, n)
+
+
 def test_heads_before_the_time_as_older_versions_have_them(layer):
     def head_first(q, k, v, g, head_first=False, **_):
         assert head_first
@@ -221,6 +259,7 @@ LAYERS = {
     "GatedDeltaNet2": HEADS,
     "GatedLinearAttention": HEADS,
     "GatedSlotAttention": HEADS,
+    "GatedDeltaProduct": HEADS,
     "HGRNAttention": {"hidden_size": 128, "layer_idx": 0},
     "HGRN2Attention": HEADS,
     "KimiDeltaAttention": HEADS,

@@ -110,6 +110,12 @@ def gated_delta_rule(q: Tensor, k: Tensor, *, g: Tensor | None, beta: Tensor | N
     return gated_if_asked(operators.gated_delta_rule)(q=q, k=k, g=g, beta=beta, **options)
 
 
+@passing_to(operators.gated_delta_product)
+def gated_delta_product(q: Tensor, k: Tensor, *, use_qk_l2norm_in_kernel: bool = False, **options: Any) -> Operator:
+    q, k = (normalized(x, use_qk_l2norm_in_kernel) for x in (q, k))
+    return operators.gated_delta_product(q, k, **options)
+
+
 def _takes_gate(constructor: Callable[..., Operator]) -> Callable[..., Operator]:
     """A constructor that takes normal queries, keys and gates, as one that may be given raw ones."""
 

@@ -71,6 +71,10 @@ DELTA_RULES = {
         KnownFunction("gated_delta_rule", closed_forms.gated_delta_rule),
     ),
     **_modes(
+        "chunk_gated_delta_product",
+        KnownFunction("gated_delta_product", closed_forms.gated_delta_product, values_of_a_token="num_householder"),
+    ),
+    **_modes(
         "chunk_kda fused_recurrent_kda",
         KnownFunction("kda", closed_forms.gated_if_asked(operators.kda), idle=HINTS),
     ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from . import fast_paths, known_functions, packed
+from . import delta_products, fast_paths, known_functions, packed
 from .call import MixerCall, Refused
 from .known_function import KnownFunction
 from .layouts import HEADS_FIRST
@@ -54,6 +54,12 @@ def function_call(
 ) -> MixerCall:
     arguments = named_arguments(function, args, kwargs)
     refuse_states(arguments, known)
+    output = first(result)
+    if known.mixer == "gated_delta_rule" and capture.length is not None and "q" in arguments:
+        steps = delta_products.steps_of_a_token(arguments, capture.attention_mask, capture.rows, capture.length)
+        if steps > 1:
+            known = known_functions.BY_NAME["chunk_gated_delta_product"]
+            arguments, output = delta_products.as_product(arguments, steps), output[:, steps - 1 :: steps]
     layout, of_rows, padding = known.layout, arguments, capture.attention_mask
     if arguments.get("head_first"):
         layout, of_rows = HEADS_FIRST, time_first(arguments)
@@ -61,7 +67,8 @@ def function_call(
     if tokens is not None:
         layout, of_rows = packed.in_rows(layout, tokens), packed.padded_arguments(of_rows, tokens)
     values = layout.to_heads(known.given_value(arguments))
-    length = values.shape[2]
+    of_a_token = arguments[known.values_of_a_token] if known.values_of_a_token else 1
+    length = values.shape[2] // of_a_token
     if tokens is None and packed.is_packed(arguments):
         padding = None
     elif capture.length is not None and length != capture.length:
@@ -76,9 +83,9 @@ def function_call(
         known.mixer,
         "global",
         values=values,
-        output=layout.to_heads(first(result)),
+        output=layout.to_heads(output),
         operator=lambda mask: known.operator(of_rows, mask),
-        one_hot=one_hot,
+        one_hot=one_hot if of_a_token == 1 else None,
         any_width=known.any_width,
         passed_on=known.passed_on(of_rows),
         attention_mask=padding,

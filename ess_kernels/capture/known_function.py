@@ -29,6 +29,7 @@ class KnownFunction:
         fixed: arguments of the constructor that the function does not have.
         idle: arguments of this function that have no part in `T`, beside those that never have one.
         value_heads: the constructor's name for the number of heads of the values, where queries do not tell it.
+        values_of_a_token: name of the argument that says how many values every token has, where there may be several.
         value_gate: name of the argument that multiplies the value before `T` does.
         skip, gate: names of the arguments that add `D u` and multiply by `silu(z)`; no part of `T`.
         states: names of states that a call may start from.
@@ -43,6 +44,7 @@ class KnownFunction:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
     value_heads: str | None = None
+    values_of_a_token: str | None = None
     value_gate: str | None = None
     skip: str | None = None
     gate: str | None = None

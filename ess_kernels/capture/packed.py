@@ -33,24 +33,29 @@ def tokens_of(
 
 
 def padded(x: Tensor, tokens: Tensor) -> Tensor:
-    """`[1, total, ...]` back in its rows, `[B, L, ...]`, with zeros for padding."""
-    rows = x.new_zeros(*tokens.shape, *x.shape[2:])
-    rows[tokens] = x[0]
-    return rows
+    """`[1, total, ...]` back in its rows, `[B, L, ...]`, with zeros for padding; or `n total` as `n L`."""
+    total = int(tokens.sum())
+    each = x.shape[1] // max(total, 1)
+    rows = x.new_zeros(*tokens.shape, each, *x.shape[2:])
+    rows[tokens] = x[0].unflatten(0, (total, each))
+    return rows.flatten(1, 2)
 
 
 def padded_arguments(arguments: Mapping[str, Any], tokens: Tensor) -> dict[str, Any]:
     """The arguments of the same call of the batch in its rows."""
-    total = (1, int(tokens.sum()))
-    rows = {
-        name: padded(x, tokens) if isinstance(x, Tensor) and tuple(x.shape[:2]) == total else x
-        for name, x in arguments.items()
-    }
+    total = int(tokens.sum())
+
+    def is_packed(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.dim() > 2 and x.shape[0] == 1 and 0 == x.shape[1] % total < x.shape[1]
+
+    rows = {name: padded(x, tokens) if is_packed(x) else x for name, x in arguments.items()}
     return rows | {"cu_seqlens": None}
 
 
 def in_rows(layout: Layout, tokens: Tensor) -> Layout:
     """The layout of tensors whose tokens are packed, for what has a batch in its rows."""
-    return Layout(
-        lambda x: layout.to_heads(padded(x, tokens)), lambda x: layout.from_heads(x)[tokens][None].contiguous()
-    )
+
+    def from_heads(x: Tensor) -> Tensor:
+        return layout.from_heads(x).unflatten(1, (tokens.shape[1], -1))[tokens].flatten(0, 1)[None].contiguous()
+
+    return Layout(lambda x: layout.to_heads(padded(x, tokens)), from_heads)
