@@ -1,6 +1,8 @@
-"""transformers 4.57, which users still have: attention from its registry, recurrent mixers without functions to wrap.
+"""Older versions of transformers, which users still have: their recurrent mixers are no functions to wrap.
 
-A process of its own runs `older_transformers.py` with that transformers, which pip installs beside the packages of
+In 4.57 the registry of attention is another one too.
+
+A process of its own runs `older_transformers.py` with each of them, which pip installs beside the packages of
 these tests.
 """
 
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-VERSION = "4.57.6"
+VERSIONS = ["4.57.6", "5.12.1"]
 REPOSITORY = Path(__file__).parents[1]
 # models whose mixers know nothing of padding
 PADDING_IS_READ = {"recurrent_gemma", "lfm2", "rwkv", "xlstm"}
@@ -21,24 +23,25 @@ PADDING_IS_READ = {"recurrent_gemma", "lfm2", "rwkv", "xlstm"}
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+@pytest.fixture(scope="module", params=VERSIONS)
+def results(request, tmp_path_factory):
     """What the script has written, by model."""
+    version = request.param
     folder = tmp_path_factory.mktemp("older")
     packages = folder / "packages"
-    command = [sys.executable, "-m", "pip", "install", "-q", "--target", packages, f"transformers=={VERSION}"]
+    command = [sys.executable, "-m", "pip", "install", "-q", "--target", packages, f"transformers=={version}"]
     # constraints for the tests' own environment would forbid it
     environment = {name: x for name, x in os.environ.items() if name != "PIP_CONSTRAINT"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
     if done.returncode:
-        pytest.skip(f"transformers {VERSION} could not be installed: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"transformers {version} could not be installed: {done.stderr.strip().splitlines()[-1]}")
     path = folder / "results.json"
     environment["PYTHONPATH"] = os.pathsep.join([str(packages), str(REPOSITORY)])
     script = [sys.executable, Path(__file__).with_name("older_transformers.py"), path]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     written = json.loads(path.read_text())
-    assert written["transformers"] == VERSION
+    assert written["transformers"] == version
     return written["results"]
 
 
