@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 MISSING = object()
+MOST_NUMBERS = 1 << 20  # of a tensor that is copied to be set back
 
 
 class Patches:
@@ -56,9 +58,18 @@ class Patches:
 
 @contextmanager
 def attributes_kept(module: nn.Module) -> Iterator[None]:
-    """What calls within it set on a module or on its submodules, such as a recurrent state, is set back."""
+    """What calls within it set on a module or on its submodules, such as a recurrent state, is set back.
+
+    So are the numbers of tensors among it that calls change in place, but for large ones, which are weights and masks.
+    """
     inner = list(module.modules())
     before = [(dict(vars(m)), dict(m._buffers)) for m in inner]
+    numbers = [
+        (x, x._version, x.clone())
+        for names in before
+        for x in [*names[0].values(), *names[1].values()]
+        if isinstance(x, Tensor) and x.numel() <= MOST_NUMBERS and not x.is_inference()
+    ]
     try:
         yield
     finally:
@@ -68,3 +79,7 @@ def attributes_kept(module: nn.Module) -> Iterator[None]:
             vars(m).update(attributes)
             m._buffers.clear()
             m._buffers.update(buffers)
+        with torch.no_grad():
+            for x, version, kept in numbers:
+                if x._version != version:
+                    x.copy_(kept)
