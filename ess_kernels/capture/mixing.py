@@ -64,7 +64,7 @@ def mixing_modules(
     Raises:
         whatever the model raises.
     """
-    with Patches() as patches, torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with Patches() as patches, attributes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         use_torch_functions(model, patches)
         trial = _Trial(model, length, patches)
         model(**inputs)
@@ -98,24 +98,24 @@ class _Trial:
 
     def _try(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = _hidden_states(args, kwargs, self.length)
-        passed_on = _first_over_time(output, self.length)
+        passed_on = _over_time(output, self.length)
         inner = [child for child in module.modules() if child in self.outputs and child is not module]
-        if not given or passed_on is None:
+        if not given or not passed_on:
             return
         with self._repeat():
             again = self._run(module, args, kwargs, given, {})
-            changed = self._changed(passed_on, _first_over_time(again, self.length))
-            if changed is None or not (changed.any()):
+            changed = self._changed(passed_on, _over_time(again, self.length))
+            if not changed.any():
                 return
             # the calls of this run, for modules around this one
             self.outputs.setdefault(module, []).append(_detached(output))
             if inner:
                 held = {child: list(self.outputs[child]) for child in inner}
                 again = self._run(module, args, kwargs, given, held)
-                changed = self._changed(passed_on, _first_over_time(again, self.length))
+                changed = self._changed(passed_on, _over_time(again, self.length))
         for child in inner:
             self.outputs[child].clear()
-        if changed is None or not changed.any():
+        if not changed.any():
             return
         later = torch.nonzero(changed[self.token :]).flatten()
         reach = int(later.max()) if len(later) else 0
@@ -176,10 +176,16 @@ class _Trial:
         kept.select(axis, self.token).copy_(now.select(axis, self.token))
         return kept
 
-    def _changed(self, before: Tensor, after: Tensor | None) -> Tensor | None:
-        """bool `[L]`: which other tokens' outputs have changed; None if nothing has."""
-        if after is None or after.shape != before.shape:
-            return None
+    def _changed(self, before: list[Tensor], after: list[Tensor]) -> Tensor:
+        """bool `[L]`: the other tokens of which some output has changed."""
+        changed = torch.zeros(self.length, dtype=torch.bool)
+        if len(before) == len(after):
+            for x, y in zip(before, after):
+                if x.shape == y.shape:
+                    changed |= self._changed_in(x, y).cpu()
+        return changed
+
+    def _changed_in(self, before: Tensor, after: Tensor) -> Tensor:
         axis = _time_axis(before, self.length) or 0
         change = (after.double() - before.double()).abs().nan_to_num(0.0).movedim(axis, 0).flatten(1).amax(1)
         own = float(change[self.token])
@@ -206,8 +212,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """The same nested tuples, lists and dictionaries, with everything else changed."""
-    if type(value) is dict:
-        return {key: _mapped(x, change) for key, x in value.items()}
+    if isinstance(value, dict):
+        mapped = copy.copy(value)
+        for key, x in value.items():
+            mapped[key] = _mapped(x, change)
+        return mapped
     if isinstance(value, (tuple, list)):
         return _like(value, [_mapped(x, change) for x in value])
     return change(value)
@@ -217,12 +226,9 @@ def _time_axis(x: Tensor, length: int) -> int | None:
     return next((axis for axis, size in enumerate(x.shape) if size == length), None)
 
 
-def _first_over_time(output: Any, length: int) -> Tensor | None:
-    """The first floating-point tensor over time of whatever a module returns."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() and _time_axis(output, length) is not None else None
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    return next((x for x in values if isinstance(x, Tensor) and _first_over_time(x, length) is not None), None)
+def _over_time(output: Any, length: int) -> list[Tensor]:
+    """The floating-point tensors over time of whatever a module returns."""
+    return [x for x in _tensors(output) if x.is_floating_point() and _time_axis(x, length) is not None]
 
 
 def _merged(before: Any, now: Any, merge: Callable[[Tensor, Tensor], Tensor]) -> Any:
@@ -232,7 +238,7 @@ def _merged(before: Any, now: Any, merge: Callable[[Tensor, Tensor], Tensor]) ->
     if isinstance(now, dict):
         merged = copy.copy(now)
         for key, x in now.items():
-            merged[key] = _merged(before.get(key), x, merge)
+            merged[key] = _merged(before.get(key) if isinstance(before, dict) else None, x, merge)
         return merged
     if isinstance(now, (tuple, list)) and isinstance(before, (tuple, list)) and len(before) == len(now):
         return _like(now, [_merged(b, x, merge) for b, x in zip(before, now)])
@@ -241,13 +247,7 @@ def _merged(before: Any, now: Any, merge: Callable[[Tensor, Tensor], Tensor]) ->
 
 def _detached(output: Any) -> Any:
     """Copies of the tensors, for modules may change what they are given in place."""
-    if isinstance(output, Tensor):
-        return output.clone()
-    if isinstance(output, dict):
-        return {key: x.clone() if isinstance(x, Tensor) else x for key, x in output.items()}
-    if isinstance(output, (tuple, list)):
-        return _like(output, [x.clone() if isinstance(x, Tensor) else x for x in output])
-    return output
+    return _mapped(output, lambda x: x.clone() if isinstance(x, Tensor) else x)
 
 
 def _like(output: Any, items: list[Any]) -> Any:
