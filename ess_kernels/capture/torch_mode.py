@@ -6,8 +6,10 @@ the model's own tensor, so the comparison with the output shows only that the pr
 
 from __future__ import annotations
 
+import types
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
 SOFTMAX = {torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
+MULTI_HEAD = torch.nn.functional.multi_head_attention_forward
 PRODUCTS = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__}
 # functions whose result is still the weights of attention: changes of type and shape, masks, a dropout that is off
 KEEPING = {
     "to", "type", "type_as", "float", "half", "bfloat16", "view", "reshape", "dropout", "contiguous", "mul", "__mul__",
     "masked_fill", "where", "__getitem__", "clone", "expand", "nan_to_num", "squeeze", "unsqueeze", "detach",
+    "__rmul__", "multiply", "div", "__truediv__", "divide", "true_divide", "flatten", "unflatten",
 }  # fmt: skip
 
 
@@ -41,6 +45,9 @@ class TorchMode(TorchFunctionMode):
         self.weights: dict[int, weakref.ref[Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is MULTI_HEAD and self.capture.watching:
+            with self:
+                return seen_inside(func)(*args, **kwargs or {})
         result = func(*args, **kwargs) if kwargs else func(*args)
         # most calls end here: every function of torch passes by
         if not (self.weights or func is SDPA or func in SOFTMAX) or not self.capture.watching:
@@ -50,21 +57,38 @@ class TorchMode(TorchFunctionMode):
         elif func in SOFTMAX:
             self._remember(result)
         elif isinstance(result, Tensor):
-            self._follow(func, args, result)
+            self._follow(func, [*args, *(kwargs or {}).values()], result)
         return result
 
-    def _follow(self, func: Any, args: tuple[Any, ...], result: Tensor) -> None:
+    def _follow(self, func: Any, given: list[Any], result: Tensor) -> None:
         """What becomes of weights that are known."""
-        operands = args[1] if func is torch.einsum and len(args) == 2 and isinstance(args[1], (tuple, list)) else args
-        tensors = [x for x in operands if isinstance(x, Tensor)]
-        if not tensors or not self._known(tensors[0]):
+        if func is torch.einsum and len(given) == 2 and isinstance(given[1], (tuple, list)):
+            given = [given[0], *given[1]]
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        known = [x for x in tensors if self._known(x)]
+        if not known:
             return
-        if len(tensors) == 2 and (func in PRODUCTS or func is torch.einsum):
-            weights, values = tensors
-            equation = args[0] if func is torch.einsum else None
-            self.capture.note(None, lambda name: product_call(self.capture, name, weights, values, result, equation))
-        elif getattr(func, "__name__", "") in KEEPING:
+        if func in PRODUCTS or func is torch.einsum:
+            if len(tensors) == 2:
+                equation = given[0] if func is torch.einsum and isinstance(given[0], str) else None
+                self._multiplied(tensors[0], tensors[1], result, equation)
+        elif getattr(func, "__name__", "") in KEEPING and (len(tensors) == 1 or result.shape == known[0].shape):
             self._remember(result)
+
+    def _multiplied(self, weights: Tensor, values: Tensor, result: Tensor, equation: str | None) -> None:
+        """A product with weights. Those of experts, which multiply what belongs to one row alone, mix no tokens."""
+        if not self._known(weights):
+            if equation is None:
+                return
+            weights, values, equation = values, weights, turned(equation)
+        if equation is not None:
+            may_mix = bool(Axes.of(equation).row)
+        else:
+            rows, columns = weights.shape[-2:] if weights.dim() >= 2 else (0, 1)
+            of_tokens = weights.dim() >= 3 and self.capture.length in (None, rows, columns)
+            may_mix = values.dim() == weights.dim() and (of_tokens or rows == columns)
+        if may_mix:
+            self.capture.note(None, lambda name: product_call(self.capture, name, weights, values, result, equation))
 
     def _remember(self, weights: Tensor) -> None:
         key = id(weights)
@@ -144,21 +168,49 @@ def product_call(
     )
 
 
+class Axes(NamedTuple):
+    """The letters of an einsum of weights and values: `batch` of both, `row` and `channel` of the result too."""
+
+    batch: list[str]
+    row: list[str]
+    column: list[str]
+    channel: list[str]
+
+    @classmethod
+    def of(cls, equation: str) -> Axes:
+        first, second, result = operands(equation)
+        return cls(
+            [letter for letter in first if letter in second and letter in result],
+            [letter for letter in first if letter not in second and letter in result],
+            [letter for letter in first if letter in second and letter not in result],
+            [letter for letter in second if letter not in first and letter in result],
+        )
+
+
+def operands(equation: str) -> tuple[str, str, str]:
+    """The letters of the first operand, of the second one and of the result."""
+    given, _, result = equation.replace(" ", "").partition("->")
+    first, _, second = given.partition(",")
+    return first, second, result
+
+
+def turned(equation: str) -> str:
+    """The einsum of the operands in the other order."""
+    first, second, result = operands(equation)
+    return f"{second},{first}->{result}"
+
+
 def as_product(equation: str, weights: Tensor, values: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The tensors of an einsum with their axes in the order of a batched product of matrices.
 
     Raises:
         Refused: the einsum is no product of the weights' last axis with the values.
     """
-    given, _, result = equation.replace(" ", "").partition("->")
-    first, _, second = given.partition(",")
-    batch = [letter for letter in first if letter in second and letter in result]
-    row = [letter for letter in first if letter not in second and letter in result]
-    column = [letter for letter in first if letter in second and letter not in result]
-    channel = [letter for letter in second if letter not in first and letter in result]
-    if not (len(row) == len(column) == len(channel) == 1) or first[-1:] != column[0]:
-        raise Refused(f"a softmax in einsum({equation!r}): expected a product over its last axis")
-    if sorted(result) != sorted([*batch, *row, *channel]) or "." in equation:
+    first, second, result = operands(equation)
+    batch, row, column, channel = Axes.of(equation)
+    one_each = len(row) == len(column) == len(channel) == 1
+    all_there = sorted(result) == sorted([*batch, *row, *channel]) and "." not in equation
+    if not one_each or not all_there or first[-1:] != column[0]:
         raise Refused(f"a softmax in einsum({equation!r}): expected a product over its last axis")
 
     def ordered(x: Tensor, letters: str, order: list[str]) -> Tensor:
@@ -169,6 +221,18 @@ def as_product(equation: str, weights: Tensor, values: Tensor, output: Tensor) -
         ordered(values, second, batch + column + channel),
         ordered(output, result, batch + row + channel),
     )
+
+
+def seen_inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch that is written in Python, such that the mode sees the functions which it calls.
+
+    The code is torch's own. Only its question whether a mode wants to have the call, which is why the mode has it, is
+    answered with no.
+    """
+    code, names = function.__code__, function.__globals__ | {"has_torch_function": lambda tensors: False}
+    inside = types.FunctionType(code, names, function.__name__, function.__defaults__, function.__closure__)
+    inside.__kwdefaults__ = function.__kwdefaults__
+    return inside
 
 
 def _four_axes(x: Tensor, capture: Capture) -> Tensor:
