@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from ess_kernels.analysis.completeness import SHORT, find_mixing, unseen
-from ess_kernels.capture import MixerCall, Refused, capturing, torch_functions, verify
+from ess_kernels.analysis.completeness import SHORT, batch_axes, doubt, find_mixing, unseen
+from ess_kernels.capture import MixerCall, Mixing, Refused, capturing, torch_functions, verify
 from ess_kernels.capture.one_hot import read_off
 from ess_kernels.capture.registry import OTHER_AXIS
 from ess_kernels.testing import tiny_models
@@ -77,15 +77,15 @@ def measure(name: str) -> dict[str, Any]:
     except Exception as error:
         return row | {"verdict": f"cannot be built here: {first_line(error)}"}
     shape = next(iter(inputs.values())).shape[:2]
-    captured, calls, refused = watch(model, inputs, shape)
     mixing, notes = find_mixing(model, {**inputs, "use_cache": False}, *shape)
+    captured, calls, refused = watch(model, inputs, mixing)
     skipped = refused | unseen(mixing, [call["name"] for call in calls] + list(refused), None)
     missing = {key: reason for key, reason in skipped.items() if not reason.startswith((SHORT, OTHER_AXIS))}
     verified = [call for call in calls if "error" in call]
     complete = verified and not missing and not notes
     same_logits = bool(torch.equal(plain, captured))
     if any(call["error"] > GOALS["one-hot"] for call in verified):
-        _, exact, _ = watch(model.double(), inputs, shape)
+        _, exact, _ = watch(model.double(), inputs, mixing)
         row["error in float64"] = max(call["error"] for call in exact if "error" in call)
     return row | {
         "ran": True,
@@ -99,10 +99,18 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def watch(model: torch.nn.Module, inputs: dict[str, Any], shape: Any) -> tuple[torch.Tensor, list[Any], dict[str, str]]:
+def watch(
+    model: torch.nn.Module, inputs: dict[str, Any], mixing: Mixing
+) -> tuple[torch.Tensor, list[Any], dict[str, str]]:
     """The model's output with capture on, every call examined, and what was refused."""
+    shape = next(iter(inputs.values())).shape[:2]
+    order = batch_axes(model, {**inputs, "use_cache": False}, *shape)
     calls: list[dict[str, Any]] = []
-    with torch.no_grad(), capturing(model, lambda call: calls.append(examine(call)), shape=shape) as seen:
+
+    def receive(call: MixerCall) -> None:
+        calls.append(examine(call, mixing))
+
+    with torch.no_grad(), capturing(model, receive, shape=shape, batch_first=order) as seen:
         output = run(model, inputs)
     return output, calls, {call["name"]: call["refused"] for call in calls if "refused" in call} | seen.refused
 
@@ -112,9 +120,11 @@ def run(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return output.logits if hasattr(output, "logits") else output[0]
 
 
-def examine(call: MixerCall) -> dict[str, Any]:
+def examine(call: MixerCall, mixing: Mixing) -> dict[str, Any]:
     """One call, verified; and the largest difference between its closed form and what one-hot values give."""
     found: dict[str, Any] = {"name": call.name, "mixer": call.mixer, "route": call.route}
+    if reason := doubt(call.name, call.time_by_size, mixing):
+        return found | {"refused": reason}
     try:
         verified = verify(call)
     except Refused as reason:

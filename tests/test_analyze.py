@@ -5,6 +5,7 @@ import torch
 from captured import BATCH, LENGTH, ids, padding, patched, tiny
 
 import ess_kernels as ek
+from ess_kernels.analysis.completeness import SHORT
 
 pytest.importorskip("transformers")
 
@@ -236,7 +237,7 @@ def test_attention_over_depth_is_not_over_time():
     """Inkling-2 attends over its layers through the same registry: there the tokens stand where heads do."""
     found = ek.analyze(tiny("inkling2_text", "eager"), ids(), metrics=["entropy"])
     assert set(found.layers) == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
-    reasons = [reason for reason in found.skipped.values() if not reason.startswith("a shift or short convolution")]
+    reasons = [reason for reason in found.skipped.values() if not reason.startswith(SHORT)]
     assert {reason.partition(":")[0] for reason in reasons} == {"attention over another axis than time"}
 
 

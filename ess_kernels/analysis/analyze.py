@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Collection, Sequence
@@ -16,7 +17,7 @@ from ess_kernels._progress import progress
 from ess_kernels._version import __version__
 from ess_kernels.capture import capturing, unwrapped
 
-from .completeness import expected_mixers, find_mixing, nothing_captured, unseen
+from .completeness import batch_axes, expected_mixers, find_mixing, nothing_captured, unseen
 from .forward import evaluating, forward_arguments, padding_of, size_of
 from .measure import METRICS, check_metrics
 from .plan import Plan
@@ -113,18 +114,21 @@ def analyze(
         question = Question(selected(layers, inner), tolerances, wanted, metrics, backend)
         arguments = forward_arguments(inner, given)
         mixing, notes = find_mixing(inner, arguments, batch, length)
+        order = batch_axes(inner, arguments, batch, length)
+        names = {name for name, _ in inner.named_modules()}
         with progress(expected_mixers(mixing, question.patterns), "measuring") as bar:
-            visit = Visit(question, dry_run, bar)
-            with capturing(inner, visit, attention_mask=mask, shape=(batch, length)) as seen:
+            visit = Visit(question, mixing, names, dry_run, bar)
+            shape = (batch, length)
+            with capturing(inner, visit, attention_mask=mask, shape=shape, batch_first=order) as seen:
                 inner(**arguments)
-        skipped = {
+        refused = {
             f"{name} (another call)" if name in visit.measured else name: reason
             for name, reason in (seen.refused | visit.refused).items()
             if is_selected(name, question.patterns)
         }
-        skipped |= unseen(mixing, [*visit.measured, *skipped], question.patterns)
+        skipped = refused | unseen(mixing, [*visit.measured, *(seen.refused | visit.refused)], question.patterns)
         if not visit.measured:
-            raise RuntimeError(nothing_captured(inner, skipped))
+            raise RuntimeError(nothing_captured(inner, skipped, question.patterns))
     notes = [TRAINING] * was_training + notes + visit.notes
     if dry_run:
         return Plan(visit.planned, skipped, tuple(notes))
@@ -142,6 +146,8 @@ def analyze(
 
 def _tolerances(atol: Any) -> tuple[float, ...]:
     absolute, _, _ = tolerance_lists(atol, None)
+    if not absolute or not all(math.isfinite(tau) for tau in absolute):
+        raise ValueError(f"atol: expected at least one finite number, got {atol!r}")
     return tuple(float(tau) for tau in absolute)
 
 

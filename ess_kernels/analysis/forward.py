@@ -27,7 +27,9 @@ def forward_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, 
     """
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    arguments = {name: x for name, x in inputs.items() if x is not None}
+    # copies: a model may change its inputs
+    given = {name: x for name, x in inputs.items() if x is not None}
+    arguments = {name: x.clone() if isinstance(x, Tensor) else x for name, x in given.items()}
     for name in arguments:
         if name not in parameters and not takes_any:
             raise ValueError(f"{name}: {type(model).__name__} takes no such input; it takes {', '.join(parameters)}")
@@ -40,14 +42,20 @@ def forward_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[bool]:
-    """Within it the model is in eval mode and not compiled; True if some module was in training mode before."""
+    """Within it the model is in eval mode and not compiled; True if some module was in training mode before.
+
+    Only the flags change: a module that does more in `train` and `eval`, such as merging weights, is not asked to.
+    Random numbers that the model draws are drawn again afterwards.
+    """
     training = [module for module in model.modules() if module.training]
-    with Patches() as patches, torch.no_grad():
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with Patches() as patches, torch.no_grad(), torch.random.fork_rng(devices=sorted(devices, key=str)):
         for module in model.modules():
             if getattr(module, "_compiled_call_impl", None) is not None:
                 patches.replace(module, "_compiled_call_impl", None)  # compiled in place: compiled code hides its calls
         try:
-            model.eval()
+            for module in training:
+                module.training = False
             yield bool(training)
         finally:
             for module in training:

@@ -104,7 +104,8 @@ def check_metrics(metrics: Collection[str]) -> None:
 def _batch_by_head(ess: Tensor) -> Tensor:
     """`[*batch, P]` as `[B, H, P]` on the CPU."""
     heads = ess.shape[-2] if ess.dim() > 1 else 1
-    return ess.detach().reshape(-1, heads, ess.shape[-1]).cpu()
+    rows = ess.shape[:-2].numel()
+    return ess.detach().reshape(rows, heads, ess.shape[-1]).cpu()
 
 
 def _by_row(of_position: Tensor, op: Operator) -> Tensor:

@@ -9,12 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from ess_kernels._progress import Progress
-from ess_kernels.capture import MixerCall, Refused, Verified, verify
+from ess_kernels.capture import MixerCall, Mixing, Refused, Verified, verify
 
+from .completeness import doubt
 from .measure import measure
 from .plan import Estimator, PlannedLayer
 from .result import LayerResult
 from .selection import is_selected
+
+SEVERAL_CALLS = (
+    "one of several calls in its module, each with an operator of its own; how they are put together is not seen"
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,9 @@ class Visit:
         remarks: names of mixers by what there is to say of them.
     """
 
-    def __init__(self, question: Question, dry_run: bool, bar: Progress[Any]):
-        self.question, self.bar = question, bar
+    def __init__(self, question: Question, mixing: Mixing, names: Collection[str], dry_run: bool, bar: Progress[Any]):
+        """`names` are those of all modules of the model."""
+        self.question, self.mixing, self.names, self.bar = question, mixing, names, bar
         self.estimate = Estimator(question.tolerances, question.metrics, question.backend) if dry_run else None
         self.layers: dict[str, LayerResult] = {}
         self.planned: dict[str, PlannedLayer] = {}
@@ -69,12 +75,18 @@ class Visit:
         number = self._calls.get(call.name, 0)
         self._calls[call.name] = number + 1
         name = f"{call.name}[{number}]" if number else call.name
+        while number and name in self.names:  # a module is called so
+            name += "[again]"
         self.bar.advance(0, name)
         try:
+            if reason := doubt(call.name, call.time_by_size, self.mixing):
+                raise Refused(reason)
             found = verify(call)
         except Refused as reason:
             self.refused[name] = str(reason)
             return
+        if number and call.route == "torch":
+            self.remarks.setdefault(SEVERAL_CALLS, []).append(name)
         if found.remark:
             self.remarks.setdefault(found.remark, []).append(name)
         if self.estimate is None:

@@ -7,20 +7,23 @@ a seam has seen is a `MixerCall`; `verify` makes the operator of it and compares
 """
 
 from .adapters import unwrapped
+from .batch_axis import rows_first
 from .call import MixerCall, Refused
 from .capturing import SEAMS, capturing
-from .mixing import MixingModule, mixing_modules
+from .mixing import Mixing, MixingModule, mixing_modules
 from .torch_functions import torch_functions
 from .verify import Verified, verify
 
 __all__ = [
     "SEAMS",
     "MixerCall",
+    "Mixing",
     "MixingModule",
     "Refused",
     "Verified",
     "capturing",
     "mixing_modules",
+    "rows_first",
     "torch_functions",
     "unwrapped",
     "verify",

@@ -13,8 +13,8 @@ from .patches import Patches
 
 GROUP = "ess_kernels.adapters"
 
-# Takes a model and returns the module inside of it, or None for models that are not its own. What it changes for that
-# it changes by the patches, which undo it.
+# Takes a model and returns the module inside of it, or None for models that are not its own. What it has to change, it
+# changes by the patches, which undo it.
 Adapter = Callable[[Any, Patches], nn.Module | None]
 
 
@@ -25,8 +25,8 @@ def unwrapped(model: Any) -> Iterator[nn.Module]:
     - A model of `torch.compile` becomes the model that was compiled: compiled code does not pass by the seams.
     - A TransformerBridge of TransformerLens becomes the model of transformers inside, with its own modules in place.
       TransformerLens' hooks do not act meanwhile.
-    - An entry point of the group `ess_kernels.adapters` is a function of a model and of `Patches`: it returns the module
-      inside, or None for models that are not its own.
+    - An entry point of the group `ess_kernels.adapters` is a function of a model and of `Patches`. It returns the
+      module inside, or None for models that are not its own.
 
     Raises:
         TypeError: there is no torch module to be found.

@@ -35,6 +35,7 @@ class MixerCall:
         passed_on: what is added to or multiplied onto `T u` before it is passed on: a skip, an output gate.
         attention_mask: `[B, L]`, 1 for tokens and 0 for padding, or None.
         check: what the comparison is worth, see `LayerResult.check`.
+        time_by_size: whether the axis of the time was told by its size alone, so that it may be another one.
     """
 
     name: str
@@ -48,6 +49,7 @@ class MixerCall:
     passed_on: Callable[[Tensor], Tensor] | None = None
     attention_mask: Tensor | None = None
     check: str = INDEPENDENT
+    time_by_size: bool = False
 
     @property
     def heads(self) -> int:

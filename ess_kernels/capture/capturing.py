@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from .running import Running
 from .torch_functions import use_torch_functions
 
 Receive = Callable[[MixerCall], None]
+
+# functions of Python modules are replaced, which all models share
+ONE_AT_A_TIME = threading.RLock()
 
 SEAMS = ("registry", "functions", "methods", "torch")
 
@@ -28,6 +32,7 @@ class Capture:
         refused: by module name, why a call was not passed to `receive`.
         attention_mask: `[B, L]` of the batch, or None.
         rows, length: B and L of the batch; None where they are not known.
+        batch_first: by module, whether the batch comes before the heads where sizes do not tell.
         patches: what is undone at the end.
     """
 
@@ -38,6 +43,7 @@ class Capture:
         patches: Patches,
         attention_mask: Tensor | None,
         shape: tuple[int, int] | None,
+        batch_first: Mapping[str, bool],
     ):
         self.model = model
         self.running = Running(model, patches)
@@ -46,13 +52,19 @@ class Capture:
         self.attention_mask = attention_mask
         self.rows = None if shape is None else shape[0]
         self.length = None if shape is None else shape[1]
+        self.batch_first = batch_first
         self.patches = patches
         self.paused = False
+        self.thread = threading.get_ident()
 
     @property
     def watching(self) -> bool:
-        """Whether a call is one of the forward pass: not of our own, nor of a backward pass that computes it again."""
-        return not self.paused and torch._C._current_graph_task_id() == -1
+        """Whether a call is one of the forward pass.
+
+        Others are our own, those of a backward pass that computes a mixer again, and those of another thread.
+        """
+        own = not self.paused and threading.get_ident() == self.thread
+        return own and torch._C._current_graph_task_id() == -1
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -66,6 +78,8 @@ class Capture:
     def note(self, module: nn.Module | None, make: Callable[[str], MixerCall]) -> None:
         """A mixer was called, by `module` or by the module that is running: `make(name)` gives the call, or refuses."""
         name = self.running.name_of(module)
+        if name is None:  # of another model, which runs in a hook of this one
+            return
         with self.pause(), torch.no_grad():
             try:
                 call = make(name)
@@ -85,6 +99,7 @@ def capturing(
     *,
     attention_mask: Tensor | None = None,
     shape: tuple[int, int] | None = None,
+    batch_first: Mapping[str, bool] | None = None,
     seams: tuple[str, ...] = SEAMS,
 ) -> Iterator[Capture]:
     """Call `receive` with every mixer's call (`MixerCall`) while the model runs within the `with` block.
@@ -97,6 +112,7 @@ def capturing(
         receive: called right after each mixer, without gradients.
         attention_mask: `[B, L]`, 1 for tokens and 0 for padding.
         shape: `(B, L)` of the batch; calls whose queries have another length than L are refused. None: any length.
+        batch_first: what `rows_first` has found.
         seams: which of `"registry"`, `"functions"`, `"methods"` and `"torch"` look. An earlier one hides a later one
             that would see the same call.
 
@@ -106,18 +122,19 @@ def capturing(
     unknown = set(seams) - set(SEAMS)
     if unknown:
         raise ValueError(f"seams: expected some of {', '.join(SEAMS)}, got {sorted(unknown)[0]!r}")
-    with Patches() as patches:
+    with ONE_AT_A_TIME, Patches() as patches:
         use_torch_functions(model, patches)
-        capture = Capture(model, receive, patches, attention_mask, shape)
-        if "registry" in seams:
-            registry.install(capture)
-        if "functions" in seams:
-            functions.install(capture)
-        if "methods" in seams:
-            methods.install(capture)
-            projections.install(capture)
-        if "torch" in seams:
-            with torch_mode.TorchMode(capture):
+        capture = Capture(model, receive, patches, attention_mask, shape, batch_first or {})
+        installers = {
+            "registry": (registry.install,),
+            "functions": (functions.install,),
+            "methods": (methods.install, projections.install),
+        }
+        for seam in seams:
+            for install in installers.get(seam, ()):
+                install(capture)
+        try:
+            with torch_mode.TorchMode(capture) if "torch" in seams else nullcontext():
                 yield capture
-        else:
-            yield capture
+        finally:
+            capture.paused = True  # whoever has kept one of its functions has the plain one

@@ -57,13 +57,18 @@ class Patches:
 
 
 @contextmanager
-def attributes_kept(module: nn.Module) -> Iterator[None]:
+def attributes_kept(module: nn.Module, tensors_only: bool = False) -> Iterator[None]:
     """What calls within it set on a module or on its submodules, such as a recurrent state, is set back.
 
     So are the numbers of tensors among it that calls change in place, but for large ones, which are weights and masks.
+
+    Args:
+        module: with all its submodules.
+        tensors_only: leave what is neither a tensor nor None. A flag may say how weights are at present: RWKV-4
+            rescales them at its first call in eval mode, and would do so again.
     """
     inner = list(module.modules())
-    before = [(dict(vars(m)), dict(m._buffers)) for m in inner]
+    before = [(_of(vars(m), tensors_only), dict(m._buffers)) for m in inner]
     numbers = [
         (x, x._version, x.clone())
         for names in before
@@ -74,7 +79,7 @@ def attributes_kept(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for m, (attributes, buffers) in zip(inner, before):
-            for name in vars(m).keys() - attributes.keys():
+            for name in _of(vars(m), tensors_only).keys() - attributes.keys():
                 delattr(m, name)
             vars(m).update(attributes)
             m._buffers.clear()
@@ -83,3 +88,7 @@ def attributes_kept(module: nn.Module) -> Iterator[None]:
             for x, version, kept in numbers:
                 if x._version != version:
                     x.copy_(kept)
+
+
+def _of(attributes: dict[str, Any], tensors_only: bool) -> dict[str, Any]:
+    return {name: x for name, x in attributes.items() if not tensors_only or x is None or isinstance(x, Tensor)}

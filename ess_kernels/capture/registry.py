@@ -139,6 +139,7 @@ def attention_call(
         one_hot=again,
         any_width=True,
         attention_mask=capture.attention_mask,
+        time_by_size=query.shape[1] == query.shape[2],
     )
 
 

@@ -35,8 +35,8 @@ class Running:
         while self.stack and self.stack.pop() is not module:
             pass
 
-    def name_of(self, module: nn.Module | None) -> str:
-        """The module's name, or that of the innermost running module where the model does not know this one."""
-        if module is not None and id(module) in self.names:
-            return self.names[id(module)]
-        return self.names.get(id(self.stack[-1]), "") if self.stack else ""
+    def name_of(self, module: nn.Module | None) -> str | None:
+        """The module's name, or without a module that of the innermost running one; None for one of another model."""
+        if module is not None:
+            return self.names.get(id(module))
+        return self.names[id(self.stack[-1])] if self.stack else ""

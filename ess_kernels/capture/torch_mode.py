@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..operators.attention import attention
 from ..operators.dense import dense
+from .batch_axis import is_open
 from .call import ATTRIBUTION_ONLY, MixerCall, Refused
 from .one_hot import refuse_future
 from .registry import check_lengths
@@ -77,6 +78,9 @@ class TorchMode(TorchFunctionMode):
 
     def _multiplied(self, weights: Tensor, values: Tensor, result: Tensor, equation: str | None) -> None:
         """A product with weights. Those of experts, which multiply what belongs to one row alone, mix no tokens."""
+        if self._known(weights) and self._known(values):
+            self.capture.note(None, _product_of_weights)
+            return
         if not self._known(weights):
             if equation is None:
                 return
@@ -103,10 +107,17 @@ class TorchMode(TorchFunctionMode):
         return found is not None and found() is x
 
 
+def _product_of_weights(name: str) -> MixerCall:
+    raise Refused("a product of two softmaxes, before it meets values")
+
+
 def sdpa_call(capture: Capture, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> MixerCall:
     """A call of `scaled_dot_product_attention`: queries `[B, H, L, E]`."""
     a = _sdpa_arguments(*args, **kwargs)
-    query, key, value, mask = a["query"], a["key"], a["value"], a["attn_mask"]
+    mask = a["attn_mask"]
+    query, key, value, y = (batch_and_heads(x, capture, name) for x in (a["query"], a["key"], a["value"], output))
+    if y.shape != output.shape and mask is not None and mask.dim() > 2:
+        raise Refused("a mask of pairs beside axes in another order than batch and heads")
     check_lengths(query, key, capture.length)
     if a["dropout_p"]:
         raise Refused(f"dropout of {a['dropout_p']} in training: call model.eval() first")
@@ -114,18 +125,19 @@ def sdpa_call(capture: Capture, name: str, args: tuple[Any, ...], kwargs: dict[s
         raise Refused("bidirectional: no mask, and is_causal is False")
 
     def again(values: Tensor) -> Tensor:
-        return SDPA(**a | {"value": values})
+        return SDPA(**a | {"query": query, "key": key, "value": values})
 
     return MixerCall(
         name,
         "attention",
         "torch",
         values=value,
-        output=output,
+        output=y,
         operator=lambda padding: attention(query, key, scale=a["scale"], attn_mask=mask, attention_mask=padding),
         one_hot=again,
         any_width=True,
         attention_mask=capture.attention_mask,
+        time_by_size=True,
     )
 
 
@@ -154,7 +166,7 @@ def product_call(
         raise Refused(f"a softmax of shape {list(weights.shape)}: expected [B, H, L, L]")
     if length is not None and weights.shape[-1] != length:
         raise Refused(f"a softmax over {weights.shape[-1]} where the sequence has {length} tokens")
-    T, u, y = (_four_axes(x, capture) for x in (weights, values, output))
+    T, u, y = (batch_and_heads(x, capture, name) for x in (weights, values, output))
     return MixerCall(
         name,
         "attention",
@@ -165,6 +177,7 @@ def product_call(
         one_hot=None,
         attention_mask=capture.attention_mask,
         check=ATTRIBUTION_ONLY,
+        time_by_size=True,
     )
 
 
@@ -235,11 +248,22 @@ def seen_inside(function: Callable[..., Any]) -> Callable[..., Any]:
     return inside
 
 
-def _four_axes(x: Tensor, capture: Capture) -> Tensor:
-    """`[B, H, ., .]`, also where the model has made one axis of batch and heads."""
-    if x.dim() == 4:
-        return x
-    if x.dim() > 4:
-        return x.flatten(1, -3)
-    rows = capture.rows
-    return x[None] if rows is None or x.shape[0] % rows else x.unflatten(0, (rows, -1))
+def batch_and_heads(x: Tensor, capture: Capture, name: str) -> Tensor:
+    """`[B, H, ., .]` of a tensor whose leading axes are batch and heads, in either order or in one axis.
+
+    Raises:
+        Refused: which of them is the batch cannot be told.
+    """
+    leading, rows = x.shape[:-2], capture.rows
+    if rows is None or (rows == 1 and len(leading) == 1):
+        return x[None] if len(leading) == 1 else x.flatten(1, -3)
+    if is_open(leading, rows) and rows > 1:
+        batch_first = capture.batch_first.get(name)
+        if batch_first is None or x.shape[0] % rows:
+            raise Refused(f"axes {list(leading)} of {rows} rows: which is the batch cannot be told from sizes")
+        if len(leading) == 1:
+            return x.unflatten(0, (rows, -1)) if batch_first else x.unflatten(0, (-1, rows)).transpose(0, 1)
+        return x.flatten(1, -3) if batch_first else x.transpose(0, 1).flatten(1, -3)
+    if leading[0] != rows:
+        raise Refused(f"axes {list(leading)} of {rows} rows: expected the batch first")
+    return x.flatten(1, -3)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..operators.dense import dense
 from ..operators.structure import Operator
-from .call import MixerCall, Refused
+from .call import INDEPENDENT, MixerCall, Refused
 from .one_hot import NotCausal, is_half, read_off
 from .product import apply
 
 # above these an operator is not used
 LARGEST_ERROR = 1e-3  # float32 and float64
 LARGEST_ERROR_HALF = 3e-2  # bfloat16 and float16
+FEW = 8  # channels of random values, where a mixer takes any number of them
 
 
 class Unverified(Refused):
@@ -29,7 +30,8 @@ class Verified:
     Attributes:
         operator: of the mixer, batch shape `(B, H)`.
         capture_error: largest difference between `T u`, with skip and gate, and what was passed on, in units of the
-            largest number passed on. Padding is left aside.
+            largest number of the same head; also for random values, where the mixer can be called again. Padding is
+            left aside.
         route: the seam, followed by `", one-hot"` where `T` was read off by one-hot values.
         check: what the comparison is worth, see `LayerResult.check`.
         remark: what a reader should know, such as why the closed form was not used; often empty.
@@ -42,6 +44,7 @@ class Verified:
     remark: str = ""
 
 
+DIFFERENT = "unverified: T u differs from what the mixer passed on"
 READS_PADDING = "it reads padding as if it were tokens, and so do its positions"
 
 
@@ -94,23 +97,75 @@ def _compared(call: MixerCall, operator: Operator, route: str) -> Verified:
     error = capture_error(call, operator)
     half = is_half(call.output.dtype) or is_half(call.values.dtype)
     if not error <= (LARGEST_ERROR_HALF if half else LARGEST_ERROR):  # NaN is not below the bound either
-        raise Unverified(f"unverified: T u differs from what the mixer passed on by {error:.1e} of the largest number")
+        raise Unverified(
+            f"unverified: T u differs from what the mixer passed on by {error:.1e} of a head's largest number"
+        )
     return Verified(operator, error, route, call.check)
 
 
 def capture_error(call: MixerCall, operator: Operator) -> float:
-    """See `Verified`; NaN if a token's output is not a number."""
-    rebuilt = apply(operator, call.values_by_head)
-    if call.passed_on is not None:
-        rebuilt = call.passed_on(rebuilt)
-    difference, passed_on = _tokens(call, rebuilt - call.output.double()), _tokens(call, call.output.double())
-    if not passed_on.numel():
+    """See `Verified`: the largest of all heads. NaN if a token's output is not a number.
+
+    Values that are the same at all tokens prove little: every operator whose rows have the same sums gives the same.
+    So random values are compared as well, where the mixer can be called again; where it cannot, and an operator was not
+    made from its own weights, such values are refused.
+
+    Raises:
+        Refused: see above.
+    """
+    u = call.values_by_head
+    width = u.shape[-1]
+    extra = _random_values(call)
+    if extra is not None:
+        u = torch.cat([u.double(), extra.repeat_interleave(call.heads // extra.shape[1], 1).double()], -1)
+    elif call.check == INDEPENDENT and not _varies(call):
+        raise Refused("the values are the same at all tokens, so that T u = y proves nothing of T")
+    rebuilt = apply(operator, u)
+    passed_on = rebuilt[..., :width] if call.passed_on is None else call.passed_on(rebuilt[..., :width])
+    errors = [_error(call, passed_on, call.output.double())]
+    if extra is not None and call.one_hot is not None:
+        errors.append(_error(call, rebuilt[..., width:], call.one_hot(extra).double()))
+    return float("nan") if any(error != error for error in errors) else max(errors)
+
+
+def _random_values(call: MixerCall) -> Tensor | None:
+    """Random values of the call's dtype; None where the mixer cannot be called with them."""
+    if call.one_hot is None:
+        return None
+    B, heads, length, width = call.values.shape
+    size = (B, heads, length, min(width, FEW) if call.any_width else width)
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(call.values)
+    if call.attention_mask is not None:  # padding has no values
+        noise = noise * call.attention_mask.to(noise)[:, None, :, None]
+    return noise
+
+
+def _varies(call: MixerCall) -> bool:
+    """Whether the values of every head differ from token to token."""
+    values = _tokens(call, call.values.double())  # [tokens, H, d], or [B, H, L, d] without padding
+    time = 0 if call.attention_mask is not None else 2
+    spread = (values - values.mean(time, keepdim=True)).abs().amax(time).amax(-1)
+    return bool((spread > 1e-3 * values.abs().amax(time).amax(-1)).all())
+
+
+def _error(call: MixerCall, rebuilt: Tensor, passed_on: Tensor) -> float:
+    """The largest difference of a head in units of its largest number, over the tokens that are no padding."""
+    difference, size = _tokens(call, rebuilt - passed_on).abs(), _tokens(call, passed_on).abs()
+    if not size.numel():
         return 0.0
-    return float(difference.abs().max() / passed_on.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+    if call.attention_mask is None:
+        difference, size = (x.flatten(2).amax(2) for x in (difference, size))
+    else:  # rows of a padded batch are joined
+        difference, size = (x.transpose(0, 1).flatten(1).amax(1) for x in (difference, size))
+    if difference.isnan().any():
+        return float("nan")
+    # a head that passes on nothing is compared with the others
+    size = torch.where(size > 0, size, size.max().clamp_min(torch.finfo(torch.float64).tiny))
+    return float((difference / size).max())
 
 
 def _tokens(call: MixerCall, x: Tensor) -> Tensor:
-    """`x` `[B, H, L, d]` without padding."""
+    """`x` `[B, H, L, d]`; of a padded batch the tokens of all rows alone, `[tokens, H, d]`."""
     if call.attention_mask is None:
         return x
     return x.transpose(1, 2)[call.attention_mask.bool().to(x.device)]
