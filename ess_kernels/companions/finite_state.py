@@ -34,15 +34,15 @@ def checked_values(values: Any, op: Operator) -> Tensor:
     """Values in the layout of the public call, as `[*batch, L m, V]`; m is how many columns of `T` a token has."""
     if values is None:
         raise ValueError("values: expected a tensor for which='content', got None")
-    *outer, heads = op.batch_shape if len(op.batch_shape) == 2 else (None,)
-    length, channels = op.length * op.block[1], values.shape[-1] if isinstance(values, Tensor) and values.dim() else 0
-    if heads is not None:
-        layout = "[B, T, H, V]" if op.block[1] == 1 else f"[B, {op.block[1]} T, H, V]"
-        check_shape("values", values, (*outer, length, heads, channels), layout)
+    columns = op.block[1]
+    length, tokens = columns * op.length, "T" if columns == 1 else f"{columns} T"
+    channels = values.shape[-1] if isinstance(values, Tensor) and values.dim() else 0
+    if len(op.batch_shape) == 2:
+        batch, heads = op.batch_shape
+        check_shape("values", values, (batch, length, heads, channels), f"[B, {tokens}, H, V]")
         values = values.movedim(1, 2)
     else:
-        layout = "[*batch, T, V]" if op.block[1] == 1 else f"[*batch, {op.block[1]} T, V]"
-        check_shape("values", values, (*op.batch_shape, length, channels), layout)
+        check_shape("values", values, (*op.batch_shape, length, channels), f"[*batch, {tokens}, V]")
     check_same_device(op=op.inputs[0], values=values)
     return values
 

@@ -56,12 +56,13 @@ def spectra_of_states(
     number, offset = (positions - first) // c, (positions - first) % c
     places = torch.full((edges.shape[1], c), -1, device=positions.device)
     places[number, offset] = torch.arange(len(positions), device=positions.device)
+    offsets = offset.unique().tolist()
     heads, numbers = _pairs(len(found), number.unique())
     each = max(1, min(WORKSPACE, memory_budget() // 4) // (8 * _numbers_per_block(cut_tokens, edges, c)))
     for head, block in zip(heads.split(each), numbers.split(each), strict=True):
         own = _blocks_at(cut_tokens, head, block)
         its_values = None if written is None else written[head, block]
-        for t, rows in _walk(own, which, edges[head, block], its_values, offset.unique().tolist()):
+        for t, rows in _walk(own, which, edges[head, block], its_values, offsets):
             place = places[block, t]
             asked = place >= 0
             if bool(asked.any()):
