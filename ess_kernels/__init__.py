@@ -16,6 +16,7 @@ if TYPE_CHECKING or _problem() is None:
     from . import aggregate, capture, operators
     from .analysis.analyze import analyze
     from .by_sequence import split
+    from .companions import causal_ess, observable_ess, state_spectra, token_influence
     from .engine.certainty import Certificate, EntropyCertificate
     from .metrics import SmallSpectra, entropy_ess, singular_values, small_spectra, tolerance_ess
     from .randomized import RandomizedESS, randomized_ess
@@ -37,12 +38,16 @@ __all__ = [
     "aggregate",
     "analyze",
     "capture",
+    "causal_ess",
     "entropy_ess",
+    "observable_ess",
     "operators",
     "randomized_ess",
     "show_config",
     "singular_values",
     "small_spectra",
     "split",
+    "state_spectra",
+    "token_influence",
     "tolerance_ess",
 ]

@@ -10,3 +10,8 @@ def printable(text: object) -> str:
     write over other lines, and worse.
     """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))
+
+
+def encodable(text: str) -> str:
+    """The text with half surrogate pairs, which are no text in UTF-8, spelled out; everything else stays as it is."""
+    return text.encode("utf-8", "backslashreplace").decode()

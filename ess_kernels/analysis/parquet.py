@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ess_kernels._printable import encodable
 from ess_kernels.analysis import plain
 from ess_kernels.analysis.table import Block, position_blocks
 
@@ -61,7 +62,7 @@ def _table(arrow: Any, schema: Any, model: str, block: Block) -> Any:
     layer, measured, rows = block.layer, block.measured, len(block.value)
 
     def same(text: str) -> Any:
-        return arrow.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [text])
+        return arrow.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [encodable(text)])
 
     columns = [
         same(model),

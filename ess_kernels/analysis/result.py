@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ess_kernels._printable import printable
+from ess_kernels._printable import encodable, printable
 from ess_kernels._shares import mean_where, of_bound
 from ess_kernels.analysis import storage, table
 from ess_kernels.analysis.summary import headline, summary
@@ -133,7 +133,8 @@ class Analysis:
             raise ImportError("pandas makes data frames and is not installed: pip install pandas") from error
         if per_position:
             return table.position_frame(self, pandas)
-        return pandas.DataFrame(self.records())
+        rows = [{name: encodable(x) if isinstance(x, str) else x for name, x in row.items()} for row in self.records()]
+        return pandas.DataFrame(rows)
 
     def average_ess(self, metric: str = "entropy", atol: float | None = None) -> float:
         """The paper's average ESS: the mean over valid positions, heads and batch, and then over layers.
