@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -43,6 +43,11 @@ class Measured:
     unresolved: float
     backends: Mapping[str, str]
     seconds: float
+
+
+def fields_of(measured: Measured) -> dict[str, Any]:
+    """The fields that a `LayerResult` takes over."""
+    return {field.name: getattr(measured, field.name) for field in fields(measured)}
 
 
 def measure(

@@ -12,7 +12,7 @@ from ess_kernels._progress import Progress
 from ess_kernels.capture import MixerCall, Mixing, Refused, Verified, verify
 
 from .completeness import doubt
-from .measure import measure
+from .measure import fields_of, measure
 from .plan import Estimator, PlannedLayer
 from .result import LayerResult
 from .selection import is_selected
@@ -110,17 +110,10 @@ class Visit:
             route=found.route,
             state_size=op.state_size,
             length=op.length,
-            positions=measured.positions,
-            cap=measured.cap,
-            valid=measured.valid,
-            entropy=measured.entropy,
-            tolerance=measured.tolerance,
-            unresolved=measured.unresolved,
             capture_error=found.capture_error,
             check=found.check,
             dtype=str(call.output.dtype).removeprefix("torch."),
-            backends=measured.backends,
-            seconds=measured.seconds,
+            **fields_of(measured),
         )
 
     def _planned(self, name: str, call: MixerCall, found: Verified, estimate: Estimator) -> PlannedLayer:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ess_kernels import operators
 from ess_kernels._version import __version__
-from ess_kernels.analysis.measure import measure
+from ess_kernels.analysis.measure import fields_of, measure
 from ess_kernels.analysis.result import Analysis, LayerResult
 from ess_kernels.operators.structure import Operator
 
@@ -63,17 +63,10 @@ def an_analysis(
             route="registry" if mixer == "attention" else "global",
             state_size=op.state_size,
             length=length,
-            positions=measured.positions,
-            cap=measured.cap,
-            valid=measured.valid,
-            entropy=measured.entropy,
-            tolerance=measured.tolerance,
-            unresolved=measured.unresolved,
             capture_error=3e-7,
             check="attribution only" if mixer == "attention" else "independent",
             dtype="float32",
-            backends=measured.backends,
-            seconds=measured.seconds,
+            **fields_of(measured),
         )
     return Analysis(
         layers=found,
