@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +77,7 @@ class Probe:
         model = unwrapped(model)
         _refuse_sharded(model)
         batch = {name: _to_device(value, model) for name, value in self.batch.items()}
-        with _untouched(model):
+        with evaluating(model):
             if self.plan is None:
                 self._estimate(model, batch)
             found = self._analyze()(model, **batch, **self.options)
@@ -131,11 +130,3 @@ def _to_device(value: Any, model: nn.Module) -> Any:
         return value
     first = next(model.parameters(), None)
     return value if first is None else value.to(first.device)
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module's mode and the random numbers to come are as before."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with evaluating(model), torch.random.fork_rng(devices=devices):
-        yield
