@@ -5,7 +5,8 @@ function that builds an operator and calls a metric compiles in one piece. Where
 code is called directly: it costs nothing, and profilers and counters see what it does.
 
 Every result comes in its final shape, float before integer and bool, and shares no memory with an input. Gradients do
-not pass through the ops: entropy-ESS with a gradient runs outside of graphs, as plain PyTorch.
+not pass through the ops: entropy-ESS with a gradient runs outside of graphs, as plain PyTorch. `_smooth_ops` has the
+other smooth functions of singular values.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ._readable import must_be_dispatched, refuse_tangents, without_numbers
 from .backends.base import wants_gradient
 from .by_sequence import answer_by_sequence
 from .engine.certainty import Counts, Entropies, entropy_of_values
+from .gradients import Entropy, spectral_values
 from .operators.packing import pack, unpack
 from .operators.separate import SeparateSequences
 from .operators.structure import Operator
@@ -41,7 +43,7 @@ def tolerance_ess(
     op: Operator, atol: list[float], rtol: list[float], positions: list[int] | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Width, count, redone, unresolved of `M` pairs of tolerances: float64, int64, bool, bool `[M, *batch, P]`."""
-    return _call(_tolerance_op, _tolerance_ess, op, atol, rtol, positions, backend)
+    return call(_tolerance_op, _tolerance_ess, op, atol, rtol, positions, backend)
 
 
 @on_one_thread_if_forked
@@ -60,7 +62,7 @@ def _tolerance_ess(
         )
         return width, torch.minimum(counts, _caps(op, positions)), redone, unresolved
     chosen = backends.choose(backend, "tolerance_ess", op.inner)
-    distinct, back = _distinct(op, positions)
+    distinct, back = distinct_positions(op, positions)
     absolute, relative = (torch.tensor(x, dtype=torch.float64, device=op.device) for x in (atol, rtol))
     if op.num_heads and len(distinct) and len(absolute):
         found = chosen.tolerance_ess(op.inner, op.inner_positions(distinct), absolute, relative)
@@ -70,7 +72,7 @@ def _tolerance_ess(
     else:
         found = Counts.empty((op.num_heads, len(absolute), len(distinct)), op.device)
     counts, width, redone, unresolved = (
-        _asked(x, back).movedim(1, 0).reshape(len(absolute), *op.batch_shape, _how_many(op, positions)).contiguous()
+        asked(x, back).movedim(1, 0).reshape(len(absolute), *op.batch_shape, how_many(op, positions)).contiguous()
         for x in found
     )
     return width, counts, redone, unresolved
@@ -92,7 +94,7 @@ def _tolerance_op(
 @_tolerance_op.register_fake
 def _(tensors, description, length, atol, rtol, positions, backend):
     op = unpack(tensors, description, length)
-    shape = (len(atol), *op.batch_shape, _how_many(op, positions))
+    shape = (len(atol), *op.batch_shape, how_many(op, positions))
     return tuple(torch.empty(shape, dtype=dtype, device=op.device) for dtype in COUNTS)
 
 
@@ -107,9 +109,9 @@ def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> tupl
             from ._uncompiled import differentiable
 
             return differentiable(_entropy_ess, op, positions, backend)
-        if not without_numbers("op", op.inputs):
+        if not without_numbers("op", op.inputs, gradients=True):
             return _entropy_ess(op, positions, backend)
-    return _call(_entropy_op, _entropy_ess, op, positions, backend)
+    return call(_entropy_op, _entropy_ess, op, positions, backend)
 
 
 @on_one_thread_if_forked
@@ -121,14 +123,36 @@ def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) ->
         )
         return ess, error, total, unresolved
     chosen = backends.choose(backend, "entropy_ess", op.inner)
-    distinct, back = _distinct(op, positions)
+    distinct, back = distinct_positions(op, positions)
     if op.num_heads and len(distinct):
-        found = chosen.entropy_ess(op.inner, op.inner_positions(distinct))
+        found = _entropies(chosen, backend, op.inner, op.inner_positions(distinct))
     else:
         found = Entropies.empty((op.num_heads, len(distinct)), op.device)
-    shape = (*op.batch_shape, _how_many(op, positions))
-    ess, error, total, unresolved = (_asked(x, back).reshape(shape).contiguous() for x in found)
+    shape = (*op.batch_shape, how_many(op, positions))
+    ess, error, total, unresolved = (asked(x, back).reshape(shape).contiguous() for x in found)
     return ess, error, total, unresolved
+
+
+def _entropies(chosen: backends.Backend, backend: str, op: Operator, positions: Tensor) -> Entropies:
+    """With a differentiable entropy where one is wanted; what is certified is then found by an engine without one."""
+    if not wants_gradient("entropy_ess", op):
+        return chosen.entropy_ess(op, positions)
+    with torch.no_grad():
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in op.inputs):
+            # inside of torch.func.grad only the inside of an op has ordinary tensors
+            pieces = pack(op)
+            if pieces is None:
+                family = type(op).__name__
+                raise NotImplementedError(f"op: torch.func cannot take the gradient of a {family}, torch.autograd can")
+            results = _entropy_op(*pieces, positions.tolist(), backend)
+            found = Entropies(*(x.reshape(op.num_heads, len(positions)) for x in results))
+        else:
+            # without a gradient a faster backend may take it
+            engine = backends.choose(backend, "entropy_ess", op) if backend == "auto" else chosen
+            found = engine.entropy_ess(op, positions)
+    values = spectral_values(op, positions.tolist(), Entropy())[:, 0]
+    # what is zero to within rounding has no entropy, and a head with bad data none either
+    return found._replace(ess=torch.where(found.ess > 0, values, found.ess))
 
 
 @torch.library.custom_op("ess_kernels::entropy_ess", mutates_args=(), tags=TAGS)
@@ -141,7 +165,7 @@ def _entropy_op(
 @_entropy_op.register_fake
 def _(tensors, description, length, positions, backend):
     op = unpack(tensors, description, length)
-    shape = (*op.batch_shape, _how_many(op, positions))
+    shape = (*op.batch_shape, how_many(op, positions))
     return tuple(torch.empty(shape, dtype=dtype, device=op.device) for dtype in ENTROPIES)
 
 
@@ -151,7 +175,7 @@ def _(tensors, description, length, positions, backend):
 def singular_values(op: Operator, positions: list[int] | None, k: int | None, backend: str) -> Tensor:
     """float64 `[*batch, P, k]`."""
     refuse_tangents("op", op.inputs)
-    return _call(_values_op, _singular_values, op, positions, k, backend)
+    return call(_values_op, _singular_values, op, positions, k, backend)
 
 
 @on_one_thread_if_forked
@@ -163,7 +187,7 @@ def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | Non
             op, positions, lambda one, its: [_singular_values(one, its, k, backend)], [torch.float64], values=k
         )[0]
     chosen = backends.choose(backend, "singular_values", op.inner)
-    distinct, back = _distinct(op, positions)
+    distinct, back = distinct_positions(op, positions)
     if op.num_heads and len(distinct):
         found = chosen.singular_values(op.inner, op.inner_positions(distinct), k)
         if op.inner is not op:
@@ -171,7 +195,7 @@ def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | Non
             found = found.masked_fill(beyond & ~found.isnan(), 0.0)
     else:
         found = torch.zeros(op.num_heads, len(distinct), k, dtype=torch.float64, device=op.device)
-    return _asked(found, back, -2).reshape(*op.batch_shape, _how_many(op, positions), k).contiguous()
+    return asked(found, back, -2).reshape(*op.batch_shape, how_many(op, positions), k).contiguous()
 
 
 @torch.library.custom_op("ess_kernels::singular_values", mutates_args=(), tags=TAGS)
@@ -190,7 +214,7 @@ def _values_op(
 def _(tensors, description, length, positions, k, backend):
     op = unpack(tensors, description, length)
     k = _largest_rank(op, positions) if k is None else k
-    return torch.empty(*op.batch_shape, _how_many(op, positions), k, dtype=torch.float64, device=op.device)
+    return torch.empty(*op.batch_shape, how_many(op, positions), k, dtype=torch.float64, device=op.device)
 
 
 # --- small spectra ----------------------------------------------------------------------------------------------------
@@ -265,7 +289,7 @@ def _(A, right, atol, entropy, backend):
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
-def _call(custom_op: Callable[..., Result], function: Callable[..., Result], op: Operator, *arguments: Any) -> Result:
+def call(custom_op: Callable[..., Result], function: Callable[..., Result], op: Operator, *arguments: Any) -> Result:
     """`function(op, *arguments)` without a gradient; by its custom op where numbers cannot be read in place."""
     if not must_be_dispatched("op", op.inputs):
         with torch.no_grad():
@@ -280,7 +304,7 @@ def _call(custom_op: Callable[..., Result], function: Callable[..., Result], op:
     return custom_op(*pieces, *arguments)
 
 
-def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+def distinct_positions(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
     """Distinct positions on the operator's device, and for each position asked for its number among them, or None."""
     if positions is None:
         return torch.arange(1, max(op.length, 1), device=op.device), None
@@ -289,7 +313,7 @@ def _distinct(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Te
     return distinct.to(op.device), back.to(op.device)
 
 
-def _asked(x: Tensor, back: Tensor | None, dim: int = -1) -> Tensor:
+def asked(x: Tensor, back: Tensor | None, dim: int = -1) -> Tensor:
     """Results at distinct positions along `dim`, in the order and as often as they were asked for."""
     return x if back is None else x.index_select(dim, back)
 
@@ -300,7 +324,7 @@ def _caps(op: Operator, positions: Sequence[int] | None) -> Tensor:
     return op.rank_cap(torch.tensor(wanted, dtype=torch.int64, device=op.device))
 
 
-def _how_many(op: Operator, positions: Sequence[int] | None) -> int:
+def how_many(op: Operator, positions: Sequence[int] | None) -> int:
     return max(op.length - 1, 0) if positions is None else len(positions)
 
 

@@ -34,8 +34,10 @@ def must_be_dispatched(name: str, tensors: Sequence[Tensor]) -> bool:
     return without_numbers(name, tensors) or any(x.is_neg() or x._is_zerotensor() for x in tensors)
 
 
-def without_numbers(name: str, tensors: Sequence[Tensor]) -> bool:
+def without_numbers(name: str, tensors: Sequence[Tensor], *, gradients: bool = False) -> bool:
     """Whether these tensors stand for numbers that are not there: of a graph being traced, fake or meta ones.
+
+    With `gradients` tensors of `torch.func.grad` and `vjp` will do: their numbers can be read.
 
     Raises:
         NotImplementedError: a transform of `torch.func`, with what to do instead.
@@ -46,10 +48,11 @@ def without_numbers(name: str, tensors: Sequence[Tensor]) -> bool:
     traced = _traced()
     mode = torch._C._get_dispatch_mode(_TRACERS[0]) if traced else None
     for x in tensors:
-        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_functorch_wrapped_tensor(x) and not (gradients and _tracks_gradients_only(x)):
             raise NotImplementedError(
-                f"{name}: transforms of torch.func (vmap, grad, jvp, ...) are not supported: give vmap's dimension as "
-                "a leading batch dimension, and take the gradient of entropy_ess by torch.autograd"
+                f"{name}: transforms of torch.func (vmap, jvp, ...) are not supported, but for grad and vjp of "
+                "entropy_ess, soft_ess and nuclear_norm: give vmap's dimension as a leading batch dimension, and take "
+                "other gradients by torch.autograd"
             )
         wrapper = _is_wrapper(x)
         if mode is not None and not (wrapper or mode.allow_non_fake_inputs):
@@ -77,6 +80,13 @@ def refuse_tangents(name: str, tensors: Sequence[Tensor]) -> None:
             f"{name}: derivatives in forward mode (torch.autograd.forward_ad) are not supported: take the gradient of "
             "entropy_ess by torch.autograd, or pass torch.autograd.forward_ad.unpack_dual(x).primal"
         )
+
+
+def _tracks_gradients_only(x: Tensor) -> bool:
+    """Whether nothing but `torch.func.grad`, `vjp` and the like is behind a tensor of a transform."""
+    while torch._C._functorch.is_gradtrackingtensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _traced() -> bool:

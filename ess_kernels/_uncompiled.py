@@ -13,7 +13,10 @@ import torch
 Result = TypeVar("Result")
 
 
-@torch.compiler.disable(reason="the gradient of entropy_ess is not compiled (under torch.no_grad() there is none)")
+NO_GRADIENT = "the gradient of entropy_ess is not compiled, nor is any other (under torch.no_grad() there is none)"
+
+
+@torch.compiler.disable(reason=NO_GRADIENT)
 def differentiable(function: Callable[..., Result], *arguments: Any) -> Result:
     return function(*arguments)
 

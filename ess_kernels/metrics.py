@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _ops, _smooth_ops
 from ._checks import LARGEST_INTEGER, position_list, tolerance_lists
 from ._readable import check_plain
 from .engine.certainty import Certificate, EntropyCertificate
@@ -96,6 +97,56 @@ def entropy_ess(
     op = as_operator(op)
     ess, *fields = _ops.entropy_ess(op, position_list(positions, op.length), backend)
     return (ess, EntropyCertificate(*fields)) if certificate else ess
+
+
+def soft_ess(
+    op: Operator | Tensor, atol: Tolerance, positions: Positions | None = None, backend: str = "auto"
+) -> Tensor:
+    """The soft count `sum s^2 / (s^2 + atol^2)` over the singular values `s` of `H_i`: a smooth tolerance-ESS.
+
+    A singular value equal to the tolerance counts one half, one ten times as large 0.99, one a tenth of it 0.01.
+    Differentiable as `entropy_ess` is, and everywhere smooth. Within 1e-4 of the definition, typically 1e-7.
+
+    Args:
+        op, positions, backend: as in `tolerance_ess`.
+        atol: positive and finite, in the units of `T`. A float, or a 1-D list or tensor of `M` of them.
+
+    Returns:
+        float64 `[*batch, P]`, with a leading axis `M` where the tolerance is a list; NaN at every position of a
+        (batch, head) that holds NaN or infinity.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `tolerance_ess`. RuntimeError also where a second derivative is asked
+            for that does not exist; the message says why.
+
+    Source: the effective number of degrees of freedom of ridge regression with penalty `atol^2`.
+    """
+    op = as_operator(op)
+    absolute, _, listed = tolerance_lists(atol, 0.0)
+    for number in absolute:
+        if not 0 < number < math.inf:
+            raise ValueError(f"atol: expected positive finite values, got {number}")
+    found = _smooth_ops.soft_ess(op, absolute, position_list(positions, op.length), backend)
+    return found if listed else found[0]
+
+
+def nuclear_norm(op: Operator | Tensor, positions: Positions | None = None, backend: str = "auto") -> Tensor:
+    """The nuclear norm of `H_i`, the sum of its singular values: what compressors of state-space models regularise.
+
+    Differentiable as `entropy_ess` is; singular values below 1e-10 of the largest one count as zero in the gradient.
+    Within 1e-4 of the definition, typically 1e-6.
+
+    Args:
+        op, positions, backend: as in `tolerance_ess`.
+
+    Returns:
+        float64 `[*batch, P]`, in the units of `T`; NaN at every position of a (batch, head) that holds NaN or infinity.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `soft_ess`.
+    """
+    op = as_operator(op)
+    return _smooth_ops.nuclear_norm(op, position_list(positions, op.length), backend)
 
 
 def singular_values(op: Operator | Tensor, positions: Positions, k: int | None = None, backend: str = "auto") -> Tensor:

@@ -11,15 +11,25 @@ from ..engine.certainty import Counts, Entropies
 from ..engine.thin_products import ThinProducts
 from ..operators.structure import Operator
 
-Task = Literal["tolerance_ess", "entropy_ess", "singular_values", "small_spectra", "randomized_ess"]
+Task = Literal[
+    "tolerance_ess",
+    "entropy_ess",
+    "soft_ess",
+    "nuclear_norm",
+    "singular_values",
+    "small_spectra",
+    "randomized_ess",
+]
+# what is differentiable
+SMOOTH = ("entropy_ess", "soft_ess", "nuclear_norm")
 
 NO_PRODUCTS = "it has no products with thin matrices"
 NO_BACKWARD = "it has no backward; use backend='torch'"
 
 
 def wants_gradient(task: Task, subject: Operator | Tensor) -> bool:
-    """Whether the answer has to be differentiable: only the entropy is."""
-    return task == "entropy_ess" and subject.requires_grad and torch.is_grad_enabled()
+    """Whether the answer has to be differentiable."""
+    return task in SMOOTH and subject.requires_grad and torch.is_grad_enabled()
 
 
 class Backend:
@@ -55,7 +65,11 @@ class Backend:
         raise NotImplementedError
 
     def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
-        """Fields `[N, P]`; the entropy differentiable where `wants_gradient`."""
+        """Fields `[N, P]`, without a gradient."""
+        raise NotImplementedError
+
+    def soft_ess(self, op: Operator, positions: Tensor, atol: Tensor) -> Tensor:
+        """Soft counts for positive `atol` `[M]`, without a gradient: float64 `[N, M, P]`."""
         raise NotImplementedError
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:

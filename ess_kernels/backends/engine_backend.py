@@ -75,6 +75,15 @@ class EngineBackend(Backend):
         assert result is not None
         return result
 
+    def soft_ess(self, op: Operator, positions: Tensor, atol: Tensor) -> Tensor:
+        result = torch.zeros(op.num_heads, len(atol), len(positions), dtype=torch.float64, device=op.device)
+        with torch.no_grad():
+            for heads, engine in self._engines(op, positions, entropy=True):
+                counts = engine.soft_counts(positions, atol)
+                result[heads] = counts.masked_fill(~engine.finite[:, None, None], torch.nan)
+                del engine  # as above
+        return result
+
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         result = torch.zeros(op.num_heads, len(positions), k, dtype=torch.float64, device=op.device)
         with torch.no_grad():

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..engine.certainty import Counts, Entropies, count_relative, estimate_of_values
 from ..engine.parallel import product_values
+from ..engine.soft_quadrature import soft_count_of_values
 from ..engine.state_space import lost_in
 from ..operators.structure import Operator
 from ..reference import reference_singular_values
@@ -37,6 +38,9 @@ class ReferenceBackend(Backend):
         bad = values.isnan().any(-1)
         lost = lost_in(op, op.all_heads())[:, positions]
         return Entropies.certified(estimate_of_values(values), op.rank_cap(positions), lost).mark_bad(bad)
+
+    def soft_ess(self, op: Operator, positions: Tensor, atol: Tensor) -> Tensor:
+        return soft_count_of_values(self._values(op, positions)[:, None], atol[:, None])
 
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         values = self._values(op, positions)[..., :k]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..engine import smooth
-from ..engine.certainty import Entropies
 from ..engine.thin_products import ThinProducts, thin_products
 from ..operators.structure import Operator
-from .base import Task, wants_gradient
+from .base import Task
 from .engine_backend import EngineBackend
 
 
 class TorchBackend(EngineBackend):
-    """Plain PyTorch on CPU and CUDA tensors; differentiable entropy."""
+    """Plain PyTorch on CPU and CUDA tensors."""
 
     name = "torch"
 
@@ -26,10 +23,3 @@ class TorchBackend(EngineBackend):
 
     def thin_products(self, op: Operator, heads: Tensor, budget: int) -> ThinProducts:
         return thin_products(op, heads, budget)
-
-    def entropy_ess(self, op: Operator, positions: Tensor) -> Entropies:
-        found = super().entropy_ess(op, positions)
-        if not wants_gradient("entropy_ess", op):
-            return found
-        # values without a gradient decide where there is no entropy
-        return found._replace(ess=torch.where(found.ess == 0, 0.0, smooth.entropy_ess(op, positions)))

@@ -25,6 +25,7 @@ from .certainty import (
 )
 from .engine import Engine
 from .quadrature import FINE, STANDARD, Estimate, Quadrature
+from .soft_quadrature import SOFT, SOFT_BOUND, soft_count_of_values
 from .staircase import Eliminated
 from .wanted import Wanted, everywhere, grouped
 
@@ -42,10 +43,12 @@ class EliminatingEngine(Engine):
     Attributes:
         group: this many positions in a row share one tolerance in an elimination.
         unsquared: whether it can also eliminate without squares.
+        takes_scales: whether `estimate` can be told its scale.
     """
 
     group: int
     unsquared: bool = False
+    takes_scales: bool = True
 
     @abstractmethod
     def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
@@ -300,6 +303,28 @@ class EliminatingEngine(Engine):
                     x[heads, at] = y
         columns = slice(1, None) if len(positions) == self.length - 1 else positions
         return Estimate(*(x[:, columns] for x in found))
+
+    def soft_counts(self, positions: Tensor, atol: Tensor) -> Tensor:
+        if len(positions) <= FEW or not self.takes_scales:
+            return super().soft_counts(positions, atol)
+        wanted = self._mask(positions).expand(len(self.unit), -1)
+        rows = [self._soft_counts(wanted, tau) for tau in (atol[:, None] / self.unit)]
+        return torch.stack([row[:, positions] for row in rows], 1)
+
+    def _soft_counts(self, wanted: Tensor, tau: Tensor) -> Tensor:
+        """At positions wanted, bool `[N, L]`, for one scaled tolerance a head, `[N]`: from log-determinants around it,
+        or from singular values where these are not sure."""
+        cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
+        found = self.estimate(wanted, SOFT, cap, tau.square())
+        counts = found.total / tau[:, None]
+        doubtful = wanted & ~(found.bound * counts <= SOFT_BOUND * counts.clamp_min(1.0))
+        if bool(doubtful.any()):
+            zero = doubtful & self.known_zero()
+            counts, doubtful = counts.masked_fill(zero, 0.0), doubtful & ~zero
+            heads, at = doubtful.nonzero(as_tuple=True)
+            if len(heads):
+                counts[heads, at] = soft_count_of_values(self.values_at(heads, at), tau[heads])
+        return counts
 
     @abstractmethod
     def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:

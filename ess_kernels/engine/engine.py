@@ -19,6 +19,7 @@ from .certainty import Counts, Entropies, count_relative, count_values, estimate
 from .cost import Cost
 from .lost import SPAN as LOST_SPAN
 from .quadrature import Estimate
+from .soft_quadrature import soft_count_of_values
 
 Found = TypeVar("Found")
 
@@ -79,6 +80,11 @@ class Engine(ABC):
         lost = self._with_own_losses(lambda: self._lost_at_all_heads(positions), lambda lost: found.total <= cap * lost)
         certified = Entropies.certified(found, cap, lost)
         return certified._replace(total=certified.total * self.unit[:, None])
+
+    def soft_counts(self, positions: Tensor, atol: Tensor) -> Tensor:
+        """`sum s^2 / (s^2 + atol^2)` for positive `atol` `[M]` of the operator itself: `[N, M, P]`."""
+        tau = (atol / self.unit[:, None])[..., None]
+        return soft_count_of_values(self.values_of_all_heads(positions)[:, None], tau)
 
     def singular_values(self, positions: Tensor, k: int) -> Tensor:
         """The `k` largest singular values of the operator itself, `[N, P, k]`, zero padded."""

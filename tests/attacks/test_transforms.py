@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ess_kernels as ek
-from ess_kernels import aggregate, operators, reference
+from ess_kernels import aggregate, metrics, operators, reference
 from ess_kernels.operators.structure import Tiled
 from ess_kernels.testing import assert_close
 
@@ -28,8 +28,13 @@ def randn(*shape):
 # --- entry points: functions of one tensor [2, L, L] or, for constructors, of the shape beside them -------------------
 
 COUNTS = {"tolerance_ess": lambda T: ek.tolerance_ess(T, 0.1)}
-VALUES = {
+SMOOTH = {
     "entropy_ess": ek.entropy_ess,
+    "soft_ess": lambda T: metrics.soft_ess(T, 0.1),
+    "nuclear_norm": metrics.nuclear_norm,
+}
+VALUES = {
+    **SMOOTH,
     "singular_values": lambda T: ek.singular_values(T, [3]),
     "small_spectra": lambda A: ek.small_spectra(A, right=A, atol=0.1, entropy=True).values,
 }
@@ -120,9 +125,15 @@ TRANSFORMS = {
 }
 
 
+# test_gradients_transforms.py has what they answer
+BY_GRADIENT = ("func.grad", "func.vjp", "func.jacrev")
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", [name for name in CALLS if name not in AGGREGATES])
 def test_metrics_refuse_transforms(name, transform):
+    if name in SMOOTH and transform in BY_GRADIENT:
+        pytest.skip("is differentiable")
     argument = r"^(op|op_or_T|A, right|T|atol|rtol): "
     with pytest.raises(NotImplementedError, match=argument + r".*(leading batch dimension|torch\.autograd)"):
         TRANSFORMS[transform](CALLS[name], randn(2, L, L))
@@ -240,7 +251,9 @@ def test_a_recorded_call_is_recorded_as_a_call(name):
     graph = make_fx(lambda x: CALLS[name](x))(randn(2, L, L))
     other = randn(2, L, L) + 1
     assert torch.equal(graph(other), CALLS[name](other))
-    assert any(f"ess_kernels.{name}" in str(node.target) for node in graph.graph.nodes)
+    # the sum of the singular values is found with their entropy
+    op = {"nuclear_norm": "entropy_ess"}.get(name, name)
+    assert any(f"ess_kernels.{op}" in str(node.target) for node in graph.graph.nodes)
 
 
 class Doubled(Tiled):

@@ -31,6 +31,10 @@ class NativeBackend(PinnedBackend):
         with as_set():
             return super().entropy_ess(op, positions)
 
+    def soft_ess(self, op: Operator, positions: Tensor, atol: Tensor) -> Tensor:
+        with as_set():
+            return super().soft_ess(op, positions, atol)
+
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         with as_set():
             return super().singular_values(op, positions, k)

@@ -39,6 +39,7 @@ class NativeLanes(SummingEngine):
 
     group = BLOCK
     all_finite = True
+    takes_scales = False
 
     def __init__(self, op: StateSpace, heads: Tensor, found: Survey, cost: Cost):
         """`found`: the heads' tokens and their largest magnitudes."""

@@ -1,0 +1,48 @@
+"""Functions of the singular values of an operator's `H_i` with a gradient with respect to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..engine.scaling import scaled_tokens
+from ..operators.structure import Operator, StateSpace, Tiled
+from .functions import SpectralFunction
+from .matrix import matrix_values
+from .recurrence import recurrence_values
+
+
+def spectral_values(op: Operator, positions: Sequence[int], function: SpectralFunction) -> Tensor:
+    """The functions `[N, M, P]` at positions in ascending order.
+
+    NaN in heads that are not finite, and no gradient flows into what only they read.
+    """
+    with torch.no_grad():
+        finite = op.finite(op.all_heads())
+    if bool(finite.all()):
+        return _of_heads(op, op.all_heads(), positions, function)
+    good = finite.nonzero()[:, 0]
+    values = torch.full(
+        (op.num_heads, function.number, len(positions)), torch.nan, dtype=torch.float64, device=op.device
+    )
+    return values.index_copy(0, good, _of_heads(op, good, positions, function)) if len(good) else values
+
+
+def _of_heads(op: Operator, heads: Tensor, positions: Sequence[int], function: SpectralFunction) -> Tensor:
+    """`[N, M, P]` of some heads whose inputs are finite."""
+    if isinstance(op, Tiled):
+        return matrix_values(op.rows(heads, 0, op.length), positions, function)
+    assert isinstance(op, StateSpace)
+    tokens, unit, representable = scaled_tokens(op.tokens(heads))
+    found, kept = recurrence_values(tokens, unit, positions, function)
+    kept = kept & representable
+    if bool(kept.all()):
+        return found
+    # Gramians of what grows too fast have no root, but T itself may be representable
+    good, bad = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
+    pieces = [matrix_values(op.dense_heads(heads[bad]), positions, function)]
+    if len(good):
+        pieces.append(_of_heads(op, heads[good], positions, function))
+    return torch.cat(pieces).index_select(0, torch.cat([bad, good]).argsort())
