@@ -5,6 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from .initialisation import initialisation
+from .modulation import modulation
+
+__all__ = ["initialisation", "modulation"]
+
 # names that need an optional package, by their module and how that package is installed; imported at first use
 OPTIONAL = {
     "ESSMetric": ("ess_kernels.analysis.metric", "torchmetrics"),

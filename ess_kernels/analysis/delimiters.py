@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .alignment import windows_inside
 from .result import Analysis, LayerResult
 from .values import choose_layers, choose_metric, mean, values_of
 
@@ -199,10 +200,4 @@ def _around(
     at_position[:, positions] = curves
     outside = np.zeros((curves.shape[0], layer.length + 1), dtype=bool)
     outside[:, positions] = ~layer.valid.numpy()
-    found = []
-    for row, marks in enumerate(rows[: len(curves)]):
-        for mark in marks:
-            where = mark + offsets
-            if where[0] > 0 and where[-1] < layer.length and not outside[row, where].any():
-                found.append(at_position[row, where])
-    return np.array(found).reshape(-1, len(offsets))
+    return windows_inside(at_position, outside, rows, offsets)
