@@ -1,0 +1,192 @@
+"""Regularisers: what they add up, at which positions, with which gradients."""
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+import ess_kernels as ek
+from ess_kernels import operators
+from ess_kernels.analysis.regularizer import ESSRegularizer, spread, transition_distance
+from ess_kernels.metrics import nuclear_norm, soft_ess
+from ess_kernels.testing import assert_close
+from ess_kernels.testing.cases import randn
+
+
+def some(batch=2, length=20, heads=2, n=3):
+    torch.manual_seed(length)
+    shape = (batch, length, heads, n)
+    return randn(*shape), randn(*shape), logsigmoid(randn(*shape))
+
+
+# --- ESSRegularizer ---------------------------------------------------------------------------------------------------
+
+
+def test_positions_are_spread_evenly_without_the_ends():
+    assert spread(3, 64) == [16, 32, 48]
+    assert spread(4, 20) == [4, 8, 12, 16]
+    assert spread(9, 4) == [1, 2, 3]
+    assert spread(5, 1) == [] and spread(5, 0) == []
+
+
+@pytest.mark.parametrize(
+    "metric, measure",
+    [("entropy", ek.entropy_ess), ("nuclear", nuclear_norm), ("soft", lambda op, at: soft_ess(op, 0.5, at))],
+)
+def test_the_mean_of_a_metric(metric, measure):
+    op = operators.gla(*some())
+    atol = 0.5 if metric == "soft" else None
+    assert_close("mean", ESSRegularizer(metric, atol)(op), measure(op, [4, 8, 12, 16]).mean())
+    assert_close("mean", ESSRegularizer(metric, atol, positions=[7, 3])(op), measure(op, [7, 3]).mean())
+
+
+def test_a_list_of_operators_has_the_mean_of_theirs():
+    ops = [operators.gla(*some()), operators.dense(randn(3, 9, 9))]
+    reg = ESSRegularizer("nuclear")
+    assert_close("mean", reg(ops), (reg(ops[0]) + reg(ops[1])) / 2)
+
+
+def test_limits():
+    op = operators.gla(*some())
+    sizes = ek.entropy_ess(op, spread(4, 20))
+    low, high = float(sizes.quantile(0.3)), float(sizes.quantile(0.6))
+    assert_close("target", ESSRegularizer("entropy", target=2.0)(op), (sizes - 2.0).square().mean())
+    lacking, beyond = (low - sizes).clamp_min(0).mean(), (sizes - high).clamp_min(0).mean()
+    assert_close("floor", ESSRegularizer("entropy", floor=low)(op), lacking)
+    assert_close("ceiling", ESSRegularizer("entropy", ceiling=high)(op), beyond)
+    assert_close("both", ESSRegularizer("entropy", floor=low, ceiling=high)(op), lacking + beyond)
+
+
+def test_a_step_against_the_gradient_lowers_the_value():
+    q, k, g = some()
+    for reg in (ESSRegularizer("soft", 0.3), ESSRegularizer("entropy"), ESSRegularizer("nuclear", target=1.0)):
+        k = k.detach().requires_grad_()
+        value = reg(operators.gla(q, k, g))
+        (gradient,) = torch.autograd.grad(value, k)
+        with torch.no_grad():
+            assert reg(operators.gla(q, k - 1e-3 * gradient / gradient.norm(), g)) < value
+
+
+@pytest.mark.parametrize("metric", ["soft", "entropy", "nuclear"])
+def test_packed_sequences_count_alike_and_padding_not_at_all(metric):
+    q, k, g = some(batch=1, length=30)
+    reg = ESSRegularizer(metric, 0.5 if metric == "soft" else None, positions=3)
+    packed = operators.gla(q, k, g, cu_seqlens=torch.tensor([0, 1, 12, 30]))
+    apart = [reg(operators.gla(*(x[:, a:e] for x in (q, k, g)))) for a, e in ((1, 12), (12, 30))]
+    assert_close("packed", reg(packed), (apart[0] + apart[1]) / 2)
+    padded = [torch.cat([x, torch.full_like(x, torch.nan)], 1) for x in (q, k, g)]
+    mask = torch.arange(60)[None] < 30
+    assert_close("padded", reg(operators.gla(*padded, attention_mask=mask)), reg(operators.gla(q, k, g)))
+
+
+def test_listed_positions_of_packed_rows():
+    q, k, g = some(batch=2, length=20)
+    mask = torch.arange(20) < torch.tensor([[20], [8]])
+    op = operators.gla(q, k, g, attention_mask=mask)
+    sizes = ek.entropy_ess(op, [5, 12])
+    expected = torch.cat([sizes[0].flatten(), sizes[1, :, 0]]).mean()
+    assert_close("mean", ESSRegularizer("entropy", positions=[5, 12])(op), expected)
+
+
+def test_no_position_costs_nothing():
+    assert float(ESSRegularizer("entropy")(torch.zeros(1, 1))) == 0
+    assert float(ESSRegularizer("entropy", positions=[])(torch.eye(5))) == 0
+
+
+def test_two_lines_in_a_training_loop():
+    torch.manual_seed(0)
+    layer, reg = torch.nn.Linear(8, 24), ESSRegularizer("nuclear")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-2)
+    u, values = torch.randn(2, 16, 8), []
+    for _ in range(4):
+        q, k, g = layer(u).unflatten(-1, (1, 24)).chunk(3, -1)
+        value = reg(operators.gla(q, k, logsigmoid(g)))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values == sorted(values, reverse=True) and layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("spectral",), "metric: expected one of 'soft', 'entropy', 'nuclear', got 'spectral'"),
+        (("soft",), "atol: expected a positive number for metric='soft', got None"),
+        (("soft", -1.0), "atol: expected a positive finite number, got -1.0"),
+        (("entropy", 0.1), "atol: expected None for metric='entropy', got 0.1"),
+        (("entropy", None, 2.0, 1.0), "target: expected None beside a floor or a ceiling, got 2.0"),
+        (("entropy", None, None, 3.0, 1.0), "floor: expected at most the ceiling 1.0, got 3.0"),
+        (("entropy", None, float("nan")), "target: expected a finite number, got nan"),
+        (("entropy", None, None, None, None, 0), "positions: expected at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match="^" + message):
+        ESSRegularizer(*arguments)
+
+
+def test_what_is_no_operator():
+    with pytest.raises(TypeError, match="op: expected an operator or a tensor"):
+        ESSRegularizer("entropy")([3])
+    with pytest.raises(ValueError, match="op: expected an operator or a list of them, got an empty list"):
+        ESSRegularizer("entropy")([])
+
+
+# --- transition_distance ----------------------------------------------------------------------------------------------
+
+
+def by_matrices(op):
+    tokens = op.tokens(op.all_heads())
+    apart = tokens.matrices() - torch.eye(op.state_size, dtype=torch.float64)
+    return apart.square().sum((-2, -1)).mean(1).sqrt().reshape(op.batch_shape)
+
+
+def families():
+    q, k, g = some()
+    k = torch.nn.functional.normalize(k, dim=-1)
+    beta = torch.rand(2, 20, 2, dtype=torch.float64)
+    A = randn(2, 20, 3, 3) / 3
+    return {
+        "gla": operators.gla(q, k, g),
+        "delta rule": operators.delta_rule(q, k, beta),
+        "kda": operators.kda(q, k, g=g, beta=beta),
+        "matrices": operators.recurrence(A, randn(2, 20, 3), randn(2, 20, 3), diagonal=False),
+        "constant": operators.wla(q, k, g[0, 0]),
+    }
+
+
+def test_distance_of_every_kind_of_transitions():
+    for name, op in families().items():
+        assert_close(name, transition_distance(op), by_matrices(op))
+
+
+def test_a_constant_transition_has_its_own_norm():
+    q, k, g = some()
+    distance = transition_distance(operators.wla(q, k, g[0, 0]))
+    assert_close("norm", distance, (1 - g[0, 0].exp()).norm(dim=-1).expand(2, 2))
+
+
+def test_distance_of_packed_rows():
+    q, k, g = some(batch=1)
+    packed = operators.gla(q, k, g, cu_seqlens=torch.tensor([0, 5, 20]))
+    assert_close("packed", transition_distance(packed), transition_distance(operators.gla(q, k, g)))
+    mask = torch.arange(20)[None] < 12
+    padded = operators.gla(q, k, g, attention_mask=mask)
+    alone = operators.gla(*(x[:, :12] for x in (q, k, g)))
+    assert_close("padded", transition_distance(padded), transition_distance(alone))
+
+
+def test_gradient_of_the_distance():
+    q, k, g = some()
+    g.requires_grad_()
+    assert torch.autograd.gradcheck(lambda g: transition_distance(operators.gla(q, k, g)), (g,), fast_mode=True)
+    zero = torch.zeros_like(g).requires_grad_()
+    distance = transition_distance(operators.gla(q, k, zero))
+    (gradient,) = torch.autograd.grad(distance.sum(), zero)
+    assert bool((distance == 0).all()) and bool((gradient == 0).all())
+
+
+def test_the_distance_needs_transitions():
+    for op in (operators.dense(torch.eye(4)), torch.eye(4)):
+        with pytest.raises(TypeError, match="op: expected an operator with a finite state for every token, got"):
+            transition_distance(op)
