@@ -1,0 +1,155 @@
+"""Does a model let go of its state at delimiters? The demo's byte-level model on Python source (experiment g).
+
+    OMP_NUM_THREADS=1 python bench/paper/delimiters.py       # half a minute
+    python bench/paper/delimiters.py --quick
+    python bench/paper/delimiters.py --size gpu              # trains four models, the mixers in each cyclic order
+
+Paper: section 5.3, figures 9 and 35 to 46. The text is held out: the model has not been trained on these files. An
+event is the position after a delimiter: `H_i` has the delimiter as its last input. The shipped model is one model of one
+training seed, whose four layers are four kinds of mixer: kind and depth cannot be told apart in it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import runs
+import torch
+from correlations import DRAWS
+
+import ess_kernels as ek
+from ess_kernels.analysis import modulation
+from ess_kernels.demo.measure import load_model
+from ess_kernels.demo.model import MIXERS, ByteLM, Config
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import train_demo
+
+TOLERANCES = (1e-1, 1e-2, 1e-3)
+REACH = 6
+EVENTS: dict[str, Callable[[int, int], bool]] = {  # of the byte before the position, and the one before that
+    "line end": lambda last, before: last == 10 and before != 10,
+    "blank line": lambda last, before: last == 10 and before == 10,
+    "space in a line": lambda last, before: last == 32 and before not in (32, 10),
+    "letter": lambda last, before: chr(last).isalpha() and chr(before).isalpha(),
+}
+
+
+def windows_of_text(count: int, length: int) -> list[bytes]:
+    """Pieces of the held-out files, evenly spread."""
+    text = b"\n".join(train_demo.read(train_demo.HELD_OUT_FILES))
+    step = len(text) // (count + 1)
+    return [text[n * step : n * step + length] for n in range(count)]
+
+
+@torch.no_grad()
+def curves_of(model: ByteLM, pieces: list[bytes]) -> dict[tuple[int, str, str], np.ndarray]:
+    """Total ESS, summed over heads, by layer, mixer and metric: float64 `[windows, P]`."""
+    found: dict[tuple[int, str, str], list[np.ndarray]] = {}
+    for piece in pieces:
+        for layer, (mixer, op) in enumerate(model.operators(torch.tensor(list(piece))[None])):
+            metrics = {"entropy": ek.entropy_ess(op)}
+            metrics |= {f"{t:g}": c for t, c in zip(TOLERANCES, ek.tolerance_ess(op, atol=list(TOLERANCES)))}
+            kind = next(name for name, each in MIXERS.items() if isinstance(mixer, each))
+            for metric, ess in metrics.items():
+                found.setdefault((layer, kind, metric), []).append(ess[0].double().sum(0).numpy())
+    return {key: np.stack(curves) for key, curves in found.items()}
+
+
+def measure(model: ByteLM, pieces: list[bytes], name: str) -> list[runs.Run]:
+    """Modulation of every layer and metric at every kind of event, with intervals over windows."""
+    rows = []
+    length = len(pieces[0])
+    at = {
+        event: [[i for i in range(32, length - 32) if test(piece[i - 1], piece[i - 2])] for piece in pieces]
+        for event, test in EVENTS.items()
+    }
+    for (layer, kind, metric), curves in curves_of(model, pieces).items():
+        for event, marks in at.items():
+            if not any(marks):
+                continue
+            try:
+                pooled = modulation(curves, marks, REACH)
+            except ValueError:  # nothing above the tolerance around any event
+                continue
+            low, high = interval_over_windows(curves, marks)
+            rows.append(
+                {
+                    "model": name, "layer": layer, "mixer": kind, "metric": metric, "event": event,
+                    "events": pooled.events, "aligned": pooled.aligned.tolist(), "low": low, "high": high,
+                    "z": pooled.z.tolist(), "depth": pooled.depth, "lowest": pooled.lowest, "depth_z": pooled.depth_z,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def interval_over_windows(curves: np.ndarray, marks: list[list[int]]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of `aligned` right at the event: windows are drawn again, not single events."""
+    found = [modulation(c, m, REACH, draws=2) for c, m in zip(curves, marks) if m and c.all()]
+    if not found:
+        return float("nan"), float("nan")
+    at_event, weight = np.array([f.aligned[REACH] for f in found]), np.array([f.events for f in found])
+    pick = np.random.default_rng(0).integers(len(found), size=(DRAWS, len(found)))
+    means = (at_event[pick] * weight[pick]).sum(1) / weight[pick].sum(1)
+    return tuple(np.quantile(means, [0.025, 0.975]).tolist())
+
+
+def orders(quick: bool) -> dict[str, ByteLM]:
+    """Four models whose mixers stand in each cyclic order, trained as the demo's is."""
+    kinds, models = Config().layers, {}
+    text = b"\n".join(train_demo.read(train_demo.TRAINING_FILES))
+    stages = train_demo.STAGES if not quick else ((4, 2, 64),)
+    for turn in range(len(kinds)):
+        torch.manual_seed(turn)
+        model = ByteLM(Config(layers=kinds[turn:] + kinds[:turn]))
+        train_demo.train(model, text, stages, turn)
+        models[f"order {turn}"] = model
+    return models
+
+
+def report(rows: list[runs.Run], folder: Path) -> None:
+    """The state after a delimiter, in percent of its neighbourhood's mean, and curves for line ends."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    print("| model | layer | mixer | metric | event | events | at the event | z | deepest at | depth z |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        here = f"{100 * row['aligned'][REACH]:+.1f} % [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        print(
+            f"| {row['model']} | {row['layer']} | {row['mixer']} | {row['metric']} | {row['event']} | {row['events']} |"
+            f" {here} | {row['z'][REACH]:+.1f} | {row['lowest']:+d} | {row['depth_z']:+.1f} |"
+        )
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(12, 3.2), layout="constrained", sharey=True)
+    for ax, metric in zip(axes, metrics):
+        for row in rows:
+            if row["metric"] == metric and row["event"] == "line end" and row["model"] == rows[0]["model"]:
+                percent = 100 * np.array(row["aligned"])
+                ax.plot(range(-REACH, REACH + 1), percent, marker=".", label=f"{row['layer']} {row['mixer']}")
+        ax.axhline(0, color="grey", lw=0.5)
+        ax.set(title=metric, xlabel="positions after a line end")
+    axes[0].set_ylabel("ESS against its neighbourhood, %")
+    axes[0].legend(fontsize=7)
+    figure.savefig(folder / "delimiters.png", dpi=90)
+
+
+def main() -> None:
+    options = runs.parser_of(__doc__).parse_args()
+    folder, _ = runs.prepare(options)
+    path = folder / "delimiters.json"
+    if not options.report:
+        pieces = windows_of_text(*((2, 160) if options.quick else (10, 512)))
+        models = orders(options.quick) if options.size == "gpu" else {"shipped": load_model()[0]}
+        rows = [row for name, model in models.items() for row in measure(model.eval(), pieces, name)]
+        path.write_text("[\n" + ",\n".join(json.dumps(runs.rounded(row)) for row in rows) + "\n]\n")
+    report(json.loads(path.read_text()), folder)
+
+
+if __name__ == "__main__":
+    main()
