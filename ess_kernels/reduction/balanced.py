@@ -31,7 +31,10 @@ def balanced_realisation(tokens: Tokens, limits: Limits) -> Realisation:
         reads.append((tokens.read[:, i, None] @ (right if tokens.reads_before else moved))[:, 0])
         F, G = reachable[i + 1], observable[i + 1]
         product, finite = without_overflow(G @ F.mT)
-        overflowed |= ~finite
+        if finite is not None:
+            overflowed |= ~finite
+            G = torch.where(finite[:, None, None], G, 0.0)
+            F = torch.where(finite[:, None, None], F, 0.0)
         U, values, vectors = torch.linalg.svd(product, full_matrices=False)
         kept = limits.kept(values)
         size = kept.sum(1)

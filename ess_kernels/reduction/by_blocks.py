@@ -16,21 +16,21 @@ from ..operators.structure import Tokens
 from .roots import observability_roots, root
 from .sweep import Limits, Swept, sweep
 
-# a block has half as many tokens as the state has numbers, between these
-FEWEST, MOST = 16, 64
+# A block has so many tokens, or an eighth as many as the state has numbers if that is more. More tokens make every
+# decomposition larger, fewer mean more passes over the rest of T.
+FEWEST, SHARE = 16, 8
 
 
 def sweep_rows(T: Tensor, limits: Limits) -> Swept:
-    """The sweep for one head, `T` `[1, L, L]`, of which what lies above the diagonal is not read."""
+    """The sweep for one head, `T` `[1, L, L]`, zero on and above the diagonal."""
     length = T.shape[-1]
-    T = T.tril(-1)
     whole = Swept([], [], [], [], T.new_zeros(1, 0, 0), torch.zeros(1, dtype=torch.bool))
     # rows from `start` on as functions of the state there
     rows = T.new_zeros(1, length, 0)
     start = 0
     while start < length:
         size = rows.shape[2]
-        count = min(max(FEWEST, min(MOST, size // 2)), length - start)
+        count = min(max(FEWEST, size // SHARE), length - start)
         wide = torch.cat([rows, T[:, start:, start : start + count]], 2)
         block, beyond = wide[:, :count], wide[:, count:]
         states = torch.eye(size + count, dtype=T.dtype)[None]

@@ -63,7 +63,8 @@ def of_matrix(op: Operator, head: Tensor, wish: Wish) -> tuple[Realisation, Tens
         minimal = padded([found], torch.zeros_like(diagonal))
         tokens = Tokens(read=minimal.C, write=minimal.B, transition=minimal.A, reads_before=True)
         found = balanced_realisation(tokens, wish.limits(op, unit))
-    found = replace(found, overflowed=found.overflowed | ~finite)
+    if finite is not None:
+        found = replace(found, overflowed=~finite)
     return _in_units(found, unit), diagonal
 
 
@@ -71,7 +72,7 @@ def _realisation(swept: Swept) -> Realisation:
     """States before tokens from those after them: the first is empty, and what follows the last token is not needed."""
     none = torch.zeros_like(swept.overflowed, dtype=torch.int64)
     sizes = torch.stack([none, *swept.sizes[:-1]], 1) if swept.sizes else none[:, None].expand(-1, 0)
-    cut = torch.stack(swept.cut, 1) if swept.cut else sizes.double()
+    cut = torch.cat(swept.cut, 1) if swept.cut else sizes.double()
     return Realisation(swept.steps, swept.reads, sizes, torch.linalg.vector_norm(cut, dim=1), swept.overflowed)
 
 

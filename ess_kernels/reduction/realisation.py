@@ -87,10 +87,6 @@ def padded(parts: Sequence[Realisation], D: Tensor) -> Padded:
             result.C[mine, i, :columns] = read[:, :columns]
         result.sizes[mine], result.error[mine] = part.sizes, part.error
         first = mine.stop
-    # beyond a head's own size, rounding may have left something in columns that multiply zeros
-    inside = torch.arange(n) < result.sizes[..., None]
-    result.A.mul_(inside[..., None, :])
-    result.C.mul_(inside)
     return result
 
 

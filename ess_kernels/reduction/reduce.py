@@ -18,9 +18,10 @@ from .realisation import Padded, Realisation, padded, put_together
 from .reduced import Reduced
 
 # States of at least so many numbers are decomposed one head at a time, as large as that head's state has become. Of
-# smaller ones, decompositions are so quick that several heads share the cost of calling them.
+# smaller ones decompositions are so quick that several heads share the cost of calling them: as many as have so many
+# numbers in their decomposed matrices.
 LARGE_STATE = 32
-SMALLEST_STATE = 4
+NUMBERS_AT_ONCE = 4096
 
 
 def reduce(
@@ -105,7 +106,7 @@ def _of_heads(op: Operator, wish: Wish) -> Padded:
         op = op.inner
     at_once = 1
     if isinstance(op, StateSpace) and op.state_size < LARGE_STATE:
-        at_once = (LARGE_STATE // max(op.state_size, SMALLEST_STATE)) ** 2
+        at_once = NUMBERS_AT_ONCE // max(op.state_size, 4) ** 2
     groups = op.all_heads().split(at_once) if op.num_heads else ()
     found: list[tuple[Realisation, Tensor]] = [None] * len(groups)  # type: ignore[list-item]  # each is filled below
 

@@ -17,6 +17,7 @@ makes no singular value larger.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ class Swept(NamedTuple):
     Attributes:
         steps, reads: as in `Realisation`.
         sizes: the state size after each token, int64 `[N]` for each.
-        cut: the norm of what was cut after each token, float64 `[N]` for each.
+        cut: the singular values that were cut after each token, float64 `[N, k]` for each, among zeros.
         basis: that of the state after the last token, `[N, n, w]`.
         overflowed: bool `[N]`.
     """
@@ -88,34 +89,40 @@ def sweep(tokens: Tokens, roots: list[Tensor], basis: Tensor, limits: Limits, *,
             are the same bits whatever the others are. Without it there must be one head.
     """
     swept = Swept([], [], [], [], basis, torch.zeros(len(basis), dtype=torch.bool))
+    # which columns of a step belong to numbers of the state before it, or to the input
+    columns = torch.ones(len(basis), 1, basis.shape[2] + 1, dtype=torch.bool)
     for i in range(tokens.read.shape[1]):
         moved = tokens.move(i, basis)
         seen = basis if tokens.reads_before else moved
-        swept.reads.append((tokens.read[:, i, None] @ seen)[:, 0])
+        swept.reads.append(torch.bmm(tokens.read[:, i, None], seen)[:, 0])
         # the state after the token, in terms of the basis before it and of the token's input
         wide = torch.cat([moved, tokens.write[:, i, :, None]], 2)
-        product, finite = without_overflow(roots[i + 1] @ wide)
-        swept.overflowed.logical_or_(~finite)
+        product, finite = without_overflow(torch.bmm(roots[i + 1], wide))
+        if finite is not None:
+            wide = torch.where(finite[:, None, None], wide, 0.0)
+            swept.overflowed.logical_or_(~finite)
         _, values, vectors = torch.linalg.svd(product, full_matrices=False)
         kept = limits.kept(values)
         sizes = kept.sum(1)
-        width = _width(kept, sizes, limits, fixed_width)
-        chosen = vectors[:, :width] * kept[:, :width, None]
+        if fixed_width:
+            width = kept.shape[1] if limits.rank is None else min(kept.shape[1], limits.rank)
+            rows = kept[:, :width, None]
+            chosen = vectors[:, :width] * (rows & columns)
+            columns = torch.cat([rows.mT, columns[:, :, -1:]], 2)
+        else:
+            chosen = vectors[:, : int(sizes)].clone()  # without what is cut in the same memory
         swept.steps.append(chosen)
         swept.sizes.append(sizes)
-        swept.cut.append(torch.linalg.vector_norm(values * ~kept, dim=1))
-        # where the product has overflowed nothing is kept, and the basis is zero times numbers that may be infinite
-        basis = without_overflow(wide @ chosen.mT)[0]
+        swept.cut.append(values.masked_fill(kept, 0.0))
+        basis = torch.bmm(wide, chosen.mT)
     return swept._replace(basis=basis)
 
 
-def _width(kept: Tensor, sizes: Tensor, limits: Limits, fixed: bool) -> int:
-    if not fixed:
-        return int(sizes)
-    return kept.shape[1] if limits.rank is None else min(kept.shape[1], limits.rank)
-
-
-def without_overflow(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Matrices `[N, m, n]`, zero where one is not finite, and bool `[N]` whether it is."""
+def without_overflow(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Matrices `[N, m, n]`, zero where one is not finite, and bool `[N]` whether it is: None where all are."""
+    if math.isfinite(float(x.sum())):  # the quickest way to see it
+        return x, None
     finite = x.isfinite().flatten(1).all(1)
-    return (x if bool(finite.all()) else torch.where(finite[:, None, None], x, 0.0)), finite
+    if bool(finite.all()):
+        return x, None
+    return torch.where(finite[:, None, None], x, 0.0), finite
