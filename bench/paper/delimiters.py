@@ -5,8 +5,8 @@
     python bench/paper/delimiters.py --size gpu              # trains four models, the mixers in each cyclic order
 
 Paper: section 5.3, figures 9 and 35 to 46. The text is held out: the model has not been trained on these files. An
-event is the position after a delimiter: `H_i` has the delimiter as its last input. The shipped model is one model of one
-training seed, whose four layers are four kinds of mixer: kind and depth cannot be told apart in it.
+event is the position after a delimiter: `H_i` has the delimiter as its last input. The shipped model is one model of
+one training seed, whose four layers are four kinds of mixer: kind and depth cannot be told apart in it.
 """
 
 from __future__ import annotations

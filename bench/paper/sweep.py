@@ -17,10 +17,10 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import runs
+import sweep_report
 import torch
 
 from ess_kernels.analysis.tasks import MQAR
@@ -69,13 +69,16 @@ def do(settings: runs.Run, device: torch.device) -> runs.Run:
 
 
 def main() -> None:
-    options = runs.parser_of(__doc__).parse_args()
+    parser = runs.parser_of(__doc__)
+    parser.add_argument("--part", choices=("a", "a2"), help="default: both")
+    options = parser.parse_args()
     folder, device = runs.prepare(options)
-    minutes = 0.0 if options.report else options.minutes
-    first, fixed = plan(options)
-    paths: tuple[Path, Path] = (folder / "sweep.jsonl", folder / "fixed_tss.jsonl")
-    for path, wanted in zip(paths, (first, fixed)):
-        runs.run_missing(path, wanted, lambda settings: do(settings, device), minutes if minutes else -1.0)
+    minutes = -1.0 if options.report else options.minutes
+    found = {}
+    for part, wanted, name in zip(("a", "a2"), plan(options), ("sweep.jsonl", "fixed_tss.jsonl")):
+        of_part = minutes if options.part in (None, part) else -1.0
+        found[part] = runs.run_missing(folder / name, wanted, lambda settings: do(settings, device), of_part)
+    sweep_report.report(found["a"], found["a2"], folder)
 
 
 if __name__ == "__main__":
