@@ -15,11 +15,22 @@ from .config import show_config
 if TYPE_CHECKING or _problem() is None:
     from . import aggregate, capture, operators
     from .analysis.analyze import analyze
+    from .analysis.regularizer import ESSRegularizer
+    from .analysis.transitions import transition_distance
     from .by_sequence import split
     from .companions import causal_ess, observable_ess, state_spectra, token_influence
     from .engine.certainty import Certificate, EntropyCertificate
-    from .metrics import SmallSpectra, entropy_ess, singular_values, small_spectra, tolerance_ess
+    from .metrics import (
+        SmallSpectra,
+        entropy_ess,
+        nuclear_norm,
+        singular_values,
+        small_spectra,
+        soft_ess,
+        tolerance_ess,
+    )
     from .randomized import RandomizedESS, randomized_ess
+    from .reduction import Reduced, reduce
 else:
 
     def __getattr__(name: str) -> NoReturn:
@@ -31,8 +42,10 @@ else:
 
 __all__ = [
     "Certificate",
+    "ESSRegularizer",
     "EntropyCertificate",
     "RandomizedESS",
+    "Reduced",
     "SmallSpectra",
     "__version__",
     "aggregate",
@@ -40,14 +53,18 @@ __all__ = [
     "capture",
     "causal_ess",
     "entropy_ess",
+    "nuclear_norm",
     "observable_ess",
     "operators",
     "randomized_ess",
+    "reduce",
     "show_config",
     "singular_values",
     "small_spectra",
+    "soft_ess",
     "split",
     "state_spectra",
     "token_influence",
     "tolerance_ess",
+    "transition_distance",
 ]
