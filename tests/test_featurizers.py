@@ -52,6 +52,12 @@ def test_a_state_of_another_size(kind):
     assert featurizer.operator(x).batch_shape == ((2, WIDTH) if kind == "S6" else (2, HEADS))
 
 
+def test_some_channels_of_s6():
+    featurizer, x = made("S6"), inputs(9)
+    with torch.no_grad():
+        assert torch.equal(featurizer.operator(x, channels=3).dense(), featurizer.operator(x).dense()[:, :3])
+
+
 @pytest.mark.parametrize("kind", FEATURIZERS)
 def test_it_is_causal(kind):
     featurizer, x = made(kind, smeared=True), inputs(12)

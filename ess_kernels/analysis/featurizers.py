@@ -231,10 +231,11 @@ class S6(Featurizer):
         self.write = nn.Linear(width, self.state, bias=False)
         self.read = nn.Linear(width, self.state, bias=False)
 
-    def operator(self, x: Tensor) -> Operator:
-        steps = F.softplus(self.step(x))
+    def operator(self, x: Tensor, channels: int | None = None) -> Operator:
+        """`T` of every channel, or of the first few of them."""
+        steps = F.softplus(self.step(x))[..., :channels]
         write, read = self.write(self.key_input(x)), self.read(x)
-        return operators.selective_scan(steps.mT, -self.log_rate.exp(), write.mT, read.mT)
+        return operators.selective_scan(steps.mT, -self.log_rate[:channels].exp(), write.mT, read.mT)
 
     def mix(self, x: Tensor) -> Tensor:
         """Token by token: the state is `[B, width, n]`."""
