@@ -148,7 +148,8 @@ def main() -> None:
         models = orders(options.quick) if options.size == "gpu" else {"shipped": load_model()[0]}
         rows = [row for name, model in models.items() for row in measure(model.eval(), pieces, name)]
         path.write_text("[\n" + ",\n".join(json.dumps(runs.rounded(row)) for row in rows) + "\n]\n")
-    report(json.loads(path.read_text()), folder)
+    with runs.written_to(folder / "delimiters.md"):
+        report(json.loads(path.read_text()), folder)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ def main() -> None:
     wanted = list(plan(options))
     minutes = -1.0 if options.report else options.minutes
     found = runs.run_missing(folder / "distil.jsonl", wanted, lambda each: do(each, device), minutes)
-    report(found, folder)
+    with runs.written_to(folder / "distil.md"):
+        report(found, folder)
 
 
 if __name__ == "__main__":

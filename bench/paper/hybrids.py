@@ -92,7 +92,9 @@ def main() -> None:
     ]
     path = folder / "hybrids.jsonl"
     minutes = -1.0 if options.report else options.minutes
-    report(runs.run_missing(path, wanted, lambda settings: do(settings, device), minutes), folder)
+    found = runs.run_missing(path, wanted, lambda settings: do(settings, device), minutes)
+    with runs.written_to(folder / "hybrids.md"):
+        report(found, folder)
 
 
 if __name__ == "__main__":

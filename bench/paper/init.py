@@ -73,7 +73,9 @@ def report(found: list[runs.Run], folder: Path) -> None:
         values[f"tolerance-ESS, {name}"] = lambda run, name=name: run["counts"][name]
     figure, axes = plt.subplots(1, len(values), figsize=(12, 3.2), layout="constrained")
     for ax, (title, value) in zip(axes, values.items()):
-        print(f"\n{title}: mean over seeds [lowest, highest]")
+        print(f"\n{title}: mean over seeds [lowest, highest], by state size\n")
+        print("| mixer | " + " | ".join(map(str, sorted({run["state"] for run in found}))) + " |")
+        print("|---" * (1 + len({run["state"] for run in found})) + "|")
         for case in CASES:
             sizes, mean, ends = means(found, case, value)
             if not len(sizes):
@@ -99,7 +101,8 @@ def main() -> None:
         for case in CASES
     ]
     found = runs.run_missing(folder / "init.jsonl", wanted, do, -1.0 if options.report else options.minutes)
-    report(found, folder)
+    with runs.written_to(folder / "init.md"):
+        report(found, folder)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/paper/regularise.py       # fifteen minutes on one core; run again to go on
     python bench/paper/regularise.py --quick
-    python bench/paper/regularise.py --size gpu              # the paper's sizes
+    python bench/paper/regularise.py --size gpu              # the paper's sizes, but for half of its length
 
 Paper: appendix A, table 5 and figure 10: `weight |A - I|_F` added to the loss, best on the second layer only. Here:
 two layers of WLA with head size 16 on 16 pairs, smeared keys, every key asked twice. With smeared keys one layer can
@@ -30,7 +30,7 @@ LARGE = {
     "width": 128,
     "heads": 8,
     "kv": 128,
-    "length": 4096,
+    "length": 2048,
     "vocab": 8192,
     "asks": 1,
     "steps": 14000,
@@ -117,7 +117,8 @@ def main() -> None:
     wanted = plan(range(options.seeds or (1 if options.quick else 5)), base)
     minutes = -1.0 if options.report else options.minutes
     found = runs.run_missing(folder / "regularise.jsonl", wanted, lambda each: do(each, device), minutes)
-    report(found, folder)
+    with runs.written_to(folder / "regularise.md"):
+        report(found, folder)
 
 
 if __name__ == "__main__":

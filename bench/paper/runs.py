@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,16 @@ def run_missing(path: Path, wanted: Iterable[Run], do: Callable[[Run], Run], min
         shown = " ".join(f"{name}={value}" for name, value in run.items() if not isinstance(value, (list, dict)))
         print(f"[{number + 1}/{len(wanted)}] {shown}", flush=True)
     return [done[key] for settings in wanted if (key := key_of(settings, settings)) in done]
+
+
+@contextlib.contextmanager
+def written_to(path: Path) -> Iterator[None]:
+    """What is printed inside goes to a file as well: the tables of a report."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        yield
+    path.write_text(text.getvalue().lstrip())
+    print(text.getvalue())
 
 
 def key_of(run: Run, settings: Run) -> str:
