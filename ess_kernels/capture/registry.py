@@ -162,12 +162,10 @@ def closed_form(
     """Softmax attention from what an attention function is given; `padding` `[B, L]` is 0 where there is no token."""
     length, window = query.shape[2], options.get("sliding_window")
     if mask is not None and mask.dim() == 2:  # flash attention's: of tokens, not of pairs
-        padding, mask = mask, None
+        padding, mask = (None if bool(mask.bool().all()) else mask), None
     elif mask is not None:
-        mask, window = (
-            mask[..., :length, :length],
-            None,
-        )  # the mask holds the window; a function without masks has the number
+        # the mask holds the window, whose number is for functions that take no mask
+        mask, window = mask[..., :length, :length], None
     bias = options.get("position_bias")
     if bias is not None:
         bias = bias[..., :length, :length]
