@@ -23,7 +23,7 @@ import torch
 from correlations import DRAWS
 
 import ess_kernels as ek
-from ess_kernels.analysis import modulation
+from ess_kernels.analysis.modulation import Modulation, modulation
 from ess_kernels.demo.measure import load_model
 from ess_kernels.demo.model import MIXERS, ByteLM, Config
 
@@ -73,9 +73,8 @@ def measure(model: ByteLM, pieces: list[bytes], name: str) -> list[runs.Run]:
         for event, marks in at.items():
             if not any(marks):
                 continue
-            try:
-                pooled = modulation(curves, marks, REACH)
-            except ValueError:  # nothing above the tolerance around any event
+            pooled = modulation_if_any(curves, marks)
+            if pooled is None:
                 continue
             low, high = interval_over_windows(curves, marks)
             rows.append(
@@ -88,11 +87,18 @@ def measure(model: ByteLM, pieces: list[bytes], name: str) -> list[runs.Run]:
     return rows
 
 
+def modulation_if_any(curves: np.ndarray, marks: list, draws: int = 200) -> Modulation | None:
+    """None where no event has a neighbourhood with any ESS above 0."""
+    try:
+        return modulation(curves, marks, REACH, draws=draws)
+    except ValueError:
+        return None
+
+
 def interval_over_windows(curves: np.ndarray, marks: list[list[int]]) -> tuple[float, float]:
     """The 95 % bootstrap interval of `aligned` right at the event: windows are drawn again, not single events."""
-    found = [modulation(c, m, REACH, draws=2) for c, m in zip(curves, marks) if m and c.all()]
-    if not found:
-        return float("nan"), float("nan")
+    tried = [modulation_if_any(c, m, draws=2) for c, m in zip(curves, marks)]
+    found = [each for each in tried if each is not None]
     at_event, weight = np.array([f.aligned[REACH] for f in found]), np.array([f.events for f in found])
     pick = np.random.default_rng(0).integers(len(found), size=(DRAWS, len(found)))
     means = (at_event[pick] * weight[pick]).sum(1) / weight[pick].sum(1)
