@@ -376,3 +376,10 @@ def test_operators_of_any_batch_shape_are_measured_as_rows_and_heads():
     for metrics in ((), "entropy", ("entropy", "rank")):
         with pytest.raises(ValueError, match="metrics: expected some of"):
             measure(T, metrics=metrics)
+
+
+def test_a_picture_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"matplotlib draws pictures and is not installed: pip install"):
+        an_analysis(layers=1).plot("heatmap")

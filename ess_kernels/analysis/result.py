@@ -220,7 +220,13 @@ class Analysis:
         """Draw a picture with matplotlib; kinds and options are described at `ess_kernels.analysis.plots.draw`."""
         from ess_kernels.analysis.plots import draw
 
-        return draw(self, kind, ax=ax, **options)
+        try:
+            return draw(self, kind, ax=ax, **options)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "matplotlib":
+                raise
+            message = "matplotlib draws pictures and is not installed: pip install 'ess-kernels[plot]'"
+            raise ImportError(message) from error
 
     def __repr__(self) -> str:
         return f"<Analysis of {headline(self)}>"
