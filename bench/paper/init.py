@@ -71,7 +71,7 @@ def report(found: list[runs.Run], folder: Path) -> None:
     values = {"entropy-ESS": lambda run: run["entropy"]}
     for name in found[0]["counts"]:
         values[f"tolerance-ESS, {name}"] = lambda run, name=name: run["counts"][name]
-    figure, axes = plt.subplots(1, len(values), figsize=(12, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, len(values), figsize=(12, 3.6), layout="constrained")
     for ax, (title, value) in zip(axes, values.items()):
         print(f"\n{title}: mean over seeds [lowest, highest], by state size\n")
         print("| mixer | " + " | ".join(map(str, sorted({run["state"] for run in found}))) + " |")
@@ -83,9 +83,10 @@ def report(found: list[runs.Run], folder: Path) -> None:
             print(f"| {case} | " + " | ".join(f"{m:.1f} [{a:.1f}, {b:.1f}]" for m, a, b in zip(mean, *ends)) + " |")
             bars = np.abs(ends - mean)
             ax.errorbar(sizes, mean, bars, marker="o", ms=3, capsize=2, label=case)
-        ax.set(xscale="log", yscale="log", xlabel="state size (TSS)", title=title)
+        ax.set_xscale("log", base=2)
+        ax.set(yscale="log", xlabel="state size (TSS)", title=title)
     axes[0].set_ylabel("ESS, mean over heads and positions")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=6)
     figure.savefig(folder / "init.png", dpi=90)
 
 
