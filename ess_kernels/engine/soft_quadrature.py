@@ -3,6 +3,9 @@
 `log det(I + H H^T / t)` changes by `-sum s^2 / (s^2 + t)` for each unit of `log t`. Four shifts around `t = tau^2` give
 that derivative to `h^4 / 30` times the fourth derivative of a step, below 3e-8 a singular value. A closer `h` would
 amplify the rounding errors of log-determinants more: here they count thirty times.
+
+These errors are in proportion to the squared norm of `H`, in units of `t`. A fifth shift far above sees that norm: its
+log-determinant is at most the squared norm over the shift, and near it while it is small.
 """
 
 from __future__ import annotations
@@ -16,15 +19,23 @@ from .quadrature import Quadrature
 
 # the distance of neighbouring shifts, in units of their logarithm
 STEP = 0.05
+STENCIL = ((-2.0, -1.0), (-1.0, 8.0), (1.0, -8.0), (2.0, 1.0))
+# of the four shifts alone, a singular value
+ERROR = 3e-8
+# how much rounding errors of log-determinants count, in units of the squared norm
+AMPLIFIED = 7e-15
+FAR = 1e12
 # a soft count that may be wrong by more than this, or this share of it, is found from singular values
-SOFT_BOUND = 1e-5
+SOFT_BOUND = 8e-5
 
+# The second sum, which is that of an entropy elsewhere, stands for no function here. The bound of a quadrature adds it
+# to the first sum and multiplies by the error: so it carries the rounding errors.
 SOFT = Quadrature(
-    table=tuple(
-        (math.exp(places * STEP), weight / (12 * STEP), 0.0)
-        for places, weight in ((-2.0, -1.0), (-1.0, 8.0), (1.0, -8.0), (2.0, 1.0))
+    table=(
+        *((math.exp(places * STEP), weight / (12 * STEP), 0.0) for places, weight in STENCIL),
+        (FAR, 0.0, AMPLIFIED * FAR / ERROR),
     ),
-    errors=(3e-8, 0.0),
+    errors=(ERROR, 0.0),
 )
 
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..engine.certainty import ENTROPY_BOUND
 from ..engine.quadrature import STANDARD, Estimate, Quadrature
-from ..engine.soft_quadrature import SOFT
+from ..engine.soft_quadrature import SOFT, SOFT_BOUND
 
 # values below this share of the largest one count as zero
 FLOOR = 1e-10
@@ -47,6 +48,10 @@ class SpectralFunction(ABC):
     def scales(self, largest: Tensor, unit: Tensor) -> Tensor:
         """The `M` scales of one head's log-determinants, from the square of its largest singular value."""
         return largest[None]
+
+    def tolerance(self, total: Tensor) -> Tensor:
+        """How wrong the sum that log-determinants give may be: beyond it singular values are needed."""
+        return ENTROPY_BOUND * total
 
     @abstractmethod
     def from_logdets(self, found: Estimate, scale: Tensor, unit: Tensor) -> Tensor:
@@ -134,6 +139,9 @@ class SoftCount(SpectralFunction):
 
     def scales(self, largest: Tensor, unit: Tensor) -> Tensor:
         return (largest.new_tensor(self.atol) / unit).square()
+
+    def tolerance(self, total: Tensor) -> Tensor:
+        return SOFT_BOUND * total.clamp_min(1.0)
 
     def from_logdets(self, found: Estimate, scale: Tensor, unit: Tensor) -> Tensor:
         return found.total

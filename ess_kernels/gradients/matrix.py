@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..engine.certainty import ENTROPY_BOUND, EPS
+from ..engine.certainty import EPS
 from ..engine.scaling import largest, power_of_two
-from ..engine.soft_quadrature import SOFT_BOUND
-from .functions import Entropy, SpectralFunction
+from .functions import SpectralFunction
 from .logdets import matrix_logdets
 from .spectral import SpectralValues
 
@@ -65,10 +64,7 @@ def _by_logdets(T: Tensor, unit: Tensor, positions: Sequence[int], function: Spe
         logdets = matrix_logdets(T, nodes * scale)[:, positions]
         rounding = (EPS * square / scale).expand_as(cap)
         found = function.quadrature.estimate(logdets, cap, rounding)
-        if isinstance(function, Entropy) or function.quadrature.errors[1]:
-            doubtful = ~(found.bound <= ENTROPY_BOUND)
-        else:
-            doubtful = ~(found.bound * found.total <= SOFT_BOUND * found.total.clamp_min(1.0))
+        doubtful = ~(found.bound * found.total <= function.tolerance(found.total))
         rows.append((logdets, rounding, scale, doubtful))
     doubtful = torch.stack([row[-1] for row in rows]).any(0)
     values = [

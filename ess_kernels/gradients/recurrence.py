@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..engine.state_space import REPRESENTABLE
 from ..operators.structure import Tokens
 from .functions import SpectralFunction
 from .roots import Root, root_step
@@ -75,10 +76,10 @@ def _roots_at(segments: Segments, positions: Sequence[int]) -> Iterator[Pair]:
 
 @torch.no_grad()
 def _finite(pairs: Sequence[Pair]) -> Tensor:
-    """Which heads have nothing but finite numbers in all products of roots, bool `[N]`."""
+    """Which heads have products of roots far from overflow, bool `[N]`."""
     sizes = torch.stack([x.first.abs().amax((1, 2)) for pair in pairs for x in pair])
     bounds = sizes.unflatten(0, (-1, 2)).prod(1) * pairs[0][0].first.shape[-1]
-    return bounds.isfinite().all(0)
+    return (bounds <= REPRESENTABLE).all(0)
 
 
 def _alike(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
