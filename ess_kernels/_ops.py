@@ -11,13 +11,13 @@ other smooth functions of singular values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import backends
+from ._calls import asked, call, caps, distinct_positions, how_many, largest_rank
 from ._readable import must_be_dispatched, refuse_tangents, without_numbers
 from .backends.base import wants_gradient
 from .by_sequence import answer_by_sequence
@@ -27,8 +27,6 @@ from .operators.packing import pack, unpack
 from .operators.separate import SeparateSequences
 from .operators.structure import Operator
 from .processes import on_one_thread_if_forked
-
-Result = TypeVar("Result")
 
 # the ops read numbers on the CPU while they run, so CUDA graphs cannot capture them
 TAGS = (torch.Tag.cudagraph_unsafe,)
@@ -60,7 +58,7 @@ def _tolerance_ess(
             several=len(atol),
             together=backend != "reference",
         )
-        return width, torch.minimum(counts, _caps(op, positions)), redone, unresolved
+        return width, torch.minimum(counts, caps(op, positions)), redone, unresolved
     chosen = backends.choose(backend, "tolerance_ess", op.inner)
     distinct, back = distinct_positions(op, positions)
     absolute, relative = (torch.tensor(x, dtype=torch.float64, device=op.device) for x in (atol, rtol))
@@ -180,7 +178,7 @@ def singular_values(op: Operator, positions: list[int] | None, k: int | None, ba
 
 @on_one_thread_if_forked
 def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | None, backend: str) -> Tensor:
-    k = _largest_rank(op, positions) if k is None else k
+    k = largest_rank(op, positions) if k is None else k
     if isinstance(op, SeparateSequences):
         backends.choose(backend, "singular_values", op.empty_sequence())
         return answer_by_sequence(
@@ -213,7 +211,7 @@ def _values_op(
 @_values_op.register_fake
 def _(tensors, description, length, positions, k, backend):
     op = unpack(tensors, description, length)
-    k = _largest_rank(op, positions) if k is None else k
+    k = largest_rank(op, positions) if k is None else k
     return torch.empty(*op.batch_shape, how_many(op, positions), k, dtype=torch.float64, device=op.device)
 
 
@@ -284,59 +282,3 @@ def _(A, right, atol, entropy, backend):
         A.new_empty(batch if entropy else 0),
         A.new_empty(0 if atol is None else (len(atol), *batch), dtype=torch.int64),
     )
-
-
-# --- shared -----------------------------------------------------------------------------------------------------------
-
-
-def call(custom_op: Callable[..., Result], function: Callable[..., Result], op: Operator, *arguments: Any) -> Result:
-    """`function(op, *arguments)` without a gradient; by its custom op where numbers cannot be read in place."""
-    if not must_be_dispatched("op", op.inputs):
-        with torch.no_grad():
-            return function(op, *arguments)
-    pieces = pack(op)
-    if pieces is None:
-        if not torch.compiler.is_compiling():
-            raise NotImplementedError(f"op: a {type(op).__name__} needs ordinary tensors, with numbers in memory")
-        from ._uncompiled import unknown_operator
-
-        return unknown_operator(function, op, *arguments)
-    return custom_op(*pieces, *arguments)
-
-
-def distinct_positions(op: Operator, positions: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
-    """Distinct positions on the operator's device, and for each position asked for its number among them, or None."""
-    if positions is None:
-        return torch.arange(1, max(op.length, 1), device=op.device), None
-    wanted = torch.tensor(positions, dtype=torch.int64, device="cpu")
-    distinct, back = wanted.unique(return_inverse=True)
-    return distinct.to(op.device), back.to(op.device)
-
-
-def asked(x: Tensor, back: Tensor | None, dim: int = -1) -> Tensor:
-    """Results at distinct positions along `dim`, in the order and as often as they were asked for."""
-    return x if back is None else x.index_select(dim, back)
-
-
-def _caps(op: Operator, positions: Sequence[int] | None) -> Tensor:
-    """The largest rank at each of the positions, of a shape that broadcasts to results."""
-    wanted = range(1, op.length) if positions is None else positions
-    return op.rank_cap(torch.tensor(wanted, dtype=torch.int64, device=op.device))
-
-
-def how_many(op: Operator, positions: Sequence[int] | None) -> int:
-    return max(op.length - 1, 0) if positions is None else len(positions)
-
-
-def _largest_rank(op: Operator, positions: Sequence[int] | None) -> int:
-    """The largest `min(state_size, m i, p (L - i))` of the positions, 0 where there are none."""
-    rows, columns = op.block
-    if positions is None and rows == columns:
-        cap = op.length // 2 * rows
-    elif positions is None:
-        # the position where columns and rows are equally many, or the next one
-        before = rows * op.length // (rows + columns)
-        cap = torch.sym_max(columns * before, rows * (op.length - before - 1))
-    else:
-        cap = max((min(columns * i, rows * (op.length - i)) for i in positions), default=0)
-    return cap if op.state_size is None else min(cap, op.state_size)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import backends
-from ._ops import TAGS, asked, call, distinct_positions, entropy_ess, how_many
+from ._calls import asked, call, distinct_positions, how_many
+from ._ops import TAGS, entropy_ess
 from ._readable import refuse_tangents, without_numbers
 from .backends.base import Task, wants_gradient
 from .by_sequence import answer_by_sequence
