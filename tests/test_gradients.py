@@ -11,9 +11,7 @@ from ess_kernels.reference import reference_entropy_ess
 from ess_kernels.testing import assert_close
 from ess_kernels.testing.cases import corner, orthogonal, powers, rand, randn
 
-# The scale of the quadrature is a constant for the gradient, and not for finite differences: what differs is the
-# derivative of the quadrature's error.
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-3}
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-3, "fast_mode": True}
 
 
 def gradients(function, *tensors):
@@ -23,8 +21,8 @@ def gradients(function, *tensors):
     return entropy.detach(), torch.autograd.grad((entropy * weights).sum(), tensors)
 
 
-def compare(build, *tensors, rtol=2e-3):
-    """The engine's gradient against that of the definition, to the accuracy of the quadrature."""
+def compare(build, *tensors, rtol=1e-6):
+    """The gradient against that of the definition, by autograd through singular values that do not coincide."""
     entropy, found = gradients(lambda *x: ek.entropy_ess(build(*x)), *tensors)
     truth, wanted = gradients(lambda *x: reference_entropy_ess(build(*x)), *tensors)
     assert_close("entropy", entropy, truth, rtol=1e-5)
@@ -50,7 +48,7 @@ def test_gradcheck_dense():
     T = randn(5, 5).requires_grad_()
     assert gradcheck(ek.entropy_ess, (T,), **TOLERANCE)
     T = randn(2, 7, 7).requires_grad_()
-    assert gradcheck(lambda T: ek.entropy_ess(T, [5, 2, 5]), (T,), fast_mode=True, **TOLERANCE)
+    assert gradcheck(lambda T: ek.entropy_ess(T, [5, 2, 5]), (T,), **TOLERANCE)
 
 
 def test_gradcheck_attention():
@@ -59,7 +57,7 @@ def test_gradcheck_attention():
     assert gradcheck(lambda q, k: ek.entropy_ess(operators.attention(q, k)), (q, k), **TOLERANCE)
     q, k = randn(1, 2, 7, 3).requires_grad_(), randn(1, 1, 7, 3).requires_grad_()
     windowed = lambda q, k: ek.entropy_ess(operators.attention(q, k, window_size=3))  # noqa: E731
-    assert gradcheck(windowed, (q, k), fast_mode=True, **TOLERANCE)
+    assert gradcheck(windowed, (q, k), **TOLERANCE)
 
 
 def test_gradcheck_mamba():
