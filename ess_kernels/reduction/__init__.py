@@ -4,7 +4,7 @@
 an operator without a state to it, `balanced.py` is the textbook's alternative.
 """
 
-from .reduce import reduce
+from .reducing import reduce
 from .reduced import Reduced
 
 __all__ = ["Reduced", "reduce"]
