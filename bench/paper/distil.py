@@ -119,18 +119,20 @@ def report(found: list[runs.Run], folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     layers = [(layer, run["steps"] > 0) for run in found for layer in run["layers"]]
+    lengths = np.array([run["length"] for run in found for _ in run["layers"]])
     ess, trained = np.array([layer["ess"] for layer, _ in layers]), np.array([t for _, t in layers])
     sizes = list(layers[0][0]["loss"])
     figure, axes = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 3.2), layout="constrained")
     print(
         f"{len(layers)} layers of {len(found)} teachers, entropy-ESS at the middle {ess.min():.1f} to {ess.max():.1f}"
     )
-    print("| state | Pearson, loss | Spearman, loss | Pearson, loss, trained | Pearson, floor | loss below floor |")
+    print("| state | Pearson, loss | Spearman, loss | Pearson, longest task | Pearson, floor | loss below floor |")
     print("|---|---|---|---|---|---|")
     for ax, size in zip(axes, sizes):
         loss, floor = (np.array([layer[name][size] for layer, _ in layers]) for name in ("loss", "floor"))
         cells = [interval(pearson, ess, loss), interval(spearman, ess, loss)]
-        cells += [interval(pearson, ess[trained], loss[trained]), interval(pearson, ess, floor)]
+        longest = lengths == lengths.max()  # a longer task has more ESS and is harder to fit: one length alone
+        cells += [interval(pearson, ess[longest], loss[longest]), interval(pearson, ess, floor)]
         below = int((loss < floor).sum())
         print(f"| {size} | " + " | ".join(shown(cell) for cell in cells) + f" | {below} of {len(loss)} |")
         for some, marker in ((trained, "o"), (~trained, "x")):

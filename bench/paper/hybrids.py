@@ -80,11 +80,13 @@ def report(found: list[runs.Run], folder: Path) -> None:
 
 
 def main() -> None:
-    options = runs.parser_of(__doc__).parse_args()
+    parser = runs.parser_of(__doc__)
+    parser.add_argument("--steps", type=int, help="steps of training, a multiple of 6; default: the size's own")
+    options = parser.parse_args()
     folder, device = runs.prepare(options)
     base, layers = (SMALL, 2) if options.size == "small" else (LARGE, 4)
-    if options.quick:
-        base = base | {"steps": 12}
+    steps = 12 if options.quick else options.steps or base["steps"]
+    base = base | {"steps": steps}
     wanted = [
         {"kinds": list(kinds), "seed": seed} | base
         for seed in range(options.seeds or (2 if options.quick else 5))

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 import runs
 import torch
-from correlations import mean_interval
+from correlations import interval, mean_interval, shown
 from torch import Tensor
 
 from ess_kernels.analysis.regularizer import ESSRegularizer, transition_distance
@@ -91,16 +91,19 @@ def report(found: list[runs.Run], folder: Path) -> None:
     names = list(dict.fromkeys((run["term"], run["layer"], run["weight"]) for run in found))
     names.sort(key=lambda name: (name[0] != NONE, name[0], name[1], name[2]))
     figure, ax = plt.subplots(figsize=(8, 0.35 * len(names) + 1), layout="constrained")
-    print("| term | layer | weight | runs | accuracy | lowest, highest | entropy-ESS of the layers |")
-    print("|---|---|---|---|---|---|---|")
+    plain = {run["seed"]: run["accuracy"] for run in found if run["term"] == NONE}
+    print("| term | layer | weight | runs | accuracy | lowest, highest | gain over none, by seed | entropy-ESS |")
+    print("|---|---|---|---|---|---|---|---|")
     for number, (term, layer, weight) in enumerate(names):
         mine = [run for run in found if (run["term"], run["layer"], run["weight"]) == (term, layer, weight)]
         accuracy = np.array([run["accuracy"] for run in mine])
+        pairs = np.array([run["accuracy"] - plain[run["seed"]] for run in mine if run["seed"] in plain])
+        gain = "–" if term == NONE else shown(interval(lambda x: float(x.mean()), pairs))
         sizes = " and ".join(f"{x:.1f}" for x in np.mean([run["entropy"] for run in mine], 0))
         where = "–" if term == NONE else "first" if layer == 0 else "second"
         print(
             f"| {term} | {where} | {weight:g} | {len(mine)} | {mean_interval(accuracy)} |"
-            f" {accuracy.min():.2f}, {accuracy.max():.2f} | {sizes} |"
+            f" {accuracy.min():.2f}, {accuracy.max():.2f} | {gain} | {sizes} |"
         )
         ax.scatter(accuracy, np.full(len(mine), number), s=14, color=f"C{layer}")
     ax.set_yticks(range(len(names)), [f"{term}, layer {layer + 1}, {weight:g}" for term, layer, weight in names])
