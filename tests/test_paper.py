@@ -35,9 +35,10 @@ def test_correlations(modules):
     assert abs(correlations.partial(first, second, z)) < 0.3
 
 
-def test_the_interval_covers(modules):
+def test_the_interval_covers(modules, monkeypatch):
     """A 95 % interval holds the true correlation in most of many data sets."""
     correlations, _ = modules
+    monkeypatch.setattr(correlations, "DRAWS", 300)
     random = np.random.default_rng(1)
     held = 0
     for _ in range(40):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ess_kernels.analysis.tasks import MQAR, NOT_ASKED, Compression, SelectiveCopying
 
-quickly = settings(deadline=None, max_examples=40)
+quickly = settings(deadline=None, max_examples=25)
 
 
 def generator(seed):

@@ -54,7 +54,9 @@ def interval(statistic: Callable[..., float], *data: np.ndarray, seed: int = 0) 
 
 
 def shown(found: tuple[float, float, float]) -> str:
-    """For a table: `+0.83 [+0.70, +0.91]`."""
+    """For a table: `+0.83 [+0.70, +0.91]`; a value whose draws are all the same has no interval."""
+    if found[1] == found[2]:
+        return f"{found[0]:+.2f} (no interval)"
     return "–" if np.isnan(found[0]) else f"{found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}]"
 
 
