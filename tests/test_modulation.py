@@ -121,3 +121,18 @@ def test_initialisation_of_attention_and_chosen_seeds():
     for sizes, seeds in (((), 2), ((4,), [])):
         with pytest.raises(ValueError, match="sizes and seeds: expected at least one of each"):
             initialisation(lambda size: SA(16, 2, state=size), sizes, 16, seeds)
+
+
+def test_a_bad_head_makes_means_no_numbers():
+    """-1 is a mark, and no count to be averaged."""
+
+    def build(size):
+        mixer = SA(16, 2, state=size)
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                parameter.view(-1)[-1] = torch.nan
+        return mixer
+
+    found = initialisation(build, (4,), 16, 1)
+    assert np.isnan(found.entropy).all()
+    assert all(np.isnan(counts).all() for counts in found.counts.values())

@@ -190,3 +190,16 @@ def test_the_distance_needs_transitions():
     for op in (operators.dense(torch.eye(4)), torch.eye(4)):
         with pytest.raises(TypeError, match="op: expected an operator with a finite state for every token, got"):
             transition_distance(op)
+
+
+def test_positions_are_kept_and_checked():
+    torch.manual_seed(0)
+    op = ek.operators.linear_attention(*torch.randn(2, 1, 16, 2, 4))
+    regularizer = ek.ESSRegularizer("nuclear", positions=(i for i in (3, 5)))
+    assert regularizer(op) == regularizer(op) > 0
+    for wrong in ([2.7], torch.tensor([2.7]), [True], torch.tensor([[3]])):
+        with pytest.raises((TypeError, ValueError), match="positions"):
+            ek.ESSRegularizer("nuclear", positions=wrong)
+    for wrong in ({"a": op}, "ab"):
+        with pytest.raises(TypeError, match="op: expected an operator or a list of them"):
+            ek.ESSRegularizer("nuclear")(wrong)

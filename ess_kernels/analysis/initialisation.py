@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._checks import integer
+from ..aggregate import average_ess
 from ..metrics import entropy_ess, tolerance_ess
 from ..operators.structure import Operator
 
@@ -84,8 +85,8 @@ def initialisation(
                 torch.manual_seed(seed)
                 mixer = build(size)
                 op = mixer.operator(torch.randn(1, length, mixer.width))
-                entropy[i, j] = float(entropy_ess(op, places).mean())
+                entropy[i, j] = float(average_ess(entropy_ess(op, places)))
                 found = tolerance_ess(op, atol=list(atol), positions=places)
                 assert isinstance(found, Tensor)
-                counts[:, i, j] = found.double().flatten(1).mean(1).tolist()
+                counts[:, i, j] = [float(average_ess(of_tau)) for of_tau in found]  # NaN where a head is bad
     return Initialisation(tried, chosen, entropy, dict(zip(map(float, atol), counts)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -71,7 +71,8 @@ class ESSRegularizer:
         if self.floor is not None and self.ceiling is not None and self.floor > self.ceiling:
             raise ValueError(f"floor: expected at most the ceiling {ceiling}, got {floor}")
         several = isinstance(positions, Tensor) or hasattr(positions, "__iter__")
-        self.positions: Any = positions if several else integer("positions", positions, minimum=1)
+        # a list, for it is read at every call
+        self.positions: Any = _places(positions) if several else integer("positions", positions, minimum=1)
 
     def __call__(self, op: Operator | Tensor | Iterable[Operator]) -> Tensor:
         """The value for an operator, or its mean over a list of them, such as those of a model's layers.
@@ -84,6 +85,8 @@ class ESSRegularizer:
         Raises:
             TypeError, ValueError: as the metric.
         """
+        if isinstance(op, (str, Mapping)):
+            raise TypeError(f"op: expected an operator or a list of them, got {type(op).__name__}")
         if not isinstance(op, (Operator, Tensor)) and isinstance(op, Iterable):
             values = [self(one) for one in op]
             if not values:
@@ -105,9 +108,8 @@ class ESSRegularizer:
             several = not isinstance(self.positions, int)
             return [self._measure(op, self.positions if several else spread(self.positions, op.length)).flatten()]
         if not isinstance(self.positions, int):
-            positions = torch.as_tensor(self.positions, dtype=torch.int64, device="cpu").tolist()
-            found = self._measure(op, positions)
-            valid = op.valid[:, [i - 1 for i in positions]]
+            found = self._measure(op, self.positions)
+            valid = op.valid[:, [i - 1 for i in self.positions]]
             valid = valid.view(len(valid), *[1] * (found.dim() - 2), -1) if len(valid) > 1 else valid[0]
             return [found[valid.expand(found.shape)]]
         values = []
@@ -131,6 +133,16 @@ class ESSRegularizer:
         lacking = torch.zeros_like(size) if self.floor is None else (self.floor - size).clamp_min(0)
         beyond = torch.zeros_like(size) if self.ceiling is None else (size - self.ceiling).clamp_min(0)
         return lacking + beyond
+
+
+def _places(positions: Any) -> list[int]:
+    """Positions as a list of numbers, each of which is checked; the largest is checked by the metric."""
+    if isinstance(positions, Tensor):
+        if positions.dim() != 1 or positions.is_floating_point() or positions.dtype == torch.bool:
+            kind = f"{list(positions.shape)} {positions.dtype}"
+            raise TypeError(f"positions: expected a number or a 1-D tensor of integers, got {kind}")
+        positions = positions.tolist()
+    return [integer("positions", position, minimum=1) for position in positions]
 
 
 def spread(number: int, length: int) -> Sequence[int]:
