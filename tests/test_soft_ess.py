@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, normalize
 
 import ess_kernels as ek
 from ess_kernels import backends, operators
+from ess_kernels.engine.soft_quadrature import soft_count_is_certain
 from ess_kernels.metrics import nuclear_norm, soft_ess
 from ess_kernels.reference import reference_singular_values
 from ess_kernels.testing import assert_close
@@ -33,7 +34,7 @@ def some_operators():
         "gla": operators.gla(q, k, g),
         "attention": operators.attention(q.transpose(1, 2), k.transpose(1, 2)),
         "delta product": operators.gated_delta_product(
-            q, torch.nn.functional.normalize(randn(2, 80, 2, 5), dim=-1), beta=torch.rand(2, 80, 2), num_householder=2
+            q, normalize(randn(2, 80, 2, 5), dim=-1), beta=torch.rand(2, 80, 2), num_householder=2
         ),
         "packed": operators.gla(q[:1], k[:1], g[:1], cu_seqlens=torch.tensor([0, 1, 13, 30, 40])),
     }
@@ -88,6 +89,33 @@ def test_it_follows_tolerance_ess():
     op = operators.dense(randn(20, 20))
     for atol in (1e-9, 1e9):
         assert_close("count", soft_ess(op, atol), ek.tolerance_ess(op, atol).double(), atol=1e-6)
+
+
+def few_keys(seed):
+    """Recurrences whose states have a lower rank than their size: 2 to 8 distinct keys, again and again."""
+    torch.manual_seed(seed)
+    distinct, n, length = 2 + seed % 7, 4 + 5 * seed % 13, 24 + 7 * seed % 41
+    q, k = randn(1, length, 1, n), randn(distinct, n)[torch.arange(length) % distinct][None, :, None]
+    yield operators.linear_attention(q, k, scale=1.0)
+    yield operators.gla(q, k, logsigmoid(randn(*q.shape)) / 4)
+    yield operators.delta_rule(q, normalize(k, dim=-1), torch.rand(1, length, 1))
+
+
+@pytest.mark.parametrize("backend", [name for name in USABLE if name != "reference"])
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 200), marks=pytest.mark.thorough)])
+def test_states_of_low_rank_at_tolerances_near_rounding(seeds, backend):
+    """Log-determinants are then all rounding errors, whose differences have any size and either sign."""
+    atol = [10.0**-e for e in range(5, 10)]
+    for op in (op for seed in seeds for op in few_keys(seed)):
+        expected = soft_ess(op, atol, backend="reference")
+        assert_close("soft count", soft_ess(op, atol, backend=backend), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_impossible_count_does_not_vouch_for_itself():
+    counts = torch.tensor([3.0, 4.0 + 1e-9, 4.1, 1e9, -6.2, 0.0, math.nan, 2.0, 2.0, 2.0])
+    bound = torch.tensor([1e-6, 1e-6, 1e-6, 1e-30, math.inf, math.inf, math.inf, math.nan, math.inf, 1e-3])
+    certain = soft_count_is_certain(counts.double(), bound.double(), torch.tensor(4.0))
+    assert certain.tolist() == [True, True] + [False] * 8
 
 
 def test_the_nuclear_norm_is_in_the_units_of_the_operator():

@@ -25,7 +25,7 @@ from .certainty import (
 )
 from .engine import Engine
 from .quadrature import FINE, STANDARD, Estimate, Quadrature
-from .soft_quadrature import SOFT, SOFT_BOUND, soft_count_of_values
+from .soft_quadrature import SOFT, soft_count_is_certain, soft_count_of_values
 from .staircase import Eliminated
 from .wanted import Wanted, everywhere, grouped
 
@@ -317,7 +317,7 @@ class EliminatingEngine(Engine):
         cap = self.cap(torch.arange(self.length, device=self.unit.device)).to(torch.float64)
         found = self.estimate(wanted, SOFT, cap, tau.square())
         counts = found.total / tau[:, None]
-        doubtful = wanted & ~(found.bound * counts <= SOFT_BOUND * counts.clamp_min(1.0))
+        doubtful = wanted & ~soft_count_is_certain(counts, found.bound, cap)
         if bool(doubtful.any()):
             zero = doubtful & self.known_zero()
             counts, doubtful = counts.masked_fill(zero, 0.0), doubtful & ~zero

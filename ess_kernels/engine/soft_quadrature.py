@@ -39,6 +39,22 @@ SOFT = Quadrature(
 )
 
 
+def soft_count_is_certain(counts: Tensor, bound: Tensor, cap: Tensor) -> Tensor:
+    """Whether soft counts from log-determinants can be taken as they are, bool.
+
+    Where rounding errors dominate, the relative bound, which is divided by the count, says nothing: a count that is far
+    too large makes its own bound small, and a negative one makes the product negative. No soft count is negative or
+    larger than the number of non-zero singular values, so that such counts are recognised by that.
+
+    Args:
+        counts: what the log-determinants give.
+        bound: of their relative error, from a quadrature; infinite or NaN where there is no answer.
+        cap: broadcastable to the counts, the largest possible number of non-zero singular values.
+    """
+    possible = (counts >= 0) & (counts <= cap * (1 + SOFT_BOUND))
+    return possible & (bound * counts <= SOFT_BOUND * counts.clamp_min(1.0))
+
+
 def soft_count_of_values(values: Tensor, tau: Tensor) -> Tensor:
     """`sum s^2 / (s^2 + tau^2)` of `values` `[..., S]`, for positive `tau` that broadcasts to `[...]`."""
     tau = tau[..., None]

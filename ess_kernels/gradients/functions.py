@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..engine.certainty import ENTROPY_BOUND
 from ..engine.quadrature import STANDARD, Estimate, Quadrature
-from ..engine.soft_quadrature import SOFT, SOFT_BOUND
+from ..engine.soft_quadrature import SOFT, soft_count_is_certain
 
 # values below this share of the largest one count as zero
 FLOOR = 1e-10
@@ -49,9 +49,9 @@ class SpectralFunction(ABC):
         """The `M` scales of one head's log-determinants, from the square of its largest singular value."""
         return largest[None]
 
-    def tolerance(self, total: Tensor) -> Tensor:
-        """How wrong the sum that log-determinants give may be: beyond it singular values are needed."""
-        return ENTROPY_BOUND * total
+    def is_certain(self, found: Estimate, cap: Tensor) -> Tensor:
+        """Where what log-determinants tell is certain enough, bool: elsewhere singular values are needed."""
+        return found.bound <= ENTROPY_BOUND
 
     @abstractmethod
     def from_logdets(self, found: Estimate, scale: Tensor, unit: Tensor) -> Tensor:
@@ -140,8 +140,8 @@ class SoftCount(SpectralFunction):
     def scales(self, largest: Tensor, unit: Tensor) -> Tensor:
         return (largest.new_tensor(self.atol) / unit).square()
 
-    def tolerance(self, total: Tensor) -> Tensor:
-        return SOFT_BOUND * total.clamp_min(1.0)
+    def is_certain(self, found: Estimate, cap: Tensor) -> Tensor:
+        return soft_count_is_certain(found.total, found.bound, cap)
 
     def from_logdets(self, found: Estimate, scale: Tensor, unit: Tensor) -> Tensor:
         return found.total

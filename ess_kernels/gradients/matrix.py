@@ -64,7 +64,7 @@ def _by_logdets(T: Tensor, unit: Tensor, positions: Sequence[int], function: Spe
         logdets = matrix_logdets(T, nodes * scale)[:, positions]
         rounding = (EPS * square / scale).expand_as(cap)
         found = function.quadrature.estimate(logdets, cap, rounding)
-        doubtful = ~(found.bound * found.total <= function.tolerance(found.total))
+        doubtful = ~function.is_certain(found, cap)
         rows.append((logdets, rounding, scale, doubtful))
     doubtful = torch.stack([row[-1] for row in rows]).any(0)
     values = [
