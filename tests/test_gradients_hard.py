@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid, normalize
 
 import ess_kernels as ek
 from ess_kernels import operators
+from ess_kernels.gradients.logdets import matrix_logdets
 from ess_kernels.metrics import nuclear_norm, soft_ess
 from ess_kernels.testing import assert_close
 from ess_kernels.testing.cases import powers, randn
@@ -193,6 +194,37 @@ def test_many_positions_of_a_long_matrix_have_log_determinants(metric):
     weights = torch.linspace(0.5, 2, value.numel(), dtype=torch.float64).view_as(value)
     along = ((ends[0] - ends[1]) * weights).sum() / 2e-5
     assert_close("derivative", (found * direction).sum(), along, rtol=1e-3)
+
+
+def low_rank_somewhere():
+    """Two heads without pivots at small shifts: one has low rank everywhere, one where a huge corner is seen."""
+    torch.manual_seed(7)
+    T = torch.stack([randn(100, 3) @ randn(3, 100), randn(100, 100)])
+    T[1, 60:80, 50:54] = 1e10 * (randn(20, 1) @ randn(1, 4))
+    return T, torch.tensor([1e-7, 5.0])
+
+
+@pytest.mark.parametrize("head", [0, 1])
+def test_where_rounding_leaves_no_log_determinants_of_a_matrix(head):
+    """Such positions are found from singular values, and spoil the gradient of no other."""
+    T, atol = low_rank_somewhere()
+    T, atol = T[head], float(atol[head])
+    logdets = matrix_logdets(T.tril(-1) / T.abs().max(), torch.tensor([(atol / float(T.abs().max())) ** 2]).double())
+    assert bool(logdets.isnan().any()) and (head == 0 or bool(logdets[0, :50].isfinite().all()))
+    value, (found,) = gradients(lambda T: soft_ess(T, atol), T)
+    assert_close("value", value, soft_ess(T, atol, backend="reference"), rtol=1e-4, atol=1e-4)
+    # one position at a time comes from singular values
+    _, (wanted,) = gradients(lambda T: torch.cat([soft_ess(T, atol, [i]) for i in range(1, 100)], -1), T)
+    assert bool(found.isfinite().all())
+    assert_close("gradient", found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_log_determinants_of_one_head_fail_alone():
+    T, atol = low_rank_somewhere()
+    measure = lambda T: soft_ess(T, float(atol[1]))[..., -1, :]  # noqa: E731
+    value, (found,) = gradients(measure, T)
+    alone, (wanted,) = gradients(measure, T[1:])
+    assert torch.equal(value, alone) and torch.equal(found[1:], wanted) and not bool(found[0].any())
 
 
 # --- second derivatives -----------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ Log-determinants are smooth where singular values coincide or vanish. Scales and
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -13,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 def matrix_logdets(T: Tensor, shifts: Tensor) -> Tensor:
     """`log det(I + H_i H_i^T / t)` `[K, L]` of a strictly lower triangular `T` `[L, L]`, for shifts `t` `[K]`.
 
-    The value at position 0, an empty `H`, is 0.
+    The value at position 0, an empty `H`, is 0. NaN where rounding has left none; no gradient may be asked for there
+    but one of zero.
     """
     return torch.stack([checkpoint(_staircase_logdets, T / root, use_reentrant=False) for root in shifts.sqrt()])
 
@@ -41,17 +44,63 @@ def _staircase_logdets(K: Tensor) -> Tensor:
             m += 1
         h = m // 2
         # left: later rows are eliminated; right: earlier columns, whose pivots are negative
-        later = torch.linalg.cholesky(R[:, h:, h:])
-        earlier = torch.linalg.cholesky(-C[:, :h, :h])
-        Wr, Wc = (torch.linalg.solve_triangular(later, x, upper=False) for x in (R[:, h:, :h], K[:, h:, :h]))
-        Vr, Vc = (torch.linalg.solve_triangular(earlier, x, upper=False) for x in (K[:, h:, :h].mT, C[:, :h, h:]))
-        R = pair(R[:, :h, :h] - Wr.mT @ Wr, R[:, h:, h:] + Vr.mT @ Vr)
-        K = pair(K[:, :h, :h] - Wr.mT @ Wc, K[:, h:, h:] + Vr.mT @ Vc)
-        C = pair(C[:, :h, :h] - Wc.mT @ Wc, C[:, h:, h:] + Vc.mT @ Vc)
-        logs = [2 * x.diagonal(dim1=-2, dim2=-1).log().sum(-1) for x in (later, earlier)]
-        value = pair(value + logs[0], value + logs[1])
+        left = _eliminate(_Half(R[:, h:, h:], R[:, h:, :h], K[:, h:, :h], R[:, :h, :h], K[:, :h, :h], C[:, :h, :h]), 1)
+        right = _eliminate(
+            _Half(-C[:, :h, :h], K[:, h:, :h].mT, C[:, :h, h:], R[:, h:, h:], K[:, h:, h:], C[:, h:, h:]), -1
+        )
+        R, K, C, logs = (pair(x, y) for x, y in zip(left, right, strict=True))
+        value = value.repeat_interleave(2) + logs
         middle = torch.minimum(start + h, stop)
         start, stop = pair(start, middle), pair(middle, stop)
         m = h
-    value = value + R[:, 0, 0].log()
+    last = R[:, 0, 0]
+    positive = last > 0
+    value = value + torch.where(positive, torch.where(positive, last, 1.0).log(), torch.nan)
     return value[start < stop]
+
+
+class _Half(NamedTuple):
+    """What one half of every block becomes once the other half is eliminated, `[J, h, h]` each.
+
+    Attributes:
+        pivots: of the other half; positive definite in exact arithmetic.
+        rows, columns: what couples the other half to this one.
+        R, K, C: this half.
+    """
+
+    pivots: Tensor
+    rows: Tensor
+    columns: Tensor
+    R: Tensor
+    K: Tensor
+    C: Tensor
+
+    def without(self, bad: Tensor) -> _Half:
+        """The same with nothing in the blocks `bad` `[J]`, which no gradient then reaches.
+
+        Without this a gradient of zero would be multiplied by numbers that are not finite, and spoil other blocks.
+        """
+        eye, zero = torch.eye(self.K.shape[-1], dtype=self.K.dtype, device=self.K.device), self.K.new_zeros(())
+        nothing = _Half(eye, zero, zero, eye, zero, -eye)
+        return _Half(*(torch.where(bad[:, None, None], y, x) for x, y in zip(self, nothing, strict=True)))
+
+
+def _eliminate(half: _Half, sign: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`R`, `K`, `C` of one half without the other one, and the log-determinant `[J]` of what was eliminated.
+
+    Rounding may have left pivots that are not positive definite. Then there is no log-determinant: NaN, in all
+    positions of the block and in no others.
+    """
+    factor, info = torch.linalg.cholesky_ex(half.pivots)
+    bad = (info != 0) | ~factor.detach().isfinite().flatten(1).all(-1)
+    some_bad = bool(bad.any())
+    if some_bad:
+        half = half.without(bad)
+        factor = torch.linalg.cholesky(half.pivots)
+    rows, columns = (torch.linalg.solve_triangular(factor, x, upper=False) for x in (half.rows, half.columns))
+    logs = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    if some_bad:
+        logs = torch.where(bad, torch.nan, logs)
+    if sign > 0:
+        return half.R - rows.mT @ rows, half.K - rows.mT @ columns, half.C - columns.mT @ columns, logs
+    return half.R + rows.mT @ rows, half.K + rows.mT @ columns, half.C + columns.mT @ columns, logs
