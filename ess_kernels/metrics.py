@@ -92,7 +92,8 @@ def entropy_ess(
         `certificate=True`, `(ess, EntropyCertificate(error, total, unresolved))`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in `tolerance_ess`.
+        TypeError, ValueError, RuntimeError: as in `tolerance_ess`. RuntimeError also where a second derivative is asked
+            for that does not exist, and for third derivatives; the message says why.
     """
     op = as_operator(op)
     ess, *fields = _ops.entropy_ess(op, position_list(positions, op.length), backend)
@@ -117,7 +118,7 @@ def soft_ess(
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`. RuntimeError also where a second derivative is asked
-            for that does not exist; the message says why.
+            for that does not exist, and for third derivatives; the message says why.
 
     Source: the effective number of degrees of freedom of ridge regression with penalty `atol^2`.
     """

@@ -227,7 +227,7 @@ def test_log_determinants_of_one_head_fail_alone():
     assert torch.equal(value, alone) and torch.equal(found[1:], wanted) and not bool(found[0].any())
 
 
-# --- second derivatives -----------------------------------------------------------------------------------------------
+# --- second derivatives, and third ones -----------------------------------------------------------------------------------------------
 
 
 def small():
@@ -284,6 +284,31 @@ def test_a_second_derivative_that_is_infinite_is_an_error():
         with pytest.raises(RuntimeError, match=r"second derivative of .* below 1e-10 .* it is infinite"):
             hessian_times(lambda T: METRICS[metric](T, [4]), T, direction)  # noqa: B023
     assert bool(hessian_times(lambda T: soft_ess(T, 1.0, [4]), T, direction).isfinite().all())
+
+
+@every_metric
+@some_kinds
+def test_third_derivatives_are_errors(name, metric):
+    """Also of a nonlinear function of the metric, whose second derivative is right."""
+    make, tensors = SMALL[name]
+    tensors = [x.clone().requires_grad_() for x in tensors]
+    for bend in (torch.square, torch.sin, lambda y: y):
+        assert gradgradcheck(lambda *x: bend(METRICS[metric](make(*x), [3])), tensors, fast_mode=True)  # noqa: B023
+        directions = [randn(*x.shape) for x in tensors]
+        of = bend(METRICS[metric](make(*tensors), [3])).sum()
+        for order in (1, 2):
+            of = sum((x * d).sum() for x, d in zip(torch.autograd.grad(of, tensors, create_graph=True), directions))
+        assert order == 2 and of.requires_grad
+        with pytest.raises(RuntimeError, match=r"^a third derivative of .* was asked for"):
+            torch.autograd.grad(of, tensors)
+
+
+def test_third_derivatives_of_torch_func_are_errors():
+    along = lambda f: lambda T: torch.func.grad(f)(T).sum()  # noqa: E731
+    f = lambda T: soft_ess(T, 1.0, [3]).square().sum()  # noqa: E731
+    assert bool(along(along(f))(randn(6, 6)).isfinite())
+    with pytest.raises(RuntimeError, match=r"^a third derivative of SoftCount"):
+        along(along(along(f)))(randn(6, 6))
 
 
 @every_metric

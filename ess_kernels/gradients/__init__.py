@@ -5,6 +5,9 @@ to the matrix. That is well defined where singular values coincide, which is whe
 decomposition divides by zero. Values below `FLOOR` of the largest one count as zero: the slope of an entropy at zero is
 infinite.
 
+First and second derivatives are exact. A third one raises a RuntimeError where it needs singular values: autograd does
+not know how a second derivative depends on the matrix.
+
 `functions` has the functions, `spectral` their gradient, `roots`, `segments` and `recurrence` what a finite state
 needs, `matrix` and `logdets` any other operator, and `values` what the metrics call.
 """

@@ -1,6 +1,7 @@
 """Functions of singular values of matrices, for autograd: the gradient of `h(s)` is `U diag(dh/ds) V^T`.
 
-No factor of the decomposition is differentiated, so that singular values may coincide or vanish.
+No factor of the decomposition is differentiated, so that singular values may coincide or vanish. Second derivatives
+are exact as well; a third one is an error.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def _weighted(weights: Tensor, gradients: Tensor) -> Tensor:
 class _WeightedGradient(torch.autograd.Function):
     """`sum_m weights_m U diag(slopes_m) V^T`, whose own backward is a second derivative of the functions.
 
-    It is only asked for its backward where somebody wants second derivatives; until then it costs nothing.
+    It is only asked for its backward where somebody wants second derivatives; until then it costs nothing. What that
+    backward returns cannot be differentiated again: how it depends on `K` is not known to autograd.
     """
 
     generate_vmap_rule = True
@@ -114,8 +116,35 @@ class _WeightedGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
         K, weights, gradients, unit = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            second, of_weights = _SecondDerivative.apply(K, weights, direction, gradients, unit, ctx.function)
+        else:
+            second, of_weights = _SecondDerivative.forward(K, weights, direction, gradients, unit, ctx.function)
+        return second, of_weights, None, None, None
+
+
+class _SecondDerivative(torch.autograd.Function):
+    """The backward of `_WeightedGradient`, as a function whose own backward, a third derivative, is an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        K: Tensor, weights: Tensor, direction: Tensor, gradients: Tensor, unit: Tensor, function: SpectralFunction
+    ) -> tuple[Tensor, Tensor]:
         of_weights = (direction[..., None, :, :] * gradients).sum((-2, -1))
-        return second_derivative(K, weights, direction, unit, ctx.function), of_weights, None, None, None
+        return second_derivative(K, weights, direction, unit, function), of_weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.function = inputs[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise RuntimeError(
+            f"a third derivative of {type(ctx.function).__name__} was asked for: functions of singular values have "
+            "first and second derivatives here, and no higher ones"
+        )
 
 
 def second_derivative(
