@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine.scaling import scaled_tokens
-from ..operators.structure import Operator, StateSpace, Tiled
+from ..operators.structure import Operator, StateSpace, Tiled, Tokens
 from .functions import SpectralFunction
 from .matrix import matrix_values
 from .recurrence import recurrence_values
@@ -35,7 +35,14 @@ def _of_heads(op: Operator, heads: Tensor, positions: Sequence[int], function: S
     if isinstance(op, Tiled):
         return matrix_values(op.rows(heads, 0, op.length), positions, function)
     assert isinstance(op, StateSpace)
-    tokens, unit, representable = scaled_tokens(op.tokens(heads))
+    return op.from_tokens(heads, lambda some, tokens: _of_tokens(op, some, tokens, positions, function))
+
+
+def _of_tokens(
+    op: StateSpace, heads: Tensor, tokens: Tokens, positions: Sequence[int], function: SpectralFunction
+) -> Tensor:
+    """`[N, M, P]` of the heads that have these tokens."""
+    tokens, unit, representable = scaled_tokens(tokens)
     found, kept = recurrence_values(tokens, unit, positions, function)
     kept = kept & representable
     if bool(kept.all()):

@@ -5,6 +5,10 @@ Let `s_t = A_t s_{t-1} + B_t u_t`, `y_t = Re(C_t . s_t)`, with `A_t = r_t e^{i t
 the transitions of x are the moduli r, which are real. The real part of x and the imaginary part, its sign changed, are
 two states with the same transition: they read `Re c` and `Im c` of `c = C_t e^{i Theta_t}` and write `Re b` and `-Im b`
 of `b = e^{-i Theta_t} B_t`. Only numbers of modulus one are divided out, so that no decay over- or underflows.
+
+The angle of a transition near zero is well defined, but its derivative grows like `1 / |A|` and rounding errors with
+it; where `A` is zero there is none, while `T` still has one. A head with such transitions is differentiated as a
+recurrence whose transitions are `2 n x 2 n` matrices, in which `A` stands as it is (`matrices_of`).
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from .structure import StateSpace, Tokens
 
 # beyond these magnitudes a square over- or underflows; numbers are brought nearer by powers of two, which round nothing
 LARGE, SMALL = 2.0**500, 2.0**-400
+# below this modulus a transition is not differentiated by its phase: gradients would lose more than 16 of their 53 bits
+SMOOTH = 2.0**-16
 
 
 class Pair(NamedTuple):
@@ -105,6 +111,12 @@ def real_tokens(read: Pair, write: Pair, modulus: Tensor, phase: Pair, reads_bef
     )
 
 
+def matrices_of(A: Pair) -> Tensor:
+    """Matrices `[..., 2 n, 2 n]` that do to `(Re x, -Im x)` what complex numbers `[..., n]` do to x."""
+    real, imag = torch.diag_embed(A.real), torch.diag_embed(A.imag)
+    return torch.cat([torch.cat([real, imag], -1), torch.cat([-imag, real], -1)], -2)
+
+
 class ComplexRecurrence(StateSpace):
     """`x_{t+1} = A_t x_t + B_t u_t`, `y_t = Re(C_t x_t)`; see `recurrence`.
 
@@ -136,8 +148,28 @@ class ComplexRecurrence(StateSpace):
         self.A, self.B, self.C = (x.resolve_conj() for x in (A, B, C))
         self.constant = constant
 
-    def tokens(self, heads: Tensor) -> Tokens:
+    def _of_heads(self, heads: Tensor) -> tuple[Pair, Pair, Pair]:
+        """`A`, `B` and `C` of some heads, as they came."""
         A, B, C = (Pair.of(x, lambda part: self.take(part, heads)) for x in (self.A, self.B, self.C))
+        return A, B, C
+
+    def without_gradient(self, heads: Tensor) -> Tensor | None:
+        if not (self.A.requires_grad and torch.is_grad_enabled()):
+            return None
+        with torch.no_grad():
+            A = Pair.of(self.A, lambda part: self.take(part, heads))
+            return (torch.maximum(A.real.abs(), A.imag.abs()) < SMOOTH).flatten(1).any(1)
+
+    def matrix_tokens(self, heads: Tensor) -> Tokens:
+        A, B, C = self._of_heads(heads)
+        read, write, transition = torch.cat(C, -1), torch.cat([B.real, -B.imag], -1), matrices_of(A)
+        if self.constant:
+            read, write = self._at_all_tokens(read), self._at_all_tokens(write)
+            transition = transition[:, None].expand(-1, self.length, -1, -1)
+        return Tokens(read, write, transition, self.reads_before)
+
+    def tokens(self, heads: Tensor) -> Tokens:
+        A, B, C = self._of_heads(heads)
         modulus, phase = A.modulus_and_phase()
         if self.constant:
             modulus = self._at_all_tokens(modulus)

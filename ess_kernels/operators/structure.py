@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -299,26 +299,58 @@ class StateSpace(Operator):
         """The first tokens, after which all others repeat as often as they fit; None where tokens do not repeat."""
         return None
 
+    def without_gradient(self, heads: Tensor) -> Tensor | None:
+        """bool `[N]`: heads whose `tokens` cannot be differentiated, or None where all can or none has to be.
+
+        Such heads have `matrix_tokens`, whose gradient is right.
+        """
+        return None
+
+    def matrix_tokens(self, heads: Tensor) -> Tokens:
+        """The recurrence of some heads with transitions that are matrices. `T` is that of `tokens`."""
+        tokens = self.tokens(heads)
+        return replace(tokens, transition=tokens.matrices(), lookup=None, update=None)
+
+    def from_tokens(self, heads: Tensor, answer: Callable[[Tensor, Tokens], Tensor]) -> Tensor:
+        """`answer(heads, tokens)` `[N, ...]`, from tokens that can be differentiated where a gradient is wanted.
+
+        Each head decides for itself, so that its answer does not depend on the other heads.
+        """
+        matrices = self.without_gradient(heads)
+        if matrices is None or not bool(matrices.any()):
+            return answer(heads, self.tokens(heads))
+        if bool(matrices.all()):
+            return answer(heads, self.matrix_tokens(heads))
+        some, others = matrices.nonzero()[:, 0], (~matrices).nonzero()[:, 0]
+        answers = torch.cat(
+            [answer(heads[some], self.matrix_tokens(heads[some])), answer(heads[others], self.tokens(heads[others]))]
+        )
+        return answers.index_select(0, torch.cat([some, others]).argsort())
+
     def finite(self, heads: Tensor) -> Tensor:
         return self.tokens(heads).finite()
 
     def dense_heads(self, heads: Tensor) -> Tensor:
-        tokens = self.tokens(heads)
-        length = self.length
-        # column j of `reach` is the state now, had only token j been written
-        reach = tokens.write.new_zeros(len(heads), self.state_size, 0)
-        rows = []
-        for i in range(length):
-            written = tokens.write[:, i, :, None]
-            read = tokens.read[:, i, None]
-            if tokens.reads_before:
-                seen = torch.cat([read @ reach, torch.zeros_like(read[..., :1])], -1)
-            reach = tokens.move(i, reach)
-            reach = torch.cat([reach, written], -1)
-            if not tokens.reads_before:
-                seen = read @ reach
-            rows.append(torch.nn.functional.pad(seen[:, 0], (0, length - 1 - i)))
-        return torch.stack(rows, 1) if rows else tokens.write.new_zeros(len(heads), 0, 0)
+        return self.from_tokens(heads, lambda _, tokens: dense_of(tokens))
+
+
+def dense_of(tokens: Tokens) -> Tensor:
+    """`T` `[N, L, L]` of a recurrence."""
+    count, length, state_size = tokens.write.shape
+    # column j of `reach` is the state now, had only token j been written
+    reach = tokens.write.new_zeros(count, state_size, 0)
+    rows = []
+    for i in range(length):
+        written = tokens.write[:, i, :, None]
+        read = tokens.read[:, i, None]
+        if tokens.reads_before:
+            seen = torch.cat([read @ reach, torch.zeros_like(read[..., :1])], -1)
+        reach = tokens.move(i, reach)
+        reach = torch.cat([reach, written], -1)
+        if not tokens.reads_before:
+            seen = read @ reach
+        rows.append(torch.nn.functional.pad(seen[:, 0], (0, length - 1 - i)))
+    return torch.stack(rows, 1) if rows else tokens.write.new_zeros(count, 0, 0)
 
 
 class Tiled(Operator):

@@ -65,6 +65,22 @@ class SumOfStates(StateSpace):
         transition = torch.cat([term.transition for term in terms], -1)
         return Tokens(torch.cat(reads, -1), write, transition, self.reads_before)
 
+    def without_gradient(self, heads: Tensor) -> Tensor | None:
+        found = [x for op in self.ops if (x := op.without_gradient(heads)) is not None]
+        return torch.stack(found).any(0) if found else None
+
+    def matrix_tokens(self, heads: Tensor) -> Tokens:
+        size = self.state_size
+        transition = torch.zeros(len(heads), self.length, size, size, dtype=torch.float64, device=self.device)
+        reads, writes, first = [], [], 0
+        for op, weight in zip(self.ops, self.weights):
+            term, stop = op.matrix_tokens(heads), first + op.state_size
+            reads.append(term.read * _of_heads(weight, self, heads, 0, self.length))
+            writes.append(term.write)
+            transition[..., first:stop, first:stop] = term.transition
+            first = stop
+        return Tokens(torch.cat(reads, -1), torch.cat(writes, -1), transition, self.reads_before)
+
     def dense_heads(self, heads: Tensor) -> Tensor:
         # the diagonal may be another than that of the tokens
         return _total(self, heads, 0, self.length, lambda op: op.dense_heads(heads))
@@ -102,7 +118,7 @@ def rows_of(op: Operator, heads: Tensor, start: int, stop: int) -> Tensor:
     if isinstance(op, SumOfStates):
         return _total(op, heads, start, stop, lambda term: rows_of(term, heads, start, stop))
     assert isinstance(op, StateSpace)
-    rows = recurrence_rows(op.tokens(heads), start, stop)
+    rows = op.from_tokens(heads, lambda _, tokens: recurrence_rows(tokens, start, stop))
     own = op.own_diagonal(heads)
     if own is None:
         return rows
