@@ -186,6 +186,85 @@ def test_gradient_of_the_distance():
     assert bool((distance == 0).all()) and bool((gradient == 0).all())
 
 
+def complex_transitions(kind):
+    """An operator and its transitions as complex numbers `[..., L, n]`."""
+    torch.manual_seed(7)
+    A, B, C = torch.randn(3, 2, 20, 3, dtype=torch.complex128)
+    if kind == "recurrence":
+        return operators.recurrence(A, B, C, diagonal=True), A
+    if kind == "constant":
+        return operators.recurrence(A[:, 0], B[:, 0], C[:, 0], diagonal=True, length=20), A[:, :1].expand(-1, 20, -1)
+    if kind == "complex reads only":
+        return operators.recurrence(A.real.contiguous(), B, C, diagonal=True), A.real.to(A.dtype)
+    if kind == "s4d":
+        step, rate = randn(2), randn(2, 3)
+        op = operators.s4d(step, rate, A[:, 0].imag, C[:, 0], 20)
+        exact = (step.exp()[:, None] * torch.complex(-rate.exp(), A[:, 0].imag)).exp()
+        return op, exact[:, None].expand(-1, 20, -1)
+    delta, rates = torch.rand(2, 2, 20, dtype=torch.float64), torch.complex(-A[:, 0].real.abs(), 9 * A[:, 0].imag)
+    op = operators.selective_scan(delta, rates, B[:, 0], C[:, 0])
+    return op, (delta[..., None] * rates[:, None]).exp()
+
+
+KINDS = ["recurrence", "constant", "complex reads only", "s4d", "selective scan"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_complex_transitions_count_as_real_ones_of_twice_as_many_numbers(kind):
+    op, A = complex_transitions(kind)
+    expected = (2 * (A - 1).abs().square().sum(-1).mean(-1)).sqrt()
+    assert_close("distance", transition_distance(op), expected.expand(op.batch_shape))
+
+
+def test_a_state_that_turns_does_something():
+    one = torch.ones(1, 5, 2, dtype=torch.float64)
+    real = transition_distance(operators.recurrence(-one, one, one, diagonal=True))
+    turning = operators.recurrence(-one.to(torch.complex128), one, one, diagonal=True)
+    assert_close("half a turn", transition_distance(turning), 2**0.5 * real)
+    assert float(transition_distance(operators.recurrence(one.to(torch.complex128), one, one, diagonal=True))) == 0
+
+
+def test_gradient_of_the_distance_of_complex_transitions():
+    A, B, C = torch.randn(3, 2, 6, 2, dtype=torch.complex128)
+    A[0, 0], A[1] = 0, 1
+    A.requires_grad_()
+    (gradient,) = torch.autograd.grad(transition_distance(operators.recurrence(A, B, C, diagonal=True)).sum(), A)
+    assert bool(gradient.isfinite().all()) and bool((gradient[1] == 0).all()) and bool((gradient[0, 0] != 0).all())
+    first = A[:1].detach().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda A: transition_distance(operators.recurrence(A, B[:1], C[:1], diagonal=True)), (first,)
+    )
+    rates = torch.complex(-torch.rand(2, 2, dtype=torch.float64), randn(2, 2)).requires_grad_()
+    delta = torch.rand(1, 2, 6, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *x: transition_distance(operators.selective_scan(*x, B[0, :2], C[0, :2])), (delta, rates)
+    )
+
+
+def test_distance_of_packed_and_summed_complex_transitions():
+    A, B, C = torch.randn(3, 1, 20, 3, dtype=torch.complex128)
+    whole = operators.recurrence(A, B, C, diagonal=True)
+    packed = operators.recurrence(A, B, C, diagonal=True, cu_seqlens=torch.tensor([0, 5, 20]))
+    assert_close("packed", transition_distance(packed), transition_distance(whole))
+    both = operators.sum_of(whole, whole, weights=(0.3, 2.0))
+    assert_close("sum", transition_distance(both), 2**0.5 * transition_distance(whole))
+
+
+def mamba3(pairs):
+    torch.manual_seed(pairs)
+    steps = {name: -torch.rand(1, 2, 9, dtype=torch.float64) for name in ("ADT", "DT", "Trap")}
+    bias = {name: randn(2, 4) for name in ("Q_bias", "K_bias")}
+    return operators.mamba3(randn(1, 9, 1, 4), randn(1, 9, 1, 4), **steps, **bias, Angles=randn(1, 9, 2, pairs))
+
+
+def test_transitions_in_a_frame_that_turns_are_refused():
+    turning, still = mamba3(2), mamba3(0)
+    assert_close("no angles", transition_distance(still), by_matrices(still))
+    for op in (turning, operators.sum_of(still, turning, weights=(1.0, 1.0))):
+        with pytest.raises(TypeError, match="op: expected transitions that are known as they are, got an operator"):
+            transition_distance(op)
+
+
 def test_the_distance_needs_transitions():
     for op in (operators.dense(torch.eye(4)), torch.eye(4)):
         with pytest.raises(TypeError, match="op: expected an operator with a finite state for every token, got"):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..operators.complex_states import ComplexRecurrence, ComplexSelectiveStateSpace
+from ..operators.gated import GatedStateSpace
 from ..operators.separate import SeparateSequences
 from ..operators.structure import Operator, StateSpace, Tokens
+from ..operators.sum_of import SumOfStates
 
 
 def transition_distance(op: Operator) -> Tensor:
@@ -16,6 +19,9 @@ def transition_distance(op: Operator) -> Tensor:
     its size does not depend on the length; where it does not, it is the norm itself. Differentiable, with the gradient
     0 where every transition is the identity. `(loss + weight * transition_distance(op).mean())` is all it takes.
 
+    A complex state of n numbers counts as the real one of `2 n` numbers that it is: a diagonal of complex transitions
+    has `sqrt(2) ||A - 1||`, with the modulus of `A - 1`. A transition that only turns is far from the identity.
+
     Args:
         op: an operator with a finite state of its own for every token; packed and padded ones as well.
 
@@ -23,7 +29,8 @@ def transition_distance(op: Operator) -> Tensor:
         float64 `[*batch]`, 0 where there are no tokens. NaN where a head holds NaN.
 
     Raises:
-        TypeError: the operator has no such state.
+        TypeError: the operator has no such state, or it is known in a frame that turns with it only (Mamba-3 with
+            angles).
 
     Source: appendix A of arXiv 2504.19561.
     """
@@ -42,7 +49,22 @@ def _squares(op: Operator) -> Tensor:
     """`||A_t - I||_F^2` summed over the tokens, `[N]`."""
     if not isinstance(op, StateSpace):
         raise TypeError(f"op: expected an operator with a finite state for every token, got {type(op).__name__}")
-    return squares_of(op.tokens(op.all_heads())).sum(1)
+    return _of_heads(op, op.all_heads()).sum(1)
+
+
+def _of_heads(op: StateSpace, heads: Tensor) -> Tensor:
+    """`||A_t - I||_F^2` `[N, L]` of some heads."""
+    if isinstance(op, SumOfStates):
+        return torch.stack([_of_heads(term, heads) for term in op.ops]).sum(0)
+    if isinstance(op, (ComplexRecurrence, ComplexSelectiveStateSpace)):
+        # their tokens are in a frame that turns with the state
+        return 2 * op.squares_apart(heads)
+    if isinstance(op, GatedStateSpace) and op.turned:
+        raise TypeError(
+            "op: expected transitions that are known as they are, got an operator whose reads and writes are turned "
+            "by the angles of its transitions, as those of Mamba-3 are"
+        )
+    return squares_of(op.tokens(heads))
 
 
 def squares_of(tokens: Tokens) -> Tensor:

@@ -176,6 +176,12 @@ class ComplexRecurrence(StateSpace):
             phase, B, C = (x.each(self._at_all_tokens) for x in (phase, B, C))
         return real_tokens(C, B, modulus, phase, self.reads_before)
 
+    def squares_apart(self, heads: Tensor) -> Tensor:
+        """`sum_n |A_n - 1|^2` `[N, L]`, float64."""
+        A = Pair.of(self.A, lambda part: self.take(part, heads))
+        squares = Pair(A.real - 1, A.imag).squares().sum(-1)
+        return squares[:, None].expand(-1, self.length) if self.constant else squares
+
     def _at_all_tokens(self, x: Tensor) -> Tensor:
         return x[:, None].expand(-1, self.length, -1)
 
@@ -199,10 +205,7 @@ class ComplexSelectiveStateSpace(StateSpace):
 
     def tokens(self, heads: Tensor) -> Tokens:
         batch, channel = self.unravel(heads)
-        delta = self.delta[batch, channel].double()[..., None]
-        A = Pair.of(self.A, lambda part: part[channel, None])
-        # an infinite A or step would pass for the valid decay exp(-inf) = 0
-        log_decay, angle = finite_or_nan(finite_or_nan(A.real) * delta), A.imag * delta
+        delta, log_decay, angle = self._steps(heads)
         return real_tokens(
             read=self._by_token(self.C, batch, channel).each(lambda x: 2 * x),
             write=self._by_token(self.B, batch, channel).each(lambda x: x * delta),
@@ -210,6 +213,20 @@ class ComplexSelectiveStateSpace(StateSpace):
             phase=Pair(angle.cos(), angle.sin()),
             reads_before=self.reads_before,
         )
+
+    def squares_apart(self, heads: Tensor) -> Tensor:
+        """`sum_n |exp(A_n delta) - 1|^2` `[N, L]`, float64."""
+        _, log_decay, angle = self._steps(heads)
+        # the square of the difference of the moduli, and that of the chord
+        return (log_decay.expm1().square() + 4 * log_decay.exp() * (angle / 2).sin().square()).sum(-1)
+
+    def _steps(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes `[N, L, 1]`, and logarithms of the moduli and angles of the transitions `[N, L, n]`."""
+        batch, channel = self.unravel(heads)
+        delta = self.delta[batch, channel].double()[..., None]
+        A = Pair.of(self.A, lambda part: part[channel, None])
+        # an infinite A or step would pass for the valid decay exp(-inf) = 0
+        return delta, finite_or_nan(finite_or_nan(A.real) * delta), A.imag * delta
 
     def _by_token(self, x: Tensor, batch: Tensor, channel: Tensor) -> Pair:
         """`B` or `C` of some channels, `[N, L, n]`."""

@@ -21,13 +21,14 @@ class GatedStateSpace(StateSpace):
         read_scale, write_scale: `r` and `w` above, `[B, T, H]`, or `None` for ones.
         diagonal_entries: `T_ii` where it is another number than reads and writes would make, float64 `[B, T, H]`. No
             `H_i` contains it: `dense` shows it, nothing else reads it, and bad data in it mark no head.
+        turned: whether the transitions turn as well, and `q` and `k` hold that: the gates are their moduli only.
 
     With `reads_before` row i reads the state before token i enters it: its gates run over `g_{j+1} .. g_{i-1}`, and
     there is no diagonal but `diagonal_entries`.
     """
 
     TENSORS = ("q", "k", "g", "read_scale", "write_scale", "diagonal_entries")
-    NUMBERS = ("scale", "reads_before")
+    NUMBERS = ("scale", "reads_before", "turned")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class GatedStateSpace(StateSpace):
         write_scale: Tensor | None = None,
         diagonal_entries: Tensor | None = None,
         reads_before: bool = False,
+        turned: bool = False,
         inputs: Sequence[Tensor] | None = None,
     ):
         batch, length, heads, state_size = g.shape
@@ -47,6 +49,7 @@ class GatedStateSpace(StateSpace):
         super().__init__(length, (batch, heads), state_size, inputs, reads_before=reads_before)
         self.q, self.k, self.g = q, k, g
         self.scale = scale
+        self.turned = turned
         self.read_scale, self.write_scale = read_scale, write_scale
         self.diagonal_entries = diagonal_entries
 

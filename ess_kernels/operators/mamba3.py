@@ -93,6 +93,7 @@ def mamba3(
         ADT.transpose(1, 2)[..., None].expand(read.shape),
         write_scale=write_scale,
         diagonal_entries=(read * write).sum(-1) * own,
+        turned=bool(pairs),
         inputs=(Q, K, ADT, DT, Trap, Q_bias, K_bias, Angles),
     )
 
