@@ -265,6 +265,31 @@ def test_transitions_in_a_frame_that_turns_are_refused():
             transition_distance(op)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", ["q", "k", "g"])
+def test_heads_with_bad_data_have_no_distance_and_no_part_in_gradients(place, bad):
+    given = dict(zip("qkg", some(), strict=True))
+    expected = transition_distance(operators.gla(**given))
+    given[place][1, 3, 0, 2] = bad
+    given["g"].requires_grad_()
+    distance = transition_distance(operators.gla(**given))
+    assert bool(distance[1, 0].isnan())
+    others = torch.tensor([[True, True], [False, True]])
+    assert torch.equal(distance[others], expected[others])
+    (gradient,) = torch.autograd.grad(distance[0, 0], given["g"])
+    assert bool(gradient.isfinite().all()) and bool((gradient[1, :, 0] == 0).all())
+    padded = operators.gla(**given, attention_mask=torch.arange(20) < torch.tensor([[20], [8]]))
+    distance = transition_distance(padded)
+    assert bool(distance[1, 0].isnan()) and torch.equal(distance[0], expected[0])
+    assert bool(torch.autograd.grad(distance[0, 0], given["g"])[0].isfinite().all())
+
+
+def test_heads_that_are_all_bad():
+    q, k, g = some()
+    assert bool(transition_distance(operators.gla(q * torch.nan, k, g)).isnan().all())
+    assert bool((transition_distance(operators.gla(q, k, g - torch.inf)) == 3**0.5).all())
+
+
 def test_the_distance_needs_transitions():
     for op in (operators.dense(torch.eye(4)), torch.eye(4)):
         with pytest.raises(TypeError, match="op: expected an operator with a finite state for every token, got"):

@@ -26,7 +26,8 @@ def transition_distance(op: Operator) -> Tensor:
         op: an operator with a finite state of its own for every token; packed and padded ones as well.
 
     Returns:
-        float64 `[*batch]`, 0 where there are no tokens. NaN where a head holds NaN.
+        float64 `[*batch]`, 0 where there are no tokens. NaN where a head holds NaN or infinity anywhere, and no
+        gradient passes into what only such heads read.
 
     Raises:
         TypeError: the operator has no such state, or it is known in a frame that turns with it only (Mamba-3 with
@@ -46,10 +47,18 @@ def transition_distance(op: Operator) -> Tensor:
 
 
 def _squares(op: Operator) -> Tensor:
-    """`||A_t - I||_F^2` summed over the tokens, `[N]`."""
+    """`||A_t - I||_F^2` summed over the tokens, `[N]`; NaN in heads that are not finite."""
     if not isinstance(op, StateSpace):
         raise TypeError(f"op: expected an operator with a finite state for every token, got {type(op).__name__}")
-    return _of_heads(op, op.all_heads()).sum(1)
+    heads = op.all_heads()
+    with torch.no_grad():
+        finite = op.finite(heads)
+    if bool(finite.all()):
+        return _of_heads(op, heads).sum(1)
+    # zero times NaN is NaN: what is not finite must have no part in the backward
+    good = finite.nonzero()[:, 0]
+    squares = torch.full((op.num_heads,), torch.nan, dtype=torch.float64, device=op.device)
+    return squares.index_copy(0, good, _of_heads(op, good).sum(1)) if len(good) else squares
 
 
 def _of_heads(op: StateSpace, heads: Tensor) -> Tensor:
