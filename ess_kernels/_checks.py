@@ -47,6 +47,16 @@ def is_complex(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_complex()
 
 
+def refuse_gradient(name: str, value: Any) -> None:
+    """`ValueError` for a tensor, or a list that holds one, from which a gradient is wanted that would be lost."""
+    some = value if isinstance(value, (list, tuple)) else [value]
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in some):
+        raise ValueError(
+            f"{name}: expected plain numbers, got a tensor that requires grad: no gradient flows to {name}, pass "
+            f"{name}.detach()"
+        )
+
+
 def check_bool(name: str, value: Any) -> None:
     """`TypeError` unless the value is True or False."""
     if not isinstance(value, bool):

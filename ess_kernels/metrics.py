@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, _smooth_ops
-from ._checks import LARGEST_INTEGER, position_list, tolerance_lists
+from ._checks import LARGEST_INTEGER, position_list, refuse_gradient, tolerance_lists
 from ._readable import check_plain
 from .engine.certainty import Certificate, EntropyCertificate
 from .operators.dense import as_operator
@@ -110,7 +110,8 @@ def soft_ess(
 
     Args:
         op, positions, backend: as in `tolerance_ess`.
-        atol: positive and finite, in the units of `T`. A float, or a 1-D list or tensor of `M` of them.
+        atol: positive and finite, in the units of `T`. A float, or a 1-D list or tensor of `M` of them. No gradient
+            flows to it: a tensor that requires grad is refused, unless gradients are switched off.
 
     Returns:
         float64 `[*batch, P]`, with a leading axis `M` where the tolerance is a list; NaN at every position of a
@@ -123,6 +124,7 @@ def soft_ess(
     Source: the effective number of degrees of freedom of ridge regression with penalty `atol^2`.
     """
     op = as_operator(op)
+    refuse_gradient("atol", atol)
     absolute, _, listed = tolerance_lists(atol, 0.0)
     for number in absolute:
         if not 0 < number < math.inf:

@@ -153,6 +153,20 @@ def test_tolerances_are_positive_and_finite(atol):
         soft_ess(torch.eye(5), atol)
 
 
+def test_tolerances_that_require_grad_are_refused():
+    T, atol = randn(6, 6), torch.tensor(0.5).requires_grad_()
+    for value in (atol, atol[None], [atol, 1.0], (1.0, atol)):
+        for op in (T, T.clone().requires_grad_()):
+            with pytest.raises(ValueError, match=r"^atol: expected plain numbers, got a tensor that requires grad"):
+                soft_ess(op, value)
+    with pytest.raises(ValueError, match=r"^atol: expected plain numbers"):
+        torch.func.grad(lambda atol: soft_ess(T, atol).sum())(atol.detach())
+    expected = soft_ess(T, 0.5)
+    assert torch.equal(soft_ess(T, atol.detach()), expected)
+    with torch.no_grad():
+        assert torch.equal(soft_ess(T, atol), expected)
+
+
 def test_what_is_wrong_is_named():
     with pytest.raises(TypeError, match=r"^op: expected an operator or a tensor"):
         nuclear_norm(3)
