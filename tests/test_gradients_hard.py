@@ -337,6 +337,20 @@ def test_torch_func(name, metric):
     assert_close("twice", twice, hessian_times(measure, x, direction), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("atol", [2.0, 1e-7])
+def test_torch_func_of_many_positions_of_a_matrix(atol):
+    torch.manual_seed(8)
+    T = randn(100, 100) if atol == 2.0 else randn(100, 3) @ randn(3, 100)
+    measure = lambda T: soft_ess(T, atol).sum()  # noqa: E731
+    leaf = T.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(measure(leaf), leaf)
+    assert_close("grad", torch.func.grad(measure)(T), wanted, rtol=1e-9, atol=1e-12)
+    if atol == 2.0:
+        direction = randn(100, 100)
+        twice = torch.func.grad(lambda T: (torch.func.grad(measure)(T) * direction).sum())(T)
+        assert_close("twice", twice, hessian_times(measure, T, direction), rtol=1e-7, atol=1e-9)
+
+
 def test_torch_func_of_packed_rows_and_of_unknown_operators():
     q, k, g = base()
     marks = torch.tensor([0, 12, L])

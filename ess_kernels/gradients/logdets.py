@@ -18,6 +18,9 @@ def matrix_logdets(T: Tensor, shifts: Tensor) -> Tensor:
     The value at position 0, an empty `H`, is 0. NaN where rounding has left none; no gradient may be asked for there
     but one of zero.
     """
+    if torch._C._functorch.is_functorch_wrapped_tensor(T):
+        # checkpoints do not work inside of torch.func: there the intermediate results of all shifts are kept
+        return torch.stack([_staircase_logdets(T / root) for root in shifts.sqrt()])
     return torch.stack([checkpoint(_staircase_logdets, T / root, use_reentrant=False) for root in shifts.sqrt()])
 
 
