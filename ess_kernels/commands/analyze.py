@@ -138,7 +138,7 @@ def _prepare(
         tokens = tokens_of_text(name, data.decode(), tokenizer)
     tokens = fitting(name, tokens, loading.vocabulary(config), loading.longest(config), options.max_length)
     _check_places(options, tokens)
-    outline = loading.outline(config, options.dtype)
+    outline = loading.outline(checkpoint, config, options.dtype)
     if outline is not None:
         _check_layers(options.layers, [module for module, _ in outline.named_modules()])
     loading.check_memory(checkpoint, config, outline, options.dtype, options.device, len(tokens.ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,11 @@ def load_config(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool, a
     Raises:
         UserError: transformers does not know the model, and code of the checkpoint may not run.
     """
-    from transformers import AutoConfig
-
     if not trust_remote_code:
         _check_known(checkpoint)
+    options = {} if (own := _own_classes(checkpoint.config)) else {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        config = _config_class(own).from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # a configuration that is strange raises anything
         raise UserError(f"{checkpoint.name}: config.json: {one_line(error)}") from error
     if (layers := _number(config, "num_hidden_layers")) > MOST_LAYERS:  # building them would take for ever
@@ -62,18 +62,19 @@ def load_model(
         UserError: it cannot be built, or weights are missing in the checkpoint.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    own = _own_classes(checkpoint.config)
+    options = {} if own else {"trust_remote_code": trust_remote_code}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = _model_class(own).from_pretrained(
             folder,
             config=config,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=config._attn_implementation,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **options,
         )
     except Exception as error:
         raise UserError(f"{checkpoint.name}: the model cannot be loaded: {one_line(error)}") from error
@@ -86,15 +87,46 @@ def load_model(
     return model.to(device).eval()
 
 
-def outline(config: Any, dtype: str) -> Any:
-    """The model without numbers in its weights (on the meta device); None where it cannot be built so."""
-    import torch
+def _own_classes(config: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """transformers' own classes of configuration and causal language model for a `config.json`; None if it has none.
+
+    Its automatic classes may give another one: flash-linear-attention, which some of transformers' modules import,
+    registers its own for Mamba, Mamba-2 and others, and these run on a GPU only.
+    """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    names = CONFIG_MAPPING_NAMES.get(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if not all(isinstance(name, str) for name in names):
+        return None
+    found = tuple(getattr(transformers, str(name), None) for name in names)
+    return (found[0], found[1]) if None not in found else None
+
+
+def _config_class(own: tuple[Any, Any] | None) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig if own is None else own[0]
+
+
+def _model_class(own: tuple[Any, Any] | None) -> Any:
     from transformers import AutoModelForCausalLM
 
+    return AutoModelForCausalLM if own is None else own[1]
+
+
+def outline(checkpoint: Checkpoint, config: Any, dtype: str) -> Any:
+    """The model without numbers in its weights (on the meta device); None where it cannot be built so."""
+    import torch
+
     kind = None if dtype == "auto" else getattr(torch, dtype)
+    own = _own_classes(checkpoint.config)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=kind or config.dtype or torch.float32)
+            build = _model_class(None).from_config if own is None else own[1]._from_config
+            return build(config, dtype=kind or config.dtype or torch.float32)
     except Exception:  # loading it says why, in its own words
         return None
 
