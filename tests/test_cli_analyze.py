@@ -76,7 +76,7 @@ def test_every_layer_is_printed_and_every_file_written(capsys, tmp_path, llama):
 
 
 def test_the_numbers_are_those_of_analyze(capsys, tmp_path, mamba2):
-    """Also where flash-linear-attention, when it was imported, has put its own Mamba-2 in the place of transformers'."""
+    """Also where flash-linear-attention was imported, which puts its own Mamba-2 in the place of transformers'."""
     pytest.importorskip("fla.models")
     from transformers import Mamba2ForCausalLM
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .call import MixerCall
 
-
 SAME = 5e-2  # relative difference of a row alone and in company, in half precision
 
 

@@ -4,7 +4,7 @@
 an operator without a state to it, `balanced.py` is the textbook's alternative.
 """
 
-from .reducing import reduce
 from .reduced import Reduced
+from .reducing import reduce
 
 __all__ = ["Reduced", "reduce"]

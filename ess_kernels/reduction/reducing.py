@@ -31,8 +31,8 @@ def reduce(
 
     It is `s_{i+1} = A_i s_i + B_i u_i`, `y_i = C_i s_i + D_i u_i`, with a state size of its own at every position. With
     neither `atol` nor `rank` it is minimal: it has `rank(H_i)` states at position i, and `T` is reproduced up to
-    rounding. With `atol` it has at most as many as `tolerance_ess(op, atol=atol)` says, but for singular values that equal
-    the tolerance as far as rounding can tell, and
+    rounding. With `atol` it has at most as many as `tolerance_ess(op, atol=atol)` says, but for singular values that
+    equal the tolerance as far as rounding can tell, and
 
         |T - T_r|_F^2 = sum_i e_i^2 <= sum_i sum_{k > n_i} s_k(H_i)^2,
 
