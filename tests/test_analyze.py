@@ -208,7 +208,7 @@ def test_bfloat16(name):
 
     found = ek.analyze(tiny_model(name).bfloat16(), ids())
     assert found.skipped == {}
-    assert all(1e-5 < layer.capture_error < 1e-2 for layer in found.layers.values())
+    assert all(1e-5 < layer.capture_error < 2e-2 for layer in found.layers.values())
 
 
 def test_cross_attention_and_caches():

@@ -1,5 +1,6 @@
 """`ess-kernels analyze`: what it prints and writes, and what it refuses before a model is loaded."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -263,7 +264,7 @@ def test_ctrl_c_leaves_everything_as_it_was(tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    command = [sys.executable, "-m", "ess_kernels", "analyze", folder, "--text", "ab, c" * 800]
+    command = [sys.executable, "-m", "ess_kernels", "analyze", folder, "--text", "ab, c" * 500]
     command += ["--json", kept, "--plot", tmp_path / "new.png"]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -279,3 +280,16 @@ def test_ctrl_c_leaves_everything_as_it_was(tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.json", "model", "temporary"]
     assert not list(temporary.iterdir())
+
+
+def test_ctrl_c_that_was_swallowed():
+    """A package that catches every exception while it is imported must not make the command go on."""
+    from ess_kernels.commands.interrupts import Interrupts
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        interrupts.check()
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is before

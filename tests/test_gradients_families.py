@@ -48,7 +48,7 @@ FAMILIES = families()
 
 
 def marked(name):
-    return name if name.split()[0] in QUICK else pytest.param(name, marks=pytest.mark.thorough)
+    return name if name.split()[0] in QUICK else pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -98,7 +98,7 @@ def test_truncated(name, balanced):
         check_truncated(name, 0.05, balanced)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names(longer_than=1))
 def test_truncated_at_any_tolerance(name):
     if truth(name).values.any():
@@ -107,7 +107,7 @@ def test_truncated_at_any_tolerance(name):
                 check_truncated(name, relative, balanced)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("balanced", BALANCED)
 def test_every_case_minimal(name, balanced):

@@ -30,8 +30,8 @@ class Verified:
     Attributes:
         operator: of the mixer, batch shape `(B, H)`.
         capture_error: largest difference between `T u`, with skip and gate, and what was passed on, in units of the
-            largest number of the same head; also for random values, where the mixer can be called again. Padding is
-            left aside.
+            largest number of the same head (of all heads, in half precision); also for random values, where the mixer
+            can be called again. Padding is left aside.
         route: the seam, followed by `", one-hot"` where `T` was read off by one-hot values.
         check: what the comparison is worth, see `LayerResult.check`.
         remark: what a reader should know, such as why the closed form was not used; often empty.
@@ -95,8 +95,7 @@ def _reason(error: Exception) -> Refused:
 
 def _compared(call: MixerCall, operator: Operator, route: str) -> Verified:
     error = capture_error(call, operator)
-    half = is_half(call.output.dtype) or is_half(call.values.dtype)
-    if not error <= (LARGEST_ERROR_HALF if half else LARGEST_ERROR):  # NaN is not below the bound either
+    if not error <= (LARGEST_ERROR_HALF if _is_half(call) else LARGEST_ERROR):  # NaN is not below the bound either
         raise Unverified(
             f"unverified: T u differs from what the mixer passed on by {error:.1e} of a head's largest number"
         )
@@ -122,9 +121,11 @@ def capture_error(call: MixerCall, operator: Operator) -> float:
         raise Refused("the values are the same at all tokens, so that T u = y proves nothing of T")
     rebuilt = apply(operator, u)
     passed_on = rebuilt[..., :width] if call.passed_on is None else call.passed_on(rebuilt[..., :width])
-    errors = [_error(call, passed_on, call.output.double())]
+    # in half precision a head may be nothing but the rounding of larger numbers, such as those of its skip
+    by_head = not _is_half(call)
+    errors = [_error(call, passed_on, call.output.double(), by_head)]
     if extra is not None and call.one_hot is not None:
-        errors.append(_error(call, rebuilt[..., width:], call.one_hot(extra).double()))
+        errors.append(_error(call, rebuilt[..., width:], call.one_hot(extra).double(), by_head))
     return float("nan") if any(error != error for error in errors) else max(errors)
 
 
@@ -148,8 +149,12 @@ def _varies(call: MixerCall) -> bool:
     return bool((spread > 1e-3 * values.abs().amax(time).amax(-1)).all())
 
 
-def _error(call: MixerCall, rebuilt: Tensor, passed_on: Tensor) -> float:
-    """The largest difference of a head in units of its largest number, over the tokens that are no padding."""
+def _is_half(call: MixerCall) -> bool:
+    return is_half(call.output.dtype) or is_half(call.values.dtype)
+
+
+def _error(call: MixerCall, rebuilt: Tensor, passed_on: Tensor, by_head: bool) -> float:
+    """The largest difference of a head in units of its largest number, or of that of all heads; without padding."""
     difference, size = _tokens(call, rebuilt - passed_on).abs(), _tokens(call, passed_on).abs()
     if not size.numel():
         return 0.0
@@ -160,7 +165,8 @@ def _error(call: MixerCall, rebuilt: Tensor, passed_on: Tensor) -> float:
     if difference.isnan().any():
         return float("nan")
     # a head that passes on nothing is compared with the others
-    size = torch.where(size > 0, size, size.max().clamp_min(torch.finfo(torch.float64).tiny))
+    largest = size.max().clamp_min(torch.finfo(torch.float64).tiny)
+    size = torch.where(size > 0, size, largest) if by_head else largest
     return float((difference / size).max())
 
 

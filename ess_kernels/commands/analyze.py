@@ -14,6 +14,7 @@ from ess_kernels._text_table import text_table
 from ess_kernels.commands.errors import UserError
 from ess_kernels.commands.extras import require
 from ess_kernels.commands.files import check_distinct, check_writable, picture, write
+from ess_kernels.commands.interrupts import Interrupts
 from ess_kernels.commands.terminal import say
 from ess_kernels.commands.texts import given_text, read_bytes
 
@@ -40,11 +41,13 @@ def run(options: argparse.Namespace) -> int:
     from ess_kernels.commands.offline import hugging_face
 
     checkpoint = find_checkpoint(options.checkpoint, options.download, options.trust_remote_code)
-    with hugging_face(options.download), clean_copy(checkpoint) as copy:
+    with Interrupts() as interrupts, hugging_face(options.download), clean_copy(checkpoint) as copy:
         # code that may run lies beside the weights, so there the folder itself is needed
         folder = checkpoint.folder if options.trust_remote_code else copy
         tokens, model = _prepare(options, checkpoint, folder, name, data)
+        interrupts.check()
         found = _analyze(options, tokens, model)
+        interrupts.check()
     if options.dry_run:
         say(found)
         return 0
