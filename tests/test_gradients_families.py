@@ -28,7 +28,7 @@ BY_FUNCTIONS = {
     "sparse": "nsa",
     "two_decays": "sum_of",
 }
-# a few that lower to different structures; the others are thorough
+# a few that lower to different structures; the others are slow
 QUICK = ("gla", "delta_rule", "gated_delta_product", "attention")
 
 
