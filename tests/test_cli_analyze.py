@@ -274,7 +274,10 @@ def test_ctrl_c_leaves_everything_as_it_was(tmp_path):
     time.sleep(2)  # in the middle of loading or measuring
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()  # or it goes on beside all other tests
     assert (process.returncode, out, err) == (130, "", "")
     assert kept.read_text() == "what was there"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
