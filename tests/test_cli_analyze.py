@@ -11,9 +11,9 @@ import time
 
 import pytest
 import torch
+from analyze_command import refused, run
 from checkpoints import LONGEST, TEXT, change_json, save_llama, save_mamba2
 
-from ess_kernels import cli
 from ess_kernels.commands import memory
 
 pytest.importorskip("transformers")
@@ -34,19 +34,6 @@ def mamba2(tmp_path_factory):
 def copy(llama, tmp_path):
     """A copy of the Llama's folder, to be changed."""
     return shutil.copytree(llama, tmp_path / "copy")
-
-
-def run(capsys, *arguments):
-    code = cli.main(["analyze", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def refused(capsys, *arguments) -> str:
-    code, out, err = run(capsys, *arguments)
-    assert (code, out) == (2, ""), err
-    assert err.startswith("ess-kernels: error: ") and err.count("\n") == 1
-    return err
 
 
 def refused_before_loading(capsys, monkeypatch, *arguments) -> str:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from analyze_command import refused, run
 from checkpoints import TEXT, change_json, save_llama, trap_code, write_trap
 
 from ess_kernels import cli
@@ -42,20 +43,6 @@ def no_connection(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-def run(capsys, *arguments):
-    code = cli.main(["analyze", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def refused(capsys, *arguments) -> str:
-    code, out, err = run(capsys, *arguments)
-    assert (code, out) == (2, ""), err
-    assert err.startswith("ess-kernels: error: ") and err.count("\n") == 1
-    assert err[:-1].isprintable()
-    return err
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from ess_kernels.capture import Mixing, mixing_modules, rows_first
 from ess_kernels.capture.registry import OTHER_AXIS
 
 from .forward import short_length, shortened
-from .selection import is_selected
+from .selection import is_selected, modules_around
 
 # what reaches no further than this is a shift or a short convolution, whose state is as many tokens
 SHORT_REACH = 4
@@ -33,7 +33,7 @@ def find_mixing(model: nn.Module, arguments: Mapping[str, Any], batch: int, leng
             continue
         if found.modules:
             return found, []
-    return Mixing(tried=False), [f"Which modules mix over time could not be tried: {reason}"]
+    return Mixing(), [f"Which modules mix over time could not be tried: {reason}"]
 
 
 def batch_axes(model: nn.Module, arguments: Mapping[str, Any], batch: int, length: int) -> dict[str, bool]:
@@ -65,8 +65,8 @@ def doubt(name: str, by_sizes: bool, mixing: Mixing) -> str | None:
     own = mixing.modules.get(name)
     if own is not None and own.sees_future:
         return f"bidirectional: earlier outputs of {own.kind} depend on later tokens"
-    around = [name.rsplit(".", count)[0] for count in range(name.count(".") + 1)]
-    for outer in [*around, ""]:
+    around = [*modules_around(name), ""]
+    for outer in around:
         inside = [
             m for m in mixing.modules.values() if outer == "" or m.name == outer or m.name.startswith(f"{outer}.")
         ]
@@ -76,7 +76,7 @@ def doubt(name: str, by_sizes: bool, mixing: Mixing) -> str | None:
                 "depend on later tokens, and nothing inside of it sees the future"
             )
     known = {*mixing.modules, *mixing.failed}
-    if by_sizes and mixing.tried and not any(outer in known for outer in [*around, ""]):
+    if by_sizes and mixing.modules and not any(outer in known for outer in around):
         return f"{OTHER_AXIS}: {name or 'the model'} does not mix over time by itself"
     return None
 

@@ -25,6 +25,9 @@ def is_selected(name: str, patterns: list[str] | None) -> bool:
     """Whether a module, or one that it is in, is asked for."""
     if patterns is None:
         return True
-    parts = name.split(".")
-    above = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-    return any(fnmatch.fnmatchcase(one, pattern) for one in above for pattern in patterns)
+    return any(fnmatch.fnmatchcase(one, pattern) for one in modules_around(name) for pattern in patterns)
+
+
+def modules_around(name: str) -> list[str]:
+    """The names of a module and of those that it is in, itself first; without the model, whose name is empty."""
+    return [name.rsplit(".", count)[0] for count in range(name.count(".") + 1)]

@@ -66,6 +66,11 @@ class Capture:
         own = not self.paused and threading.get_ident() == self.thread
         return own and torch._C._current_graph_task_id() == -1
 
+    def check_length(self, tokens: int) -> None:
+        """`Refused` where a call has another number of tokens than the sequence."""
+        if self.length is not None and tokens != self.length:
+            raise Refused(f"{tokens} tokens where the sequence has {self.length}: a cache, or a part of it")
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Within it no seam looks: for calls of our own, and for what happens inside of a mixer that has been seen."""

@@ -71,8 +71,8 @@ def function_call(
     length = values.shape[2] // of_a_token
     if tokens is None and packed.is_packed(arguments):
         padding = None
-    elif capture.length is not None and length != capture.length:
-        raise Refused(f"{length} tokens where the sequence has {capture.length}: a cache, or a part of it")
+    else:
+        capture.check_length(length)
 
     def one_hot(values: Tensor) -> Tensor:
         given = arguments | known.of_values_alone(layout.from_heads(values))

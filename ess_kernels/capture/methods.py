@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .. import operators
 from .call import MixerCall, Refused
 from .functions import first
-from .layouts import CHANNELS_FIRST, CHANNELS_LAST, HEADS_FIRST
+from .layouts import CHANNELS_FIRST, CHANNELS_LAST
+from .seen import Seen
 
 if TYPE_CHECKING:
     from .capturing import Capture
@@ -104,7 +105,7 @@ def _watch_mlstm(capture: Capture, module: Any) -> None:
                 values=arguments["value"],
                 output=first(result),
                 operator=lambda mask: operators.mlstm(query, key, **gates, attention_mask=mask),
-                one_hot=lambda values: HEADS_FIRST.to_heads(first(module.forward(**arguments | {"value": values}))),
+                one_hot=lambda values: first(module.forward(**arguments | {"value": values})),
                 attention_mask=capture.attention_mask,
             )
 
@@ -117,8 +118,11 @@ def _watch_mlstm(capture: Capture, module: Any) -> None:
 
 
 def _watch_short_convolution(capture: Capture, module: Any) -> None:
-    def make(name: str, projected: Tensor, passed_on: Tensor) -> MixerCall:
-        B, C, x = projected.transpose(1, 2).chunk(3, 1)
+    seen = Seen(capture)
+    seen.outputs_of(module, "in_proj")
+
+    def make(name: str, passed_on: Tensor) -> MixerCall:
+        B, C, x = seen.take("in_proj").transpose(1, 2).chunk(3, 1)
         weight = module.conv.weight.squeeze(1)
         bias = module.conv.bias
 
@@ -136,16 +140,19 @@ def _watch_short_convolution(capture: Capture, module: Any) -> None:
             attention_mask=capture.attention_mask,
         )
 
-    _watch_between(capture, module, "in_proj", "out_proj", make)
+    seen.before(module, "out_proj", make)
 
 
 # --- MiniMax: lightning attention between qkv_proj and norm ----------------------------------------------------------
 
 
 def _watch_lightning(capture: Capture, module: Any) -> None:
-    def make(name: str, projected: Tensor, passed_on: Tensor) -> MixerCall:
+    seen = Seen(capture)
+    seen.outputs_of(module, "qkv_proj")
+
+    def make(name: str, passed_on: Tensor) -> MixerCall:
         heads, size = module.num_attention_heads, module.head_dim
-        rows = module.act_fn(projected).unflatten(-1, (heads, 3 * size))
+        rows = module.act_fn(seen.take("qkv_proj")).unflatten(-1, (heads, 3 * size))
         q, k, v = rows.split(size, dim=-1)
         slopes = -module.slope_rate.flatten()
         return MixerCall(
@@ -158,22 +165,4 @@ def _watch_lightning(capture: Capture, module: Any) -> None:
             attention_mask=capture.attention_mask,
         )
 
-    _watch_between(capture, module, "qkv_proj", "norm", make)
-
-
-def _watch_between(
-    capture: Capture, module: nn.Module, begin: str, end: str, make: Callable[[str, Tensor, Tensor], MixerCall]
-) -> None:
-    """Note what the submodule `begin` returns and what `end` receives in each call of the module."""
-    projected: list[Tensor] = []
-
-    def after_begin(_: nn.Module, args: Any, output: Tensor) -> None:
-        projected[:] = [output]
-
-    def before_end(_: nn.Module, args: Any) -> None:
-        if projected and capture.watching:
-            given = projected.pop()
-            capture.note(module, lambda name: make(name, given, args[0]))
-
-    capture.patches.hook(module.get_submodule(begin).register_forward_hook(after_begin))
-    capture.patches.hook(module.get_submodule(end).register_forward_pre_hook(before_end))
+    seen.before(module, "norm", make)

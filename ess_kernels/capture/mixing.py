@@ -53,13 +53,11 @@ class Mixing:
         modules: those that mix over time by what they do themselves, by name.
         failed: by name, why a module could not be tried.
         backward: names of modules of which earlier outputs depend on later tokens, by themselves or by what is inside.
-        tried: whether the model ran at all.
     """
 
     modules: dict[str, MixingModule] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     backward: set[str] = field(default_factory=set)
-    tried: bool = True
 
 
 def mixing_modules(model: nn.Module, inputs: dict[str, Any], length: int) -> Mixing:

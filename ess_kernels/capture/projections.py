@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -17,9 +16,10 @@ from torch.nn.functional import silu
 
 from .. import operators
 from . import functions
-from .call import MixerCall, Refused
+from .call import MixerCall
 from .known_functions import BY_NAME
 from .layouts import CHANNELS_FIRST, CHANNELS_LAST, TIME_FIRST
+from .seen import Seen
 from .torch_functions import on_cpu
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ def _watch_gated_delta_rule(capture: Capture, module: nn.Module, cpu: bool) -> N
 
 
 def _watch_mamba(capture: Capture, module: Any) -> None:
-    seen = _Seen(capture)
+    seen = Seen(capture)
     seen.outputs_of(module, "in_proj", "x_proj")
     seen.input_of(module, "x_proj", "u")
 
     def make(name: str, passed_on: Tensor) -> MixerCall:
         u, projected = seen.take("u"), seen.take("x_proj")
         gate = seen.take("in_proj").chunk(2, -1)[1]
-        _check_length(capture, u)
+        capture.check_length(u.shape[1])
         states = module.A_log.shape[1]
         dt, B, C = _normalized(module, projected.split([projected.shape[-1] - 2 * states, states, states], -1))
         delta = dt @ module.dt_proj.weight.T
@@ -130,13 +130,13 @@ def _normalized(module: Any, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _watch_zamba(capture: Capture, module: Any) -> None:
-    seen = _Seen(capture)
+    seen = Seen(capture)
     seen.outputs_of(module, "in_proj", "conv1d")
 
     def make(name: str, passed_on: Tensor) -> MixerCall:
         gate = seen.take("in_proj")[..., 1::2].transpose(1, 2)
         u = _masked(capture, module.act(seen.take("conv1d")[..., : gate.shape[-1]]).transpose(1, 2)).transpose(1, 2)
-        _check_length(capture, u.transpose(1, 2))
+        capture.check_length(u.transpose(1, 2).shape[1])
         heads, states = module.n_mamba_heads, module.ssm_state_size
         projected = module.x_proj_weight @ u.unflatten(1, (heads, -1))
         dt, B, C = projected.split([projected.shape[2] - 2 * states, states, states], 2)
@@ -172,7 +172,7 @@ def _watch_zamba(capture: Capture, module: Any) -> None:
 
 
 def _watch_mamba2(capture: Capture, module: Any) -> None:
-    seen = _Seen(capture)
+    seen = Seen(capture)
     seen.outputs_of(module, "in_proj", "conv1d")
     # FalconH1 has its norm only where it is asked for; else the gate comes before the last projection
     normalizes = isinstance(getattr(module, "norm", None), nn.Module)
@@ -185,7 +185,7 @@ def _watch_mamba2(capture: Capture, module: Any) -> None:
         heads, groups, states = module.num_heads, module.n_groups, module.ssm_state_size
         inner = x.shape[-1] - 2 * groups * states
         u, B, C = x.split([inner, groups * states, groups * states], -1)
-        _check_length(capture, u)
+        capture.check_length(u.shape[1])
         gate = projected[..., -heads - x.shape[-1] - inner : -heads - x.shape[-1]]
         u, gate, passed_on = (y.unflatten(-1, (heads, -1)) for y in (u, gate, passed_on))
         B, C = (y.unflatten(-1, (groups, states)) for y in (B, C))
@@ -226,52 +226,6 @@ def _limits(module: Any) -> tuple[float, float]:
     return limits
 
 
-# --- what submodules return and receive ------------------------------------------------------------------------------
-
-
-class _Seen:
-    """Tensors that submodules returned or received in the call of a module that is running."""
-
-    def __init__(self, capture: Capture):
-        self.capture = capture
-        self._tensors: dict[str, Tensor] = {}
-
-    def outputs_of(self, module: nn.Module, *names: str) -> None:
-        for name in names:
-
-            def after(_: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
-                self._tensors[name] = output
-
-            self.capture.patches.hook(module.get_submodule(name).register_forward_hook(after))
-
-    def input_of(self, module: nn.Module, name: str, called: str) -> None:
-        def before(_: nn.Module, args: Any) -> None:
-            self._tensors[called] = args[0]
-
-        self.capture.patches.hook(module.get_submodule(name).register_forward_pre_hook(before))
-
-    def take(self, name: str) -> Tensor:
-        """The tensor, once; `Refused` where the module has not made it."""
-        if name not in self._tensors:
-            raise Refused(f"{name} was not called: a step with a cache, or a kernel that does without it")
-        return self._tensors.pop(name)
-
-    def before(self, module: nn.Module, name: str, make: Callable[[str, Tensor], MixerCall]) -> None:
-        """Note the module's call when the submodule `name` receives what the recurrence passes on."""
-
-        def end(_: nn.Module, args: Any) -> None:
-            if self.capture.watching:
-                self.capture.note(module, lambda of_module: make(of_module, args[0]))
-            self._tensors.clear()
-
-        self.capture.patches.hook(module.get_submodule(name).register_forward_pre_hook(end))
-
-
 def _masked(capture: Capture, x: Tensor) -> Tensor:
     """`x` `[B, L, D]`, 0 where there is padding, as these modules have it after their convolution."""
     return x if capture.attention_mask is None else x * capture.attention_mask[..., None]
-
-
-def _check_length(capture: Capture, u: Tensor) -> None:
-    if capture.length is not None and u.shape[1] != capture.length:
-        raise Refused(f"{u.shape[1]} tokens where the sequence has {capture.length}: a cache, or a part of it")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,7 +142,7 @@ def _prepare(
     _check_places(options, tokens)
     outline = loading.outline(checkpoint, config, options.dtype)
     if outline is not None:
-        _check_layers(options.layers, [module for module, _ in outline.named_modules()])
+        _check_layers(options.layers, outline)
     loading.check_memory(checkpoint, config, outline, options.dtype, options.device, len(tokens.ids))
     model = loading.load_model(checkpoint, folder, config, options.dtype, options.device, trust)
     return tokens, model
@@ -165,10 +164,13 @@ def _check_places(options: argparse.Namespace, tokens: Tokens) -> None:
         raise UserError(f"--delimiter: expected a text that is among the tokens, got {options.delimiter!r}")
 
 
-def _check_layers(patterns: list[str] | None, names: list[str]) -> None:
-    for pattern in patterns or ():
-        if not fnmatch.filter(names, pattern):
-            raise UserError(f"--layers: no module of the model is called {pattern!r}")
+def _check_layers(patterns: list[str] | None, outline: Any) -> None:
+    from ess_kernels.analysis.selection import selected
+
+    try:
+        selected(patterns, outline)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
 
 
 def _analyze(options: argparse.Namespace, tokens: Tokens, model: Any) -> Any:

@@ -42,6 +42,13 @@ class Padded:
     sizes: Tensor
     error: Tensor
 
+    @staticmethod
+    def without_states(D: Tensor, n: int) -> Padded:
+        """What multiplies the inputs directly, `D` `[N, L]`, beside states that are all empty, with room for n."""
+        heads, length = D.shape
+        A, (B, C) = D.new_zeros(heads, length, n, n), D.new_zeros(2, heads, length, n)
+        return Padded(A, B, C, D, torch.zeros(heads, length, dtype=torch.int64), D.new_zeros(heads))
+
     def heads(self, first: int, stop: int) -> Padded:
         """Heads `first..stop-1`."""
         every = (self.A, self.B, self.C, self.D, self.sizes, self.error)
@@ -67,16 +74,8 @@ def padded(parts: Sequence[Realisation], D: Tensor) -> Padded:
 
     But n is at least 1, so that there is a recurrence even where every state is empty.
     """
-    heads, length = D.shape
     n = max([1, *[int(part.sizes.max()) for part in parts if part.sizes.numel()]])
-    result = Padded(
-        A=D.new_zeros(heads, length, n, n),
-        B=D.new_zeros(heads, length, n),
-        C=D.new_zeros(heads, length, n),
-        D=D,
-        sizes=torch.zeros(heads, length, dtype=torch.int64),
-        error=D.new_zeros(heads),
-    )
+    result = Padded.without_states(D, n)
     first = 0
     for part in parts:
         mine = slice(first, first + len(part.sizes))
@@ -98,14 +97,7 @@ def put_together(pieces: Sequence[tuple[Padded, Tensor, Tensor]], heads: int, le
     """
     n = max([1, *[piece.A.shape[-1] for piece, _, _ in pieces]])
     zeros = torch.zeros(heads, length, dtype=torch.float64)
-    result = Padded(
-        A=zeros.new_zeros(heads, length, n, n),
-        B=zeros.new_zeros(heads, length, n),
-        C=zeros.new_zeros(heads, length, n),
-        D=zeros,
-        sizes=torch.zeros(heads, length, dtype=torch.int64),
-        error=zeros.new_zeros(heads),
-    )
+    result = Padded.without_states(zeros, n)
     for piece, head, token in pieces:
         piece, where = piece.with_room(n), (head[:, None], token)
         result.A[where], result.B[where], result.C[where] = piece.A, piece.B, piece.C
