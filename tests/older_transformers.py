@@ -11,7 +11,7 @@ import warnings
 import torch
 import transformers
 
-from ess_kernels.capture import capturing, torch_functions, verify
+from ess_kernels.capture import capturing, rows_first, torch_functions, verify
 
 VOCABULARY, HIDDEN = 64, 32
 SHAPE = (2, 20)
@@ -127,7 +127,11 @@ def measure(name, attention, padding):
 
     with torch.no_grad(), torch_functions(model):
         before = model(**given).logits
-        with capturing(model, receive, shape=SHAPE, attention_mask=mask if padding else None) as capture:
+        # Bloom makes one axis of batch and heads
+        first = {name: x[:1] if isinstance(x, torch.Tensor) else x for name, x in given.items()}
+        order = rows_first(model, given, first, SHAPE[0])
+        padded = mask if padding else None
+        with capturing(model, receive, shape=SHAPE, attention_mask=padded, batch_first=order) as capture:
             during = model(**given).logits
         after = model(**given).logits
     return {
