@@ -11,6 +11,7 @@ from . import processes as processes  # first: it looks at what had been importe
 from ._requirements import problem as _problem
 from ._version import __version__
 from .config import show_config
+from .memory import memory_budget
 
 if TYPE_CHECKING or _problem() is None:
     from . import aggregate, capture, operators
@@ -53,6 +54,7 @@ __all__ = [
     "capture",
     "causal_ess",
     "entropy_ess",
+    "memory_budget",
     "nuclear_norm",
     "observable_ess",
     "operators",

@@ -11,6 +11,7 @@ from typing import Any
 
 from ess_kernels import _requirements, environment, processes
 from ess_kernels._version import __version__
+from ess_kernels.memory import budget_in_bytes
 
 # Distribution names, asked for their version and never imported: some take seconds, and triton looks for a GPU.
 OPTIONAL_PACKAGES = ("triton", "safetensors", "matplotlib", "transformers", "flash-linear-attention")
@@ -77,7 +78,7 @@ def show_config() -> Config:
     torch or numpy is missing: what keeps the package from working is listed in `problems`.
     """
     try:
-        budget = environment.memory_budget()
+        budget = budget_in_bytes()
     except ValueError:  # among the problems
         budget = environment.DEFAULT_MEMORY_BUDGET
     problem = _requirements.problem()

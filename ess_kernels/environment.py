@@ -17,9 +17,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
 MEMORY_BUDGET = "ESS_KERNELS_MEMORY_BUDGET"
@@ -40,8 +37,6 @@ _OFF = frozenset({"", "0", "false", "no", "off"})
 LEVELS = {"best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
 MOST_THREADS = 1024
 
-_fixed_budget: ContextVar[int | None] = ContextVar("_fixed_budget", default=None)
-
 
 def parse_size(text: str) -> int:
     """The number of bytes that `text` says: `"4096"`, `"512M"`, `"1.5 GiB"`. Suffixes are powers of 1024, in any case.
@@ -57,10 +52,11 @@ def parse_size(text: str) -> int:
     return size
 
 
-def memory_budget() -> int:
-    """The workspace in bytes that one call may use: `ESS_KERNELS_MEMORY_BUDGET`, 1 GiB where it is unset or empty."""
-    if (fixed := _fixed_budget.get()) is not None:
-        return fixed
+def default_memory_budget() -> int:
+    """The workspace in bytes that one call may use: `ESS_KERNELS_MEMORY_BUDGET`, 1 GiB where it is unset or empty.
+
+    `memory.memory_budget` takes its place.
+    """
     text = os.environ.get(MEMORY_BUDGET, "")
     if not text.strip():
         return DEFAULT_MEMORY_BUDGET
@@ -68,16 +64,6 @@ def memory_budget() -> int:
         return parse_size(text)
     except ValueError as error:
         raise ValueError(f"environment variable {MEMORY_BUDGET}: {error}") from None
-
-
-@contextmanager
-def fixed_memory_budget(size: int) -> Iterator[None]:
-    """Within it, the memory budget of this thread is `size` bytes, whatever the environment says."""
-    token = _fixed_budget.set(size)
-    try:
-        yield
-    finally:
-        _fixed_budget.reset(token)
 
 
 def native_disabled() -> bool:
@@ -122,7 +108,7 @@ def cpu_level() -> int:
 def problems() -> list[str]:
     """What is wrong with the settings as they are now, a line each."""
     found = []
-    for read in (memory_budget, native_disabled, num_threads, cpu_level):
+    for read in (default_memory_budget, native_disabled, num_threads, cpu_level):
         try:
             read()
         except ValueError as error:

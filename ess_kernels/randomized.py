@@ -16,7 +16,7 @@ from .by_sequence import answer_by_sequence
 from .engine.sketch import PROBES, certify, draw, sketch
 from .engine.state_space import lost_in
 from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head
-from .environment import memory_budget
+from .memory import budget_in_bytes
 from .metrics import Positions, Tolerance
 from .operators.dense import as_operator
 from .operators.separate import SeparateSequences
@@ -175,10 +175,10 @@ def _svdvals(A: Tensor) -> Tensor:
 
 def _slices(op: Operator, positions: int, rank: int) -> tuple[int, int, int]:
     """How many heads and positions are worked on at a time, and the bytes left beside their thin matrices."""
-    budget = memory_budget() // 2
+    budget = budget_in_bytes() // 2
     thin = 8 * op.length * (8 * rank + 3 * PROBES)
     if isinstance(op, StateSpace):
         thin += 16 * op.length // BLOCK * op.state_size * rank
     at_once = min(positions, max(1, budget // thin))
-    heads = min(budget // (thin * at_once), memory_budget() // max(1, 2 * bytes_per_head(op)))
+    heads = min(budget // (thin * at_once), budget_in_bytes() // max(1, 2 * bytes_per_head(op)))
     return max(1, min(op.num_heads, heads)), at_once, budget

@@ -14,7 +14,7 @@ import torch
 from analyze_command import refused, run
 from checkpoints import LONGEST, TEXT, change_json, save_llama, save_mamba2
 
-from ess_kernels.commands import memory
+from ess_kernels import memory
 
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")

@@ -1,11 +1,12 @@
 """Settings from the environment, and the report on an installation."""
 
 import json
+import threading
 
 import pytest
 
 import ess_kernels
-from ess_kernels import environment
+from ess_kernels import environment, memory
 
 
 @pytest.mark.parametrize(
@@ -24,23 +25,53 @@ from ess_kernels import environment
 )
 def test_memory_budget(monkeypatch, text, size):
     monkeypatch.setenv("ESS_KERNELS_MEMORY_BUDGET", text)
-    assert environment.memory_budget() == size
+    assert environment.default_memory_budget() == size
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1e9", "1GB", "lots", "1 G G", "0.1", "nan", "inf", "١"])
 def test_memory_budget_refuses(monkeypatch, text):
     monkeypatch.setenv("ESS_KERNELS_MEMORY_BUDGET", text)
     with pytest.raises(ValueError) as caught:
-        environment.memory_budget()
+        environment.default_memory_budget()
     assert "ESS_KERNELS_MEMORY_BUDGET" in str(caught.value)
     assert repr(text) in str(caught.value)
 
 
+def test_memory_budget_of_a_context(monkeypatch):
+    monkeypatch.setenv("ESS_KERNELS_MEMORY_BUDGET", "1M")
+    with ess_kernels.memory_budget("2 GiB"):
+        assert memory.budget_in_bytes() == 2**31 == ess_kernels.show_config().memory_budget
+        with ess_kernels.memory_budget(4096):
+            assert memory.budget_in_bytes() == 4096
+            # other threads have their own
+            found = []
+            thread = threading.Thread(target=lambda: found.append(memory.budget_in_bytes()))
+            thread.start()
+            thread.join()
+            assert found == [2**20]
+        with pytest.raises(ZeroDivisionError), ess_kernels.memory_budget(1):
+            raise ZeroDivisionError
+        assert memory.budget_in_bytes() == 2**31
+    assert memory.budget_in_bytes() == 2**20
+
+
+@pytest.mark.parametrize("size, error", [(True, TypeError), (1.5, TypeError), (None, TypeError), (0, ValueError)])
+def test_memory_budget_of_a_context_refuses(size, error):
+    with pytest.raises(error, match="size: expected"), ess_kernels.memory_budget(size):
+        pass
+
+
+@pytest.mark.parametrize("size", ["0", "1GB", "", "-5"])
+def test_memory_budget_of_a_context_refuses_text(size):
+    with pytest.raises(ValueError, match="size: expected"), ess_kernels.memory_budget(size):
+        pass
+
+
 def test_memory_budget_default(monkeypatch):
     monkeypatch.delenv("ESS_KERNELS_MEMORY_BUDGET", raising=False)
-    assert environment.memory_budget() == 2**30
+    assert environment.default_memory_budget() == 2**30
     monkeypatch.setenv("ESS_KERNELS_MEMORY_BUDGET", "")
-    assert environment.memory_budget() == 2**30
+    assert environment.default_memory_budget() == 2**30
 
 
 @pytest.mark.parametrize(

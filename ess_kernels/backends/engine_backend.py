@@ -18,7 +18,7 @@ from ..engine.state_space import Recurrence, block_length, lost_in
 from ..engine.state_space import bytes_per_head as recurrence_bytes
 from ..engine.tiled import Matrix
 from ..engine.tiled import bytes_per_head as matrix_bytes
-from ..environment import memory_budget
+from ..memory import budget_in_bytes
 from ..operators.structure import Operator, StateSpace, Tiled
 from .base import Backend
 
@@ -104,7 +104,7 @@ class EngineBackend(Backend):
 
         A head may be yielded twice: the later answer overwrites the earlier one.
         """
-        budget, cost = memory_budget(), Cost()
+        budget, cost = budget_in_bytes(), Cost()
         if isinstance(op, StateSpace):
             need = self._recurrence_bytes(op, entropy)
         else:

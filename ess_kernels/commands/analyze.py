@@ -107,7 +107,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
     from ess_kernels._checks import tolerance_lists
 
     try:
-        environment.memory_budget()
+        environment.default_memory_budget()
     except ValueError as error:
         raise UserError(str(error)) from error
     try:

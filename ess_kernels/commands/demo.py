@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
             check_writable(option, path)
     text = _text(options)
     try:
-        environment.memory_budget()
+        environment.default_memory_budget()
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ess_kernels import environment
 from ess_kernels.commands.checkpoint import Checkpoint
 from ess_kernels.commands.errors import UserError
 from ess_kernels.commands.extras import installed
 from ess_kernels.commands.headers import tensor_bytes
-from ess_kernels.commands.memory import free_memory, free_on_gpu, size_text
+from ess_kernels.memory import budget_in_bytes, free_memory, free_on_gpu, size_text
 
 MOST_LAYERS = 10_000
 
@@ -160,7 +159,7 @@ def analysis_bytes(config: Any, length: int) -> int:
     width, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
     scores = 8 * max(1, heads) * length**2
     layer = 16 * 4 * width * length + 4 * _number(config, "vocab_size") * length
-    return layer + scores + min(environment.memory_budget(), 4 * scores)
+    return layer + scores + min(budget_in_bytes(), 4 * scores)
 
 
 def longest(config: Any) -> int | None:

@@ -10,7 +10,7 @@ from ..engine.blocks import block_parts, cut
 from ..engine.boundary import observe_roots
 from ..engine.scaling import keep_heads
 from ..engine.state_space import block_length, bytes_per_head
-from ..environment import memory_budget
+from ..memory import budget_in_bytes
 from ..operators.blocked import Blocked
 from ..operators.dense import as_operator
 from ..operators.separate import SeparateSequences
@@ -64,7 +64,7 @@ def _of_heads(op: Operator) -> Tensor:
     if isinstance(inner, StateSpace):
         c = max(block_length(inner.state_size, entropy=True), _power_of_two_from(sub_tokens))
         each = 2 * bytes_per_head(inner, c)
-    budget = memory_budget() // 4
+    budget = budget_in_bytes() // 4
     for heads in op.all_heads().split(max(1, budget // each)):
         if isinstance(inner, StateSpace):
             found[heads] = _of_states(inner.tokens(heads), sub_tokens, c)

@@ -12,7 +12,7 @@ from .._readable import check_readable, refuse_tangents
 from ..by_sequence import answer_by_sequence
 from ..engine.scaling import keep_heads
 from ..engine.state_space import block_length, bytes_per_head
-from ..environment import memory_budget
+from ..memory import budget_in_bytes
 from ..metrics import Positions
 from ..operators.dense import as_operator
 from ..operators.separate import SeparateSequences
@@ -106,7 +106,7 @@ def _of_one(op: Operator, which: Which, positions: Sequence[int], k: int) -> Ten
     if values is not None:
         bytes_each += 8 * values.shape[-1] * (state.length * (1 + state.state_size // c) + state.state_size)
     found = torch.full((op.num_heads, len(distinct), k), torch.nan, dtype=torch.float64, device=op.device)
-    for heads in op.all_heads().split(max(1, memory_budget() // (4 * bytes_each))):
+    for heads in op.all_heads().split(max(1, budget_in_bytes() // (4 * bytes_each))):
         tokens = state.tokens(heads)
         finite = tokens.finite()
         written = None

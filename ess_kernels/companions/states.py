@@ -21,7 +21,7 @@ from torch import Tensor
 from ..engine.blocks import Blocks, block_parts, cut
 from ..engine.boundary import carry, observe_roots, reach_roots
 from ..engine.parallel import svdvals
-from ..environment import memory_budget
+from ..memory import budget_in_bytes
 from ..metrics import MAX_SMALL, small_spectra
 from ..operators.structure import Tokens
 
@@ -58,7 +58,7 @@ def spectra_of_states(
     places[number, offset] = torch.arange(len(positions), device=positions.device)
     offsets = offset.unique().tolist()
     heads, numbers = _pairs(len(found), number.unique())
-    each = max(1, min(WORKSPACE, memory_budget() // 4) // (8 * _numbers_per_block(cut_tokens, edges, c)))
+    each = max(1, min(WORKSPACE, budget_in_bytes() // 4) // (8 * _numbers_per_block(cut_tokens, edges, c)))
     for head, block in zip(heads.split(each), numbers.split(each), strict=True):
         own = _blocks_at(cut_tokens, head, block)
         its_values = None if written is None else written[head, block]

@@ -11,7 +11,7 @@ import threading
 import torch
 from torch import Tensor
 
-from ...environment import memory_budget
+from ...memory import budget_in_bytes
 from .abi import LINE
 
 # what is kept of one kind, at most: bytes
@@ -53,7 +53,7 @@ def borrow(name: str, count: int) -> Tensor:
     if memory is not None:
         size = memory.numel() * memory.itemsize
         # drop an array that is four times too large and above today's budget: a larger budget has left it behind
-        wasteful = size > 4 * memory.itemsize * count and size > memory_budget()
+        wasteful = size > 4 * memory.itemsize * count and size > budget_in_bytes()
         if wasteful or memory.numel() < count + LINE // memory.itemsize:
             memory = None
     if memory is None:

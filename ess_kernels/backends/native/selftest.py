@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ... import environment, operators
+from ...memory import memory_budget
 from ...operators import Operator
 from ...operators.rank_one import RankOneStateSpace
 from ..base import Task
@@ -214,7 +215,7 @@ def first_failure(handle: ctypes.CDLL, level: int, threaded: bool = False) -> st
             continue
         with (
             pinned(handle, check.threads if threaded else 1, level),
-            environment.fixed_memory_budget(environment.DEFAULT_MEMORY_BUDGET),
+            memory_budget(environment.DEFAULT_MEMORY_BUDGET),
             torch.device("cpu"),
             torch.no_grad(),
         ):

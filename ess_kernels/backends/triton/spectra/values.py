@@ -15,7 +15,7 @@ from torch import Tensor
 from ....engine.certainty import entropy_of_values
 from ....engine.parallel import product_values
 from ....engine.scaling import exp2
-from ....environment import memory_budget
+from ....memory import budget_in_bytes
 from .bidiagonal import IN_REGISTERS, reduce_in_registers
 from .leading import reduce_leading
 from .sturm import counts_of_squares, padded_length, values_of_squares
@@ -74,7 +74,7 @@ def _sliced(A: Tensor, none: Tensor, finish: Callable[[Tensor, Tensor, int], Ten
     if m > IN_REGISTERS:
         # a scaled copy, and the workspace of a QR decomposition where there is one
         numbers += m * n if m == n else 3 * m * n
-    each = max(1, memory_budget() // (numbers * A.element_size()))
+    each = max(1, budget_in_bytes() // (numbers * A.element_size()))
     return torch.cat([none] + [finish(*_bidiagonal(piece), n) for piece in A.split(each) if len(piece)])
 
 

@@ -1,11 +1,54 @@
-"""How much memory a model and its analysis need, and how much is free."""
+"""Memory: the budget of a call, and how much is free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
+from . import environment
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+_budget: ContextVar[int | None] = ContextVar("_budget", default=None)
+
+
+@contextmanager
+def memory_budget(size: int | str) -> Iterator[None]:
+    """Within it, calls of this thread (or task of asyncio) may use `size` for their workspace, whatever the environment
+    says.
+
+    The workspace is what a call needs beside its inputs and its result. Heads and positions are taken as many at a time
+    as fit. A single head that needs more gets it where the memory is there, with one logged line; where it is not,
+    the call raises `MemoryError` before it allocates anything.
+
+    Args:
+        size: bytes, or a text such as `"512M"` or `"2GiB"`; K, M and G are KiB, MiB and GiB.
+
+    Raises:
+        TypeError: it is neither an integer nor a text.
+        ValueError: it is less than one byte, or a text that cannot be understood.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise TypeError(f"size: expected bytes or a text such as '2GiB', got {type(size).__name__}")
+    try:
+        number = environment.parse_size(size) if isinstance(size, str) else size
+    except ValueError as error:
+        raise ValueError(f"size: {error}") from None
+    if number < 1:
+        raise ValueError(f"size: expected at least one byte, got {size}")
+    token = _budget.set(number)
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def budget_in_bytes() -> int:
+    """The workspace that one call may use: that of the innermost `memory_budget`, or the environment's."""
+    number = _budget.get()
+    return environment.default_memory_budget() if number is None else number
 
 
 def free_memory() -> int | None:
