@@ -275,6 +275,27 @@ def hessian_times(measure, x, direction):
     return torch.autograd.grad((first * direction).sum(), x)[0]
 
 
+@every_metric
+@pytest.mark.parametrize("length", [6, 16])
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_derivatives_by_log_determinants_are_those_by_decompositions(metric, length, spread, monkeypatch):
+    """The way of many positions of a long head, against the way of few: singular values over `spread` powers of ten."""
+    torch.manual_seed(length)
+    T = randn(length, length) * 10 ** (-spread * torch.rand(length, 1, dtype=torch.float64))
+    direction, weights = randn(length, length), torch.rand(length - 1, dtype=torch.float64)
+    measure = lambda T: weights * METRICS[metric](T)  # noqa: E731
+    found = {}
+    for by_decompositions in (True, False):
+        monkeypatch.setattr("ess_kernels.gradients.matrix.few", lambda *_: by_decompositions)  # noqa: B023
+        leaf = T.clone().requires_grad_()
+        found[by_decompositions] = (
+            torch.autograd.grad(measure(leaf).sum(), leaf)[0],
+            hessian_times(measure, T, direction),
+        )
+    for exact, other, close in zip(found[True], found[False], (1e-4, 5e-3), strict=True):
+        assert float((other - exact).norm()) <= close * float(exact.norm())
+
+
 def test_a_second_derivative_that_is_infinite_is_an_error():
     torch.manual_seed(6)
     T = torch.zeros(8, 8, dtype=torch.float64)

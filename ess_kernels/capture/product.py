@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..operators.separate import SeparateSequences
 from ..operators.structure import Operator, StateSpace, Tiled
-from ..operators.sum_of import SumOfStates, rows_of
+from ..operators.sum_of import rows_of
 
 BUDGET = 256 << 20  # bytes of T, or of states, at a time
 
@@ -39,9 +39,9 @@ def _by_sequence(op: SeparateSequences, u: Tensor) -> Tensor:
 
 def _heads(op: Operator, heads: Tensor, u: Tensor) -> Tensor:
     """Some heads, as many at a time as fit."""
-    if isinstance(op, StateSpace) and not isinstance(op, SumOfStates):
+    if isinstance(op, StateSpace):
         each = op.length * op.state_size * (4 + (0 if op.diagonal or op.rank_one else op.state_size))
-    elif isinstance(op, (Tiled, SumOfStates)):
+    elif isinstance(op, Tiled):
         each = op.length * min(op.length, 512)
     else:
         each = op.length**2 * op.block[0] * op.block[1]
@@ -51,7 +51,7 @@ def _heads(op: Operator, heads: Tensor, u: Tensor) -> Tensor:
 
 
 def _some_heads(op: Operator, heads: Tensor, u: Tensor) -> Tensor:
-    if isinstance(op, (Tiled, SumOfStates)):
+    if isinstance(op, Tiled):
         band = max(1, BUDGET // max(8 * len(heads) * op.length, 1))
         rows = [(i, min(i + band, op.length)) for i in range(0, op.length, band)]
         bands = [rows_of(op, heads, start, stop) @ u[:, :stop] for start, stop in rows]
@@ -75,5 +75,4 @@ def _scan(op: StateSpace, heads: Tensor, u: Tensor) -> Tensor:
     own = op.own_diagonal(heads)
     if own is None:
         return y
-    made = 0.0 if tokens.reads_before else (tokens.read * tokens.write).sum(-1)
-    return y + (own - made)[..., None] * u
+    return y + (own - tokens.diagonal_entries())[..., None] * u

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .structure import StateSpace, Tokens
@@ -73,8 +72,3 @@ class GatedStateSpace(StateSpace):
             return None
         batch, head = self.unravel(heads)
         return self.diagonal_entries[batch, :, head]
-
-    def dense_heads(self, heads: Tensor) -> Tensor:
-        T = super().dense_heads(heads)
-        own = self.own_diagonal(heads)
-        return T if own is None else T.tril(-1) + torch.diag_embed(own)

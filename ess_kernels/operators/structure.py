@@ -251,6 +251,11 @@ class Tokens:
             seen, changed = changed, seen
         return moved + changed[..., None] * (seen[:, None] @ states)
 
+    def diagonal_entries(self) -> Tensor:
+        """`T_ii` `[N, L]`."""
+        entries = (self.read * self.write).sum(-1)
+        return torch.zeros_like(entries) if self.reads_before else entries
+
     def finite(self) -> Tensor:
         """bool `[N]`: whether every number of the head is finite."""
         finite = torch.stack([x.isfinite().flatten(1).all(1) for x in self.tensors])
@@ -331,7 +336,8 @@ class StateSpace(Operator):
         return self.tokens(heads).finite()
 
     def dense_heads(self, heads: Tensor) -> Tensor:
-        return self.from_tokens(heads, lambda _, tokens: dense_of(tokens))
+        T, own = self.from_tokens(heads, lambda _, tokens: dense_of(tokens)), self.own_diagonal(heads)
+        return T if own is None else T.tril(-1) + torch.diag_embed(own)
 
 
 def dense_of(tokens: Tokens) -> Tensor:

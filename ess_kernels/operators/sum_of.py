@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,11 @@ class SumOf(Tiled):
         self.ops, self.weights = tuple(ops), tuple(weights)
 
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
-        return _total(self, heads, start, stop, lambda op: rows_of(op, heads, start, stop))
+        terms = (
+            rows_of(op, heads, start, stop) * _of_heads(weight, self, heads, start, stop)
+            for op, weight in zip(self.ops, self.weights)
+        )
+        return functools.reduce(torch.add, terms)
 
     @torch.no_grad()
     def finite(self, heads: Tensor) -> Tensor:
@@ -81,9 +85,16 @@ class SumOfStates(StateSpace):
             first = stop
         return Tokens(torch.cat(reads, -1), torch.cat(writes, -1), transition, self.reads_before)
 
-    def dense_heads(self, heads: Tensor) -> Tensor:
-        # the diagonal may be another than that of the tokens
-        return _total(self, heads, 0, self.length, lambda op: op.dense_heads(heads))
+    def own_diagonal(self, heads: Tensor) -> Tensor | None:
+        owns = [op.own_diagonal(heads) for op in self.ops]
+        if all(own is None for own in owns):
+            return None
+        entries = (
+            (op.tokens(heads).diagonal_entries() if own is None else own.double())[..., None]
+            * _of_heads(weight, self, heads, 0, self.length)
+            for op, weight, own in zip(self.ops, self.weights, owns)
+        )
+        return functools.reduce(torch.add, entries)[..., 0]
 
 
 def weighted_sum(ops: Sequence[Operator], weights: Sequence[Weight]) -> SumOf | SumOfStates:
@@ -92,13 +103,6 @@ def weighted_sum(ops: Sequence[Operator], weights: Sequence[Weight]) -> SumOf | 
     if len(states) == len(ops) and len({op.reads_before for op in states}) == 1:
         return SumOfStates(states, weights)
     return SumOf(ops, weights)
-
-
-def _total(op: SumOf | SumOfStates, heads: Tensor, start: int, stop: int, rows: Callable[[Operator], Tensor]) -> Tensor:
-    """The weighted sum of rows `start..stop-1` of every term."""
-    terms = zip(op.ops, op.weights)
-    scaled = (rows(term) * _of_heads(weight, op, heads, start, stop) for term, weight in terms)
-    return functools.reduce(torch.add, scaled)
 
 
 def _of_heads(weight: Weight, op: Operator, heads: Tensor, start: int, stop: int) -> Weight:
@@ -115,8 +119,6 @@ def rows_of(op: Operator, heads: Tensor, start: int, stop: int) -> Tensor:
     """Rows `start..stop-1` of any operator with one row and one column a token, columns `0..stop-1`."""
     if isinstance(op, Tiled):
         return op.rows(heads, start, stop)
-    if isinstance(op, SumOfStates):
-        return _total(op, heads, start, stop, lambda term: rows_of(term, heads, start, stop))
     assert isinstance(op, StateSpace)
     rows = op.from_tokens(heads, lambda _, tokens: recurrence_rows(tokens, start, stop))
     own = op.own_diagonal(heads)

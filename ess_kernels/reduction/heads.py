@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..engine.scaling import power_of_two, scaled_tokens
 from ..operators.structure import Operator, StateSpace, Tokens
-from ..operators.sum_of import SumOfStates, rows_of
 from .balanced import balanced_realisation
 from .by_blocks import sweep_rows
 from .realisation import Realisation, padded
@@ -18,8 +17,6 @@ from .roots import observability_roots
 from .sweep import Limits, Swept, sweep, without_overflow
 
 EPS = torch.finfo(torch.float64).eps
-# rows of T that exist at a time where only its diagonal is wanted
-BAND = 64
 
 
 class Wish(NamedTuple):
@@ -40,7 +37,8 @@ class Wish(NamedTuple):
 def of_state_space(op: StateSpace, heads: Tensor, wish: Wish, fixed_width: bool) -> tuple[Realisation, Tensor]:
     """The realisation of some heads, and the diagonal of `T` `[N, L]`; without forming `T`."""
     whole = op.tokens(heads)
-    diagonal = _diagonal(op, heads, whole).cpu()
+    own = op.own_diagonal(heads)
+    diagonal = (whole.diagonal_entries() if own is None else own.double()).cpu()
     tokens, unit, _ = scaled_tokens(whole.map(Tensor.cpu))
     limits = wish.limits(op, unit)
     if wish.balanced:
@@ -79,16 +77,3 @@ def _realisation(swept: Swept) -> Realisation:
 def _in_units(found: Realisation, unit: Tensor) -> Realisation:
     """The realisation with the units of the heads, `[N]`, put into what it reads."""
     return replace(found, reads=[read * unit[:, None] for read in found.reads], error=found.error * unit)
-
-
-def _diagonal(op: StateSpace, heads: Tensor, tokens: Tokens) -> Tensor:
-    """`T_ii` `[N, L]`."""
-    own = op.own_diagonal(heads)
-    if own is not None:
-        return own.double()
-    if isinstance(op, SumOfStates) and any(term.own_diagonal(heads) is not None for term in op.ops):
-        bands = [(start, min(start + BAND, op.length)) for start in range(0, op.length, BAND)]
-        rows = [rows_of(op, heads, *band).diagonal(band[0], 1, 2) for band in bands]
-        return torch.cat(rows, 1)
-    made = (tokens.read * tokens.write).sum(-1)
-    return torch.zeros_like(made) if tokens.reads_before else made
