@@ -20,6 +20,7 @@ if TYPE_CHECKING or _problem() is None:
     from .analysis.transitions import transition_distance
     from .by_sequence import split
     from .companions import causal_ess, observable_ess, state_spectra, token_influence
+    from .compressing import compress
     from .engine.certainty import Certificate, EntropyCertificate
     from .metrics import (
         SmallSpectra,
@@ -30,6 +31,7 @@ if TYPE_CHECKING or _problem() is None:
         soft_ess,
         tolerance_ess,
     )
+    from .operators.compressed import Compressed
     from .randomized import RandomizedESS, randomized_ess
     from .reduction import Reduced, reduce
 else:
@@ -43,6 +45,7 @@ else:
 
 __all__ = [
     "Certificate",
+    "Compressed",
     "ESSRegularizer",
     "EntropyCertificate",
     "RandomizedESS",
@@ -53,6 +56,7 @@ __all__ = [
     "analyze",
     "capture",
     "causal_ess",
+    "compress",
     "entropy_ess",
     "memory_budget",
     "nuclear_norm",

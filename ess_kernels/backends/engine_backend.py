@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._progress import progress
+from ..engine.block_states import BlockStates
 from ..engine.certainty import Counts, Entropies
 from ..engine.cost import Cost
 from ..engine.direct import FewPositions
@@ -19,6 +20,7 @@ from ..engine.state_space import bytes_per_head as recurrence_bytes
 from ..engine.tiled import Matrix
 from ..engine.tiled import bytes_per_head as matrix_bytes
 from ..memory import budget_in_bytes
+from ..operators.compressed import Compressed
 from ..operators.structure import Operator, StateSpace, Tiled
 from .base import Backend
 
@@ -105,6 +107,9 @@ class EngineBackend(Backend):
         A head may be yielded twice: the later answer overwrites the earlier one.
         """
         budget, cost = budget_in_bytes(), Cost()
+        if isinstance(op, Compressed):
+            yield from self._compressed(op, cost)
+            return
         if isinstance(op, StateSpace):
             need = self._recurrence_bytes(op, entropy)
         else:
@@ -122,6 +127,17 @@ class EngineBackend(Backend):
                     yield heads, few
                     continue
             yield from self._recurrences(space, heads, entropy, budget, cost)
+
+    def _compressed(self, op: Compressed, cost: Cost) -> Iterator[tuple[Tensor, Engine]]:
+        """As `_engines`, head by head: each has a state size of its own."""
+        for head in progress(list(op.all_heads()[:, None]), "heads"):
+            engine = self._block_states(op, int(head), cost)
+            engine.finite = op.good[head]
+            yield head, engine
+
+    def _block_states(self, op: Compressed, head: int, cost: Cost) -> Engine:
+        """The engine of ready-made block parts."""
+        return BlockStates(op.parts[head], op.ranks_of(head), op.length, op.unit[head, None], cost)
 
     def _recurrences(
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..operators.structure import Operator, StateSpace, Tiled
-from .blocks import block_parts, cut
 
 # tokens of a recurrence that are multiplied as one block
 BLOCK = 64
@@ -119,7 +118,7 @@ class Blockwise(ThinProducts):
 
     def __init__(self, op: StateSpace, heads: Tensor):
         self.length = op.length
-        self.parts = block_parts(cut(op.tokens(heads), BLOCK))
+        self.parts = op.block_parts(heads, BLOCK)
         parts = self.parts
         self.all_finite = all(bool(x.isfinite().all()) for x in (parts.X, parts.Y, parts.Z, parts.Phi))
 

@@ -19,8 +19,32 @@ from .._readable import check_plain
 from .finiteness import BAND, all_finite, finite_or_minus_inf, largest
 from .layout import scale_of
 from .separate import takes_sequences
-from .softmax import causal_window, check_window, first_column, gates_between, softmax_rows
+from .softmax import check_window, first_column, gates_of_tile, sees, softmax_rows, softmax_sums
 from .structure import Operator, Tiled
+from .tile_sources import TileSource
+
+
+class SoftmaxTiles(TileSource):
+    """Tiles of softmax attention from its logits; what rows are divided by is found once, in one pass over them."""
+
+    def __init__(self, op: Attention, heads: Tensor):
+        super().__init__(op, heads)
+        self.op = op
+        sums = [softmax_sums(self._row_logits(rows), op.sinks_of(heads)) for rows in self.bands()]
+        empty = torch.zeros(len(heads), 0, 1, dtype=torch.float64, device=op.device)
+        self.top, self.total = (torch.cat(x, 1) for x in zip(*sums, strict=True)) if sums else (empty, empty)
+
+    def _row_logits(self, rows: slice) -> Tensor:
+        first = first_column(rows.start, self.op.window_size, rows.stop)
+        return self.op.logits(self.heads, rows, slice(first, rows.stop))
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        logits = self.op.logits(self.heads, rows, columns)
+        return logits.sub_(self.top[:, rows]).exp_().div_(self.total[:, rows])
+
+    def largest(self) -> Tensor:
+        # rows of weights sum to one, or less
+        return torch.ones(len(self.heads), dtype=torch.float64, device=self.heads.device)
 
 
 class Attention(Tiled):
@@ -71,45 +95,52 @@ class Attention(Tiled):
         full = self.attn_mask.expand(-1, -1, self.length, self.length)
         return full[batch, head, rows, columns]
 
-    def _scores(self, heads: Tensor, start: int, stop: int, first: int) -> Tensor:
-        """`scale q_i . k_j` for rows `start..stop-1` and columns `first..stop-1`, float64."""
+    def _scores(self, heads: Tensor, rows: slice, columns: slice) -> Tensor:
+        """`scale q_i . k_j`, float64 `[N, rows, columns]`."""
         batch, head = self.unravel(heads)
-        q = self.q[batch, head, start:stop].double() * self.scale
-        k = self.k[batch, self.kv_head(head), first:stop].double()
+        q = self.q[batch, head, rows].double() * self.scale
+        k = self.k[batch, self.kv_head(head), columns].double()
         return q @ k.mT
 
-    def _logits(self, heads: Tensor, start: int, stop: int, first: int) -> Tensor:
-        """The scores capped and masked, -inf where a column is not seen."""
-        logits = self._scores(heads, start, stop, first)
+    def logits(self, heads: Tensor, rows: slice, columns: slice) -> Tensor:
+        """The scores capped and masked, -inf where a column is not seen: float64 `[N, rows, columns]`."""
+        logits = self._scores(heads, rows, columns)
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         if self.depends_on_distance:
-            logits = logits + self._distance_terms(heads, start, stop, first)
-        seen = causal_window(start, stop, first, self.window_size, self.device)
+            logits = logits + self._distance_terms(heads, rows, columns)
+        seen = sees(rows, columns, self.window_size, self.device)
         if self.attn_mask is not None:
-            band = self._mask(heads, slice(start, stop), slice(first, stop))
+            band = self._mask(heads, rows, columns)
             if band.dtype == torch.bool:
                 seen = seen & band
             else:
                 logits = logits + band.double()
         return torch.where(seen, logits, -torch.inf)
 
-    def _distance_terms(self, heads: Tensor, start: int, stop: int, first: int) -> Tensor:
+    def _distance_terms(self, heads: Tensor, rows: slice, columns: slice) -> Tensor:
         """The sum of the gates from column to row, and minus the slope times their distance."""
         batch, head = self.unravel(heads)
         terms = torch.zeros((), dtype=torch.float64, device=self.device)
         if self.g is not None:
-            terms = gates_between(self.g[batch, head, first:stop], start, first)
+            terms = gates_of_tile(self.g[batch, head], rows, columns)
         if self.alibi_slopes is not None:
-            row = torch.arange(start, stop, device=self.device)[:, None]
-            column = torch.arange(first, stop, device=self.device)
+            row = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
+            column = torch.arange(columns.start, columns.stop, device=self.device)
             terms = terms - self.alibi_slopes[head].double()[:, None, None] * (row - column)
         return terms
 
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         first = first_column(start, self.window_size, stop)  # columns before it are zero
-        sinks = None if self.sinks is None else self.sinks[self.unravel(heads)[1]]
-        return pad(softmax_rows(self._logits(heads, start, stop, first), sinks), (first, 0))
+        logits = self.logits(heads, slice(start, stop), slice(first, stop))
+        return pad(softmax_rows(logits, self.sinks_of(heads)), (first, 0))
+
+    def sinks_of(self, heads: Tensor) -> Tensor | None:
+        """The sinks of some heads, `[N]`, if there are any."""
+        return None if self.sinks is None else self.sinks[self.unravel(heads)[1]]
+
+    def own_tiles(self, heads: Tensor) -> SoftmaxTiles:
+        return SoftmaxTiles(self, heads)
 
     @torch.no_grad()
     def finite(self, heads: Tensor) -> Tensor:
@@ -134,7 +165,8 @@ class Attention(Tiled):
     def _scores_finite(self, heads: Tensor) -> Tensor:
         finite = torch.ones(len(heads), dtype=torch.bool, device=heads.device)
         for start in range(0, self.length, BAND):
-            scores = self._scores(heads, start, min(start + BAND, self.length), 0)
+            stop = min(start + BAND, self.length)
+            scores = self._scores(heads, slice(start, stop), slice(0, stop))
             finite &= all_finite(scores.tril(start))
         return finite
 

@@ -10,6 +10,7 @@ from .._checks import check_layout, check_positive_size, check_same_device, chec
 from .finiteness import all_finite, largest, strictly_lower_finite
 from .separate import takes_sequences
 from .structure import Operator, StateSpace, Tiled, Tokens
+from .tile_sources import TileSource
 
 
 def toeplitz(kernel: Tensor, start: int, stop: int) -> Tensor:
@@ -23,6 +24,31 @@ def shift_matrix(size: int, device: torch.device) -> Tensor:
     """The transition of a shift register, float64 `[size, size]`: every number moves one place on, the last is lost."""
     eye = torch.eye(size, dtype=torch.float64, device=device)
     return pad(eye, (0, 0, 1, 0))[:-1]
+
+
+class ToeplitzTiles(TileSource):
+    """Tiles of a convolution, gated or not: each lag of the kernel is one of a tile's diagonals."""
+
+    def __init__(self, op: Convolution, heads: Tensor):
+        super().__init__(op, heads)
+        self.kernel = op.kernel(heads)
+        self.gates = op.gates(heads)
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        least = rows.start - (columns.stop - 1)
+        lags = pad(self.kernel[:, max(0, least) : max(0, rows.stop - columns.start)], (max(0, -least), 0))
+        # row i begins with the lag of the last column
+        tile = lags.unfold(-1, columns.stop - columns.start, 1).flip(-1)
+        if self.gates is None:
+            return tile
+        x0, x1 = self.gates
+        return x0[:, rows, None] * tile * x1[:, None, columns]
+
+    def largest(self) -> Tensor:
+        peak = largest(self.kernel)
+        for gate in self.gates or ():
+            peak = peak * largest(gate)
+        return peak
 
 
 class Convolution(Tiled):
@@ -41,20 +67,31 @@ class Convolution(Tiled):
         super().__init__(k.shape[1], gates[0].shape[:2] if gates else k.shape[:1], state_size, [k, *gates])
         self.k, self.x0, self.x1 = k, x0, x1
 
-    def _kernel(self, heads: Tensor) -> Tensor:
+    def kernel(self, heads: Tensor) -> Tensor:
+        """`[N, L]` by lag, float64."""
         # the kernels are shared by the batch, if there is one
         return self.k[self.unravel(heads)[-1]].double()
 
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
-        rows = toeplitz(self._kernel(heads), start, stop)
-        if self.x0 is None or self.x1 is None:
+        rows = toeplitz(self.kernel(heads), start, stop)
+        gates = self.gates(heads)
+        if gates is None:
             return rows
-        x0, x1 = self.take(self.x0, heads).double(), self.take(self.x1, heads).double()
+        x0, x1 = gates
         return (x0[:, start:stop, None] * rows * x1[:, None, :stop]).tril(start)
+
+    def gates(self, heads: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What outputs and inputs are multiplied with, float64 `[N, L]` both, if there are gates."""
+        if self.x0 is None or self.x1 is None:
+            return None
+        return self.take(self.x0, heads).double(), self.take(self.x1, heads).double()
+
+    def own_tiles(self, heads: Tensor) -> ToeplitzTiles:
+        return ToeplitzTiles(self, heads)
 
     @torch.no_grad()
     def finite(self, heads: Tensor) -> Tensor:
-        kernel = self._kernel(heads)
+        kernel = self.kernel(heads)
         finite = all_finite(kernel)
         if self.x0 is None or self.x1 is None:
             return finite

@@ -10,6 +10,19 @@ from .blocked import Blocked
 from .finiteness import strictly_lower_finite
 from .separate import takes_sequences
 from .structure import Operator, Tiled
+from .tile_sources import TileSource
+
+
+class MatrixTiles(TileSource):
+    """Tiles of the caller's own matrix, read where it lies."""
+
+    def __init__(self, op: Dense, heads: Tensor):
+        super().__init__(op, heads)
+        self.op = op
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        tile = self.op.take(self.op.T[..., rows, columns], self.heads).double()
+        return tile.tril(rows.start - columns.start)
 
 
 class Dense(Tiled):
@@ -32,6 +45,9 @@ class Dense(Tiled):
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         rows = self.take(self.T[..., start:stop, :stop], heads).double()
         return rows.tril(start) if self.blocks == 1 else torch.where(self._blocks_apart(start, stop) > 0, rows, 0.0)
+
+    def own_tiles(self, heads: Tensor) -> MatrixTiles | None:
+        return MatrixTiles(self, heads) if self.blocks == 1 else None
 
     def dense_heads(self, heads: Tensor) -> Tensor:
         if self.blocks == 1:

@@ -29,8 +29,13 @@ def first_column(start: int, window_size: int | None, stop: int) -> int:
 
 def causal_window(start: int, stop: int, first: int, window_size: int | None, device: torch.device) -> Tensor:
     """bool `[rows, columns]`: whether a row sees a column."""
-    row = torch.arange(start, stop, device=device)[:, None]
-    column = torch.arange(first, stop, device=device)
+    return sees(slice(start, stop), slice(first, stop), window_size, device)
+
+
+def sees(rows: slice, columns: slice, window_size: int | None, device: torch.device) -> Tensor:
+    """The same for any rows and columns."""
+    row = torch.arange(rows.start, rows.stop, device=device)[:, None]
+    column = torch.arange(columns.start, columns.stop, device=device)
     seen = column <= row
     return seen if window_size is None else seen & (column > row - window_size)
 
@@ -49,6 +54,22 @@ def gates_between(g: Tensor, start: int, first: int) -> Tensor:
     return pad(from_own[..., :-1], (1, 0)).flip(-1)
 
 
+def gates_of_tile(g: Tensor, rows: slice, columns: slice) -> Tensor:
+    """`g_{j+1} + ... + g_i`, `[N, rows, columns]`, from all gates `g` `[N, L]`, for any rows and columns.
+
+    Below the diagonal it is a sum over the tile's columns and one over what lies between them and the row, each added
+    up from its own end: nothing is subtracted.
+    """
+    if rows.start < columns.stop:
+        stop = max(rows.stop, columns.stop)
+        band = gates_between(g[:, columns.start : stop], rows.start, columns.start)
+        return band[:, : rows.stop - rows.start, : columns.stop - columns.start]
+    ends = columns.stop - 1
+    to_end = pad(g[:, columns.start + 1 : columns.stop].double().flip(1).cumsum(1).flip(1), (0, 1))
+    from_end = g[:, ends + 1 : rows.stop].double().cumsum(1)[:, rows.start - ends - 1 :]
+    return from_end[..., None] + to_end[:, None]
+
+
 def softmax_rows(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
     """`exp(z_ij) / (sum_r exp(z_ir) + exp(sink))` along the last axis; a row of -inf alone is 0.
 
@@ -56,6 +77,21 @@ def softmax_rows(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
         logits: `[N, rows, columns]`, -inf where a column is not seen.
         sinks: one more logit of each head `[N]`, or None; -inf is no sink.
     """
+    _, weights, total = _exponentials(logits, sinks)
+    return weights / total
+
+
+def softmax_sums(logits: Tensor, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row, and the sum of exponentials in units of its own, `[N, rows, 1]` both.
+
+    A row that sees nothing has 0 and 1, which make it 0.
+    """
+    top, _, total = _exponentials(logits, sinks)
+    return top, total
+
+
+def _exponentials(logits: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest logit of each row, the exponentials in units of its own, and their sum."""
     sink = None if sinks is None else sinks.double()[:, None, None]
     top = logits.detach().amax(-1, keepdim=True) if logits.shape[-1] else logits.new_zeros(*logits.shape[:-1], 1)
     if sink is not None:
@@ -66,4 +102,4 @@ def softmax_rows(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
     total = weights.sum(-1, keepdim=True)
     if sink is not None:
         total = total + torch.exp(sink - top)
-    return weights / total.masked_fill(total == 0, 1)
+    return top, weights, total.masked_fill(total == 0, 1)

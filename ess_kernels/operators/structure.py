@@ -14,6 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..engine.blocks import Blocks, block_parts, cut
+from .tile_sources import TileSource
+
 
 def rank_cap(
     positions: Tensor, length: int | Tensor, state_size: int | None, block: tuple[int, int] = (1, 1)
@@ -163,6 +166,10 @@ class Operator(ABC):
     def dense_heads(self, heads: Tensor) -> Tensor:
         """`T` of some heads, float64 `[N, L p, L m]`, zero above the diagonal: `[N, L, L]` for most operators."""
 
+    def own_tiles(self, heads: Tensor) -> TileSource | None:
+        """Tiles of `T` that need no other rows or columns, or None: see `tile_sources.tile_source`."""
+        return None
+
     def dense(self) -> Tensor:
         """The operator itself: float64 `[*batch, L p, L m]`, zero above the diagonal; `[*batch, L, L]` for most."""
         rows, columns = self.block
@@ -292,6 +299,10 @@ class StateSpace(Operator):
     @abstractmethod
     def tokens(self, heads: Tensor) -> Tokens:
         """The recurrence of some heads, upcast to float64. Bad data must stay visible as non-finite numbers."""
+
+    def block_parts(self, heads: Tensor, c: int) -> Blocks:
+        """Parts of blocks of `c` tokens (a power of two), `[N, ceil(L / c), ...]`, the last one filled up."""
+        return block_parts(cut(self.tokens(heads), c))
 
     def own_diagonal(self, heads: Tensor) -> Tensor | None:
         """`T_ii` `[N, L]`, float64, where it is another number than tokens make; None where it is theirs.

@@ -11,8 +11,9 @@ from ...engine.cost import Cost
 from ...engine.engine import Engine
 from ...engine.tiled import Matrix
 from ...operators.attention import Attention
+from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
-from ..base import NO_BACKWARD, Task, wants_gradient
+from ..base import NO_BACKWARD, NO_BLOCK_PARTS, Task, wants_gradient
 from ..engine_backend import EngineBackend
 from . import attention, lanes, recurrence, spectra
 from .matrix import NativeMatrix
@@ -34,6 +35,8 @@ class PinnedBackend(EngineBackend):
             return f"it takes CPU tensors, these are on {subject.device}"
         if wants_gradient(task, subject):
             return NO_BACKWARD
+        if isinstance(subject, Compressed):
+            return NO_BLOCK_PARTS
         return None
 
     def about(self) -> str:

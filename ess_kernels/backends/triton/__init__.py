@@ -15,8 +15,9 @@ from ...engine.engine import Engine
 from ...engine.thin_products import Stored, ThinProducts
 from ...engine.tiled import Matrix
 from ...operators.attention import Attention
+from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
-from ..base import NO_BACKWARD, Task, wants_gradient
+from ..base import NO_BACKWARD, NO_BLOCK_PARTS, Task, wants_gradient
 from ..engine_backend import EngineBackend
 from ..sources import supported_heads
 from . import runtime
@@ -31,6 +32,8 @@ class TritonBackend(EngineBackend):
     name = "triton"
 
     def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
+        if isinstance(subject, Compressed):
+            return NO_BLOCK_PARTS
         if task != "randomized_ess":
             return None
         if not isinstance(subject, Attention):
