@@ -213,3 +213,35 @@ def test_the_report_is_an_analysis_as_well(report):
         assert torch.equal(torch.stack(list(found.tolerance.values()))[:, 0], layer.tolerance_ess)
         assert found.unresolved == 0 and found.check == "not captured" and found.length == report.length
     assert "".join(analysis.tokens[0]).encode() == report.text
+
+
+def test_analyze_sees_all_of_its_mixers(model, report):
+    import ess_kernels as ek
+
+    text = tokens(report.text)
+    found, wanted = ek.analyze(model, text), report.analysis()
+    assert found.skipped == {} and list(found.layers) == list(wanted.layers)
+    for name, layer in found.layers.items():
+        same = wanted.layers[name]
+        assert (layer.mixer, layer.state_size, layer.route, layer.check) == (
+            same.mixer,
+            same.state_size,
+            "module",
+            "independent",
+        )
+        assert layer.capture_error < 1e-5
+        assert torch.equal(layer.entropy, same.entropy)
+        assert all(torch.equal(layer.tolerance[tau], same.tolerance[tau]) for tau in TOLERANCES)
+    mask = torch.ones_like(text)
+    mask[:, :3] = 0
+    with pytest.raises(ValueError, match="takes no such input"):
+        ek.analyze(model, text, mask)
+
+
+def test_certificates_are_summed_up_by_head(model):
+    import ess_kernels as ek
+
+    layer = ek.analyze(model, tokens(default_text()[:40])).layers["blocks.3.mixer"]
+    for tau, counts in layer.tolerance.items():
+        assert layer.widths[tau].shape == layer.unresolved_positions[tau].shape == counts.shape[:2]
+        assert (layer.widths[tau] >= 0).all() and not layer.unresolved_positions[tau].any()

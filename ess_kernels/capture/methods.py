@@ -33,10 +33,37 @@ def install(capture: Capture) -> None:
             _watch_short_convolution(capture, module)
         elif kind.endswith("LightningAttention") and _has(module, "qkv_proj", "slope_rate", "norm"):
             _watch_lightning(capture, module)
+        elif all(callable(getattr(module, name, None)) for name in ("mix", "values", "operator")):
+            _watch_own_operator(capture, module)
 
 
 def _has(module: nn.Module, *names: str) -> bool:
     return all(hasattr(module, name) for name in names)
+
+
+# --- A module that makes its operator itself, as those of the embedded model do --------------------------------------
+
+
+def _watch_own_operator(capture: Capture, module: Any) -> None:
+    """`module.mix(x)` is `T values(x)`, `[B, H, L, V]`, with the operator `module.operator(x)`."""
+    mix: Callable[[Tensor], Tensor] = module.mix
+    kind = str(getattr(module, "kind", type(module).__name__))
+
+    def watched(x: Tensor) -> Tensor:
+        with capture.pause():  # its own products are a part of this call
+            mixed = mix(x)
+        if capture.watching:
+            capture.note(module, lambda name: make(name, x, mixed))
+        return mixed
+
+    def make(name: str, x: Tensor, mixed: Tensor) -> MixerCall:
+        if capture.attention_mask is not None:
+            raise Refused("padding: its operator knows of none")
+        return MixerCall(
+            name, kind, "module", values=module.values(x), output=mixed, operator=lambda mask: module.operator(x)
+        )
+
+    capture.patches.replace(module, "mix", watched)
 
 
 # --- RG-LRU of RecurrentGemma: the method that runs the recurrence ---------------------------------------------------

@@ -45,6 +45,7 @@ class Mixer(nn.Module):
     """A causal mixer: `matrix` is `T`, `values` is what it mixes, and what follows the mixing is not part of `T`."""
 
     title: str
+    kind: str  # its name in `MIXERS` and in results
 
     def __init__(self, config: Config):
         super().__init__()
@@ -93,6 +94,7 @@ class Attention(Mixer):
     """Softmax attention with rotary positions and normalised queries and keys."""
 
     title = "softmax attention"
+    kind = "attention"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -122,6 +124,7 @@ class GLA(Mixer):
     """Gated linear attention: a low-rank gate per channel, `logsigmoid(.) / 16` as in the paper's own layers."""
 
     title = "gated linear attention"
+    kind = "gla"
     rank = 16
     block = 32
 
@@ -164,6 +167,7 @@ class LinearAttention(Mixer):
     """Linear attention with the positive feature map `elu(.) + 1`; each row of `T` is divided by its sum."""
 
     title = "linear attention"
+    kind = "linear_attention"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -192,6 +196,7 @@ class Mamba2(Mixer):
     """
 
     title = "Mamba-2"
+    kind = "mamba2"
     taps = 4
 
     def __init__(self, config: Config):
@@ -234,12 +239,7 @@ class Mamba2(Mixer):
         return self.out(self.norm(self.mix(x).transpose(1, 2)).flatten(2) * F.silu(self.gate(x)))
 
 
-MIXERS: dict[str, type[Mixer]] = {
-    "attention": Attention,
-    "gla": GLA,
-    "linear_attention": LinearAttention,
-    "mamba2": Mamba2,
-}
+MIXERS: dict[str, type[Mixer]] = {mixer.kind: mixer for mixer in (Attention, GLA, LinearAttention, Mamba2)}
 
 
 class Block(nn.Module):
@@ -258,7 +258,7 @@ class Block(nn.Module):
 
 
 class ByteLM(nn.Module):
-    """Logits of the next byte at every position: `bytes [B, L]` (int64, 0..255) to `[B, L, 256]`."""
+    """Logits of the next byte at every position: `input_ids [B, L]` (int64, 0..255: bytes) to `[B, L, 256]`."""
 
     def __init__(self, config: Config | None = None):
         super().__init__()
@@ -268,8 +268,8 @@ class ByteLM(nn.Module):
         self.norm = RMSNorm(self.config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    def forward(self, text: Tensor) -> Tensor:
-        x = self.embedding(text)
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.embedding.weight)
