@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, overload
+from typing import Any, Literal, TextIO, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ess_kernels._checks import check_positions, tolerance_lists
 from ess_kernels._progress import progress
 from ess_kernels._version import __version__
-from ess_kernels.capture import capturing, unwrapped
+from ess_kernels.capture import Mixing, capturing, unwrapped
 
 from .completeness import batch_axes, expected_mixers, find_mixing, nothing_captured, unseen
 from .forward import evaluating, forward_arguments, padding_of, size_of
@@ -26,6 +26,8 @@ from .selection import is_selected, selected
 from .visit import Question, Visit
 
 TOLERANCES = (1e-1, 1e-3, 1e-5)  # those of the paper's figures
+# of a model, its arguments, B and L: which modules mix over time, and notes
+Trial: TypeAlias = Callable[[nn.Module, Mapping[str, Any], int, int], tuple[Mixing, list[str]]]
 TRAINING = "The model was in training mode: it ran in eval mode, so that dropout was off."
 
 
@@ -103,9 +105,42 @@ def analyze(
         RuntimeError: no mixer at all was captured, with the likely cause.
         whatever the model raises.
     """
-    check_metrics(metrics)
-    tolerances = _tolerances(atol) if "tolerance" in metrics else ()
     given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+    return analyze_batch(
+        model,
+        given,
+        atol=atol,
+        positions=positions,
+        layers=layers,
+        metrics=metrics,
+        backend=backend,
+        dry_run=dry_run,
+        tokens=tokens,
+    )
+
+
+def analyze_batch(
+    model: nn.Module,
+    given: Mapping[str, Any],
+    *,
+    atol: float | Sequence[float],
+    positions: Any,
+    layers: str | Sequence[str] | None,
+    metrics: Collection[str],
+    backend: str,
+    dry_run: bool = False,
+    tokens: list[list[str]] | None = None,
+    try_modules: Trial = find_mixing,
+    stream: TextIO | None = None,
+) -> Analysis | Plan:
+    """`analyze`, with the model's inputs in one mapping.
+
+    Args:
+        try_modules: finds the modules that mix over time; a caller with many batches may remember what was found.
+        stream: where the progress bar is drawn; None: on stderr.
+    """
+    check_metrics(metrics)
+    tolerances = tolerances_of(atol) if "tolerance" in metrics else ()
     batch, length = size_of(given)
     _check_tokens(tokens, batch, length)
     wanted, mask = check_positions(positions, length), padding_of(given, batch, length)
@@ -113,10 +148,10 @@ def analyze(
     with unwrapped(model) as inner, evaluating(inner) as was_training:
         question = Question(selected(layers, inner), tolerances, wanted, metrics, backend)
         arguments = forward_arguments(inner, given)
-        mixing, notes = find_mixing(inner, arguments, batch, length)
+        mixing, notes = try_modules(inner, arguments, batch, length)
         order = batch_axes(inner, arguments, batch, length)
         names = {name for name, _ in inner.named_modules()}
-        with progress(expected_mixers(mixing, question.patterns), "measuring") as bar:
+        with progress(expected_mixers(mixing, question.patterns), "measuring", stream) as bar:
             visit = Visit(question, mixing, names, dry_run, bar)
             shape = (batch, length)
             with capturing(inner, visit, attention_mask=mask, shape=shape, batch_first=order) as seen:
@@ -144,7 +179,8 @@ def analyze(
     )
 
 
-def _tolerances(atol: Any) -> tuple[float, ...]:
+def tolerances_of(atol: Any) -> tuple[float, ...]:
+    """Absolute tolerances as a tuple; `ValueError` unless there is one, and all are finite."""
     absolute, _, _ = tolerance_lists(atol, None)
     if not absolute or not all(math.isfinite(tau) for tau in absolute):
         raise ValueError(f"atol: expected at least one finite number, got {atol!r}")

@@ -31,6 +31,8 @@ class Measured:
         entropy: float64 `[B, H, P]`, or None if it was not asked for.
         tolerance: int64 `[B, H, P]` by absolute tolerance; empty if not asked for.
         unresolved: share of the counts that no certificate vouches for; 0 without counts.
+        widths: float64 `[B, H]` by tolerance: the largest relative width of the certificates of a head's positions.
+        unresolved_positions: int64 `[B, H]` by tolerance: how many of them no certificate vouches for.
         backends: what computed each metric.
         seconds: both metrics together.
     """
@@ -41,6 +43,8 @@ class Measured:
     entropy: Tensor | None
     tolerance: Mapping[float, Tensor]
     unresolved: float
+    widths: Mapping[float, Tensor]
+    unresolved_positions: Mapping[float, Tensor]
     backends: Mapping[str, str]
     seconds: float
 
@@ -80,11 +84,16 @@ def measure(
         used["entropy_ess"] = backends.choose(backend, "entropy_ess", op).name
         entropy = _batch_by_head(entropy_ess(op, positions=wanted, backend=backend))
     tolerance: dict[float, Tensor] = {}
+    widths: dict[float, Tensor] = {}
+    unresolved_positions: dict[float, Tensor] = {}
     unresolved = 0.0
     if "tolerance" in metrics and len(atol):
         used["tolerance_ess"] = backends.choose(backend, "tolerance_ess", op).name
         counts, certificate = tolerance_ess(op, atol=list(atol), positions=wanted, backend=backend, certificate=True)
         tolerance = {float(tau): _batch_by_head(of_tau) for tau, of_tau in zip(atol, counts)}
+        for tau, width, open_ones in zip(atol, certificate.width, certificate.unresolved):
+            widths[float(tau)] = _largest(_batch_by_head(width))
+            unresolved_positions[float(tau)] = _batch_by_head(open_ones).sum(-1)
         unresolved = float(certificate.unresolved.double().mean()) if counts.numel() else 0.0
     seconds = time.perf_counter() - begin
     _, valid = op.within(wanted)
@@ -95,6 +104,8 @@ def measure(
         entropy=entropy,
         tolerance=tolerance,
         unresolved=unresolved,
+        widths=widths,
+        unresolved_positions=unresolved_positions,
         backends=used,
         seconds=seconds,
     )
@@ -111,6 +122,11 @@ def _batch_by_head(ess: Tensor) -> Tensor:
     heads = ess.shape[-2] if ess.dim() > 1 else 1
     rows = ess.shape[:-2].numel()
     return ess.detach().reshape(rows, heads, ess.shape[-1]).cpu()
+
+
+def _largest(width: Tensor) -> Tensor:
+    """Along the positions; NaN if one of them is, and 0 without any."""
+    return width.amax(-1) if width.shape[-1] else width.new_zeros(width.shape[:-1])
 
 
 def _by_row(of_position: Tensor, op: Operator) -> Tensor:

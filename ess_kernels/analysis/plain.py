@@ -62,6 +62,14 @@ def about(layer: LayerResult) -> dict[str, Any]:
         "dtype": layer.dtype,
         "backends": dict(layer.backends),
         "seconds": number(layer.seconds),
+        "certificates": [
+            {
+                "atol": atol,
+                "width": [[number(width) for width in row] for row in widths.tolist()],
+                "unresolved": layer.unresolved_positions[atol].tolist(),
+            }
+            for atol, widths in layer.widths.items()
+        ],
     }
 
 
@@ -154,6 +162,8 @@ def make_layer(
     """A layer from what `about` said of it and its tensors."""
     from ess_kernels.analysis.result import LayerResult
 
+    batch, heads = int(plain["batch"]), int(plain["heads"])
+    certificates = {float(each["atol"]): each for each in plain.get("certificates", ())}  # older files have none
     return LayerResult(
         name=str(plain["name"]),
         mixer=str(plain["mixer"]),
@@ -171,6 +181,15 @@ def make_layer(
         dtype=str(plain["dtype"]),
         backends={str(metric): str(backend) for metric, backend in plain["backends"].items()},
         seconds=float_of(plain["seconds"]),
+        widths={
+            atol: torch.tensor([[float_of(x) for x in row] for row in each["width"]], dtype=torch.float64).reshape(
+                batch, heads
+            )
+            for atol, each in certificates.items()
+        },
+        unresolved_positions={
+            atol: integers(each["unresolved"]).reshape(batch, heads) for atol, each in certificates.items()
+        },
     )
 
 

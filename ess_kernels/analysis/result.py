@@ -47,6 +47,9 @@ class LayerResult:
         dtype: of the mixer's values, for instance `"float32"`.
         backends: what computed each metric, for instance `{"tolerance_ess": "native"}`.
         seconds: both metrics together.
+        widths: float64 `[B, H]` by absolute tolerance: the largest relative width of the certificates of a head's
+            positions, within which a singular value may have been miscounted. NaN: some position has none.
+        unresolved_positions: int64 `[B, H]` by absolute tolerance: how many positions no certificate vouches for.
     """
 
     name: str
@@ -65,6 +68,8 @@ class LayerResult:
     dtype: str
     backends: Mapping[str, str]
     seconds: float
+    widths: Mapping[float, Tensor] = field(default_factory=dict)
+    unresolved_positions: Mapping[float, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         size = "a state that grows" if self.state_size is None else f"a state of {self.state_size}"

@@ -72,10 +72,11 @@ def rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
     """One row a layer, metric, tolerance, sample and head; the columns are described at `Analysis.records`."""
     for layer in analysis.layers.values():
         for measured in metrics_of(layer):
-            yield from _rows_of(analysis.model, layer, measured)
+            yield from rows_of(analysis.model, layer, measured)
 
 
-def _rows_of(model: str, layer: LayerResult, measured: MetricOfLayer) -> Iterator[dict[str, Any]]:
+def rows_of(model: str, layer: LayerResult, measured: MetricOfLayer) -> Iterator[dict[str, Any]]:
+    """The rows of one metric of one layer: samples, then heads."""
     numbers = measured.numbers()
     batch, heads, _ = numbers.shape
     valid, cap = layer.valid[:, None], layer.cap[:, None]
