@@ -16,6 +16,7 @@ from .memory import memory_budget
 if TYPE_CHECKING or _problem() is None:
     from . import aggregate, capture, operators
     from .analysis.analyze import analyze
+    from .analysis.dataset.run import analyze_dataset
     from .analysis.regularizer import ESSRegularizer
     from .analysis.transitions import transition_distance
     from .by_sequence import split
@@ -54,6 +55,7 @@ __all__ = [
     "__version__",
     "aggregate",
     "analyze",
+    "analyze_dataset",
     "capture",
     "causal_ess",
     "compress",

@@ -13,6 +13,7 @@ from ess_kernels._limits import MAX_DEMO_BYTES
 from ess_kernels._printable import printable
 from ess_kernels._version import __version__
 from ess_kernels.commands import analyze as analyze_command
+from ess_kernels.commands import dataset as dataset_command
 from ess_kernels.commands import demo as demo_command
 from ess_kernels.commands import doctor as doctor_command
 from ess_kernels.commands.errors import UserError
@@ -25,7 +26,7 @@ BACKENDS = ("auto", "reference", "torch", "native", "triton")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 from a doctor who finds that nothing can work, 2 for a user's
-    error, 130 after Ctrl-C."""
+    error, 3 where shards of a data set have no result, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -91,13 +92,25 @@ def _add_analyze(commands: _Commands) -> None:
         "analyze",
         help="measure a checkpoint of transformers on a text",
         description="Loads a causal language model from safetensors files, runs it once on a text, and measures every "
-        "mixer at every position. Runs no code of the checkpoint and opens no connection, unless asked to.",
+        "mixer at every position. Runs no code of the checkpoint and opens no connection, unless asked to. With "
+        "--inputs it runs on many prompts, and goes on where an earlier run was ended.",
     )
-    analyze.add_argument("checkpoint", metavar="PATH_OR_NAME", help="a folder, or a name in the Hugging Face cache")
+    analyze.add_argument(
+        "checkpoint",
+        metavar="PATH_OR_NAME",
+        nargs="?",
+        help="a folder, or a name in the Hugging Face cache; with --inputs also demo, the embedded model",
+    )
     source = analyze.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", metavar="T", help="the text to run on")
     source.add_argument("--text-file", metavar="F", type=Path, help="a file to read the text from; - is standard input")
     source.add_argument("--tokens-file", metavar="F", type=Path, help="the tokens' numbers, as a JSON list")
+    source.add_argument(
+        "--inputs",
+        metavar="FILES",
+        nargs="+",
+        help="many prompts: .parquet files, * for anything; or activations, .safetensors files, without a checkpoint",
+    )
     analyze.add_argument("--max-length", metavar="N", type=int, help="take the first N tokens only")
     analyze.add_argument("--delimiter", metavar="D", help="mark this text in pictures, and say how far ESS falls there")
 
@@ -127,7 +140,26 @@ def _add_analyze(commands: _Commands) -> None:
     loading.add_argument(
         "--trust-remote-code", action="store_true", help="run the checkpoint's own code: it can do whatever you can"
     )
-    analyze.set_defaults(run=analyze_command.run)
+    _add_dataset(analyze)
+    analyze.set_defaults(run=_run_analyze)
+
+
+def _add_dataset(analyze: _Parser) -> None:
+    many = analyze.add_argument_group("many prompts, with --inputs")
+    many.add_argument("--out", metavar="RUN", type=Path, help="the directory for results; the same one goes on with it")
+    many.add_argument("--id-column", metavar="C", help="the column of ids (id)")
+    many.add_argument("--text-column", metavar="C", help="the column of texts, or of lists of tokens' numbers (text)")
+    many.add_argument("--max-tokens", metavar="N", type=int, help="prompts with more tokens are left out (2048)")
+    many.add_argument("--workers", metavar="N", type=int, help="how many processes (this one alone), or Ray actors (1)")
+    many.add_argument("--engine", choices=("local", "ray"), help="ray: processes of a Ray cluster (local)")
+    many.add_argument("--restart", action="store_true", default=None, help="delete what is in RUN, and begin anew")
+
+
+def _run_analyze(options: argparse.Namespace) -> int:
+    if options.inputs is not None:
+        return dataset_command.run(options)
+    dataset_command.check_unused(options)
+    return analyze_command.run(options)
 
 
 def _run() -> NoReturn:

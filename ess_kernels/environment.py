@@ -8,6 +8,9 @@
 | `ESS_KERNELS_NUM_THREADS`    | threads of the compiled CPU kernels                                  | torch's |
 | `ESS_KERNELS_CPU_LEVEL`      | vector instructions they use: `baseline`, `avx2`, `avx512` or `best`  | `best`  |
 
+What starts many processes of one program tells each which it is: `RANK`, `WORLD_SIZE` and `LOCAL_RANK` (torchrun), or
+`SLURM_ARRAY_TASK_ID`, `_COUNT`, `_MIN` and `_STEP` (an array of Slurm). `analyze_dataset` divides its work by them.
+
 They are read when they are needed, not at import, so a program may set them at any time before the call they concern.
 A value that cannot be understood is a `ValueError` that names the variable. Of the settings of the compiled library it
 keeps only that library from being used: `backend="auto"` then says so once and leaves the call to PyTorch.
@@ -114,3 +117,37 @@ def problems() -> list[str]:
         except ValueError as error:
             found.append(str(error))
     return found
+
+
+def process_share() -> tuple[int, int]:
+    """Which of how many processes this one is, from 0 on: by `RANK` and `WORLD_SIZE`, or by its place in a Slurm array.
+
+    (0, 1) where neither is set. Raises `ValueError` where they contradict each other.
+    """
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        names, first, step = ("RANK", "WORLD_SIZE"), 0, 1
+    elif "SLURM_ARRAY_TASK_ID" in os.environ:
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+        first, step = _integer("SLURM_ARRAY_TASK_MIN", 0), max(1, _integer("SLURM_ARRAY_TASK_STEP", 1))
+    else:
+        return 0, 1
+    number, count = (_integer(name) for name in names)
+    index, rest = divmod(number - first, step)
+    if rest or not 0 <= index < count:
+        raise ValueError(
+            f"environment variables {names[0]} and {names[1]}: expected one of {count} numbers from {first} on, {step} "
+            f"apart, got {number}"
+        )
+    return index, count
+
+
+def local_rank() -> int | None:
+    """`LOCAL_RANK`: which of its machine's processes this one is; None where it is not set."""
+    return _integer("LOCAL_RANK") if "LOCAL_RANK" in os.environ else None
+
+
+def _integer(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default)).strip()
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"environment variable {name}: expected a number, got {text!r}")
+    return int(text)

@@ -14,6 +14,7 @@ from ess_kernels.commands.errors import UserError
 from ess_kernels.commands.extras import require
 from ess_kernels.commands.files import check_distinct, check_writable, picture, write
 from ess_kernels.commands.interrupts import Interrupts
+from ess_kernels.commands.making import DEMO
 from ess_kernels.commands.terminal import say
 from ess_kernels.commands.texts import given_text, read_bytes
 
@@ -30,11 +31,15 @@ def run(options: argparse.Namespace) -> int:
     """Everything that can be refused is refused before the model is loaded."""
     if problem := _requirements.problem():
         raise UserError(problem)
+    if options.checkpoint is None:
+        raise UserError("PATH_OR_NAME: expected a checkpoint; only --inputs of activations goes without")
+    if options.checkpoint == DEMO:
+        raise UserError(f"{DEMO}: `ess-kernels demo` measures the embedded model on one text; here it takes --inputs")
     require("transformers", "loads models")
     require("safetensors", "reads weights")
     files = _files(options)
     name, data = _given(options)
-    _check_numbers(options)
+    check_numbers(options)
 
     from ess_kernels.commands.checkpoint import clean_copy, find_checkpoint
     from ess_kernels.commands.offline import hugging_face
@@ -101,7 +106,7 @@ def _given(options: argparse.Namespace) -> tuple[str, bytes]:
     return name, data
 
 
-def _check_numbers(options: argparse.Namespace) -> None:
+def check_numbers(options: argparse.Namespace) -> None:
     import torch
 
     from ess_kernels._checks import tolerance_lists
@@ -126,6 +131,7 @@ def _prepare(
     options: argparse.Namespace, checkpoint: Checkpoint, folder: Path, name: str, data: bytes
 ) -> tuple[Tokens, Any]:
     """The tokens and the model, which is loaded last."""
+    from ess_kernels.analysis.model_sizes import longest, vocabulary
     from ess_kernels.commands import loading
     from ess_kernels.commands.tokens import fitting, tokens_of_numbers, tokens_of_text
 
@@ -138,11 +144,11 @@ def _prepare(
         raise UserError(f"{checkpoint.name}: has no tokenizer; --tokens-file takes a JSON list of the tokens' numbers")
     else:
         tokens = tokens_of_text(name, data.decode(), tokenizer)
-    tokens = fitting(name, tokens, loading.vocabulary(config), loading.longest(config), options.max_length)
+    tokens = fitting(name, tokens, vocabulary(config), longest(config), options.max_length)
     _check_places(options, tokens)
     outline = loading.outline(checkpoint, config, options.dtype)
     if outline is not None:
-        _check_layers(options.layers, outline)
+        loading.check_layers(options.layers, outline)
     loading.check_memory(checkpoint, config, outline, options.dtype, options.device, len(tokens.ids))
     model = loading.load_model(checkpoint, folder, config, options.dtype, options.device, trust)
     return tokens, model
@@ -162,15 +168,6 @@ def _check_places(options: argparse.Namespace, tokens: Tokens) -> None:
         raise UserError("--delimiter: the checkpoint has no tokenizer, so tokens have no text to look for it in")
     if not find_delimiters(tokens.texts, options.delimiter):
         raise UserError(f"--delimiter: expected a text that is among the tokens, got {options.delimiter!r}")
-
-
-def _check_layers(patterns: list[str] | None, outline: Any) -> None:
-    from ess_kernels.analysis.selection import selected
-
-    try:
-        selected(patterns, outline)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
 
 
 def _analyze(options: argparse.Namespace, tokens: Tokens, model: Any) -> Any:

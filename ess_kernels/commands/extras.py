@@ -17,11 +17,12 @@ def installed(module: str) -> bool:
         return False
 
 
-def missing(module: str, purpose: str) -> str:
-    package = PACKAGES.get(module, "'ess-kernels[cli]'")
+def missing(module: str, purpose: str, package: str | None = None) -> str:
+    """That a module is not installed, and how it is; `package`: by what, if not as usual."""
+    package = package or PACKAGES.get(module, "'ess-kernels[cli]'")
     return f"{module} {purpose} and is not installed: pip install {package}"
 
 
-def require(module: str, purpose: str) -> None:
+def require(module: str, purpose: str, package: str | None = None) -> None:
     if not installed(module):
-        raise UserError(missing(module, purpose))
+        raise UserError(missing(module, purpose, package))

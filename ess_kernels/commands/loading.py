@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ess_kernels.analysis.model_sizes import number
 from ess_kernels.commands.checkpoint import Checkpoint
 from ess_kernels.commands.errors import UserError
 from ess_kernels.commands.extras import installed
@@ -28,7 +29,7 @@ def load_config(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool, a
         config = _config_class(own).from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # a configuration that is strange raises anything
         raise UserError(f"{checkpoint.name}: config.json: {one_line(error)}") from error
-    if (layers := _number(config, "num_hidden_layers")) > MOST_LAYERS:  # building them would take for ever
+    if (layers := number(config, "num_hidden_layers")) > MOST_LAYERS:  # building them would take for ever
         raise UserError(f"{checkpoint.name}: config.json: expected at most {MOST_LAYERS} layers, got {layers}")
     config._attn_implementation = attention  # also in the parts of a configuration, whatever the checkpoint asks for
     return config
@@ -130,6 +131,16 @@ def outline(checkpoint: Checkpoint, config: Any, dtype: str) -> Any:
         return None
 
 
+def check_layers(patterns: Sequence[str] | None, outline: Any) -> None:
+    """`UserError` unless modules of these names are in the model of `outline`."""
+    from ess_kernels.analysis.selection import selected
+
+    try:
+        selected(patterns, outline)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
 def check_memory(checkpoint: Checkpoint, config: Any, model: Any, dtype: str, device: str, length: int) -> None:
     """Refuses a model that is larger than what is free: by what its files hold, and by what `outline` made of it.
 
@@ -156,22 +167,10 @@ def check_memory(checkpoint: Checkpoint, config: Any, model: Any, dtype: str, de
 
 def analysis_bytes(config: Any, length: int) -> int:
     """About what one layer's analysis takes: its tensors, scores of attention, logits and the engine's workspace."""
-    width, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
+    width, heads = number(config, "hidden_size"), number(config, "num_attention_heads")
     scores = 8 * max(1, heads) * length**2
-    layer = 16 * 4 * width * length + 4 * _number(config, "vocab_size") * length
+    layer = 16 * 4 * width * length + 4 * number(config, "vocab_size") * length
     return layer + scores + min(budget_in_bytes(), 4 * scores)
-
-
-def longest(config: Any) -> int | None:
-    """The largest number of tokens that the model has positions for; None where it has no limit."""
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-    return next((size for name in names if (size := _number(config, name)) > 0), None)
-
-
-def vocabulary(config: Any) -> int | None:
-    """How many different tokens the model knows; None where its configuration does not say."""
-    size = _number(config, "vocab_size")
-    return size if size > 0 else None
 
 
 def _check_known(checkpoint: Checkpoint) -> None:
@@ -206,12 +205,6 @@ def _import_fla(kind: str) -> None:
     spec = importlib.util.find_spec("fla")
     if spec is not None and spec.origin and (Path(spec.origin).parent / "models" / kind).is_dir():
         import fla.models  # noqa: F401
-
-
-def _number(config: Any, name: str) -> int:
-    """A number that the configuration of the language model has; 0 where it has none of that name."""
-    value = getattr(config.get_text_config(), name, 0)
-    return value if type(value) is int else 0
 
 
 def one_line(error: BaseException) -> str:

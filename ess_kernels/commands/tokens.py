@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from ess_kernels.analysis.model_sizes import too_few, unknown_token
 from ess_kernels.commands.errors import UserError
 
 
@@ -71,19 +72,16 @@ def fitting(name: str, tokens: Tokens, vocabulary: int | None, longest: int | No
         UserError: there are fewer than two, more than the model has positions for, or some that it does not know.
     """
     count = len(tokens.ids) if most is None else min(len(tokens.ids), most)
-    if count < 2:
-        raise UserError(f"{name}: expected at least 2 tokens, got {count}")
+    if problem := too_few(count):
+        raise UserError(f"{name}: {problem}")
     if longest is not None and count > longest:
         raise UserError(
             f"{name}: expected at most {longest} tokens, the positions that the model has, got {count}; --max-length "
             f"{longest} takes the first of them"
         )
     ids = tokens.ids[:count]
-    for number in ids:
-        if number < 0 or (vocabulary is not None and number >= vocabulary):
-            raise UserError(
-                f"{name}: expected tokens of the model's vocabulary, 0 to {(vocabulary or 0) - 1}, got {number}"
-            )
+    if problem := unknown_token(ids, vocabulary):
+        raise UserError(f"{name}: {problem}")
     return Tokens(ids, tokens.texts[:count], tokens.readable)
 
 
