@@ -124,9 +124,11 @@ class EngineBackend(Backend):
             if space.diagonal and len(positions) <= FEW and (self.slow_recurrences or need > budget):
                 few = FewPositions(space.tokens(heads), cost)
                 if few.supported:
-                    yield heads, few
+                    yield heads, _with_losses(space, heads, few)
                     continue
-            yield from self._recurrences(space, heads, entropy, budget, cost)
+            for mine, engine in self._recurrences(space, heads, entropy, budget, cost):
+                yield mine, _with_losses(space, mine, engine)
+                del engine  # as its users do: see above
 
     def _compressed(self, op: Compressed, cost: Cost) -> Iterator[tuple[Tensor, Engine]]:
         """As `_engines`, head by head: each has a state size of its own."""
@@ -172,6 +174,14 @@ class EngineBackend(Backend):
     def _matrix_bytes(self, length: int) -> int:
         """The workspace of one head in `_matrix`."""
         return matrix_bytes(length)
+
+
+def _with_losses(op: StateSpace, heads: Tensor, engine: Engine) -> Engine:
+    """The engine, told what the tokens of its heads had lost before it saw them."""
+    lost = op.already_lost(heads)
+    if lost is not None:
+        engine.already_lost = lost / engine.unit
+    return engine
 
 
 def _forgets_states(op: Operator, engine: Engine) -> bool:

@@ -30,6 +30,8 @@ class Engine(ABC):
     Attributes:
         unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
         finite: bool `[N]`; a head that is not finite has no answer at any position.
+        already_lost: float64 `[N]`, scaled: by how much `H_i` may be wrong because of where the tokens come from; None
+            where they are the caller's.
         all_finite: whether every head is known to be finite and none is growing: then nobody looks at either mask.
         lost_span: this many positions in a row share what is known of rounding in the states.
         cost: told about exact singular values.
@@ -39,6 +41,7 @@ class Engine(ABC):
     state_size: int | None
     unit: Tensor
     finite: Tensor
+    already_lost: Tensor | None = None
     all_finite: bool = False
     cost: Cost
     lost_span: int = LOST_SPAN
@@ -126,7 +129,12 @@ class Engine(ABC):
     @cached_property
     def lost(self) -> Tensor | None:
         """By how much singular values may be wrong before they are computed, `[N, ceil(L / lost_span)]`."""
-        return self._lost(self.lost_span)
+        return self._all_lost(self.lost_span)
+
+    def _all_lost(self, span: int) -> Tensor | None:
+        """As `_lost`, with what had been lost before there were tokens."""
+        lost = self._lost(span)
+        return lost if lost is None or self.already_lost is None else lost + self.already_lost[:, None]
 
     def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """The same at pairs of a head and a position, of the shape that the two index tensors broadcast to."""
@@ -145,6 +153,6 @@ class Engine(ABC):
         """
         found = answer()
         if self.lost_span > 1 and self.lost is not None and bool(doubtful(found).any()):
-            self.lost_span, self.lost = 1, self._lost(1)
+            self.lost_span, self.lost = 1, self._all_lost(1)
             found = answer()
         return found

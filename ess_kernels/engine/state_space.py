@@ -246,6 +246,9 @@ def lost_in(op: Operator, heads: Tensor) -> Tensor:
         return torch.zeros(len(heads), op.length, dtype=torch.float64, device=heads.device)
     tokens, unit, _ = scaled_tokens(op.tokens(heads))
     if tokens.diagonal:
-        return lost_in_states(tokens, 1) * unit[:, None]
-    engine = Recurrence(tokens, block_length(op.state_size, False), Cost())
-    return engine._lost(1).masked_fill(engine.growing[:, None], torch.inf) * (unit * engine.unit)[:, None]
+        lost = lost_in_states(tokens, 1) * unit[:, None]
+    else:
+        engine = Recurrence(tokens, block_length(op.state_size, False), Cost())
+        lost = engine._lost(1).masked_fill(engine.growing[:, None], torch.inf) * (unit * engine.unit)[:, None]
+    before = op.already_lost(heads)
+    return lost if before is None else lost + before[:, None]

@@ -45,12 +45,14 @@ class Operator(ABC):
         block: how many rows and columns of `T` a token has, `(p, m)`; one and one for most operators.
         state_size: the theoretically realisable state size (TSS), `None` where there is no finite state.
         inputs: the caller's tensors, as they came (used to find the device and whether a gradient is wanted).
+        accumulated: an `over_time.Accumulated`; missing where no number depends on earlier tokens.
         TENSORS, NUMBERS: the constructor's arguments, each also an attribute: tensors or None, and plain numbers or
             None. An operator can be rebuilt from them.
     """
 
     TENSORS: ClassVar[tuple[str, ...]] = ()
     NUMBERS: ClassVar[tuple[str, ...]] = ()
+    accumulated: Any
 
     def __init__(
         self,
@@ -313,6 +315,14 @@ class StateSpace(Operator):
 
     def one_period(self, heads: Tensor) -> Tokens | None:
         """The first tokens, after which all others repeat as often as they fit; None where tokens do not repeat."""
+        return None
+
+    def already_lost(self, heads: Tensor) -> Tensor | None:
+        """By how much `H_i` may be wrong at any position because the tokens come from states that were rounded.
+
+        float64 `[N]`, in the operator's units. None where tokens are the caller's numbers: then all that is lost
+        follows from them.
+        """
         return None
 
     def without_gradient(self, heads: Tensor) -> Tensor | None:
