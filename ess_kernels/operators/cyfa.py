@@ -20,6 +20,7 @@ from .structure import Operator
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, H]", delta="[B, T, H]", beta="[B, T, H]")
+@over_time.accumulates
 def cyfa(
     q: Tensor,
     k: Tensor,

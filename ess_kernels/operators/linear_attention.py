@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -90,15 +91,35 @@ def linear_attention(
     scale = check_q_k(q, k, scale)
     check_bool("normalize", normalize)
     value_heads = _value_heads(num_v_heads, q)
-    no_decay = q.new_zeros(()).expand(_shape(q, value_heads))
-    read_scale = None
     if normalize:
-        row_sums = scale * (q.double() * over_time.cumsum(k.double(), 1)).sum(-1) + NORMALIZER_EPS
-        # a row sum that overflowed would make a row of plausible zeros
-        read_scale = 1 / finite_or_nan(row_sums)
-        if value_heads != q.shape[2]:
-            read_scale = read_scale.repeat_interleave(value_heads // q.shape[2], 2)
-    return GatedStateSpace(q, k, no_decay, scale=scale, read_scale=read_scale, inputs=(q, k))
+        return _normalized(q, k, scale, value_heads, None)
+    return GatedStateSpace(q, k, _no_decay(q, value_heads), scale=scale, inputs=(q, k))
+
+
+def _no_decay(q: Tensor, value_heads: int) -> Tensor:
+    return q.new_zeros(()).expand(_shape(q, value_heads))
+
+
+def _normalized(q: Tensor, k: Tensor, scale: float, value_heads: int, earlier: Tensor | None) -> GatedStateSpace:
+    """Normalised linear attention, whose row sums begin with the sum `[B, H, K]` of earlier keys, if there are any."""
+    sums = over_time.cumsum(k.double(), 1)
+    if earlier is not None:
+        sums = sums + earlier[:, None]
+    row_sums = scale * (q.double() * sums).sum(-1) + NORMALIZER_EPS
+    # a row sum that overflowed would make a row of plausible zeros
+    read_scale = 1 / finite_or_nan(row_sums)
+    if value_heads != q.shape[2]:
+        read_scale = read_scale.repeat_interleave(value_heads // q.shape[2], 2)
+    no_decay = _no_decay(q, value_heads)
+    op = GatedStateSpace(q, k, no_decay, scale=scale, read_scale=read_scale, inputs=(q, k))
+    if earlier is None:
+        resumed = functools.partial(_normalized, q, k, scale, value_heads)
+        op.accumulated = over_time.Accumulated("linear_attention", functools.partial(_sum_of_keys, k), resumed)
+    return op
+
+
+def _sum_of_keys(k: Tensor) -> Tensor:
+    return k.double().sum(1)
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT, g=LAYOUT)

@@ -19,6 +19,7 @@ from .structure import Operator
 @takes_sequences(
     Q="[B, L, G, N]", K="[B, L, G, N]", ADT="[B, H, L]", DT="[B, H, L]", Trap="[B, H, L]", Angles="[B, L, H, R]"
 )
+@over_time.accumulates
 def mamba3(
     Q: Tensor,
     K: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_same_device, check_shape
+from . import over_time
 from .finiteness import finite_or_nan
 from .gated import GatedStateSpace
 from .layout import LAYOUT, check_q_k
@@ -16,6 +17,7 @@ from .structure import Operator
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, H]", beta="[B, T, H]")
+@over_time.accumulates
 def mesa_net(
     q: Tensor,
     k: Tensor,

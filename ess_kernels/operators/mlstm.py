@@ -18,6 +18,7 @@ EPS = 1e-6
 
 
 @takes_sequences(q="[B, H, T, K]", k="[B, H, T, K]", i="[B, H, T]", f="[B, H, T]")
+@over_time.accumulates
 def mlstm(
     q: Tensor,
     k: Tensor,

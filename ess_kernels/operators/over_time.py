@@ -1,12 +1,49 @@
 """Sums and maxima over the tokens of a sequence, from its first token to each: all that operators accumulate over time.
 
-Every function takes the axis along which the time runs.
+Every function takes the axis along which the time runs. A constructor that uses them, or runs states over the time, is
+marked with `accumulates`: its operator is none of a slice of a longer sequence, unless it is told of earlier tokens.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec
+
 import torch
 from torch import Tensor
+
+from .structure import Operator
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """What a constructor has accumulated over the time; attribute `accumulated` of its operator.
+
+    Attributes:
+        family: the name of the constructor.
+        total: makes the sum over all tokens; None where no sum would do.
+        resumed: the operator of the same tokens after others with such a total.
+    """
+
+    family: str
+    total: Callable[[], Tensor] | None = None
+    resumed: Callable[[Tensor], Operator] | None = None
+
+
+def accumulates(constructor: Callable[P, Operator]) -> Callable[P, Operator]:
+    """Marks the operators of a constructor whose numbers depend on all earlier tokens."""
+
+    @functools.wraps(constructor)
+    def construct(*args: P.args, **kwargs: P.kwargs) -> Operator:
+        op = constructor(*args, **kwargs)
+        op.accumulated = Accumulated(constructor.__name__)
+        return op
+
+    return construct
 
 
 def cumsum(x: Tensor, dim: int) -> Tensor:

@@ -19,6 +19,7 @@ EPS = 1e-6
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT)
+@over_time.accumulates
 def based(
     q: Tensor,
     k: Tensor,
@@ -51,6 +52,7 @@ def based(
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT)
+@over_time.accumulates
 def rebased(
     q: Tensor,
     k: Tensor,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_same_device, check_shape, finite_float
+from . import over_time
 from .delta_inputs import check_value_heads, normalized
 from .finiteness import finite_or_nan
 from .layout import LAYOUT, check_alike, scale_of
-from .over_time import decayed_sum
 from .rank_one import RankOneStateSpace
 from .separate import takes_sequences
 from .structure import Operator
@@ -26,6 +26,7 @@ LOG_ATK_SCALE = -0.2
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT, g_atk="[B, T, H]", g="[B, T, HV]", beta_atk="[B, T, H]", beta="[B, T, HV]")
+@over_time.accumulates
 def precond_gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -70,6 +71,7 @@ def precond_gated_delta_rule(
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT, g="[B, T, HV, K]", g_atk="[B, T, H]", beta_atk="[B, T, H]", beta="[B, T, HV]")
+@over_time.accumulates
 def precond_kda(
     q: Tensor,
     k: Tensor,
@@ -132,7 +134,7 @@ def _preconditioned(
         center = finite_float("log_atk_scale", log_atk_scale)
     check_same_device(q=q, g_atk=g_atk, beta_atk=beta_atk, beta=beta)
     keys = k.double()
-    used = decayed_sum(beta_atk.double()[..., None] * keys.square(), g_atk.double().exp()[..., None], 1)
+    used = over_time.decayed_sum(beta_atk.double()[..., None] * keys.square(), g_atk.double().exp()[..., None], 1)
     r = finite_or_nan((finite_or_nan(used) + eps).log() - center)
     written = keys * torch.exp(-math.log(base) * r / (1 + r.abs()))
     return RankOneStateSpace(

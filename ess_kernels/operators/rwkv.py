@@ -52,6 +52,7 @@ def rwkv6(
 
 
 @takes_sequences(k="[B, T, D]")
+@over_time.accumulates
 def rwkv4(
     k: Tensor, *, w: Tensor, u: Tensor, cu_seqlens: Tensor | None = None, attention_mask: Tensor | None = None
 ) -> Operator:

@@ -16,6 +16,7 @@ from .structure import Operator
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT, s="[B, T, H, M]", g="[B, T, H, M]")
+@over_time.accumulates
 def gsa(
     q: Tensor,
     k: Tensor,
@@ -79,6 +80,7 @@ def gsa(
 
 
 @takes_sequences(q=LAYOUT, k=LAYOUT)
+@over_time.accumulates
 def lightnet(
     q: Tensor,
     k: Tensor,
