@@ -5,7 +5,7 @@ the rank of `H_i = T[i:, :i]`, the map from past inputs to future outputs ("Quan
 Effective State-Size", ICML 2025).
 """
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import processes as processes  # first: it looks at what had been imported before this package
 from ._requirements import problem as _problem
@@ -35,6 +35,18 @@ if TYPE_CHECKING or _problem() is None:
     from .operators.compressed import Compressed
     from .randomized import RandomizedESS, randomized_ess
     from .reduction import Reduced, reduce
+
+    if TYPE_CHECKING:
+        from . import distributed
+
+    def __getattr__(name: str) -> Any:
+        # processes are few people's business: what talks to them is imported when it is first used
+        if name == "distributed":
+            from importlib import import_module
+
+            return import_module(".distributed", __name__)
+        raise AttributeError(f"module 'ess_kernels' has no attribute {name!r}")
+
 else:
 
     def __getattr__(name: str) -> NoReturn:
@@ -59,6 +71,7 @@ __all__ = [
     "capture",
     "causal_ess",
     "compress",
+    "distributed",
     "entropy_ess",
     "memory_budget",
     "nuclear_norm",

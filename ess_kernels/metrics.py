@@ -14,6 +14,7 @@ from ._checks import LARGEST_INTEGER, position_list, refuse_gradient, tolerance_
 from ._readable import check_plain
 from .engine.certainty import Certificate, EntropyCertificate
 from .operators.dense import as_operator
+from .operators.spread import Spread
 from .operators.structure import Operator
 
 Tolerance = float | Sequence[float] | Tensor
@@ -56,6 +57,8 @@ def tolerance_ess(
         RuntimeError: a backend asked for by name that cannot take the call.
     """
     op = as_operator(op)
+    if isinstance(op, Spread):
+        return op.answer(tolerance_ess, positions, atol=atol, rtol=rtol, backend=backend, certificate=certificate)
     absolute, relative, listed = tolerance_lists(atol, rtol)
     wanted = position_list(positions, op.length)
     found = _ops.tolerance_ess(op, absolute, relative, wanted, backend)
@@ -99,6 +102,8 @@ def entropy_ess(
             for that does not exist, and for third derivatives; the message says why.
     """
     op = as_operator(op)
+    if isinstance(op, Spread):
+        return op.answer(entropy_ess, positions, backend=backend, certificate=certificate)
     ess, *fields = _ops.entropy_ess(op, position_list(positions, op.length), backend)
     return (ess, EntropyCertificate(*fields)) if certificate else ess
 
@@ -127,6 +132,8 @@ def soft_ess(
     Source: the effective number of degrees of freedom of ridge regression with penalty `atol^2`.
     """
     op = as_operator(op)
+    if isinstance(op, Spread):
+        return op.answer(soft_ess, positions, atol=atol, backend=backend)
     refuse_gradient("atol", atol)
     absolute, _, listed = tolerance_lists(atol, 0.0)
     for number in absolute:
@@ -152,6 +159,8 @@ def nuclear_norm(op: Operator | Tensor, positions: Positions | None = None, back
         TypeError, ValueError, RuntimeError: as in `soft_ess`.
     """
     op = as_operator(op)
+    if isinstance(op, Spread):
+        return op.answer(nuclear_norm, positions, backend=backend)
     return _smooth_ops.nuclear_norm(op, position_list(positions, op.length), backend)
 
 
@@ -172,6 +181,8 @@ def singular_values(op: Operator | Tensor, positions: Positions, k: int | None =
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`; `k` must be a non-negative integer.
     """
     op = as_operator(op)
+    if isinstance(op, Spread):
+        return op.answer(singular_values, positions, k=k, backend=backend)
     wanted = position_list(positions, op.length)
     if k is not None and (isinstance(k, bool) or not isinstance(k, int)):
         raise TypeError(f"k: expected an integer or None, got {type(k).__name__}")
