@@ -71,6 +71,15 @@ def inputs_of(name, length=L):
             (torch.polar(rand(1, 2, length, N), randn(1, 2, length, N)), torch.complex(*rows), rows[0]),
             (2, 2, 2),
         ),
+        "a sum": lambda: (
+            lambda A, B, C, D: operators.sum_of(before(A, B, C), before(D, C, B), weights=(1.0, 0.5)),
+            (
+                torch.polar(rand(1, 2, length, 3), randn(1, 2, length, 3)),
+                *(x[..., :3] for x in rows),
+                rand(1, 2, length, 3),
+            ),
+            (2, 2, 2, 2),
+        ),
         "several outputs": lambda: (
             lambda A, B, C: operators.block_recurrence(A, B, C, diagonal=True),
             (rand(1, 2, length, N), randn(1, 2, length, N, 2), randn(1, 2, length, 3, N)),
@@ -90,6 +99,7 @@ NAMES = (
     "reads before",
     "matrices",
     "complex",
+    "a sum",
     "several outputs",
     "short convolution",
 )

@@ -22,7 +22,7 @@ from .agreement import agree, resolved_group
 from .families import cuttable
 from .passage import Passage, passages
 from .scan import Summary, arriving
-from .slices import TURNED, Slice, tokens_of
+from .slices import Slice, tokens_of, turned
 
 LAYOUTS = ("contiguous", "zigzag")
 # tokens with diagonal transitions that are summed up at once, and for every number of the state
@@ -253,7 +253,7 @@ def _shape_of(op: Any) -> str:
     inner = getattr(op, "inner", None)
     if not isinstance(inner, StateSpace):
         return "no recurrence"
-    kind = "diagonal" if inner.diagonal else "rank-one" if inner.rank_one else "matrix"
+    kind = "diagonal" if inner.diagonal and not turned(inner) else "rank-one" if inner.rank_one else "matrix"
     reads = "before" if inner.reads_before else "after"
     return (
         f"{kind} transitions of {inner.state_size} states, reads {reads} them, tokens of {op.block}, {op.device.type}"
@@ -264,9 +264,9 @@ def _shape_of(op: Any) -> str:
 def _summary(op: StateSpace, span: tuple[int, int]) -> tuple[Passage, Passage, Tensor]:
     """What some tokens are to later and to earlier ones, and bool `[N]`, whether they are finite and so are those."""
     n = op.state_size
-    diagonal = op.diagonal and not isinstance(op, TURNED)
+    diagonal = op.diagonal and not turned(op)
     c = max(SUMMED_TOGETHER, SUMMED_A_STATE * n) if diagonal else block_length(n, False)
-    per_token = 6 * n + (0 if op.diagonal else 2 * n if op.rank_one else n * n)
+    per_token = 6 * n + (0 if diagonal else 2 * n if op.rank_one else n * n)
     each = max(1, budget_in_bytes() // max(1, 8 * (span[1] - span[0]) * per_token))
     found: list[tuple[Passage, Passage, Tensor]] = []
     for heads in op.all_heads().split(each):

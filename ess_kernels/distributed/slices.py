@@ -21,18 +21,21 @@ from torch import Tensor
 from ..engine.blocks import identity_like
 from ..operators.complex_states import ComplexRecurrence, ComplexSelectiveStateSpace
 from ..operators.structure import StateSpace, Tokens
+from ..operators.sum_of import SumOfStates
 
 # every engine's blocks have a divisor of this many tokens
 LARGEST_BLOCK = 64
 
 
-# operators whose tokens turn the states back to where they were at the first token
-TURNED = (ComplexRecurrence, ComplexSelectiveStateSpace)
+def turned(op: StateSpace) -> bool:
+    """Whether the tokens of an operator turn its states back to where they were at its first token."""
+    terms = op.ops if isinstance(op, SumOfStates) else [op]
+    return any(isinstance(term, (ComplexRecurrence, ComplexSelectiveStateSpace)) for term in terms)
 
 
 def tokens_of(op: StateSpace, heads: Tensor, span: tuple[int, int]) -> Tokens:
     """Some of the tokens of some heads, in a basis of the states that is the same in every slice."""
-    tokens = op.matrix_tokens(heads) if isinstance(op, TURNED) else op.tokens(heads)
+    tokens = op.matrix_tokens(heads) if turned(op) else op.tokens(heads)
     return tokens.map(lambda x: x[:, span[0] : span[1]])
 
 
@@ -62,7 +65,7 @@ class Slice(StateSpace):
         n, rows = op.state_size, before.shape[1]
         self.first = rows + ((begin - rows) % LARGEST_BLOCK if begin > n else 0)
         inputs = [x.detach() for x in (before, after, *op.inputs)]
-        diagonal = op.diagonal and not isinstance(op, TURNED)
+        diagonal = op.diagonal and not turned(op)
         length = self.first + span[1] - span[0] + after.shape[1]
         super().__init__(
             length,

@@ -214,6 +214,18 @@ class ComplexSelectiveStateSpace(StateSpace):
             reads_before=self.reads_before,
         )
 
+    def matrix_tokens(self, heads: Tensor) -> Tokens:
+        batch, channel = self.unravel(heads)
+        delta, log_decay, angle = self._steps(heads)
+        modulus = log_decay.exp()
+        B, C = (self._by_token(x, batch, channel) for x in (self.B, self.C))
+        return Tokens(
+            read=2 * torch.cat(C, -1),
+            write=torch.cat([B.real * delta, -B.imag * delta], -1),
+            transition=matrices_of(Pair(modulus * angle.cos(), modulus * angle.sin())),
+            reads_before=self.reads_before,
+        )
+
     def squares_apart(self, heads: Tensor) -> Tensor:
         """`sum_n |exp(A_n delta) - 1|^2` `[N, L]`, float64."""
         _, log_decay, angle = self._steps(heads)

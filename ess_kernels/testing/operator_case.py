@@ -39,8 +39,8 @@ from ..operators.structure import Operator, StateSpace, Tiled
 from ..reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 from .closeness import assert_close
 from .family import FamilyUnderTest
-from .packed_case import PackedCase
 from .relations import RelationsOfOperators
+from .sliced_case import SlicedCase
 from .upstream import ValueLayout, matrix_of, outputs
 
 # of counts on every backend; random inputs of the order of one have singular values on both sides of each
@@ -57,7 +57,7 @@ def in_precision(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.view_as_complex(parts.to(torch.promote_types(dtype, torch.float32)))
 
 
-class OperatorTestCase(RelationsOfOperators, PackedCase, FamilyUnderTest):
+class OperatorTestCase(RelationsOfOperators, SlicedCase, FamilyUnderTest):
     """The tests that every operator family passes. See the module for what a subclass writes."""
 
     def test_dense(self) -> None:
