@@ -272,7 +272,8 @@ def _summary(op: StateSpace, span: tuple[int, int]) -> tuple[Passage, Passage, T
     for heads in op.all_heads().split(each):
         tokens = tokens_of(op, heads, span)
         finite = tokens.finite()
-        tokens = keep_heads(tokens, finite)
+        if not bool(finite.all()):
+            tokens = keep_heads(tokens, finite)
         found.append((*passages(tokens, 1 << (c - 1).bit_length()), finite))
     if not found:  # no heads
         nothing = Passage.empty(0, n, diagonal, torch.empty(0, dtype=torch.float64, device=op.device))

@@ -86,7 +86,7 @@ class Slice(StateSpace):
         written = torch.nn.functional.pad(self.before[heads], padding)
         read = self.after[heads]
         none, unread = torch.zeros_like(written), torch.zeros_like(read)
-        tokens = _still(own, none, written).cat(own, 1).cat(_still(own, read, unread), 1)
+        tokens = _still(own, none, written).cat(own, _still(own, read, unread), dim=1)
         if bool(self.good[heads].all()):
             return tokens
         # what is bad in one slice is bad in all of them

@@ -53,7 +53,7 @@ def cut(tokens: Tokens, c: int) -> Tokens:
         # zero, but for the transitions: with zeros all of them, A_t would empty the state
         zeros = tokens.map(lambda x: x.new_zeros(x.shape[0], padding, *x.shape[2:]))
         zeros = replace(zeros, transition=identity_like(zeros.transition, zeros.read))
-        tokens = tokens.cat(zeros, 1)
+        tokens = tokens.cat(zeros, dim=1)
     return tokens.map(lambda x: x.unflatten(1, (-1, c)))
 
 

@@ -54,7 +54,7 @@ def cut_repeated(period: Tokens, length: int, c: int) -> tuple[Tokens, Tensor]:
 
     blocks, places = tokens(0, kinds * c), torch.arange(whole, device=device) % max(kinds, 1)
     if rest:
-        blocks = blocks.cat(tokens(whole * c, rest), 1)
+        blocks = blocks.cat(tokens(whole * c, rest), dim=1)
         places = torch.cat([places, places.new_full((1,), kinds)])
     return blocks, places
 

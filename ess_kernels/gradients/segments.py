@@ -72,7 +72,7 @@ def _gathered(tokens: Tokens, edges: Sequence[int], c: int) -> Tokens:
     # beyond its end a block has the padding token, which is put behind the last one
     index = torch.where(index < ends[:, None], index, length).flatten()
     one = tokens.map(lambda x: torch.zeros_like(x[:, :1]))
-    padded = tokens.cat(replace(one, transition=identity_like(one.transition, one.read)), 1)
+    padded = tokens.cat(replace(one, transition=identity_like(one.transition, one.read)), dim=1)
     return padded.map(lambda x: x.index_select(1, index).unflatten(1, (-1, c)))
 
 

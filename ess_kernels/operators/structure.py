@@ -230,10 +230,11 @@ class Tokens:
         lookup, update = (None if x is None else change(x) for x in (self.lookup, self.update))
         return Tokens(read, write, transition, self.reads_before, lookup, update)
 
-    def cat(self, others: Tokens, dim: int) -> Tokens:
+    def cat(self, *others: Tokens, dim: int) -> Tokens:
         """These tokens and others of the same kind, one behind the other."""
-        pairs = iter([torch.cat(pair, dim) for pair in zip(self.tensors, others.tensors, strict=True)])
-        return self.map(lambda _: next(pairs))
+        tensors = zip(self.tensors, *(other.tensors for other in others), strict=True)
+        joined = iter([torch.cat(same, dim) for same in tensors])
+        return self.map(lambda _: next(joined))
 
     @property
     def updates(self) -> Tensor:

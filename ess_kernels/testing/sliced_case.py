@@ -41,5 +41,5 @@ class SlicedCase(PackedCase):
         heads = state_space.all_heads()
         expected = tokens_of(state_space, heads, (0, state_space.length))
         first, second = (tokens_of(op, heads, (0, op.length)) for op in slices)
-        for number, (x, y) in enumerate(zip(expected.tensors, first.cat(second, 1).tensors, strict=True)):
+        for number, (x, y) in enumerate(zip(expected.tensors, first.cat(second, dim=1).tensors, strict=True)):
             assert_close(f"tensor {number} of the tokens", torch.nan_to_num(y), torch.nan_to_num(x), rtol=1e-14, atol=0)
