@@ -19,6 +19,7 @@ if TYPE_CHECKING or _problem() is None:
     from .analysis.dataset.run import analyze_dataset
     from .analysis.regularizer import ESSRegularizer
     from .analysis.transitions import transition_distance
+    from .bounds import BoundedEntropy, BoundedESS, bounded_entropy_ess, bounded_ess
     from .by_sequence import split
     from .companions import causal_ess, observable_ess, state_spectra, token_influence
     from .compressing import compress
@@ -57,6 +58,8 @@ else:
 
 
 __all__ = [
+    "BoundedESS",
+    "BoundedEntropy",
     "Certificate",
     "Compressed",
     "ESSRegularizer",
@@ -68,6 +71,8 @@ __all__ = [
     "aggregate",
     "analyze",
     "analyze_dataset",
+    "bounded_entropy_ess",
+    "bounded_ess",
     "capture",
     "causal_ess",
     "compress",

@@ -16,7 +16,7 @@ from .engine.scaling import power_of_two
 from .operators.compressed import Compressed
 from .operators.dense import as_operator
 from .operators.structure import Operator
-from .operators.tile_sources import tile_source
+from .operators.tile_sources import TileSource, tile_source
 from .processes import on_one_thread_if_forked
 
 
@@ -71,7 +71,7 @@ def compressed(op: Operator, error: float, max_rank: int | None, block: int) -> 
     good = op.finite(heads) if len(heads) else torch.zeros(0, dtype=torch.bool, device=op.device)
     parts, units, ranks, errors = [], [], [], []
     for head in progress(list(heads[:, None]), "heads"):
-        unit, walked = one_head(op, head, error, max_rank, block) if bool(good[head]) else (math.nan, None)
+        unit, walked = one_head(tile_source(op, head), error, max_rank, block) if bool(good[head]) else (math.nan, None)
         if walked is None:
             good[head] = False
             unit, walked = 1.0, nothing(op, block)
@@ -93,13 +93,12 @@ def compressed(op: Operator, error: float, max_rank: int | None, block: int) -> 
 
 
 def one_head(
-    op: Operator, head: Tensor, error: float, max_rank: int | None, block: int, most: float = math.inf
+    source: TileSource, error: float, max_rank: int | None, block: int, most: float = math.inf
 ) -> tuple[float, Walked | None]:
-    """The unit of a head `[1]` and what the walk over it finds in that unit, or None where `T` itself is not finite.
+    """The unit of one head and what the walk over it finds in that unit, or None where `T` itself is not finite.
 
-    `most`: operations that the walk may take, see `walk`.
+    `source` has tiles of that head only; `most`: operations that the walk may take, see `walk`.
     """
-    source = tile_source(op, head)
     peak = source.largest()
     if not bool(peak.isfinite()):
         return math.nan, None
@@ -109,7 +108,7 @@ def one_head(
         found = source.tile(rows, columns)[0]
         return found if unit == 1.0 else found / unit
 
-    return unit, walk(tile, op.length, error / unit, block, max_rank, op.device, most)
+    return unit, walk(tile, source.length, error / unit, block, max_rank, source.heads.device, most)
 
 
 def nothing(op: Operator, block: int) -> Walked:

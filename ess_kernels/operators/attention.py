@@ -23,22 +23,35 @@ from .softmax import check_window, first_column, gates_of_tile, sees, softmax_ro
 from .structure import Operator, Tiled
 from .tile_sources import TileSource
 
+# rows that are summed up together: few, so that some rows cost little more than they must
+FEW_ROWS = 32
+
 
 class SoftmaxTiles(TileSource):
-    """Tiles of softmax attention from its logits; what rows are divided by is found once, in one pass over them."""
+    """Tiles of softmax attention from its logits. What a row is divided by is found once, at its first use."""
 
     def __init__(self, op: Attention, heads: Tensor):
         super().__init__(op, heads)
         self.op = op
-        sums = [softmax_sums(self._row_logits(rows), op.sinks_of(heads)) for rows in self.bands()]
-        empty = torch.zeros(len(heads), 0, 1, dtype=torch.float64, device=op.device)
-        self.top, self.total = (torch.cat(x, 1) for x in zip(*sums, strict=True)) if sums else (empty, empty)
+        self.top, self.total = torch.zeros(2, len(heads), op.length, 1, dtype=torch.float64, device=op.device)
+        each = max(1, min(FEW_ROWS, op.length))
+        self._bands = [slice(start, min(start + each, op.length)) for start in range(0, op.length, each)]
+        self._known = [False] * len(self._bands)
 
-    def _row_logits(self, rows: slice) -> Tensor:
-        first = first_column(rows.start, self.op.window_size, rows.stop)
-        return self.op.logits(self.heads, rows, slice(first, rows.stop))
+    def _sum_up(self, rows: slice) -> None:
+        """Finds what is missing of these rows, band by band."""
+        each = self._bands[0].stop if self._bands else 1
+        for number in range(rows.start // each, -(-rows.stop // each)):
+            if self._known[number]:
+                continue
+            band = self._bands[number]
+            first = first_column(band.start, self.op.window_size, band.stop)
+            logits = self.op.logits(self.heads, band, slice(first, band.stop))
+            self.top[:, band], self.total[:, band] = softmax_sums(logits, self.op.sinks_of(self.heads))
+            self._known[number] = True
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
+        self._sum_up(rows)
         logits = self.op.logits(self.heads, rows, columns)
         return logits.sub_(self.top[:, rows]).exp_().div_(self.total[:, rows])
 
