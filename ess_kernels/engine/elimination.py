@@ -87,12 +87,14 @@ def substitute(upper: Tensor, V: Tensor) -> None:
     substitute(upper[:, h:, h:], V[:, h:])
 
 
-def eliminate(E: Tensor, V: Tensor) -> Elimination:
-    """Eliminates symmetric `E` `[B, h, h]` next to `V` `[B, h, w]`: about `h^3 / 3 + h^2 w` multiplications."""
-    h, w = E.shape[-1], V.shape[-1]
-    M = torch.cat([E, V], -1)
-    pivots, magnitude = E.new_empty(E.shape[:-1]), E.new_empty(E.shape[:-1])
-    updates = M.new_zeros(M.shape[0], h + w)
+def eliminate(M: Tensor) -> Elimination:
+    """Eliminates symmetric `E` `[B, h, h]` next to `V` `[B, h, w]`, which lie side by side in `M` `[B, h, h + w]`.
+
+    About `h^3 / 3 + h^2 w` multiplications. `M` is overwritten; the rows returned are a view of it.
+    """
+    h = M.shape[1]
+    pivots, magnitude = M.new_empty(M.shape[:-1]), M.new_empty(M.shape[:-1])
+    updates = M.new_zeros(M.shape[0], M.shape[2])
     for p in range(0, h, PANEL):
         q = min(p + PANEL, h)
         block, rows = factor_block(M[:, p:q, p:q]), M[:, p:q, q:]
@@ -127,15 +129,16 @@ def growth_of_first(pivot: Tensor, update: Tensor) -> Tensor:
     return torch.where(2 * pivot.abs() >= update, update.clamp_max(4.0), update)
 
 
-def eliminate_definite(E: Tensor, V: Tensor, sign: Tensor) -> Elimination:
+def eliminate_definite(M: Tensor, sign: Tensor) -> Elimination:
     """As `eliminate` for positive (`sign` 1) or negative (-1) definite `E`, `sign` `[B]`, by Cholesky: `D` is `sign`.
 
     The pivots returned are the squared diagonal of the Cholesky factor. A matrix that is
     not definite, because it is not finite, gives NaN. There is no growth to watch, and no least row.
     """
-    sign = sign[:, None, None]
+    h, sign = M.shape[1], sign[:, None, None]
+    E = M[..., :h]
     factor, info = torch.linalg.cholesky_ex(E * sign)
-    rows = torch.linalg.solve_triangular(factor, V, upper=False)
+    rows = torch.linalg.solve_triangular(factor, M[..., h:], upper=False)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     pivots = torch.where((info == 0)[:, None], pivots, torch.nan)
     zeros = E.new_zeros(E.shape[0], 1)

@@ -22,6 +22,8 @@ from .elimination import eliminate, eliminate_definite, growth_of_first, subtrac
 
 # below this size a node is so small that the batch becomes the innermost axis
 SMALL = 8
+# a node of no more positions is never too large for a budget
+NEVER_LARGE = 128
 
 
 @dataclass
@@ -110,17 +112,28 @@ def descend(nodes: Nodes, answer: Answer, definite: bool, budget: int) -> None:
         nodes: any batch of nodes of one size.
         answer: filled in place.
         definite: log-determinants (`True`) or counts.
-        budget: bytes of workspace; a batch that needs more is cut.
+        budget: bytes of workspace; a batch that needs more is cut, and of a node that needs more by itself one half
+            goes down after the other.
     """
-    # a level holds the node, its halves with their factors and scaled factors: about 9 m^2 numbers
-    limit = max(1, budget // (72 * nodes.size**2))
+    each = bytes_of_node(nodes.size)
+    limit = max(1, budget // each)
     if len(nodes) > limit:
         for first in range(0, len(nodes), limit):
             descend(nodes[first : first + limit], answer, definite, budget)
-        return
-    while nodes.size > SMALL:
-        nodes = _halve(nodes, answer, definite)
-    _finish(nodes, answer, definite)
+    elif each > budget and nodes.size > NEVER_LARGE:
+        for left, right in ((True, False), (False, True)):
+            half = _halve(nodes, answer, definite, left, right)
+            if len(half):
+                descend(half, answer, definite, budget)
+    else:
+        while nodes.size > SMALL:
+            nodes = _halve(nodes, answer, definite)
+        _finish(nodes, answer, definite)
+
+
+def bytes_of_node(size: int) -> int:
+    """What a level holds of a node: itself, its halves with their factors and scaled factors, about 9 m^2 numbers."""
+    return 72 * size**2
 
 
 def _worth(pivots: Tensor, definite: bool, dim: int) -> Tensor:
@@ -141,16 +154,18 @@ def _children(item: Tensor, start: Tensor, stop: Tensor, h: int) -> tuple[Tensor
     return item.repeat(2), torch.cat([start, middle]), torch.cat([middle, stop])
 
 
-def _halve(nodes: Nodes, answer: Answer, definite: bool) -> Nodes:
-    """One level of the bisection by batched matrix products."""
+def _halve(nodes: Nodes, answer: Answer, definite: bool, lefts: bool = True, rights: bool = True) -> Nodes:
+    """One level of the bisection by batched matrix products: the left halves and the right halves, or one kind only."""
     if nodes.size % 2:
         nodes = _padded(nodes, definite)
     h = nodes.size // 2
     R, K, C = nodes.R, nodes.K, nodes.C
     item, start, stop = _children(nodes.item, nodes.start, nodes.stop, h)
     keep = None
-    if not (answer.everything and bool((start < stop).all())):
+    if not (answer.everything and lefts and rights and bool((start < stop).all())):
         keep = answer.wants(item, start, stop)
+        keep[: len(nodes)] &= lefts
+        keep[len(nodes) :] &= rights
         keep = None if bool(keep.all()) else keep
 
     def both(left: Tensor, right: Tensor) -> Tensor:
@@ -158,14 +173,15 @@ def _halve(nodes: Nodes, answer: Answer, definite: bool) -> Nodes:
             return torch.cat([left, right])
         return torch.cat([left[keep[: len(nodes)]], right[keep[len(nodes) :]]])
 
-    E = both(R[:, h:, h:], C[:, :h, :h])
-    V = torch.cat([both(R[:, h:, :h], K[:, h:, :h].mT), both(K[:, h:, :h], C[:, :h, h:])], -1)
+    M = torch.cat(
+        [both(R[:, h:, h:], C[:, :h, :h]), both(R[:, h:, :h], K[:, h:, :h].mT), both(K[:, h:, :h], C[:, :h, h:])], -1
+    )
     if definite:
         # later rows have positive, earlier columns negative pivots
-        out = eliminate_definite(E, V, both(torch.ones_like(nodes.value), -torch.ones_like(nodes.value)))
+        out = eliminate_definite(M, both(torch.ones_like(nodes.value), -torch.ones_like(nodes.value)))
     else:
-        out = eliminate(E, V)
-    del E, V
+        out = eliminate(M)
+    del M
     W, scaled = out.rows, out.scaled
 
     rows, cols = slice(0, h), slice(h, 2 * h)

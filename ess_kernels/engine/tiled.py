@@ -6,6 +6,8 @@ The root of the staircase is free: its pivots are `-I` or `+I`, so its two halve
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from .elimination import growth_of_first, subtract_symmetric
 from .outside import Outside
 from .quadrature import FINE, Estimate, Quadrature
 from .scaling import largest, power_of_two
-from .staircase import Answer, Eliminated, Nodes, descend
+from .staircase import Answer, Eliminated, Nodes, bytes_of_node, descend
 from .unsquared import UnsquaredEngine
 from .wanted import Wanted
 
@@ -37,18 +39,20 @@ LEAST_WEIGHT = 1e-3
 SUMMED = 1 + 1e-9
 
 
-def schur_bound(T: Tensor) -> Tensor:
-    """An upper bound `[N]` of the squared norm of every `T` `[N, L, L]`, right to rounding errors of sums.
+def schur_bound(v: Tensor, squared: Callable[[Tensor], Tensor]) -> Tensor:
+    """An upper bound `[N]` of the squared norm of every `T`, right to rounding errors of sums.
 
     Schur's test: for any positive weights `v`, the squared norm is at most the largest ratio of `|T|^T |T| v` to `v`.
     Power iteration finds weights that bring it near the squared norm of `|T|`; where it has started and whether it has
     converged does not matter.
+
+    Args:
+        v: the first weights, positive, `[N, L, 1]`.
+        squared: gives `|T|^T |T| v`.
     """
-    A = T.abs()
-    v = A.new_ones(A.shape[0], A.shape[-1], 1)
-    bound = A.new_full(A.shape[:1], torch.inf)
-    for _ in range(NORM_STEPS if A.shape[-1] else 0):
-        product = A.mT @ (A @ v)
+    bound = v.new_full(v.shape[:1], torch.inf)
+    for _ in range(NORM_STEPS if v.shape[1] else 0):
+        product = squared(v)
         bound = torch.minimum(bound, (product / v).amax((1, 2)))
         most = product.amax(1, keepdim=True)
         v = product / torch.where(most > 0, most, 1.0) + LEAST_WEIGHT
@@ -65,8 +69,23 @@ def bytes_per_head(length: int) -> int:
     return 8 * 5 * length * length
 
 
+def bytes_held(length: int) -> int:
+    """What of that one head holds from its first elimination to its last: T and the two products."""
+    return 12 * length * length
+
+
+def beside(budget: int, held: int, length: int) -> int:
+    """What of a budget is left for eliminations: at least what a quarter of the positions takes."""
+    return max(budget - held, bytes_of_node(length // 4 + 1))
+
+
 class Matrix(UnsquaredEngine):
-    """`N` heads of `T` `[N, L, L]`, of which only the strictly lower part is read."""
+    """`N` heads of `T` `[N, L, L]`, of which only the strictly lower part is read.
+
+    Attributes:
+        T: scaled, zero on and above the diagonal.
+        budget: bytes that eliminations may use beside what is held all the time.
+    """
 
     state_size = None
 
@@ -78,7 +97,7 @@ class Matrix(UnsquaredEngine):
             T[~self.finite] = 0.0
         self.T, self.unit = power_of_two(T, torch.where(self.finite, magnitude, 0.0))
         self.length = self.group = T.shape[-1]
-        self.budget, self.cost = budget, cost
+        self.budget, self.cost = beside(budget, len(T) * bytes_held(self.length), self.length), cost
         self._grams: dict[bool, Tensor] = {}
 
     def _gram(self, left: bool) -> Tensor:
@@ -139,7 +158,8 @@ class Matrix(UnsquaredEngine):
 
     @cached_property
     def _sizes(self) -> tuple[Tensor, Tensor]:
-        return schur_bound(self.T), self._below(self.T.square())
+        A = self.T.abs()
+        return schur_bound(A.new_ones(*A.shape[:2], 1), lambda v: A.mT @ (A @ v)), self._below(Tensor.square)
 
     def staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         """Values and growth at `wanted` `[N, S, L]` for `shifts` `[N, S]`."""
@@ -151,12 +171,15 @@ class Matrix(UnsquaredEngine):
         h = (L + 1) // 2
         for left, first, last in ((True, 0, h), (False, h, L)):
             items = wanted[:, first:last].any(1).nonzero()[:, 0]
-            # a half has three arrays and its halves, with their factors, twice as much again
-            each = max(1, self.budget // (72 * h * h))
-            for item in items.split(each):
+            for item in items.split(max(1, self.budget // bytes_of_node(h))):
                 head = item // S
-                nodes = self._half(left, first, last, item, head, shifts[head, item % S], definite)
-                descend(nodes, answer, definite, self.budget)
+                # nobody else holds the half: it goes when its own halves are there
+                descend(
+                    self._half(left, first, last, item, head, shifts[head, item % S], definite),
+                    answer,
+                    definite,
+                    self.budget,
+                )
         return answer.eliminated
 
     def _half(
@@ -165,16 +188,20 @@ class Matrix(UnsquaredEngine):
         """A half of the root after its elimination: only one of R and C has anything but the empty pivots in it."""
         sign = 1.0 if definite else -1.0
         inverse = (1 / shift)[:, None, None]
-        gram = self._gram(left)[head] * inverse.square()
-        one = torch.eye(last - first, dtype=gram.dtype, device=gram.device)
+        gram = self._gram(left)[head].mul_(inverse.square())
         updates = gram.diagonal(dim1=-2, dim2=-1)
         if left and not definite:
             updates = torch.cat([growth_of_first(updates[:, :1] - 1, updates[:, :1]), updates[:, 1:]], 1)
         growth = updates.amax(-1)
+        if left:
+            gram.mul_(-sign)
+        own = -1.0 if left else sign
+        gram.diagonal(dim1=-2, dim2=-1).add_(own)
+        empty = torch.eye(last - first, dtype=gram.dtype, device=gram.device).mul_(sign if left else -1.0)
         return Nodes(
-            R=(sign * one).expand_as(gram) if left else gram + sign * one,
-            K=self.T[head, first:last, first:last] * inverse,
-            C=-sign * gram - one if left else (-one).expand_as(gram),
+            R=empty.expand_as(gram) if left else gram,
+            K=self._corner(head, first, last).mul_(inverse),
+            C=gram if left else empty.expand_as(gram),
             value=torch.zeros_like(growth),
             growth=growth,
             least=torch.ones_like(growth),
@@ -182,6 +209,10 @@ class Matrix(UnsquaredEngine):
             start=torch.full_like(item, first),
             stop=torch.full_like(item, last),
         )
+
+    def _corner(self, head: Tensor, first: int, last: int) -> Tensor:
+        """A copy of rows and columns `first..last-1` of some heads' `T`, `[len(head), m, m]`."""
+        return self.T[head, first:last, first:last]
 
     def _refine_entropy(self, doubtful: Tensor, cap: Tensor, found: Estimate) -> Tensor:
         """More nodes, and for positions far below the norm of `T` scales that fit them."""
@@ -206,11 +237,11 @@ class Matrix(UnsquaredEngine):
         return rest
 
     def known_zero(self) -> Tensor:
-        return self._below(self.T.abs()) == 0
+        return self._below(Tensor.abs) == 0
 
-    def _below(self, terms: Tensor) -> Tensor:
-        """Sums over `H_i` of terms that are not negative, `[N, L]`."""
-        return terms.flip(1).cumsum(1).flip(1).tril(-1).sum(-1)
+    def _below(self, term: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sums over `H_i` of a term of every entry that is not negative, `[N, L]`."""
+        return term(self.T).flip(1).cumsum(1).flip(1).tril(-1).sum(-1)
 
     def _pieces(self) -> list[tuple[int, int]]:
         c = piece_length(self.length)

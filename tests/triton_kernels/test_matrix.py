@@ -194,7 +194,7 @@ def check_eliminate(h, width, definite):
     torch.manual_seed(h)
     sign = torch.tensor([1.0, -1.0]).double()
     E, V = symmetric(2, h, sign if definite else None), randn(2, h, width)
-    known = eliminate(E.clone(), V.clone())
+    known = eliminate(torch.cat([E, V], -1))
     worth = known.pivots.abs().log().sum(-1) if definite else (known.pivots > 0).sum(-1).double()
     # tiles below the diagonal of E are not read
     block = torch.arange(h) // 16
@@ -433,7 +433,7 @@ def test_more_entries_than_int32_can_number(definite):
     sign = torch.ones(batch, dtype=torch.float64, device=DEVICE)
     M[..., :h] = torch.eye(h)
     M[last] = torch.cat([symmetric(2, h, torch.ones(2).double()), randn(2, h, width - h)], -1).to(DEVICE)
-    known = eliminate(M[last, :, :h].cpu(), M[last, :, h:].cpu())
+    known = eliminate(M[last].cpu())
     value = torch.zeros(batch, dtype=torch.float64, device=DEVICE)
     out = elimination.eliminate(M, value, sign, definite)
     assert_close("rows", out.rows[last].cpu(), known.rows, rtol=1e-9, atol=1e-9)
