@@ -11,6 +11,7 @@ from torch import Tensor
 from .._progress import progress
 from ..engine.block_states import BlockStates
 from ..engine.certainty import Counts, Entropies
+from ..engine.banded import BandedMatrix
 from ..engine.cost import Cost
 from ..engine.direct import FewPositions
 from ..engine.engine import Engine
@@ -116,6 +117,10 @@ class EngineBackend(Backend):
             need = self._matrix_bytes(op.length)
         each = max(1, budget // max(1, need))
         every = op.all_heads()
+        if isinstance(op, Tiled) and need > budget:
+            for head in progress(every.split(1), "heads"):
+                yield head, self._banded(op, head, budget, cost)
+            return
         for heads in progress([every] if len(every) <= each else every.split(each), "heads"):
             if isinstance(op, Tiled):
                 yield heads, self._matrix(self.rows(op, heads), op.finite(heads), budget, cost)
@@ -170,6 +175,10 @@ class EngineBackend(Backend):
     def _matrix(self, T: Tensor, finite: Tensor, budget: int, cost: Cost) -> Matrix:
         """The engine of `T` `[N, L, L]`, float64, which it may overwrite; `finite` `[N]`: whose input was finite."""
         return Matrix(T, finite, budget, cost)
+
+    def _banded(self, op: Tiled, head: Tensor, budget: int, cost: Cost) -> Matrix:
+        """The engine of one head `[1]` whose `T` is never whole."""
+        return BandedMatrix(lambda start, stop: op.rows(head, start, stop), op.length, op.finite(head), budget, cost)
 
     def _matrix_bytes(self, length: int) -> int:
         """The workspace of one head in `_matrix`."""

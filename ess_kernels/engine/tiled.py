@@ -260,13 +260,18 @@ class Matrix(UnsquaredEngine):
 
     def _rank_cap(self) -> Tensor:
         """No larger than the numbers of rows and columns that are not zero."""
+        first, last = self._extents()
+        at = torch.arange(self.length, device=first.device)
+        i = at[:, None]
+        rows = ((at >= i) & (first[:, None] < i)).sum(-1)
+        return torch.minimum(rows, ((at < i) & (last[:, None] >= i)).sum(-1))
+
+    def _extents(self) -> tuple[Tensor, Tensor]:
+        """The first column of every row that is not zero, beyond all where there is none, and the last row of every
+        column, before all where there is none: int64 `[N, L]` both."""
         some = self.T != 0
         at = torch.arange(self.length, device=some.device)
-        first = torch.where(some, at, self.length).amin(2)[:, None]  # of every row, beyond all where there is none
-        last = torch.where(some, at[:, None], -1).amax(1)[:, None]
-        i = at[:, None]
-        rows = ((at >= i) & (first < i)).sum(-1)
-        return torch.minimum(rows, ((at < i) & (last >= i)).sum(-1))
+        return torch.where(some, at, self.length).amin(2), torch.where(some, at[:, None], -1).amax(1)
 
     def _value_work(self, positions: Tensor) -> Tensor:
         # a values-only decomposition of an m x k block, m >= k, takes about 4 m k^2 - 4/3 k^3
@@ -276,8 +281,12 @@ class Matrix(UnsquaredEngine):
     def values_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         self.cost.note(len(heads), float(self._value_work(positions).sum()))
         widest = int(self.cap(positions).max()) if len(positions) else 0
-        values = self.T.new_zeros(len(heads), widest)
+        values = self.unit.new_zeros(len(heads), widest)
         for q, (head, i) in enumerate(zip(heads.tolist(), positions.tolist(), strict=True)):
-            s = torch.linalg.svdvals(self.T[head, i:, :i])
+            s = torch.linalg.svdvals(self._block_at(head, i))
             values[q, : len(s)] = s
         return values
+
+    def _block_at(self, head: int, position: int) -> Tensor:
+        """Scaled `H_i` of a head."""
+        return self.T[head, position:, :position]
