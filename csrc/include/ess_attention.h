@@ -21,13 +21,14 @@ extern "C" {
  *   scale                 of the scores
  *   softcap               scores become softcap tanh(score / softcap); 0: they do not
  *   window                row i sees columns i - window + 1 .. i; 0: all before it
- *   weights               [heads, length rounded up to a multiple of ESS_ATTENTION_TILE, row_stride]
- *   row_stride            at least that rounded length */
+ *   begin, end            rows begin .. end - 1 are made; begin is a multiple of ESS_ATTENTION_TILE
+ *   weights               [heads, end - begin rounded up to a multiple of ESS_ATTENTION_TILE, row_stride]
+ *   row_stride            at least end, rounded up likewise */
 typedef struct {
     int64_t heads, length, size;
     const double *q, *k, *sinks;
     double scale, softcap;
-    int64_t window;
+    int64_t window, begin, end;
     double *weights;
     int64_t row_stride;
 } ess_attention_rows_job;

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define ESS_ABI_VERSION 5
+#define ESS_ABI_VERSION 6
 
 #if defined(_WIN32)
 #define ESS_API __declspec(dllexport)

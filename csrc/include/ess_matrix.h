@@ -15,20 +15,37 @@ extern "C" {
 /* Largest length. */
 #define ESS_MAX_LENGTH 1048576
 
+/* Which part of an operator is there. With m = ess_matrix_middle(length), the products of level zero need its corner
+ * only, and the positions before and from m on, with all that is below level zero, its first and its last quarter: an
+ * operator can be worked on without ever being whole. */
+enum {
+    ESS_MATRIX_WHOLE = 0,  /* [length, length] */
+    ESS_MATRIX_CORNER = 1, /* rows m .. length - 1, columns 0 .. m - 1 */
+    ESS_MATRIX_FIRST = 2,  /* rows and columns 0 .. m - 1 */
+    ESS_MATRIX_LAST = 3    /* rows and columns m .. length - 1 */
+};
+
 /*   heads         at least 1
- *   length        1 .. ESS_MAX_LENGTH
- *   T             first operator
- *   row_stride    at least length
- *   head_stride   from one operator to the next, at least length * row_stride if there are several
- *   scale         [heads], positive */
+ *   length        1 .. ESS_MAX_LENGTH, of the whole operator
+ *   T             first operator, or its part
+ *   row_stride    at least its columns
+ *   head_stride   from one operator to the next, at least rows * row_stride if there are several
+ *   scale         [heads], positive
+ *   part          one of ESS_MATRIX_*; other parts than the whole only where the middle is not 0
+ *   reserved      0 */
 typedef struct {
     int64_t heads, length;
     const double *T;
     int64_t row_stride, head_stride;
     const double *scale;
+    int32_t part, reserved;
 } ess_matrix;
 
-/* The largest magnitude strictly below the diagonal, unscaled; infinity where something there is not finite.
+/* The position at which the two halves of the positions meet, 0 for short operators, or a negative error code. */
+ESS_API int64_t ess_matrix_middle(int64_t length);
+
+/* The largest magnitude strictly below the diagonal of a whole operator, unscaled; infinity where something there is not
+ * finite.
  *
  *   largest   [heads] */
 typedef struct {
@@ -38,7 +55,7 @@ typedef struct {
 ESS_KERNEL(matrix_largest);
 
 /* An upper bound of the squared norm of the strictly lower T scale, by Schur's test, and the squared Frobenius norm of
- * every H_i. Both are right to rounding errors of their sums.
+ * every H_i; T is whole. Both are right to rounding errors of their sums.
  *
  *   steps     so many weights are tried, at least 1: after some of them the bound is near the squared norm of |T|
  *   norm      [heads]
@@ -54,7 +71,8 @@ ESS_KERNEL(matrix_norm);
 ESS_API int64_t ess_matrix_products_size(int64_t length);
 
 /* The symmetric products of parts of T with themselves that every tolerance and every shift shares, for all heads:
- * about 2/7 length^3 flops a head.
+ * about 2/7 length^3 flops a head. Of a corner those of level zero, which are most of it; of the first or last quarter
+ * those below, which add to what the corner has left in `products`.
  *
  *   products   [heads, ess_matrix_products_size(length)], aligned to 64 bytes; may be null if that size is 0 */
 typedef struct {
@@ -63,7 +81,8 @@ typedef struct {
 } ess_matrix_products_job;
 ESS_KERNEL(matrix_products);
 
-/* One elimination an item for all its wanted positions, about length^3 / 4 flops.
+/* One elimination an item for all its wanted positions, about length^3 / 4 flops. Of a first or last quarter for those
+ * of them that it has, half of that; a corner is refused.
  *
  *   products   as ess_matrix_products made them from the same operators
  *   items      at least 1

@@ -55,7 +55,9 @@ inline void softmax_row(double *x, int64_t first, int64_t end, double softcap, d
 }
 
 inline int64_t attention_rows(const ess_attention_rows_job &job, int32_t threads, void *workspace) {
-    const int64_t rounded = padded_rows(job.length), strips = rounded / STRIP, tokens = job.length * job.size;
+    // rows before the last one see no more keys than there are tokens before it
+    const int64_t rounded = padded_rows(job.end), strips = rounded / STRIP, tokens = job.length * job.size;
+    const int64_t first_band = job.begin / STRIP, made = strips - first_band;
     Arena arena(workspace);
     double *keys = arena.take<double>(job.heads * rounded * job.size);
     double *queries = arena.take<double>(threads * STRIP * job.size);
@@ -68,16 +70,16 @@ inline int64_t attention_rows(const ess_attention_rows_job &job, int32_t threads
                         {keys + head * rounded * job.size, rounded, job.size});
         }
     });
-    TaskCounter bands(job.heads * strips);
+    TaskCounter bands(job.heads * made);
     team(threads, [&](int32_t thread) {
         FlushDenormals flush;
         const Strips Q{queries + thread * STRIP * job.size, STRIP, job.size};
         for (int64_t t; (t = bands.take()) >= 0;) {
             // the longest rows first
-            const int64_t head = t / strips, band = strips - 1 - t % strips, row = band * STRIP;
+            const int64_t head = t / made, band = strips - 1 - t % made, row = band * STRIP;
             const int64_t begin = job.window ? max(int64_t{0}, row - job.window + 1) / STRIP * STRIP : 0;
             const Strips K{keys + head * rounded * job.size, rounded, job.size};
-            double *weights = job.weights + (head * rounded + row) * job.row_stride;
+            double *weights = job.weights + (head * made * STRIP + row - job.begin) * job.row_stride;
             pack_tokens(job.q + head * tokens + row * job.size, job.length - row, job.size, job.scale, 0, Q);
             // keys are the rows of a tile, so that a row of weights is a column of it
             for (int64_t j = begin; j < row + STRIP; j += STRIP) {
@@ -89,8 +91,8 @@ inline int64_t attention_rows(const ess_attention_rows_job &job, int32_t threads
                     }
                 }
             }
-            for (int64_t i = row; i < min(row + STRIP, job.length); i++) {
-                double *x = job.weights + (head * rounded + i) * job.row_stride;
+            for (int64_t i = row; i < min(row + STRIP, job.end); i++) {
+                double *x = weights + (i - row) * job.row_stride;
                 const int64_t first = job.window ? max(int64_t{0}, i - job.window + 1) : 0;
                 std::memset(x, 0, static_cast<size_t>(first) * sizeof(double));
                 softmax_row(x, first, i + 1, job.softcap, job.sinks ? job.sinks[head] : -HUGE_VAL);

@@ -43,29 +43,29 @@ inline EdgeProduct edge_product(Edge edge, int64_t level, int64_t length, double
     return p;
 }
 
-// The largest factor of an edge's products.
-inline int64_t factor_size(Edge edge, int64_t length) {
+// The largest factor of an edge's products that the part of the operator has.
+inline int64_t factor_size(Edge edge, const ess_matrix &operand) {
     int64_t largest = 0;
     for (int64_t level = 0;; level++) {
-        const EdgeProduct p = edge_product(edge, level, length, nullptr);
+        const EdgeProduct p = edge_product(edge, level, operand.length, nullptr);
         if (p.size == 0) return largest;
-        largest = max(largest, p.size * p.depth());
+        if (in_part(operand.part, edge, level)) largest = max(largest, p.size * p.depth());
     }
 }
 
 // One strip of a product's factor, scaled.
-inline void pack_product(const ess_matrix &operand, const double *T, double scale, const EdgeProduct &p, int64_t strip,
-                         Strips factor) {
+inline void pack_product(const ess_matrix &operand, int64_t head, const EdgeProduct &p, int64_t strip, Strips factor) {
+    const double scale = operand.scale[head];
     const int64_t ld = operand.row_stride, last = leaves_of(operand.length) * MATRIX_LEAF - 1 - strip * STRIP;
     for (int64_t k0 = 0; k0 < p.depth(); k0 += PASS) {
         const int64_t columns = min(PASS, p.depth() - k0);
         double *packed = factor.at(strip * STRIP, k0);
         if (p.edge == Edge::First) {
-            copy_strip({T + (p.begin + k0) * ld + strip * STRIP, ld, scale, 0.0}, columns, packed);
+            copy_strip({entry(operand, head, p.begin + k0, strip * STRIP), ld, scale, 0.0}, columns, packed);
             continue;
         }
         // its columns are rows of T from the last one on; behind it come zero tokens
-        const Block rows{T + last * ld + p.begin + k0, -ld, scale, 0.0};
+        const Block rows{entry(operand, head, last, p.begin + k0), -ld, scale, 0.0};
         transpose_strip(rows, columns, packed, max(int64_t{0}, last - operand.length + 1));
     }
 }
@@ -80,8 +80,8 @@ inline void multiply_product(const EdgeProduct &p, Strips factor, int64_t strip,
 inline int64_t products(const ess_matrix_products_job &job, int32_t threads, void *workspace) {
     const ess_matrix &operand = *job.matrix;
     const int64_t size = products_size(operand.length);
-    const int64_t first_size = factor_size(Edge::First, operand.length);
-    const int64_t last_size = factor_size(Edge::Last, operand.length);
+    const int64_t first_size = factor_size(Edge::First, operand);
+    const int64_t last_size = factor_size(Edge::Last, operand);
     const bool apart = operand.heads >= threads;
     const int64_t buffers = apart ? min(operand.heads, static_cast<int64_t>(threads)) : 1;
     Arena arena(workspace);
@@ -89,22 +89,28 @@ inline int64_t products(const ess_matrix_products_job &job, int32_t threads, voi
     double *packed = arena.take<double>(buffers * (first_size + last_size));
     if (workspace == nullptr || size == 0) return arena.used();
 
+    const int64_t first_level = operand.part == ESS_MATRIX_FIRST || operand.part == ESS_MATRIX_LAST ? 1 : 0;
+
     struct Task {
         EdgeProduct product;
         Strips factor;
     };
-    // the tasks of one level: the strips of both edges
+    // the tasks of one level: the strips of both edges, or of one
     auto level_of = [&](int64_t head, int64_t level, double *memory, Task(&tasks)[2]) {
         double *products = job.products + head * size;
-        tasks[0].product = edge_product(Edge::First, level, operand.length, products);
-        tasks[1].product = edge_product(Edge::Last, level, operand.length, products);
+        tasks[0] = tasks[1] = {};
+        if (in_part(operand.part, Edge::First, level)) {
+            tasks[0].product = edge_product(Edge::First, level, operand.length, products);
+        }
+        if (in_part(operand.part, Edge::Last, level)) {
+            tasks[1].product = edge_product(Edge::Last, level, operand.length, products);
+        }
         tasks[0].factor = {memory, tasks[0].product.size, tasks[0].product.depth()};
         tasks[1].factor = {memory + first_size, tasks[1].product.size, tasks[1].product.depth()};
         return tasks[0].product.size > 0 || tasks[1].product.size > 0;
     };
     auto pack = [&](int64_t head, const Task &task, int64_t strip) {
-        pack_product(operand, operand.T + head * operand.head_stride, operand.scale[head], task.product, strip,
-                     task.factor);
+        pack_product(operand, head, task.product, strip, task.factor);
     };
     auto multiply = [&](const Task &task, int64_t bundle) {
         // the longest rows of the triangle first
@@ -122,7 +128,7 @@ inline int64_t products(const ess_matrix_products_job &job, int32_t threads, voi
             Task tasks[2];
             for (int64_t head; (head = counter.take()) >= 0;) {
                 double *memory = packed + thread * (first_size + last_size);
-                for (int64_t level = 0; level_of(head, level, memory, tasks); level++) {
+                for (int64_t level = first_level; level_of(head, level, memory, tasks); level++) {
                     for (const Task &task : tasks) {
                         for (int64_t strip = 0; strip < strips_of(task); strip++) pack(head, task, strip);
                         for (int64_t bundle = 0; bundle < bundles_of(task); bundle++) multiply(task, bundle);
@@ -134,7 +140,7 @@ inline int64_t products(const ess_matrix_products_job &job, int32_t threads, voi
     }
     for (int64_t head = 0; head < operand.heads; head++) {
         Task tasks[2];
-        for (int64_t level = 0; level_of(head, level, packed, tasks); level++) {
+        for (int64_t level = first_level; level_of(head, level, packed, tasks); level++) {
             TaskCounter strips(strips_of(tasks[0]) + strips_of(tasks[1]));
             team(threads, [&](int32_t) {
                 FlushDenormals flush;

@@ -25,8 +25,7 @@ inline Node edge_node(const ess_matrix_staircase_job &job, int64_t item, Edge ed
     node.start = edge == Edge::Last ? whole - node.size : 0;
     node.padding = edge == Edge::First ? 0 : whole - operand.length;
     node.R = node.C = {nullptr, 0, 1.0, sign};
-    node.K = {operand.T + head * operand.head_stride + (node.start + node.size - 1) * ld + node.start, -ld,
-              operand.scale[head] * inverse, 0.0};
+    node.K = {entry(operand, head, node.start + node.size - 1, node.start), -ld, operand.scale[head] * inverse, 0.0};
     node.least = 1.0;
     if (edge == Edge::None) return node;
     const double *product =
@@ -174,29 +173,36 @@ struct Task {
 
 // How far the tree is grown by all threads together.
 struct Plan {
-    int64_t items, tasks, size; // most nodes, and how large the largest one is
+    int64_t edges, tasks, size; // nodes at the edges, most nodes, and how large the largest one is
     int levels;                 // bisections below the root's halves
 
-    static Plan of(const ess_matrix_staircase_job &job, int32_t threads) {
+    // The root's halves that the part of the operator has; a root of one leaf.
+    static Plan root(const ess_matrix_staircase_job &job) {
         const int64_t leaves = leaves_of(job.matrix->length);
         if (leaves == 1) return {job.items, job.items, MATRIX_LEAF, 0};
-        Plan plan{job.items, 2 * job.items, MATRIX_LEAF * left_leaves(leaves), 0};
+        const int64_t nodes = (job.matrix->part == ESS_MATRIX_WHOLE ? 2 : 1) * job.items;
+        const bool last = job.matrix->part == ESS_MATRIX_LAST;
+        return {nodes, nodes, MATRIX_LEAF * (last ? right_leaves(leaves) : left_leaves(leaves)), 0};
+    }
+
+    static Plan of(const ess_matrix_staircase_job &job, int32_t threads) {
+        Plan plan = root(job);
         // nodes smaller than this are not worth the threads' meeting
         while (plan.tasks < threads && plan.size > 8 * MATRIX_LEAF) plan = plan.next();
         return plan;
     }
 
-    Plan next() const { return {items, 2 * tasks, MATRIX_LEAF * left_leaves(size / MATRIX_LEAF), levels + 1}; }
+    Plan next() const { return {edges, 2 * tasks, MATRIX_LEAF * left_leaves(size / MATRIX_LEAF), levels + 1}; }
 
     // all nodes but those of the edges have two halves with pivots, these have one
-    int64_t eliminations() const { return 2 * (tasks - items); }
+    int64_t eliminations() const { return 2 * tasks - edges; }
 };
 
 // The nodes of one level, and the next level from them by all threads together.
 class Growth {
   public:
     Growth(const ess_matrix_staircase_job &job, int32_t threads, Arena &arena)
-        : job_(job), threads_(threads), plan_(Plan::of(job, threads)) {
+        : job_(job), threads_(threads), plan_(Plan::of(job, threads)), first_(Plan::root(job)) {
         tasks_ = arena.take<Task>(plan_.tasks);
         if (plan_.levels == 0) return;
         next_ = arena.take<Task>(plan_.tasks);
@@ -204,29 +210,28 @@ class Growth {
         corners_ = arena.take<Corners>(plan_.tasks);
         panels_ = arena.take<PanelMemory>(plan_.tasks);
         // nodes of all levels are kept, panels are used again
-        int64_t panels = 0;
-        const Plan root{job.items, 2 * job.items, MATRIX_LEAF * left_leaves(leaves_of(job.matrix->length)), 0};
-        for (Plan level = root; level.levels < plan_.levels; level = level.next()) {
+        for (Plan level = first_; level.levels < plan_.levels; level = level.next()) {
             nodes_[level.levels] = arena.take<double>(level.eliminations() * NodeMemory::size(level.next().size));
-            panels = max(panels, lay_out(level, nullptr));
+            panel_bytes_ = max(panel_bytes_, lay_out(level, nullptr));
         }
-        panel_memory_ = arena.take<char>(panels);
-        first_ = root;
     }
 
     const Plan &plan() const { return plan_; }
+    // what panels take while the tree grows
+    int64_t panel_bytes() const { return panel_bytes_; }
     int64_t count() const { return count_; }
     const Task &task(int64_t t) const { return tasks_[t]; }
 
-    void run() {
+    void run(char *panels) {
         const bool one = leaves_of(job_.matrix->length) == 1;
         for (int64_t item = 0; item < job_.items; item++) {
             for (int e = 0; e < (one ? 1 : 2); e++) {
+                if (job_.matrix->part == (e == 0 ? ESS_MATRIX_LAST : ESS_MATRIX_FIRST)) continue;
                 const Node node = edge_node(job_, item, one ? Edge::None : e == 0 ? Edge::First : Edge::Last, 0);
                 if (is_wanted(job_, item, node.start, node.size)) tasks_[count_++] = {node, item};
             }
         }
-        for (Plan level = first_; level.levels < plan_.levels; level = level.next()) grow(level);
+        for (Plan level = first_; level.levels < plan_.levels; level = level.next()) grow(level, panels);
     }
 
   private:
@@ -240,8 +245,8 @@ class Growth {
         return arena.used();
     }
 
-    void grow(const Plan &level) {
-        lay_out(level, panel_memory_);
+    void grow(const Plan &level, char *panels) {
+        lay_out(level, panels);
         const int64_t child_size = NodeMemory::size(level.next().size);
         int64_t made = 0, eliminated = 0;
         for (int64_t t = 0; t < count_; t++) {
@@ -277,13 +282,12 @@ class Growth {
 
     const ess_matrix_staircase_job &job_;
     const int32_t threads_;
-    const Plan plan_;
-    Plan first_{};
+    const Plan plan_, first_;
     Task *tasks_ = nullptr, *next_ = nullptr;
     Half *halves_ = nullptr;
     Corners *corners_ = nullptr;
     PanelMemory *panels_ = nullptr;
-    char *panel_memory_ = nullptr;
+    int64_t panel_bytes_ = 0;
     double *nodes_[MAX_DEPTH] = {};
     int64_t count_ = 0;
 };
@@ -293,12 +297,20 @@ inline int64_t staircase(const ess_matrix_staircase_job &job, int32_t threads, v
     Growth growth(job, threads, arena);
     const int32_t descending = static_cast<int32_t>(min(static_cast<int64_t>(threads), growth.plan().tasks));
     Descent *descents = arena.take<Descent>(descending);
-    for (int32_t t = 0; t < descending; t++) {
-        Descent descent(job, growth.plan().size, arena);
-        if (workspace) descents[t] = descent;
-    }
+    auto lay_out = [&](Arena &memory) {
+        for (int32_t t = 0; t < descending; t++) {
+            Descent descent(job, growth.plan().size, memory);
+            if (!memory.measures_only()) descents[t] = descent;
+        }
+        return memory.used();
+    };
+    // the panels of the growing tree go before threads descend
+    Arena measured;
+    char *shared = arena.take<char>(max(growth.panel_bytes(), lay_out(measured)));
     if (workspace == nullptr) return arena.used();
-    growth.run();
+    growth.run(shared);
+    Arena memory(shared);
+    lay_out(memory);
     TaskCounter counter(growth.count());
     team(descending, [&](int32_t thread) {
         FlushDenormals flush;

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "include/ess_attention.h"
+#include "include/ess_matrix.h"
 
 namespace ess {
 
@@ -27,6 +28,19 @@ inline int64_t leaves_of(int64_t length) { return (length + MATRIX_LEAF - 1) / M
 inline int64_t left_leaves(int64_t leaves) { return (leaves + 1) / 2; }
 inline int64_t right_leaves(int64_t leaves) { return leaves / 2; }
 
+// The position at which the two halves of the positions meet, 0 where there is one leaf only.
+inline int64_t middle_of(int64_t length) {
+    return leaves_of(length) > 1 ? MATRIX_LEAF * left_leaves(leaves_of(length)) : 0;
+}
+
+// Row and column `row`, `column` of a head's operator, of which the part that is there must have it.
+inline const double *entry(const ess_matrix &operand, int64_t head, int64_t row, int64_t column) {
+    const int64_t middle = middle_of(operand.length);
+    if (operand.part == ESS_MATRIX_CORNER || operand.part == ESS_MATRIX_LAST) row -= middle;
+    if (operand.part == ESS_MATRIX_LAST) column -= middle;
+    return operand.T + head * operand.head_stride + row * operand.row_stride + column;
+}
+
 // a column longer than this by 8 keeps columns out of each other's cache sets
 inline int64_t node_stride(int64_t rows) { return rows + 8; }
 
@@ -36,6 +50,16 @@ enum class Edge { None, First, Last };
 
 inline int64_t edge_half(Edge edge, int64_t leaves) {
     return edge == Edge::First ? left_leaves(leaves) : right_leaves(leaves);
+}
+
+// Whether the node of an edge at a level needs nothing but the part of the operator that is there.
+inline bool in_part(int32_t part, Edge edge, int64_t level) {
+    switch (part) {
+    case ESS_MATRIX_CORNER: return level == 0;
+    case ESS_MATRIX_FIRST: return level > 0 && edge == Edge::First;
+    case ESS_MATRIX_LAST: return level > 0 && edge == Edge::Last;
+    default: return true;
+    }
 }
 
 // Leaves of the edge's node at a level, 0 where it has no such level.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .._progress import progress
+from ..engine.banded import BandedMatrix
 from ..engine.block_states import BlockStates
 from ..engine.certainty import Counts, Entropies
-from ..engine.banded import BandedMatrix
 from ..engine.cost import Cost
 from ..engine.direct import FewPositions
 from ..engine.engine import Engine

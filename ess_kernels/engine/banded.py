@@ -67,11 +67,17 @@ class BandedMatrix(Matrix):
 
     def _block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
         """A block of scaled `T`, `[1, rows, columns]`, each from a first to before a last one."""
+        shape = (1, rows[1] - rows[0], columns[1] - columns[0])
+        return self._fill(torch.empty(shape, dtype=torch.float64, device=self.finite.device), rows, columns)
+
+    def _fill(self, block: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        """The block `[1, rows, columns]` with its numbers."""
         (top, bottom), (left, right) = rows, columns
-        block = torch.zeros(1, bottom - top, right - left, dtype=torch.float64, device=self.finite.device)
         for start, stop in self._bands(top, bottom):
             seen = self._band(start, stop)[..., left:right]
-            block[:, start - top : stop - top, : seen.shape[-1]] = seen
+            target = block[:, start - top : stop - top]
+            target[..., : seen.shape[-1]] = seen
+            target[..., seen.shape[-1] :] = 0.0
         return block
 
     def _gram(self, left: bool) -> Tensor:

@@ -49,6 +49,12 @@ class Dense(Tiled):
     def own_tiles(self, heads: Tensor) -> MatrixTiles | None:
         return MatrixTiles(self, heads) if self.blocks == 1 else None
 
+    def stored(self, head: Tensor) -> Tensor | None:
+        if self.blocks != 1 or self.T.dtype != torch.float64 or self.T.stride(-1) != 1:
+            return None
+        T = self.T[tuple(int(index) for index in self.unravel(head))].detach()
+        return T if T.stride(0) >= self.length else None
+
     def dense_heads(self, heads: Tensor) -> Tensor:
         if self.blocks == 1:
             return super().dense_heads(heads)

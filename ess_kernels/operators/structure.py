@@ -388,5 +388,12 @@ class Tiled(Operator):
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         """Rows `start..stop-1` of `T`, columns `0..stop-1`: float64 `[N, rows, stop]`, zero above the diagonal."""
 
+    def stored(self, head: Tensor) -> Tensor | None:
+        """`T` `[L, L]` of one head `[1]` where it lies in memory as float64 with contiguous rows, or None.
+
+        What lies on or above its diagonal means nothing.
+        """
+        return None
+
     def dense_heads(self, heads: Tensor) -> Tensor:
         return self.rows(heads, 0, self.length)

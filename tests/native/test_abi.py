@@ -170,7 +170,7 @@ def test_sizes_whose_bytes_cannot_be_counted_are_refused():
         abi.GroupWidths(2, 1, 3, 2**63 - 1, 0, 0, 1.0, *[address] * 4),
         abi.CompareCounts(2, 1, 3, 2**63 - 1, 1.0, *[address] * 3, abi.Blur(None, 1), *[address] * 4),
         abi.JudgeEntropy(2, 3, 2**63 - 1, quadrature, *[address] * 6),
-        abi.AttentionRows(2**40, 2**20, 4, address, address, None, 1.0, 0.0, 0, address, 2**20),
+        abi.AttentionRows(2**40, 2**20, 4, address, address, None, 1.0, 0.0, 0, 0, 2**20, address, 2**20),
     ]
     room = torch.zeros(1 << 20, dtype=torch.uint8)
     run = abi.Run(1, 0, room.data_ptr() + -room.data_ptr() % 64, len(room) - 64)

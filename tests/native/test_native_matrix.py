@@ -14,6 +14,7 @@ from torch import Tensor
 
 import ess_kernels as ek
 from ess_kernels.backends.native import NativeBackend, abi, call, library, memory
+from ess_kernels.backends.native.banded import NativeBandedMatrix
 from ess_kernels.backends.native.matrix import NativeMatrix
 from ess_kernels.engine.certainty import HOPELESS, entropy_of_values, near_tie, width_of
 from ess_kernels.engine.cost import Cost
@@ -366,7 +367,17 @@ def test_counts_need_growth_and_log_determinants_do_not(jobs):
 
 @pytest.mark.parametrize(
     "field, value",
-    [("heads", 0), ("length", 0), ("length", 2**20 + 1), ("row_stride", 69), ("head_stride", 4899), ("heads", 2**50)],
+    [
+        ("heads", 0),
+        ("length", 0),
+        ("length", 2**20 + 1),
+        ("row_stride", 69),
+        ("head_stride", 4899),
+        ("heads", 2**50),
+        ("part", 4),
+        ("part", -1),
+        ("reserved", 1),
+    ],
 )
 def test_operators_out_of_range(jobs, field, value):
     setattr(jobs.operators, field, value)
@@ -379,6 +390,51 @@ def test_operators_without_memory(jobs, field):
     setattr(jobs.operators, field, None)
     for kernel in KERNELS:
         jobs.refused("null pointer", kernel)
+
+
+def test_parts_of_operators(jobs):
+    """Each kernel takes the parts that it can work with, and of those no more than rows that are there."""
+    handle = library().handle
+    assert [handle.ess_matrix_middle(length) for length in (0, 1, 32, 33, 70, 129)] == [-2, 0, 0, 32, 64, 96]
+    taken = {"matrix_products": (1, 2, 3), "matrix_staircase": (2, 3)}
+    for part in (1, 2, 3):
+        jobs.operators.part = part
+        for kernel in KERNELS:
+            if part in taken.get(kernel, ()):
+                call.run(jobs(kernel))
+            else:
+                jobs.refused("size or stride", kernel)
+    # a corner of 6 rows and 64 columns, quarters of 64 and of 6
+    for part, columns, numbers in ((1, 64, 6 * 64), (2, 64, 64 * 64), (3, 6, 6 * 6)):
+        jobs.operators.part, jobs.operators.row_stride, jobs.operators.head_stride = part, columns, numbers
+        call.run(jobs("matrix_products"))
+        jobs.operators.row_stride = columns - 1
+        jobs.refused("size or stride", "matrix_products")
+        jobs.operators.row_stride, jobs.operators.head_stride = columns, numbers - 1
+        jobs.refused("size or stride", "matrix_products")
+    # one leaf has no middle
+    jobs.operators.length, jobs.operators.row_stride, jobs.operators.head_stride = 32, 70, 4900
+    jobs.refused("size or stride", "matrix_products")
+
+
+@pytest.mark.parametrize("name", ["softmax", "noise", "graded rows"])
+@pytest.mark.parametrize("L", [33, 64, 97, 300])
+def test_parts_give_the_bits_of_the_whole(name, L):
+    T = OPERATORS[name](L)[:1]
+    whole = engine_of(T)
+    halves = NativeBandedMatrix(lambda start, stop: T[:, start:stop, :stop], None, L, torch.ones(1) > 0, 1, Cost())
+    stored = NativeBandedMatrix(lambda start, stop: T[:, start:stop, :stop], T[0], L, torch.ones(1) > 0, 1, Cost())
+    shifts = torch.tensor([0.3, 1e-3, 1e-7]).double()
+    for definite in (False, True):
+        wanted = staircase(whole, shifts, definite)
+        for engine in (halves, stored):
+            for mine, theirs in zip(staircase(engine, shifts, definite), wanted, strict=True):
+                assert torch.equal(mine, theirs)
+    right = everywhere(1, 3, L)
+    right[..., : L // 2 + 20] = False
+    few = staircase(halves, shifts, False, right)
+    for mine, theirs in zip(few, staircase(whole, shifts, False, right), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("name, value", [("head", 2), ("head", -1), ("shift", 0.0), ("shift", torch.nan)])
@@ -409,7 +465,7 @@ def test_attention_refusals():
     x = randn(1, 20, 4)
     weights = torch.empty(32, 32, dtype=torch.float64)
     good = {"heads": 1, "length": 20, "size": 4, "q": x.data_ptr(), "k": x.data_ptr(), "scale": 1.0}
-    good |= {"weights": weights.data_ptr(), "row_stride": 32}
+    good |= {"weights": weights.data_ptr(), "row_stride": 32, "end": 20}
     wrong = [
         ({"heads": 0}, "size"),
         ({"size": 0}, "size"),
@@ -419,7 +475,11 @@ def test_attention_refusals():
         ({"q": None}, "null"),
         ({"k": None}, "null"),
         ({"weights": None}, "null"),
-        ({"length": 40}, "size"),  # rows of 32 numbers do not hold it
+        ({"length": 40, "end": 40}, "size"),  # rows of 32 numbers do not hold it
+        ({"end": 21}, "size"),
+        ({"begin": 8}, "size"),  # no whole tile
+        ({"begin": -16}, "size"),
+        ({"begin": 16, "end": 16}, "size"),
         ({"row_stride": 31}, "size"),
     ]
     call.run(abi.AttentionRows(**good))

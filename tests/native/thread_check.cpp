@@ -213,16 +213,28 @@ std::vector<double> dense(int32_t threads, int32_t level) {
         Array value(numbers), growth(numbers), least(numbers), norm(heads), squares(numbers), largest(heads);
         fill(q, 1);
         fill(k, 2);
-        RUN(attention_rows, heads, L, 4, q.data(), k.data(), nullptr, 1.0, 0.0, 0, T.data(), stride);
+        RUN(attention_rows, heads, L, 4, q.data(), k.data(), nullptr, 1.0, 0.0, 0, 0, L, T.data(), stride);
         const std::vector<double> scale(static_cast<size_t>(heads), 1.0), shift(static_cast<size_t>(heads), 0.01);
         const std::vector<uint8_t> wanted(static_cast<size_t>(numbers), 1);
         std::vector<int64_t> head;
         for (int64_t h = 0; h < heads; h++) head.push_back(h);
-        const ess_matrix matrix = {heads, L, T.data(), stride, stride * stride, scale.data()};
+        const ess_matrix matrix = {heads, L, T.data(), stride, stride * stride, scale.data(), ESS_MATRIX_WHOLE, 0};
         RUN(matrix_products, &matrix, products.data());
         for (int32_t definite : {0, 1}) {
             RUN(matrix_staircase, &matrix, products.data(), items, head.data(), shift.data(), definite, 0,
                 wanted.data(), value.data(), growth.data(), least.data());
+            value.append_to(answer);
+        }
+        // the same by parts that lie in the whole
+        const int64_t middle = ess_matrix_middle(L);
+        const double *last_rows = T.data() + middle * stride;
+        const double *starts[] = {last_rows, T.data(), last_rows + middle};
+        for (int32_t part = ESS_MATRIX_CORNER; part <= ESS_MATRIX_LAST; part++) {
+            const ess_matrix some = {heads, L, starts[part - 1], stride, stride * stride, scale.data(), part, 0};
+            RUN(matrix_products, &some, products.data());
+            if (part == ESS_MATRIX_CORNER) continue;
+            RUN(matrix_staircase, &some, products.data(), items, head.data(), shift.data(), 0, 0, wanted.data(),
+                value.data(), growth.data(), least.data());
             value.append_to(answer);
         }
         RUN(matrix_norm, &matrix, 3, norm.data(), squares.data());

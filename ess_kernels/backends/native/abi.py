@@ -10,7 +10,7 @@ import ctypes
 from typing import Any, ClassVar
 
 # ESS_ABI_VERSION; a library of any other version is refused
-VERSION = 5
+VERSION = 6
 # what arrays of kernels are aligned to, in bytes
 LINE = 64
 
@@ -73,6 +73,7 @@ class Matrix(ctypes.Structure):
         ("T", _ADDRESS),
         *_all(_SIZE, "row_stride head_stride"),
         ("scale", _ADDRESS),
+        *_all(_FLAG, "part reserved"),
     ]
 
 
@@ -195,7 +196,7 @@ class AttentionRows(Job):
         *_all(_SIZE, "heads length size"),
         *_all(_ADDRESS, "q k sinks"),
         *_all(_NUMBER, "scale softcap"),
-        ("window", _SIZE),
+        *_all(_SIZE, "window begin end"),
         ("weights", _ADDRESS),
         ("row_stride", _SIZE),
     ]
@@ -286,6 +287,7 @@ def declare(handle: ctypes.CDLL) -> None:
     _declare(handle, "ess_error_string", ctypes.c_char_p, _FLAG)
     _declare(handle, "ess_positive_pivots", _FLAG, _SIZE, doubles, _SIZE, doubles, ctypes.POINTER(_SIZE))
     _declare(handle, "ess_matrix_products_size", _SIZE, _SIZE)
+    _declare(handle, "ess_matrix_middle", _SIZE, _SIZE)
     _declare(handle, "ess_recurrence_outside_size", _SIZE, _SIZE, _SIZE)
     for kernel, job in JOBS.items():
         arguments = ctypes.POINTER(Run), ctypes.POINTER(job)

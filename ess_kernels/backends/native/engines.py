@@ -16,6 +16,7 @@ from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, NO_BLOCK_PARTS, Task, wants_gradient
 from ..engine_backend import EngineBackend
 from . import attention, lanes, recurrence, spectra
+from .banded import NativeBandedMatrix
 from .matrix import NativeMatrix
 from .tokens import surveyed
 
@@ -72,10 +73,21 @@ class PinnedBackend(EngineBackend):
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         if not isinstance(op, Attention) or not attention.takes(op):
             return super().rows(op, heads)
-        return attention.weights(op, heads)
+        return attention.Weights(op, heads).whole()
 
     def _matrix(self, T: Tensor, finite: Tensor, budget: int, cost: Cost) -> Matrix:
         return NativeMatrix(T, finite, budget, cost)
+
+    def _banded(self, op: Tiled, head: Tensor, budget: int, cost: Cost) -> Matrix:
+        finite = op.finite(head)
+        if isinstance(op, Attention) and attention.takes(op):
+            make = attention.Weights(op, head).band
+        else:
+
+            def make(start: int, stop: int) -> Tensor:
+                return op.rows(head, start, stop)
+
+        return NativeBandedMatrix(make, op.stored(head), op.length, finite, budget, cost)
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         most = spectra.LARGEST

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class NativeMatrix(CompiledCertainty, Matrix):
         """What PyTorch's own operations read: scaled, and nothing on or above the diagonal."""
         return self._raw.tril(-1).mul_(self._factor[:, None, None])
 
-    def _operand(self, scale: Tensor) -> ctypes._Pointer[abi.Matrix]:
+    def _operand(self, scale: Tensor) -> Operand:
         T = self._raw
         return ctypes.pointer(
             abi.Matrix(T.shape[0], self.length, T.data_ptr(), T.stride(1), T.stride(0), scale.data_ptr())
@@ -76,60 +77,82 @@ class NativeMatrix(CompiledCertainty, Matrix):
     def staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         S = shifts.shape[1]
         wanted = wanted.flatten(0, 1)
-        answer = _nothing(wanted.shape)
+        answer = nothing(wanted.shape)
         if self.length < 2:
             return answer
         rows = wanted[:, 1:].any(1).nonzero()[:, 0]
         shifts = shifts.flatten()
+        operand = self._operand(self._factor)
         start = 0
         while start < len(rows):
-            items = rows[start : start + self._together(len(rows) - start)]
+            items = rows[start : start + together(operand, len(rows) - start, self.budget // 2)]
             everything = len(items) == len(wanted)
             mine = wanted if everything else wanted[items]
-            piece = answer if everything else _nothing(mine.shape)
-            self._eliminate_items(items // S, shifts[items], definite, mine, piece)
+            piece = answer if everything else nothing(mine.shape)
+            eliminate_items(operand, self._products, items // S, shifts[items], definite, mine, piece)
             if not everything:
                 for whole, some in zip(answer, piece, strict=True):
                     whole[items] = some
             start += len(items)
         return answer
 
-    def _together(self, items: int) -> int:
-        """How many items' workspace fits the budget."""
-        while items > 1 and self._workspace(items) > self.budget // 2:
-            items = (items + 1) // 2
-        return items
 
-    def _workspace(self, items: int) -> int:
-        # the library reads heads and shifts to measure the workspace; the other arrays only have to exist
-        one = torch.ones(items, dtype=torch.float64, device="cpu")
-        head = torch.zeros_like(one, dtype=torch.int64)
-        return call.workspace(self._job(head, one, False, one, Eliminated(one, one, one)))
-
-    def _eliminate_items(
-        self, heads: Tensor, shifts: Tensor, definite: bool, wanted: Tensor, answer: Eliminated
-    ) -> None:
-        wanted, heads, shifts = wanted.contiguous(), heads.contiguous(), shifts.contiguous()
-        call.run(self._job(heads, shifts, definite, wanted, answer))
-
-    def _job(
-        self, heads: Tensor, shifts: Tensor, definite: bool, wanted: Tensor, answer: Eliminated
-    ) -> abi.MatrixStaircase:
-        return abi.MatrixStaircase(
-            matrix=self._operand(self._factor),
-            products=self._products.data_ptr(),
-            items=len(heads),
-            head=heads.data_ptr(),
-            shift=shifts.data_ptr(),
-            definite=int(definite),
-            wanted=wanted.data_ptr(),
-            value=answer.value.data_ptr(),
-            growth=answer.growth.data_ptr(),
-            least=answer.least.data_ptr(),
-        )
+Operand: TypeAlias = "ctypes._Pointer[abi.Matrix]"
 
 
-def _nothing(shape: torch.Size) -> Eliminated:
+def together(operand: Operand, items: int, room: int) -> int:
+    """How many items' workspace fits into so many bytes, at least one."""
+    while items > 1 and workspace(operand, items) > room:
+        items = (items + 1) // 2
+    return items
+
+
+def workspace(operand: Operand, items: int) -> int:
+    """Bytes that the elimination of some items takes."""
+    # the library reads heads and shifts to measure the workspace; the other arrays only have to exist
+    one = memory.aligned(items).fill_(1)
+    head = torch.zeros_like(one, dtype=torch.int64)
+    return call.workspace(_job(operand, one, head, one, False, one, Eliminated(one, one, one)))
+
+
+def eliminate_items(
+    operand: Operand,
+    products: Tensor,
+    heads: Tensor,
+    shifts: Tensor,
+    definite: bool,
+    wanted: Tensor,
+    answer: Eliminated,
+) -> None:
+    """Writes the answer `[items, L]` of some heads and shifts `[items]` where wanted, and the part of `T` has it."""
+    wanted, heads, shifts = wanted.contiguous(), heads.contiguous(), shifts.contiguous()
+    call.run(_job(operand, products, heads, shifts, definite, wanted, answer))
+
+
+def _job(
+    operand: Operand,
+    products: Tensor,
+    heads: Tensor,
+    shifts: Tensor,
+    definite: bool,
+    wanted: Tensor,
+    answer: Eliminated,
+) -> abi.MatrixStaircase:
+    return abi.MatrixStaircase(
+        matrix=operand,
+        products=products.data_ptr(),
+        items=len(heads),
+        head=heads.data_ptr(),
+        shift=shifts.data_ptr(),
+        definite=int(definite),
+        wanted=wanted.data_ptr(),
+        value=answer.value.data_ptr(),
+        growth=answer.growth.data_ptr(),
+        least=answer.least.data_ptr(),
+    )
+
+
+def nothing(shape: torch.Size) -> Eliminated:
     """The answer at positions that were not wanted: nothing counted, no growth, no small row."""
     value, growth, least = torch.zeros(3, *shape, dtype=torch.float64, device="cpu").unbind(0)
     return Eliminated(value, growth, least.fill_(torch.inf))

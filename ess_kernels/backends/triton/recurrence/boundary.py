@@ -223,7 +223,7 @@ def eliminate_in_torch(
     inverse = (1 / tau)[:, None, None]
     units = torch.cat([inverse.expand(-1, 1, c), inverse.square().expand(-1, 1, c)], 2)
     one = torch.eye(n, dtype=S.dtype, device=S.device)
-    out = unpivoted(one + sign * inverse.square() * S, AE * units)
+    out = unpivoted(torch.cat([one + sign * inverse.square() * S, AE * units], -1))
     product = out.scaled.mT @ out.rows
     one = one.new_ones(c).diag()
     R = sign * one + product[:, :c, :c]
