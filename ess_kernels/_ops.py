@@ -23,6 +23,7 @@ from .backends.base import wants_gradient
 from .by_sequence import answer_by_sequence
 from .engine.certainty import Counts, Entropies, entropy_of_values
 from .gradients import Entropy, spectral_values
+from .memory import out_of_memory_as_memory_error
 from .operators.packing import pack, unpack
 from .operators.separate import SeparateSequences
 from .operators.structure import Operator
@@ -44,6 +45,7 @@ def tolerance_ess(
     return call(_tolerance_op, _tolerance_ess, op, atol, rtol, positions, backend)
 
 
+@out_of_memory_as_memory_error
 @on_one_thread_if_forked
 def _tolerance_ess(
     op: Operator, atol: Sequence[float], rtol: Sequence[float], positions: Sequence[int] | None, backend: str
@@ -112,6 +114,7 @@ def entropy_ess(op: Operator, positions: list[int] | None, backend: str) -> tupl
     return call(_entropy_op, _entropy_ess, op, positions, backend)
 
 
+@out_of_memory_as_memory_error
 @on_one_thread_if_forked
 def _entropy_ess(op: Operator, positions: Sequence[int] | None, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if isinstance(op, SeparateSequences):
@@ -176,6 +179,7 @@ def singular_values(op: Operator, positions: list[int] | None, k: int | None, ba
     return call(_values_op, _singular_values, op, positions, k, backend)
 
 
+@out_of_memory_as_memory_error
 @on_one_thread_if_forked
 def _singular_values(op: Operator, positions: Sequence[int] | None, k: int | None, backend: str) -> Tensor:
     k = largest_rank(op, positions) if k is None else k
@@ -228,6 +232,7 @@ def small_spectra(
     return call(A.detach(), None if right is None else right.detach(), atol, entropy, backend)
 
 
+@out_of_memory_as_memory_error
 @on_one_thread_if_forked
 def _small_spectra(
     A: Tensor, right: Tensor | None, atol: Sequence[float] | None, entropy: bool, backend: str

@@ -18,6 +18,7 @@ from ._readable import refuse_tangents, without_numbers
 from .backends.base import Task, wants_gradient
 from .by_sequence import answer_by_sequence
 from .gradients import NuclearNorm, SoftCount, SpectralFunction, spectral_values
+from .memory import out_of_memory_as_memory_error
 from .operators.packing import unpack
 from .operators.separate import SeparateSequences
 from .operators.structure import Operator
@@ -63,6 +64,7 @@ def _total(op: Operator, positions: list[int] | None, backend: str) -> Tensor:
     return entropy_ess(op, positions, backend)[2]
 
 
+@out_of_memory_as_memory_error
 @on_one_thread_if_forked
 def _with_gradient(
     op: Operator, function: SpectralFunction, positions: Sequence[int] | None, task: Task, backend: str
@@ -85,6 +87,7 @@ def _with_gradient(
     return asked(found, back).movedim(1, 0).reshape(function.number, *op.batch_shape, how_many(op, positions))
 
 
+@out_of_memory_as_memory_error
 @on_one_thread_if_forked
 def _soft_ess(op: Operator, atol: Sequence[float], positions: Sequence[int] | None, backend: str) -> Tensor:
     if isinstance(op, SeparateSequences):

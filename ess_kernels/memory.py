@@ -1,17 +1,39 @@
-"""Memory: the budget of a call, and how much is free."""
+"""Memory: the budget of a call, what is free, and the error that comes before the first allocation where that is less.
+
+Whoever is about to work says what the work needs, a `Need`, and gets the bytes that it may use, from `granted`. That is
+the budget, or what is free where that is less.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from . import environment
 
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("ess_kernels")
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+# a call that needs less does not ask how much is free, which takes up to a millisecond
+NOT_ASKED = 2**25
+# of the address space that a process may have, so much is left to threads' stacks and to the allocator
+ADDRESSES_LEFT = 2**26
+# how allocators, and threads that cannot start, say that memory is out, where they do not raise MemoryError
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread")
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _budget: ContextVar[int | None] = ContextVar("_budget", default=None)
+_heard: ContextVar[list[Need] | None] = ContextVar("_heard", default=None)
 
 
 @contextmanager
@@ -51,17 +73,116 @@ def budget_in_bytes() -> int:
     return environment.default_memory_budget() if number is None else number
 
 
+class Need(NamedTuple):
+    """What a call needs beside its inputs, in bytes.
+
+    Attributes:
+        unit: its largest piece of work that cannot be cut, in words, such as "one head of 4096 tokens".
+        least: what that takes, with the result.
+        most: what the call takes at most with the budget that it was asked about, with the result.
+        instead: what takes less, in words.
+    """
+
+    unit: str
+    least: int
+    most: int
+    instead: str
+
+
+def granted(need_of: Callable[[int], Need], device: torch.device) -> int:
+    """The bytes that a call may use for its workspace: the budget, or less where less is free.
+
+    Args:
+        need_of: what the call needs, given its budget.
+        device: where it takes its memory.
+
+    Raises:
+        MemoryError: the largest piece of work needs more than is free. Nothing has been allocated.
+    """
+    budget = budget_in_bytes()
+    need = need_of(budget)
+    if (heard := _heard.get()) is not None:
+        heard.append(need)
+    if need.most > NOT_ASKED:
+        free = free_on(device)
+        if free is not None and need.least > free:
+            raise MemoryError(
+                f"{need.unit} needs {size_text(need.least)} of memory beside the inputs, and {size_text(free)} are "
+                f"free on {device}. What takes less: {need.instead}"
+            )
+        if free is not None and need.most > free:
+            budget = min(budget, free)
+    if need.least > max(budget, NOT_ASKED):
+        logger.warning(
+            "%s needs %s, more than the memory budget of %s, and gets it",
+            *(need.unit, size_text(need.least), size_text(budget)),
+        )
+    return budget
+
+
+@contextmanager
+def needs_of_calls() -> Iterator[list[Need]]:
+    """A list that receives what the calls within it say that they need."""
+    needs: list[Need] = []
+    token = _heard.set(needs)
+    try:
+        yield needs
+    finally:
+        _heard.reset(token)
+
+
+def out_of_memory_as_memory_error(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function, with MemoryError in place of the other errors by which torch says that memory is out."""
+
+    @functools.wraps(function)
+    def careful(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            line = str(error).partition("\n")[0]
+            if not any(words in line.lower() for words in OUT_OF_MEMORY):
+                raise
+            raise MemoryError(line) from error
+
+    return careful
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes that are free where tensors of a device lie; None: not known."""
+    if device.type == "cuda":
+        return free_on_gpu(device)
+    return free_memory() if device.type == "cpu" else None
+
+
 def free_memory() -> int | None:
-    """Bytes that this process may still take: what the machine has and its control groups allow. None: not known."""
-    known = [size for size in (_free_on_machine(), *_free_in_groups()) if size is not None]
+    """Bytes that this process may still take: what the machine has, and its control groups and limits allow.
+
+    None: not known.
+    """
+    known = [size for size in (_free_on_machine(), _free_addresses(), *_free_in_groups()) if size is not None]
     return min(known, default=None)
 
 
-def free_on_gpu() -> int:
-    """Bytes that are free on the current CUDA device."""
+def _free_addresses() -> int | None:
+    """What `ulimit -v` leaves this process to allocate; None where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    for line in _lines(Path("/proc/self/statm")):
+        return max(0, limit - int(line.split()[0]) * resource.getpagesize() - ADDRESSES_LEFT)
+    return None
+
+
+def free_on_gpu(device: torch.device | None = None) -> int:
+    """Bytes that are free on a CUDA device, or the current one, with what torch keeps there for its next tensors."""
     import torch
 
-    return torch.cuda.mem_get_info()[0]
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def size_text(size: int) -> str:

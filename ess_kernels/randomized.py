@@ -16,7 +16,7 @@ from .by_sequence import answer_by_sequence
 from .engine.sketch import PROBES, certify, draw, sketch
 from .engine.state_space import lost_in
 from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head
-from .memory import budget_in_bytes
+from .memory import budget_in_bytes, out_of_memory_as_memory_error
 from .metrics import Positions, Tolerance
 from .operators.dense import as_operator
 from .operators.separate import SeparateSequences
@@ -127,6 +127,7 @@ def randomized_ess(
 
 
 @torch.no_grad()
+@out_of_memory_as_memory_error
 @on_one_thread_if_forked
 def answer(
     op: Operator,

@@ -44,8 +44,8 @@ typedef struct {
 /* The position at which the two halves of the positions meet, 0 for short operators, or a negative error code. */
 ESS_API int64_t ess_matrix_middle(int64_t length);
 
-/* The largest magnitude strictly below the diagonal of a whole operator, unscaled; infinity where something there is not
- * finite.
+/* The largest magnitude strictly below the diagonal of a whole operator, unscaled; infinity where something there is
+ * not finite.
  *
  *   largest   [heads] */
 typedef struct {

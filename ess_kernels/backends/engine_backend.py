@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._progress import progress
 from ..engine.banded import BandedMatrix
+from ..engine.banded import bytes_per_head as banded_bytes
 from ..engine.block_states import BlockStates
 from ..engine.certainty import Counts, Entropies
 from ..engine.cost import Cost
@@ -18,15 +19,18 @@ from ..engine.engine import Engine
 from ..engine.parallel import product_values, svdvals
 from ..engine.state_space import Recurrence, block_length, lost_in
 from ..engine.state_space import bytes_per_head as recurrence_bytes
-from ..engine.tiled import Matrix
+from ..engine.tiled import Matrix, bytes_of_heads
 from ..engine.tiled import bytes_per_head as matrix_bytes
-from ..memory import budget_in_bytes
+from ..memory import Need, granted
 from ..operators.compressed import Compressed
 from ..operators.structure import Operator, StateSpace, Tiled
 from .base import Backend
 
 # up to this many positions of a recurrence are found one by one
 FEW = 2
+# shifts of an entropy, and of a soft count
+SHIFTS = 16
+LESS_OF_A_MATRIX = "positions=..., window_size, bounded_ess, randomized_ess, a machine or GPU with more memory"
 
 
 class EngineBackend(Backend):
@@ -42,7 +46,7 @@ class EngineBackend(Backend):
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         result: Counts | None = None
         with torch.no_grad():
-            for heads, engine in self._engines(op, positions, entropy=False):
+            for heads, engine in self._engines(op, positions, False, len(atol), _counts_bytes(op, positions, atol)):
                 some = _counts(engine, positions, atol, rtol)
                 if _forgets_states(op, engine):
                     torch.minimum(some.counts, op.rank_cap(positions), out=some.counts)
@@ -64,7 +68,7 @@ class EngineBackend(Backend):
         """Without a gradient."""
         result: Entropies | None = None
         with torch.no_grad():
-            for heads, engine in self._engines(op, positions, entropy=True):
+            for heads, engine in self._engines(op, positions, True, SHIFTS, _entropy_bytes(op, positions)):
                 some = engine.entropy(positions)
                 if not engine.all_finite and not bool(engine.finite.all()):
                     some = some.mark_bad(~engine.finite[:, None])
@@ -81,7 +85,7 @@ class EngineBackend(Backend):
     def soft_ess(self, op: Operator, positions: Tensor, atol: Tensor) -> Tensor:
         result = torch.zeros(op.num_heads, len(atol), len(positions), dtype=torch.float64, device=op.device)
         with torch.no_grad():
-            for heads, engine in self._engines(op, positions, entropy=True):
+            for heads, engine in self._engines(op, positions, True, SHIFTS, _soft_bytes(op, positions, atol)):
                 counts = engine.soft_counts(positions, atol)
                 result[heads] = counts.masked_fill(~engine.finite[:, None, None], torch.nan)
                 del engine  # as above
@@ -90,7 +94,7 @@ class EngineBackend(Backend):
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         result = torch.zeros(op.num_heads, len(positions), k, dtype=torch.float64, device=op.device)
         with torch.no_grad():
-            for heads, engine in self._engines(op, positions, entropy=False):
+            for heads, engine in self._engines(op, positions, False, 1, _values_bytes(op, positions, k)):
                 values = engine.singular_values(positions, k)
                 if _forgets_states(op, engine):
                     beyond = torch.arange(k, device=op.device) >= op.rank_cap(positions)[:, None]
@@ -102,19 +106,18 @@ class EngineBackend(Backend):
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         return product_values(svdvals, A, right)
 
-    def _engines(self, op: Operator, positions: Tensor, entropy: bool) -> Iterator[tuple[Tensor, Engine]]:
+    def _engines(
+        self, op: Operator, positions: Tensor, entropy: bool, shifts: int, results: int
+    ) -> Iterator[tuple[Tensor, Engine]]:
         """Engines with the numbers of their heads: as many heads at a time as fit the budget, and at least one.
 
         A head may be yielded twice: the later answer overwrites the earlier one.
         """
-        budget, cost = budget_in_bytes(), Cost()
         if isinstance(op, Compressed):
-            yield from self._compressed(op, cost)
+            yield from self._compressed(op, Cost())
             return
-        if isinstance(op, StateSpace):
-            need = self._recurrence_bytes(op, entropy)
-        else:
-            need = self._matrix_bytes(op.length)
+        budget, cost = granted(lambda budget: self.need(op, entropy, shifts, results, budget), op.device), Cost()
+        need = self._bytes(op, entropy)
         each = max(1, budget // max(1, need))
         every = op.all_heads()
         if isinstance(op, Tiled) and need > budget:
@@ -164,6 +167,23 @@ class EngineBackend(Backend):
             matrix.lost_span, matrix.lost = 1, lost_in(op, growing) / matrix.unit[:, None]
             yield growing, matrix
 
+    def need(self, op: Operator, entropy: bool, shifts: int, results: int, budget: int) -> Need:
+        """What a call takes, with eliminations at so many shifts and a result of so many bytes."""
+        each = self._bytes(op, entropy)
+        if isinstance(op, Tiled):
+            least = self._banded_bytes(op)
+            heads = min(op.num_heads, budget // each)
+            most = self._matrix_bytes_of(op, heads, shifts, budget) if heads else least
+            instead = f"{LESS_OF_A_MATRIX}, and with any of these shorter sequences"
+        else:
+            least, instead = each, "shorter sequences, or a smaller state"
+            most = max(1, min(op.num_heads, budget // each)) * each
+        return Need(f"one head of {op.length} tokens", least + results, max(least, most) + results, instead)
+
+    def _bytes(self, op: Operator, entropy: bool) -> int:
+        """The workspace of one head where there is room for several."""
+        return max(1, self._recurrence_bytes(op, entropy) if isinstance(op, StateSpace) else matrix_bytes(op.length))
+
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
         """The workspace of one head in `_recurrences`."""
         return recurrence_bytes(op, block_length(op.state_size, entropy))
@@ -180,9 +200,30 @@ class EngineBackend(Backend):
         """The engine of one head `[1]` whose `T` is never whole."""
         return BandedMatrix(lambda start, stop: op.rows(head, start, stop), op.length, op.finite(head), budget, cost)
 
-    def _matrix_bytes(self, length: int) -> int:
-        """The workspace of one head in `_matrix`."""
-        return matrix_bytes(length)
+    def _banded_bytes(self, op: Tiled) -> int:
+        """The workspace of one head in `_banded`."""
+        return banded_bytes(op.length)
+
+    def _matrix_bytes_of(self, op: Tiled, heads: int, shifts: int, budget: int) -> int:
+        """The workspace of some heads together in `_matrix`."""
+        return bytes_of_heads(op.length, heads, shifts, budget)
+
+
+def _counts_bytes(op: Operator, positions: Tensor, atol: Tensor) -> int:
+    """What counts take with their certificates, here and once more where they are put into their final shape."""
+    return 2 * 18 * op.num_heads * len(atol) * len(positions)
+
+
+def _entropy_bytes(op: Operator, positions: Tensor) -> int:
+    return 2 * 25 * op.num_heads * len(positions)
+
+
+def _soft_bytes(op: Operator, positions: Tensor, atol: Tensor) -> int:
+    return 2 * 8 * op.num_heads * len(atol) * len(positions)
+
+
+def _values_bytes(op: Operator, positions: Tensor, k: int) -> int:
+    return 2 * 8 * op.num_heads * len(positions) * k
 
 
 def _with_losses(op: StateSpace, heads: Tensor, engine: Engine) -> Engine:

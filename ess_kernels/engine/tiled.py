@@ -69,6 +69,14 @@ def bytes_per_head(length: int) -> int:
     return 8 * 5 * length * length
 
 
+def bytes_of_heads(length: int, heads: int, shifts: int, budget: int) -> int:
+    """What some heads take at most at so many shifts at a time."""
+    held = heads * bytes_held(length)
+    work = min(heads * shifts * bytes_of_node((length + 1) // 2), beside(budget, held, length))
+    # making T takes a few copies of it
+    return max(held + work, heads * 4 * 8 * length * length)
+
+
 def bytes_held(length: int) -> int:
     """What of that one head holds from its first elimination to its last: T and the two products."""
     return 12 * length * length

@@ -8,6 +8,7 @@ from torch import Tensor
 from .._checks import check_bool, finite_float, integer
 from .._readable import check_readable
 from ..engine.parallel import over_items
+from ..memory import out_of_memory_as_memory_error
 from ..operators.blocked import Blocked
 from ..operators.dense import as_operator
 from ..operators.separate import SeparateSequences
@@ -86,6 +87,7 @@ def reduce(
 
 
 @torch.no_grad()
+@out_of_memory_as_memory_error
 @on_one_thread_if_forked
 def _reduced(op: Operator, wish: Wish) -> Padded:
     if not isinstance(op, SeparateSequences):

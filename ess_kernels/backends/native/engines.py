@@ -15,9 +15,9 @@ from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, NO_BLOCK_PARTS, Task, wants_gradient
 from ..engine_backend import EngineBackend
-from . import attention, lanes, recurrence, spectra
+from . import attention, banded, lanes, recurrence, spectra
 from .banded import NativeBandedMatrix
-from .matrix import NativeMatrix
+from .matrix import NativeMatrix, bytes_of_heads
 from .tokens import surveyed
 
 
@@ -88,6 +88,17 @@ class PinnedBackend(EngineBackend):
                 return op.rows(head, start, stop)
 
         return NativeBandedMatrix(make, op.stored(head), op.length, finite, budget, cost)
+
+    def _banded_bytes(self, op: Tiled) -> int:
+        # queries and keys in float64, and keys once more in strips
+        tokens = 24 * op.length * op.q.shape[-1] if isinstance(op, Attention) else 0
+        return tokens + banded.bytes_per_head(op.length)
+
+    def _matrix_bytes_of(self, op: Tiled, heads: int, shifts: int, budget: int) -> int:
+        if isinstance(op, Attention) and attention.takes(op):
+            return bytes_of_heads(op.length, heads, shifts, budget)
+        # making T in PyTorch takes a few copies of it
+        return max(bytes_of_heads(op.length, heads, shifts, budget), heads * 4 * 8 * op.length**2)
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         most = spectra.LARGEST

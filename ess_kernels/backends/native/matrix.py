@@ -16,7 +16,7 @@ from ...engine.cost import Cost
 from ...engine.scaling import power_of_two
 from ...engine.staircase import Eliminated
 from ...engine.tiled import NORM_STEPS, Matrix
-from . import abi, call, memory
+from . import abi, attention, call, memory
 from .attention import OPERATOR
 from .certainty import CompiledCertainty
 
@@ -113,6 +113,20 @@ def workspace(operand: Operand, items: int) -> int:
     one = memory.aligned(items).fill_(1)
     head = torch.zeros_like(one, dtype=torch.int64)
     return call.workspace(_job(operand, one, head, one, False, one, Eliminated(one, one, one)))
+
+
+def bytes_of_heads(length: int, heads: int, shifts: int, budget: int) -> int:
+    """What some heads take at most at so many shifts at a time, with the pinned library."""
+    if not length:
+        return 0
+    some = memory.aligned(heads).fill_(1)
+    stride = attention.row_stride(length)
+    head_stride = attention.numbers(length)
+    operand = ctypes.pointer(abi.Matrix(heads, length, some.data_ptr(), stride, head_stride, some.data_ptr()))
+    items = together(operand, heads * shifts, budget // 2)
+    packed = call.workspace(abi.MatrixProducts(operand, some.data_ptr()))
+    held = 8 * heads * (head_stride + call.size("matrix_products_size", length))
+    return held + max(packed, workspace(operand, items))
 
 
 def eliminate_items(
