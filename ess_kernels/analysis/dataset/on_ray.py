@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import optional
@@ -23,10 +25,13 @@ class Actor:
 
     def __init__(self, order: Order):
         clean(order.run.out)  # of what actors that were killed on this machine have left
+        self.shards = order.run.shards
         self.analyst = order.analyst()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"outcome": self.analyst(row["shard"])}
+        """From a shard's number to what has become of it, as JSON: Ray's own columns know plain values alone."""
+        found = self.analyst(self.shards[row["number"]])
+        return {"number": row["number"], "outcome": json.dumps({**vars(found), "shard": None})}
 
 
 def analyse_on_ray(order: Order, shards: Sequence[Shard], workers: int, num_gpus: float) -> Iterator[Outcome]:
@@ -47,20 +52,27 @@ def analyse_on_ray(order: Order, shards: Sequence[Shard], workers: int, num_gpus
         # a shard that was given up must not end the others: it is missed, and named, afterwards
         context.enable_progress_bars, context.max_errored_blocks = False, -1
         try:
-            rows = data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+            items = [{"number": shard.number} for shard in shards]
+            rows = data.from_items(items, override_num_blocks=len(items))
             work = rows.map(
                 Actor,
                 fn_constructor_args=(order,),
                 compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
                 num_cpus=1,
                 num_gpus=num_gpus or None,
-                max_restarts=MOST_RESTARTS,
-                max_task_retries=MOST_TRIES - 1,
+                **_limits(rows.map),
             )
-            for row in work.iter_rows(prefetch_batches=0):
-                yield row["outcome"]
+            for row in work.iter_rows():
+                shard = order.run.shards[row["number"]]
+                yield Outcome(**{**json.loads(row["outcome"]), "shard": shard})
         finally:
             context.enable_progress_bars, context.max_errored_blocks = before
+
+
+def _limits(function: Callable[..., Any]) -> dict[str, int]:
+    """How often an actor and a shard are tried, where Ray's version can be told; otherwise it tries without end."""
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    return {"max_restarts": MOST_RESTARTS, "max_task_retries": MOST_TRIES - 1} if takes_any else {}
 
 
 @contextlib.contextmanager
