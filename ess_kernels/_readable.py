@@ -8,7 +8,9 @@ refused by name. Never is it read as if it were an ordinary one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,14 @@ def check_plain(name: str, x: Tensor) -> None:
             f"{name}: expected a plain tensor, got a {type(x).__name__}, which keeps its numbers elsewhere: pass the "
             "plain tensor that it holds"
         )
+
+
+def any_dtensor(values: Iterable[Any]) -> bool:
+    """Whether one of the values is a DTensor; the module of these is not imported for it."""
+    if torch.compiler.is_compiling():
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and any(isinstance(x, module.DTensor) for x in values)
 
 
 def must_be_dispatched(name: str, tensors: Sequence[Tensor]) -> bool:

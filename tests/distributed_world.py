@@ -54,6 +54,13 @@ def subjects():
     }
 
 
+def several():
+    """Three samples, four heads, for `gla`."""
+    generator = torch.Generator().manual_seed(11)
+    q, k, g = (randn(generator, 3, 40, 4, 8) for _ in range(3))
+    return q, k, torch.nn.functional.logsigmoid(g) / 4
+
+
 def mine(name, edges, rank):
     """The operator of this rank's tokens."""
     constructor, tensors, axis = subjects()[name]
@@ -136,6 +143,66 @@ class World:
         few = q[:, : 3 if self.rank else 4, start:stop]
         self.raises("few heads", lambda: to_heads(few, few))
 
+    def check_dtensors(self):
+        """Four processes as one dimension, and as two by two."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+        line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tokens"))
+
+        def spread(tensors, mesh, *placements):
+            # every process has the whole, of which it keeps its own: no message
+            found = []
+            for x in tensors:
+                local = x
+                for number, placement in enumerate(placements):
+                    if isinstance(placement, Shard):
+                        chunks = list(local.chunk(mesh.size(number), placement.dim))
+                        chunks += [chunks[0].narrow(placement.dim, 0, 0)] * (mesh.size(number) - len(chunks))
+                        local = chunks[mesh.get_local_rank(number)]
+                found.append(DTensor.from_local(local, mesh, placements, shape=x.shape, stride=x.stride()))
+            return found
+
+        q, k, g = several()
+        gla, ops = ek.operators.gla, {}
+        ops["heads"] = gla(*spread((q, k, g), line, Shard(2)))
+        ops["samples"] = gla(*spread((q, k, g), square, Replicate(), Shard(0)))
+        ops["samples, unevenly"] = gla(*spread((q, k, g), line, Shard(0)))
+        ops["both"] = gla(*spread((q, k, g), square, Shard(0), Shard(2)))
+        ops["replicated"] = gla(*spread((q, k, g), line, Replicate()))
+        T = gla(q, k, g).dense()
+        ops["matrix"] = ek.operators.dense(spread([T[..., :20, :20].contiguous()], line, Shard(1))[0])
+        for name, op in ops.items():
+            counts, certificate = ek.tolerance_ess(op, [1.0, 1e-3], certificate=True)
+            entropy, values = ek.entropy_ess(op), ek.singular_values(op, [3, 5])
+            everything = [counts, certificate.width, entropy, values]
+            # chunks of unlike sizes are not brought together: Gloo ends the process
+            whole = [x.full_tensor() for x in everything] if "unevenly" not in name else None
+            placements = [x.placements for x in everything]
+            self.note(("dtensor", name), (op.batch_shape, [x.to_local() for x in everything], placements, whole))
+            self.note(("dtensor", name, "shapes"), [tuple(x.shape) for x in everything])
+        tokens = gla(*spread((q, k, g), square, Shard(0), Shard(1)))
+        self.note("dtensor, tokens", (tokens.positions, ek.tolerance_ess(tokens), type(tokens).__name__, tokens.length))
+
+        def refused(name, make):
+            try:
+                make()
+                self.note(name, "no error")
+            except (TypeError, ValueError, DistributedError) as error:
+                self.note(name, str(error))
+
+        sharded = spread((q, k, g), line, Shard(2))
+        partial = DTensor.from_local(q, line, [Partial()])
+        refused("partial", lambda: gla(partial, *sharded[1:]))
+        refused("mixed", lambda: gla(q, *sharded[1:]))
+        refused("over the state", lambda: gla(*spread((q, k, g), line, Shard(3))))
+        refused("not alike", lambda: gla(*sharded[:2], *spread((g,), line, Replicate())))
+        refused("other axes", lambda: gla(*sharded[:2], *spread((g,), line, Shard(0))))
+        refused("other mesh", lambda: gla(*sharded[:2], *spread((g,), square, Replicate(), Shard(2))))
+        refused("numbered", lambda: ek.operators.retention(*sharded[:2]))
+        refused("odd heads", lambda: gla(*spread((x[:, :, :3] for x in (q, k, g)), line, Shard(2))))
+        refused("tokens of attention", lambda: ek.operators.attention(*spread((q, k), line, Shard(2))))
+
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
     def check_bad_data(self):
@@ -185,6 +252,7 @@ def main():
     world.check_answers()
     world.check_zigzag()
     world.check_heads()
+    world.check_dtensors()
     world.check_bad_data()
     world.check_errors()
     world.check_losses()

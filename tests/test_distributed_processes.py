@@ -120,6 +120,56 @@ def check_tokens_exchanged_for_heads(seen):
     assert torch.equal(torch.cat([found["heads"][2] for found in seen], 1), counts)
 
 
+REFUSED = {
+    "partial": r"q: expected Shard or Replicate, got .*: redistribute it",
+    "mixed": "q: expected a DTensor as the others are, got Tensor",
+    "over the state": r"q: expected Shard over samples, heads or tokens, got .* of \[3, 40, 4, 8\]",
+    "not alike": "g: expected Shard over heads as q has, got",
+    "other axes": "g: expected Shard over heads as q has, got",
+    "other mesh": "g: expected q's mesh .*, got",
+    "numbered": "q: retention numbers its heads",
+    "odd heads": "q: expected a number of heads that 4 processes divide",
+    "tokens of attention": "ranks 0, 1, 2, 3: TypeError: op: Attention has no finite state",
+}
+
+
+def check_dtensors(seen):
+    op = ek.operators.gla(*world.several())
+    small = ek.operators.dense(op.dense()[..., :20, :20])
+    # what each of four processes has of the axes of samples and heads
+    everything = slice(None)
+    halves = [slice(0, 2), slice(2, 3)]
+    shares = {
+        "heads": [(everything, slice(rank, rank + 1)) for rank in range(4)],
+        "samples": [(halves[rank % 2], everything) for rank in range(4)],
+        "samples, unevenly": [(slice(rank, rank + 1), everything) for rank in range(4)],
+        "both": [(halves[rank // 2], slice(2 * (rank % 2), 2 * (rank % 2) + 2)) for rank in range(4)],
+        "replicated": [(everything, everything)] * 4,
+        "matrix": [(everything, slice(rank, rank + 1)) for rank in range(4)],
+    }
+    for name, parts in shares.items():
+        whole = small if name == "matrix" else op
+        counts, certificate = ek.tolerance_ess(whole, [1.0, 1e-3], certificate=True)
+        expected = [counts, certificate.width, ek.entropy_ess(whole), ek.singular_values(whole, [3, 5])]
+        for found, (samples, heads) in zip(seen, parts, strict=True):
+            batch_shape, local, placements, gathered = found["dtensor", name]
+            assert batch_shape == (3, 4)
+            assert found["dtensor", name, "shapes"] == [tuple(x.shape) for x in expected]
+            for number, (x, y) in enumerate(zip(local, expected, strict=True)):
+                index = (everything, samples, heads) if number < 2 else (samples, heads)
+                torch.testing.assert_close(x, y[index], rtol=1e-12, atol=1e-15)
+                assert gathered is None or torch.allclose(gathered[number], y, rtol=1e-12, atol=1e-15)
+            assert len({str(p) for p in placements}) == (1 if name == "replicated" else 2)
+    counts = ek.tolerance_ess(op)
+    for rank, (positions, found, kind, length) in enumerate(found["dtensor, tokens"] for found in seen):
+        assert kind == "SequenceParallel" and length == 40
+        assert positions.tolist() == list(range(20, 40) if rank % 2 else range(1, 20))
+        assert type(found) is torch.Tensor and torch.equal(found, counts[halves[rank // 2]][..., positions - 1])
+    for name, words in REFUSED.items():
+        for found in seen:
+            assert re.search(words, found[name]), found[name]
+
+
 def check_bad_data_mark_their_head_everywhere(seen, wholes):
     _, expected, *_ = wholes["gla"]
     for positions, counts, entropy, good in (found["bad data"] for found in seen):
@@ -174,6 +224,7 @@ def test_four_processes(tmp_path):
     check_slices_that_begin_with_a_block_have_the_entropies_of_one_process(seen)
     check_chunks_from_both_ends(seen)
     check_tokens_exchanged_for_heads(seen)
+    check_dtensors(seen)
     check_bad_data_mark_their_head_everywhere(seen, wholes)
     for name in ERRORS:
         check_what_is_wrong_on_one_rank_raises_on_all(seen, name)

@@ -14,6 +14,8 @@ one of these arguments, on the device of the others:
 and 0 where a sequence starts and in padding, which `op.valid` tells apart from zeros that were found. Bad data mark the
 positions of their own sequence only. A convolution's kernel, indexed by lag, starts anew with each sequence, and where
 no tensor has a batch B is 1.
+
+DTensors make operators of which every process has a share: see `ess_kernels.distributed`.
 """
 
 from .attention import attention

@@ -14,11 +14,13 @@ from .._checks import (
     refuse_complex,
 )
 from .block_recurrence import blocked
-from .blocked import Blocked
 from .recurrence import LinearRecurrence
+from .spread import takes_dtensors
+from .structure import Operator
 
 
-def lti(A: Tensor, B: Tensor, C: Tensor, length: int, *, diagonal: bool = False) -> LinearRecurrence | Blocked:
+@takes_dtensors({})
+def lti(A: Tensor, B: Tensor, C: Tensor, length: int, *, diagonal: bool = False) -> Operator:
     """A discrete linear time-invariant system: `T_ij = C A^{i-j-1} B` for `i > j`.
 
     It is `x_{t+1} = A x_t + B u_t`, `y_t = C x_t`, as in `recurrence`. Far from both ends of a long sequence the

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .sequences import KINDS, Bounds, Sequences, given_marks
+from .spread import takes_dtensors
 from .structure import Operator, rank_cap
 
 P = ParamSpec("P")
@@ -98,7 +99,7 @@ def takes_sequences(
                 return whole
             return SeparateSequences(name, dict(zip(parameters, args)) | kwargs, whole, *marks)
 
-        return construct
+        return takes_dtensors(layouts)(construct)
 
     return decorate
 
