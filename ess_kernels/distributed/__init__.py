@@ -2,7 +2,8 @@
 
 `sequence_parallel` makes one operator of the slices that processes have of a long sequence, `gather` brings their
 answers together, and `to_heads` exchanges tokens for heads. Heads and samples on different processes need nothing of
-this: local tensors make local operators. Constructors take DTensors (`dtensors`). Whatever fails on one process raises `DistributedError` on all of them.
+this: local tensors make local operators, and DTensors too (`dtensors`). Whatever fails on one process raises
+`DistributedError` on all of them.
 
 The package is imported at its first use, `ess_kernels.distributed`; it starts no process and makes no group.
 """
