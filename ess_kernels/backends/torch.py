@@ -7,10 +7,10 @@ from torch import Tensor
 from ..engine.thin_products import ThinProducts, thin_products
 from ..operators.structure import Operator
 from .base import Task
-from .engine_backend import EngineBackend
+from .windowed import WindowedBackend
 
 
-class TorchBackend(EngineBackend):
+class TorchBackend(WindowedBackend):
     """Plain PyTorch on CPU and CUDA tensors."""
 
     name = "torch"

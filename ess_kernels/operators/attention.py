@@ -20,6 +20,7 @@ from .finiteness import BAND, all_finite, finite_or_minus_inf, largest
 from .layout import scale_of
 from .separate import takes_sequences
 from .softmax import check_window, first_column, gates_of_tile, sees, softmax_rows, softmax_sums
+from .sparsity import Sparsity, sparsity_of
 from .structure import Operator, Tiled
 from .tile_sources import TileSource
 
@@ -58,6 +59,12 @@ class SoftmaxTiles(TileSource):
     def largest(self) -> Tensor:
         # rows of weights sum to one, or less
         return torch.ones(len(self.heads), dtype=torch.float64, device=self.heads.device)
+
+
+# A column whose mask is this far below that of the row's own column has no weight at all, where no two scores differ by
+# more than the other number: `exp(-746)` is zero in float64. The lowest number of float16 is that far below 0.
+FAR_BELOW = 30000.0
+SCORES_APART = FAR_BELOW - 746
 
 
 class Attention(Tiled):
@@ -143,6 +150,22 @@ class Attention(Tiled):
             terms = terms - self.alibi_slopes[head].double()[:, None, None] * (row - column)
         return terms
 
+    def sparsity(self, heads: Tensor) -> Sparsity | None:
+        """The window, or what rows of the mask see. Masks hide by False, by -inf, and by numbers like `finfo.min`."""
+        window = self.length if self.window_size is None else min(self.window_size, self.length)
+        if self.attn_mask is None:
+            return None if window == self.length else Sparsity.of_width(torch.full_like(heads, window))
+        alike = self._scores_alike(heads)
+        known = self._mask_sparsity(heads, bool(alike.all()))
+        if bool(alike.any()) and not bool(alike.all()):
+            # each head decides for itself, so that it does not depend on the other heads
+            low = self._mask_sparsity(heads, True)
+            known = Sparsity(*(torch.where(alike, x, y) for x, y in zip(low, known, strict=True)))
+        if self.depends_on_distance:
+            # gates and slopes count every token between row and column
+            known = Sparsity.of_width(known.bandwidth)
+        return known.within(window)
+
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         first = first_column(start, self.window_size, stop)  # columns before it are zero
         logits = self.logits(heads, slice(start, stop), slice(first, stop))
@@ -155,32 +178,107 @@ class Attention(Tiled):
     def own_tiles(self, heads: Tensor) -> SoftmaxTiles:
         return SoftmaxTiles(self, heads)
 
+    def of_tokens(self, heads: Tensor, tokens: Tensor) -> Attention:
+        batch, head = self.unravel(heads)
+        at, key_at = (batch[:, None], head[:, None], tokens), (batch[:, None], self.kv_head(head)[:, None], tokens)
+        mask = self.attn_mask
+        if mask is not None:
+            mask = mask.expand(-1, -1, self.length, self.length)
+            which = (x if size > 1 else torch.zeros_like(x) for x, size in zip((batch, head), mask.shape[:2]))
+            mask = mask[(*(x[:, None, None] for x in which), tokens[:, :, None], tokens[:, None])][None]
+        return Attention(
+            self.q[at][None],
+            self.k[key_at][None],
+            scale=self.scale,
+            attn_mask=mask,
+            window_size=self.window_size,
+            softcap=self.softcap,
+            sinks=None if self.sinks is None else self.sinks[head],
+            g=None if self.g is None else self.g[at][None],
+            alibi_slopes=None if self.alibi_slopes is None else self.alibi_slopes[head],
+        )
+
+    def _masks(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """One head for each of the different masks that some heads have, and which of these is each head's."""
+        assert self.attn_mask is not None
+        batch, head = (
+            x if size > 1 else torch.zeros_like(x) for x, size in zip(self.unravel(heads), self.attn_mask.shape[:2])
+        )
+        distinct, back = (batch * self.attn_mask.shape[1] + head).unique(return_inverse=True)
+        return heads.new_empty(len(distinct)).scatter_(0, back, heads), back
+
+    def _mask_sparsity(self, heads: Tensor, low_hides: bool) -> Sparsity:
+        """What is known from the mask; `low_hides`: also from numbers far below that of the row's own column."""
+        owners, back = self._masks(heads)
+
+        def seen(start: int, stop: int) -> Tensor:
+            mask = self._mask(owners, slice(start, stop), slice(0, stop))
+            if mask.dtype == torch.bool:
+                return mask
+            if not low_hides:
+                return mask != -torch.inf
+            mask = mask.to(torch.promote_types(mask.dtype, torch.float32))
+            return mask > mask.diagonal(start, 1, 2)[..., None] - FAR_BELOW
+
+        return sparsity_of(seen, len(owners), self.length, self.device).of_heads(back)
+
+    def _scores_alike(self, heads: Tensor) -> Tensor:
+        """bool `[N]`: whether no two scores differ by more than `SCORES_APART`."""
+        if self.depends_on_distance:
+            return torch.zeros_like(heads, dtype=torch.bool)
+        bound = self._largest_score(heads)
+        if self.softcap is not None:
+            bound = bound.clamp_max(self.softcap)
+        return 2 * bound <= SCORES_APART
+
+    def _largest_score(self, heads: Tensor) -> Tensor:
+        """An upper bound of every score's magnitude, `[N]`."""
+        batch, head = self.unravel(heads)
+        q, k = largest(self.q[batch, head]), largest(self.k[batch, self.kv_head(head)])
+        return q * abs(self.scale) * k * self.q.shape[-1]
+
     @torch.no_grad()
     def finite(self, heads: Tensor) -> Tensor:
         """Looks at the raw tensors, for a mask or a window would hide a bad key, and softmax an overflowing score."""
         batch, head = self.unravel(heads)
-        q, k = self.q[batch, head], self.k[batch, self.kv_head(head)]
-        finite = all_finite(q) & all_finite(k)
+        finite = all_finite(self.q[batch, head]) & all_finite(self.k[batch, self.kv_head(head)])
+        bound = self._largest_score(heads)
         if self.attn_mask is not None and self.attn_mask.is_floating_point():
-            mask = self._mask(heads, slice(None), slice(None))
-            finite = finite & finite_or_minus_inf(mask)
+            usable, magnitude = self._mask_finite(heads)
+            finite, bound = finite & usable, bound + magnitude
         if self.sinks is not None:
             finite = finite & finite_or_minus_inf(self.sinks[head, None])
         if self.g is not None:
-            finite = finite & finite_or_minus_inf(self.g[batch, head])
+            g = self.g[batch, head]
+            finite = finite & finite_or_minus_inf(g)
+            bound = bound + self.length * largest(g.masked_fill(g == -torch.inf, 0.0))
         if self.alibi_slopes is not None:
-            finite = finite & self.alibi_slopes[head].isfinite()
-        bound = largest(q) * abs(self.scale) * largest(k) * self.q.shape[-1]
+            slopes = self.alibi_slopes[head]
+            finite = finite & slopes.isfinite()
+            bound = bound + self.length * largest(slopes[:, None])
         if bool((finite & ~bound.isfinite()).any()):
-            finite = finite & self._scores_finite(heads)
+            finite = finite & self._logits_finite(heads)
         return finite
 
-    def _scores_finite(self, heads: Tensor) -> Tensor:
+    def _mask_finite(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each head's additive mask is usable, and its largest magnitude but for -inf; by bands of rows."""
+        owners, back = self._masks(heads)
+        usable = torch.ones(len(owners), dtype=torch.bool, device=heads.device)
+        magnitude = torch.zeros(len(owners), dtype=torch.float64, device=heads.device)
+        for start in range(0, self.length, BAND):
+            mask = self._mask(owners, slice(start, start + BAND), slice(None))
+            usable &= finite_or_minus_inf(mask)
+            magnitude = torch.maximum(magnitude, largest(mask.masked_fill(mask == -torch.inf, 0.0)))
+        return usable[back], magnitude[back]
+
+    def _logits_finite(self, heads: Tensor) -> Tensor:
+        """Whether no score overflows, and no logit upwards, `[N]`; downwards it becomes a column that is not seen."""
         finite = torch.ones(len(heads), dtype=torch.bool, device=heads.device)
         for start in range(0, self.length, BAND):
             stop = min(start + BAND, self.length)
-            scores = self._scores(heads, slice(start, stop), slice(0, stop))
-            finite &= all_finite(scores.tril(start))
+            rows, columns = slice(start, stop), slice(0, stop)
+            finite &= all_finite(self._scores(heads, rows, columns).tril(start))
+            finite &= finite_or_minus_inf(self.logits(heads, rows, columns))
         return finite
 
 

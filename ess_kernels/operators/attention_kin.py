@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._checks import check_groups, check_layout, check_positive_size, check_shape
 from .finiteness import BAND, all_finite, finite_or_minus_inf, largest
+from .sparsity import Sparsity
 from .structure import Tiled
 
 QUERIES, KEYS = "[B, T, HQ, K]", "[B, T, H, K]"
@@ -43,6 +44,16 @@ class AttentionKin(Tiled):
         batch, head = self.unravel(heads)
         group = head // max(self.batch_shape[1] // max(x.shape[2], 1), 1)
         return x[batch, start:stop, group].double()
+
+    def at_tokens(self, x: Tensor, heads: Tensor, tokens: Tensor) -> Tensor:
+        """Tokens `[N, m]` of some heads of `x` `[B, T, H or HQ, ...]`, as it came: `[1, m, N, ...]`."""
+        batch, head = self.unravel(heads)
+        group = head // max(self.batch_shape[1] // max(x.shape[2], 1), 1)
+        return x[batch[:, None], tokens, group[:, None]].transpose(0, 1)[None]
+
+    def of_window(self, heads: Tensor, window_size: int | None) -> Sparsity | None:
+        """What is known of heads whose rows see `window_size` columns."""
+        return None if window_size is None else Sparsity.of_width(torch.full_like(heads, min(window_size, self.length)))
 
     def scores(self, heads: Tensor, start: int, stop: int, first: int = 0) -> Tensor:
         """`scale q_i . k_j` for rows `start..stop-1` and columns `first..stop-1`."""

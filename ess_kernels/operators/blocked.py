@@ -40,6 +40,14 @@ class Blocked(Operator):
     def inner(self) -> Operator:
         return self._inner
 
+    @property
+    def bandwidth(self) -> int | None:
+        within = self._inner.bandwidth
+        # the first row of a token and the last column of an earlier one are nearer than the tokens' first sub-tokens
+        nearer = self.columns[1] - 1 - self.rows[0]
+        widest = self.length if within is None else max(-(-(within + nearer) // self.sub_tokens), 1)
+        return widest if widest < self.length else None
+
     def inner_positions(self, positions: Tensor) -> Tensor:
         return self.sub_tokens * positions
 

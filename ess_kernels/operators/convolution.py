@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from .._checks import check_layout, check_positive_size, check_same_device, check_shape, integer
 from .finiteness import all_finite, largest, strictly_lower_finite
 from .separate import takes_sequences
+from .sparsity import Sparsity
 from .structure import Operator, StateSpace, Tiled, Tokens
 from .tile_sources import TileSource
 
@@ -76,6 +77,25 @@ class Convolution(Tiled):
         # the kernels are shared by the batch, if there is one
         return self.k[self.unravel(heads)[-1]].double()
 
+    @property
+    def time_invariant(self) -> bool:
+        """Whether `T_ij` depends on `i - j` only."""
+        return self.x0 is None
+
+    def sparsity(self, heads: Tensor) -> Sparsity:
+        """As wide as the kernel's last lag that is not zero."""
+        lag = torch.arange(1, self.length + 1, device=self.device)
+        widths = torch.where(self.k != 0, lag, 1).amax(1) if self.length else self.k.new_ones(len(self.k)).long()
+        return Sparsity.of_width(widths[self.unravel(heads)[-1]])
+
+    def of_tokens(self, heads: Tensor, tokens: Tensor) -> Convolution:
+        """Of neighbours: a convolution has no first columns."""
+        kernel = self.k[self.unravel(heads)[-1], : tokens.shape[1]]
+        if self.x0 is None or self.x1 is None:
+            return Convolution(kernel)
+        at = (*(index[:, None] for index in self.unravel(heads)), tokens)
+        return Convolution(kernel, self.x0[at][None], self.x1[at][None])
+
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         rows = toeplitz(self.kernel(heads), start, stop)
         gates = self.gates(heads)
@@ -123,6 +143,11 @@ class ShortConvolution(StateSpace):
         size = weight.shape[1] - 1
         super().__init__(length, weight.shape[:1], size, (weight,), reads_before=True, diagonal=False)
         self.weight = weight
+
+    @property
+    def bandwidth(self) -> int | None:
+        taps = self.weight.shape[1]
+        return taps if taps < self.length else None
 
     def _taps(self, heads: Tensor) -> Tensor:
         """`[N, W]` by lag."""

@@ -9,6 +9,7 @@ from .._checks import check_floating, integer
 from .blocked import Blocked
 from .finiteness import strictly_lower_finite
 from .separate import takes_sequences
+from .sparsity import Sparsity, sparsity_of
 from .structure import Operator, Tiled
 from .tile_sources import TileSource
 
@@ -69,6 +70,23 @@ class Dense(Tiled):
         """By how many blocks columns `0..stop-1` come before rows `start..stop-1`."""
         block = torch.arange(stop, device=self.device) // self.blocks
         return block[start:, None] - block
+
+    def sparsity(self, heads: Tensor) -> Sparsity:
+        """From the numbers below the diagonal; a T without zeros in its last row is not looked at further."""
+        return sparsity_of(lambda start, stop: self._seen(heads, start, stop), len(heads), self.length, self.device)
+
+    def _seen(self, heads: Tensor, start: int, stop: int) -> Tensor:
+        """Where rows `start..stop-1` are not zero below the diagonal, and the blocks on it: bool `[N, rows, stop]`."""
+        seen = self.take(self.T[..., start:stop, :stop], heads) != 0
+        return seen.tril(start - 1) if self.blocks == 1 else seen & (self._blocks_apart(start, stop) > 0)
+
+    def of_tokens(self, heads: Tensor, tokens: Tensor) -> Dense:
+        index = (*(x[:, None, None] for x in self.unravel(heads)), tokens[:, :, None], tokens[:, None])
+        T = self.T[index]
+        if self.blocks > 1:
+            block = tokens // self.blocks
+            T = torch.where(block[:, :, None] > block[:, None], T, 0.0)
+        return Dense(T)
 
     def finite(self, heads: Tensor) -> Tensor:
         return strictly_lower_finite(self, heads)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .dense import Dense
+from .sparsity import Sparsity
 from .structure import Operator, Tiled
 from .tile_sources import TileSource, tile_source
 
@@ -29,6 +31,12 @@ class OfHeads(Tiled):
 
     def own_tiles(self, heads: Tensor) -> TileSource | None:
         return self.whole.own_tiles(self.which[heads])
+
+    def sparsity(self, heads: Tensor) -> Sparsity | None:
+        return self.whole.sparsity(self.which[heads])
+
+    def of_tokens(self, heads: Tensor, tokens: Tensor) -> Tiled:
+        return self.whole.of_tokens(self.which[heads], tokens)
 
 
 class Banded(Tiled):
@@ -57,3 +65,12 @@ class Banded(Tiled):
         first = min(max(0, start - self.width + 1), stop)
         tile = self._within(self.source.tile(slice(start, stop), slice(first, stop)), start, first)
         return torch.nn.functional.pad(tile, (first, 0))[heads]
+
+    def sparsity(self, heads: Tensor) -> Sparsity:
+        return Sparsity.of_width(torch.full_like(heads, min(self.width, self.length)))
+
+    def of_tokens(self, heads: Tensor, tokens: Tensor) -> Dense:
+        """Of neighbours: there are no first columns."""
+        first, count = tokens[:, 0].tolist(), tokens.shape[1]
+        tiles = [self.source.tile(slice(a, a + count), slice(a, a + count)) for a in first]
+        return Dense(self._within(torch.cat(tiles), 0, 0))

@@ -12,6 +12,7 @@ from .finiteness import largest
 from .layout import scale_of
 from .separate import takes_sequences
 from .softmax import causal_window, check_window, first_column, softmax_rows
+from .sparsity import Sparsity
 from .structure import Operator
 
 
@@ -38,6 +39,13 @@ class Parallax(AttentionKin):
     def _cannot_overflow(self, heads: Tensor) -> Tensor:
         r, k = (largest(self.of_heads(x, heads)) for x in (self.r, self.k))
         return self._largest_score(heads).isfinite() & (r * k * self.r.shape[-1]).isfinite()
+
+    def sparsity(self, heads: Tensor) -> Sparsity | None:
+        return self.of_window(heads, self.window_size)
+
+    def of_tokens(self, heads: Tensor, tokens: Tensor) -> Parallax:
+        q, r, k = (self.at_tokens(x, heads, tokens) for x in (self.q, self.r, self.k))
+        return Parallax(q, r, k, scale=self.scale, window_size=self.window_size)
 
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         first = first_column(start, self.window_size, stop)

@@ -215,6 +215,13 @@ class SeparateSequences(Operator):
 
     # --- what every operator has --------------------------------------------------------------------------------------
 
+    @property
+    def bandwidth(self) -> int | None:
+        """Of the sequence that has the largest one."""
+        ops = [group.op for group in self.groups(self.sequences.every())]
+        widest = max((op.bandwidth or op.length for op in ops), default=1)
+        return widest if widest < self.length else None
+
     def finite(self, heads: Tensor) -> Tensor:
         """Whether every sequence of the head is finite."""
         finite = torch.ones(self.sequences.rows, self.heads_in_row, dtype=torch.bool, device=self.device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..engine.blocks import Blocks, block_parts, cut
+from .sparsity import Sparsity
 from .tile_sources import TileSource
 
 
@@ -90,6 +91,15 @@ class Operator(ABC):
     @property
     def requires_grad(self) -> bool:
         return any(x.requires_grad for x in self.inputs)
+
+    @property
+    def bandwidth(self) -> int | None:
+        """The smallest known `w` such that `T_ij = 0` for `i - j >= w` in every head; None where none below L is known.
+
+        It is the window of windowed attention and the number of taps of a short convolution. For masks, kernels and
+        dense operators the numbers are looked at.
+        """
+        return None
 
     def sequence_bounds(self) -> tuple[Tensor, Tensor]:
         """Where the sequence of each position starts and stops, in tokens of its row: int64 `[B, L - 1]` both.
@@ -397,3 +407,28 @@ class Tiled(Operator):
 
     def dense_heads(self, heads: Tensor) -> Tensor:
         return self.rows(heads, 0, self.length)
+
+    def sparsity(self, heads: Tensor) -> Sparsity | None:
+        """Where `T` of some heads is zero for certain; None where nothing is known. Bad data may give any answer."""
+        return None
+
+    @property
+    def bandwidth(self) -> int | None:
+        known = self.sparsity(self.all_heads()) if self.num_heads else None
+        widest = self.length if known is None else int(known.bandwidth.max())
+        return widest if widest < self.length else None
+
+    def of_tokens(self, heads: Tensor, tokens: Tensor) -> Tiled:
+        """The operator of some tokens only, for families that have a sparsity: its T is a submatrix of this one's.
+
+        Only rows whose tokens see none but these tokens are meant: where a row sees others as well, its numbers mean
+        nothing, but are finite where the head is.
+
+        Args:
+            heads: `[N]`.
+            tokens: `[N, m]`, ascending. They are neighbours, but for those of the first columns of the sparsity.
+
+        Returns:
+            An operator of length m and N heads.
+        """
+        raise NotImplementedError

@@ -12,6 +12,7 @@ from .layout import scale_of
 from .recurrence_rows import recurrence_rows
 from .separate import takes_sequences
 from .softmax import causal_window, check_window, first_column, gates_between, softmax_rows
+from .sparsity import Sparsity
 from .structure import Operator, Tokens
 
 
@@ -48,6 +49,15 @@ class WallAttention(AttentionKin):
     def _cannot_overflow(self, heads: Tensor) -> Tensor:
         decaying = (self.of_heads(self.g, heads) <= 0).flatten(1).all(1)
         return decaying & self._largest_score(heads).isfinite()
+
+    def sparsity(self, heads: Tensor) -> Sparsity | None:
+        return self.of_window(heads, self.window_size)
+
+    def of_tokens(self, heads: Tensor, tokens: Tensor) -> WallAttention:
+        q, k, g = (self.at_tokens(x, heads, tokens) for x in (self.q, self.k, self.g))
+        scalar = None if self.g_scalar is None else self.at_tokens(self.g_scalar, heads, tokens)
+        sinks = None if self.sinks is None else self.sinks[self.unravel(heads)[1]]
+        return WallAttention(q, k, g, scalar, sinks, scale=self.scale, window_size=self.window_size)
 
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
         first = first_column(start, self.window_size, stop)

@@ -14,14 +14,14 @@ from ...operators.attention import Attention
 from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, NO_BLOCK_PARTS, Task, wants_gradient
-from ..engine_backend import EngineBackend
+from ..windowed import WindowedBackend
 from . import attention, banded, lanes, recurrence, spectra
 from .banded import NativeBandedMatrix
 from .matrix import NativeMatrix, bytes_of_heads
 from .tokens import surveyed
 
 
-class PinnedBackend(EngineBackend):
+class PinnedBackend(WindowedBackend):
     """The same slices of heads, certainty and bad data as in PyTorch, with engines that call compiled kernels.
 
     Its tasks are called where a library is pinned (`call.pinned`).

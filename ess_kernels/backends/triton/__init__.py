@@ -18,15 +18,15 @@ from ...operators.attention import Attention
 from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, NO_BLOCK_PARTS, Task, wants_gradient
-from ..engine_backend import EngineBackend
 from ..sources import supported_heads
+from ..windowed import WindowedBackend
 from . import runtime
 
 # the largest state of a recurrence that the kernels hold
 MAX_STATE_SIZE = 256
 
 
-class TritonBackend(EngineBackend):
+class TritonBackend(WindowedBackend):
     """The same slices of heads, certainty and bad data as in PyTorch, with engines that run kernels."""
 
     name = "triton"
