@@ -209,7 +209,14 @@ def test_positions_and_layers(tmp_path):
     assert {(row["layer"], row["metric"], row["atol"]) for row in rows} == {("blocks.1.mixer", "tolerance", 0.5)}
 
 
-@pytest.mark.parametrize("error", [MemoryError("too little"), torch.OutOfMemoryError("too little")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("too little"),
+        torch.OutOfMemoryError("CUDA out of memory, too little"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: too little"),
+    ],
+)
 def test_too_little_memory_is_no_result(tmp_path, monkeypatch, error):
     """It says something of this machine, not of the prompt: the shard is left for another run."""
     inputs = write_shards(tmp_path / "in", shards=1)
@@ -237,6 +244,9 @@ def test_what_is_wrong_with_arguments_is_said_before_any_work(tmp_path, monkeypa
     refused(ValueError, "text_column: .* has no column 'prompt'", text_column="prompt")
     refused(ValueError, "inputs: there is no file", inputs=str(tmp_path / "no*.parquet"))
     refused(ValueError, "inputs: expected files that end in", inputs=__file__)
+    refused(ValueError, "inputs: expected files, got the folder", inputs=tmp_path / "in")
+    refused(TypeError, "inputs: expected names of files", inputs=[1])
+    refused(ValueError, "inputs: expected at least one file", inputs=[])
     refused(ValueError, "engine: expected one of local, ray", engine="dask")
     refused(ValueError, "workers: expected at least 1", workers=0)
     refused(TypeError, "max_tokens: expected an integer", max_tokens=1.5)
@@ -276,6 +286,25 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
         run(inputs, out)
     with pytest.raises(OSError, match="is no directory"):
         run(inputs, tmp_path / "in" / "000.parquet" / "out")
+
+
+def test_awkward_shards(tmp_path):
+    import pyarrow
+
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    empty = {"id": pyarrow.array([], pyarrow.int64()), "text": pyarrow.array([], pyarrow.string())}
+    parquet.write_table(pyarrow.table(empty), tmp_path / "in" / "a.parquet")
+    words = {"id": [5], "text": pyarrow.array(["words"]).dictionary_encode()}
+    parquet.write_table(pyarrow.table(words), tmp_path / "in" / "b.parquet")
+    large = {"id": pyarrow.array([6], pyarrow.int32()), "text": pyarrow.array(["large words"], pyarrow.large_string())}
+    parquet.write_table(pyarrow.table(large), tmp_path / "in" / "deeper" / "a.parquet")
+    inputs = str(tmp_path / "in" / "**" / "*.parquet")
+    found = run(inputs, tmp_path / "out", positions=[8])
+    assert (found.shards, found.prompts, found.problems, found.failed) == (3, 2, 0, {})
+    rows = table(tmp_path / "out")
+    assert {(row["shard"], row["id"]) for row in rows} == {("b.parquet", 5), ("deeper/a.parquet", 6)}
+    assert {(row["id"], *row["position"]) for row in rows} == {(5,), (6, 8)}  # the shorter one has no position 8
+    assert run(inputs, tmp_path / "out", positions=[8]).there == 3
 
 
 def test_a_dry_run_writes_nothing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ess_kernels import _requirements
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     for module, purpose in (("pyarrow", "reads and writes Parquet files"), ("safetensors", "reads tensors")):
         require(module, purpose, "'ess-kernels[data]'")
     check_numbers(options)
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, _quiet(options):
         found = _analyzed(options)
         interrupts.check()
     say(found)
@@ -53,6 +54,16 @@ def run(options: argparse.Namespace) -> int:
         note(f"{len(found.failed)} shards have no result; the same command does these alone")
         return INCOMPLETE
     return 0
+
+
+def _quiet(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Keeps transformers silent and without a connection, here and in processes that are started meanwhile."""
+    if options.checkpoint in (None, DEMO):
+        return nullcontext()
+    require("transformers", "loads models")
+    from ess_kernels.commands.offline import hugging_face
+
+    return hugging_face(options.download)
 
 
 def _given(options: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
@@ -96,7 +107,6 @@ def _model(options: argparse.Namespace, most_tokens: int) -> Any:
         return None
     if options.checkpoint == DEMO:
         return EmbeddedModel(options.device)
-    require("transformers", "loads models")
     return CheckpointModel(
         options.checkpoint,
         options.dtype,

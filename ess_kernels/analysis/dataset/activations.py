@@ -21,7 +21,7 @@ from ess_kernels.analysis.selection import is_selected
 from ess_kernels.operators.structure import Operator
 
 from . import optional
-from .prompts import one_line
+from .prompts import is_of_the_machine, one_line
 from .settings import Settings
 
 # functions that take no tensors of a mixer: operators, or a function
@@ -68,12 +68,12 @@ def _layers(path: Path, notes: Mapping[str, str], settings: Settings) -> Iterato
                 continue
             tensors = {name: file.get_tensor(key) for name, key in arguments[layer].items()}
             try:
-                yield Layer(layer, _measured(layer, tensors, notes, settings), None)
-            except MemoryError:
-                raise
+                result, problem = _measured(layer, tensors, notes, settings), None
             except Exception as error:  # whatever a constructor says of its arguments
-                problem = str(error) if isinstance(error, _Problem) else one_line(error)
-                yield Layer(layer, None, problem)
+                result, problem = None, str(error) if isinstance(error, _Problem) else one_line(error)
+                if not isinstance(error, _Problem) and is_of_the_machine(problem):  # no part may depend on that
+                    raise
+            yield Layer(layer, result, problem)
 
 
 class _Problem(ValueError):

@@ -53,9 +53,11 @@ def find_files(inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         if not isinstance(name, (str, os.PathLike)):
             raise TypeError(f"inputs: expected names of files or patterns, got {name!r}")
         text = os.fspath(name)
-        isolated = not os.path.exists(text) and PATTERN & set(text)
-        files = glob.glob(text, recursive=True) if isolated else [text]
+        is_pattern = not os.path.exists(text) and PATTERN & set(text)
+        files = glob.glob(text, recursive=True) if is_pattern else [text]
         paths = [Path(os.path.abspath(file)) for file in files if os.path.isfile(file)]
+        if not paths and os.path.isdir(text):
+            raise RunRefused(f"inputs: expected files, got the folder {text}; a pattern with * names those in it")
         if not paths:
             raise RunRefused(f"inputs: there is no file {text}")
         found.update(paths)

@@ -149,6 +149,15 @@ def one_line(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
+# how errors say that there was too little memory, or that a GPU has failed: torch has no class of its own for some
+_OF_THE_MACHINE = ("MemoryError", "out of memory", "not enough memory", "can't allocate memory", "CUDA error")
+
+
+def is_of_the_machine(problem: str) -> bool:
+    """Whether a problem says something of this machine at this moment, and nothing of the prompt."""
+    return any(words in problem for words in _OF_THE_MACHINE)
+
+
 def _plain(arrow: Any, column: Any) -> list[Any]:
     """Values of a column, texts as bytes: a file may hold bytes that are no text."""
     if arrow.types.is_dictionary(column.type):

@@ -36,19 +36,20 @@ class Run:
         settings: what is asked.
         versions: of the packages that have a part in the numbers.
         shards: all of them, in order.
+        id: a hash of the settings, the versions and the inputs' names, which every part carries.
     """
 
     out: Path
     settings: Settings
     versions: Mapping[str, str]
     shards: Sequence[Shard]
+    id: str
 
-    @property
-    def id(self) -> str:
-        """Of the settings, versions and names of the inputs: a hash, which every part carries."""
-        about = json.dumps({name: self.to_json()[name] for name in ("settings", "versions")}, sort_keys=True)
-        names = json.dumps([shard.name for shard in self.shards])
-        return hashlib.sha256(f"{about}\n{names}".encode()).hexdigest()
+    @classmethod
+    def of(cls, out: Path, settings: Settings, versions: Mapping[str, str], shards: Sequence[Shard]) -> Run:
+        about = [settings.to_json(), dict(versions), [shard.name for shard in shards]]
+        text = json.dumps(about, sort_keys=True)
+        return cls(out, settings, versions, shards, hashlib.sha256(text.encode()).hexdigest())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -86,7 +87,7 @@ def find_run(out: Path, settings: Settings, paths: list[Path], restart: bool) ->
     if not (out / NAME).exists() and (strange := _strange(out)):
         raise RunRefused(f"out: {out} holds files of no run, such as {strange}: expected a new or empty directory")
     known = {} if before is None else {str(about.get("name")): about for about in before["inputs"]}
-    run = Run(out, settings, versions(), shards_of(paths, known))
+    run = Run.of(out, settings, versions(), shards_of(paths, known))
     if before is not None and (different := differences(before, run)):
         raise RunRefused(
             f"out: {out} holds another run: {'; '.join(different)}. Give another directory, or restart (which deletes "
@@ -152,9 +153,9 @@ def claim(run: Run, restart: bool) -> None:
     """
     run.out.mkdir(parents=True, exist_ok=True)
     if restart and (run.out / NAME).exists():
-        (run.out / NAME).unlink(missing_ok=True)
         for part in run.out.glob("part-*.parquet"):
             part.unlink(missing_ok=True)
+        (run.out / NAME).unlink(missing_ok=True)  # last: whoever is ended before has a run's directory still
     clean(run.out)
     path = run.out / NAME
     text = json.dumps(run.to_json(), indent=1) + "\n"

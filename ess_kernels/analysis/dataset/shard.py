@@ -143,19 +143,25 @@ def _tables_of_prompts(shard: Shard, schema: Any, settings: Settings, loaded: Lo
             yield columns.problem_table(schema, ids, None, **about)
             continue
         about["length"] = len(ids)
-        try:
-            found = analyze_prompt(ids, loaded, settings, trials)
-        except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            # a matter of this machine, and of this moment: no part may depend on it
-            raise RuntimeError(f"prompt {prompt.id!r} of {len(ids)} tokens: {prompts.one_line(error)}") from error
-        except Exception as error:  # no mixer, or a model that fails on its own input
-            problem = prompts.one_line(error)
-            tally.count(problem)
-            yield columns.problem_table(schema, problem, None, **about)
+        found = _found(ids, loaded, settings, trials)
+        problems = [found] if isinstance(found, str) else list(found.skipped.values())
+        if of_machine := next(filter(prompts.is_of_the_machine, problems), None):  # no part may depend on that
+            raise RuntimeError(f"prompt {prompt.id!r} of {len(ids)} tokens: {of_machine}")
+        if isinstance(found, str):
+            tally.count(found)
+            yield columns.problem_table(schema, found, None, **about)
             continue
         tables = list(_tables_of_analysis(found, schema, about))
         tally.count(next(filter(None, map(first_problem, tables)), None))
         yield from tables
+
+
+def _found(ids: list[int], loaded: Loaded, settings: Settings, trials: Trials) -> Analysis | str:
+    """The analysis of a prompt, or why there is none: no mixer, or a model that fails on its own input."""
+    try:
+        return analyze_prompt(ids, loaded, settings, trials)
+    except Exception as error:  # a model raises anything
+        return prompts.one_line(error)
 
 
 def _tables_of_analysis(found: Analysis, schema: Any, about: Mapping[str, Any]) -> Iterator[Any]:
