@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._progress import progress
+from ..engine import few_dense
 from ..engine.banded import BandedMatrix
 from ..engine.banded import bytes_per_head as banded_bytes
 from ..engine.block_states import BlockStates
@@ -46,7 +47,7 @@ class EngineBackend(Backend):
     def tolerance_ess(self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
         result: Counts | None = None
         with torch.no_grad():
-            for heads, engine in self._engines(op, positions, False, len(atol), _counts_bytes(op, positions, atol)):
+            for heads, engine in self._counting_engines(op, positions, atol, rtol):
                 some = _counts(engine, positions, atol, rtol)
                 if _forgets_states(op, engine):
                     torch.minimum(some.counts, op.rank_cap(positions), out=some.counts)
@@ -105,6 +106,25 @@ class EngineBackend(Backend):
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         return product_values(svdvals, A, right)
+
+    def _counting_engines(
+        self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor
+    ) -> Iterator[tuple[Tensor, Engine]]:
+        """As `_engines`, or engines of a few positions of a dense operator, where these are cheaper one by one."""
+        results = _counts_bytes(op, positions, atol)
+        heads, asked = op.all_heads(), positions.tolist()
+        possible = isinstance(op, Tiled) and op.device.type == "cpu" and not any(rtol.tolist())
+        if not possible or not few_dense.pays(asked, op.length) or op.own_tiles(heads[:1]) is None:
+            yield from self._engines(op, positions, False, len(atol), results)
+            return
+        size = few_dense.bytes_per_head(asked, op.length) + results
+        need = Need(f"{len(asked)} positions of {op.length} tokens", size, size, LESS_OF_A_MATRIX)
+        granted(lambda _: need, op.device)
+        cost = Cost()
+        for head in progress(list(heads[:, None]), "heads"):
+            source = op.own_tiles(head)
+            assert source is not None
+            yield head, few_dense.FewDense(source, op.finite(head), cost)
 
     def _engines(
         self, op: Operator, positions: Tensor, entropy: bool, shifts: int, results: int

@@ -53,14 +53,9 @@ def exact_work(length: int, tolerances: int) -> float:
     return (FIRST_COUNT + NEXT_COUNT * max(0, tolerances - 1)) * float(length) ** 3
 
 
-def bandwidth(op: Operator) -> int | None:
-    """The smallest w that is known such that `T_ij = 0` for `i - j >= w`, for operators that say so."""
-    return getattr(op, "bandwidth", None)
-
-
 def known_window(op: Operator) -> int | None:
     """The bandwidth of an operator, where windows pay."""
-    width = bandwidth(op)
+    width = op.bandwidth
     return width if width is not None and WINDOW_SHARE * width < op.length else None
 
 

@@ -107,7 +107,7 @@ def _one_head(one: Question, method: str, error: float | None) -> tuple[Found | 
     op, L = one.inner, one.inner.length
     if method == "compressed":
         return entropies.compressed(one, error), method
-    width = choice.bandwidth(op)
+    width = op.bandwidth
     if method == "windowed" and width is not None:
         return entropies.exact(one, f"windowed: its bandwidth is {width}"), method
     if method == "windowed":

@@ -179,7 +179,7 @@ def _one_head(
     op, L = one.inner, one.inner.length
     if method == "compressed":
         return counts.compressed(one, error), method
-    width = choice.bandwidth(op)
+    width = op.bandwidth
     if method == "windowed" and width is not None:
         return counts.exact(one, f"windowed: its bandwidth is {width}"), method
     if method == "windowed":

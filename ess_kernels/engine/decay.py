@@ -41,7 +41,7 @@ class Tails(NamedTuple):
 
 def tails_of(op: Operator, source: TileSource, most: int) -> Tails:
     """Of the one head of `source`, for widths up to `most`."""
-    if isinstance(op, Convolution) and not op.gated:
+    if isinstance(op, Convolution) and op.time_invariant:
         return _tails_of_kernel(op.kernel(source.heads)[0], most)
     return _tails_of_tiles(source, most)
 

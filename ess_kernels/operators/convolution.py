@@ -68,10 +68,6 @@ class Convolution(Tiled):
         super().__init__(k.shape[1], gates[0].shape[:2] if gates else k.shape[:1], state_size, [k, *gates])
         self.k, self.x0, self.x1 = k, x0, x1
 
-    @property
-    def gated(self) -> bool:
-        return self.x0 is not None
-
     def kernel(self, heads: Tensor) -> Tensor:
         """`[N, L]` by lag, float64."""
         # the kernels are shared by the batch, if there is one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,9 @@ class Banded(Tiled):
         return Sparsity.of_width(torch.full_like(heads, min(self.width, self.length)))
 
     def of_tokens(self, heads: Tensor, tokens: Tensor) -> Dense:
-        """Of neighbours: there are no first columns."""
-        first, count = tokens[:, 0].tolist(), tokens.shape[1]
-        tiles = [self.source.tile(slice(a, a + count), slice(a, a + count)) for a in first]
-        return Dense(self._within(torch.cat(tiles), 0, 0))
+        return Dense(torch.cat([self._square(mine) for mine in tokens.tolist()]))
+
+    def _square(self, tokens: Sequence[int]) -> Tensor:
+        """`[1, m, m]`, of neighbours."""
+        own = slice(tokens[0], tokens[-1] + 1)
+        return self._within(self.source.tile(own, own), own.start, own.start)
