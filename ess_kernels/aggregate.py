@@ -178,7 +178,7 @@ def cap(op: Operator | Tensor, positions: Any = None) -> Tensor:
 
 def _positions(op: Operator | Tensor, positions: Any) -> tuple[Operator, Tensor]:
     """The operator, and the positions on its device."""
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     return op, check_positions(positions, op.length).to(op.device)
 
 

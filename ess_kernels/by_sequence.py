@@ -132,7 +132,7 @@ def split(result: Tensor, op: Operator | Tensor) -> list[Tensor]:
         TypeError: `result` is no tensor.
         ValueError: its shape is not that of results of the operator.
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     if not isinstance(result, Tensor):
         raise TypeError(f"result: expected a tensor, got {type(result).__name__}")
     check_plain("result", result)

@@ -56,7 +56,7 @@ def tolerance_ess(
         TypeError, ValueError: naming the argument, what came and what was expected.
         RuntimeError: a backend asked for by name that cannot take the call.
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     if isinstance(op, Spread):
         return op.answer(tolerance_ess, positions, atol=atol, rtol=rtol, backend=backend, certificate=certificate)
     absolute, relative, listed = tolerance_lists(atol, rtol)
@@ -101,7 +101,7 @@ def entropy_ess(
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`. RuntimeError also where a second derivative is asked
             for that does not exist, and for third derivatives; the message says why.
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     if isinstance(op, Spread):
         return op.answer(entropy_ess, positions, backend=backend, certificate=certificate)
     ess, *fields = _ops.entropy_ess(op, position_list(positions, op.length), backend)
@@ -131,7 +131,7 @@ def soft_ess(
 
     Source: the effective number of degrees of freedom of ridge regression with penalty `atol^2`.
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     if isinstance(op, Spread):
         return op.answer(soft_ess, positions, atol=atol, backend=backend)
     refuse_gradient("atol", atol)
@@ -158,7 +158,7 @@ def nuclear_norm(op: Operator | Tensor, positions: Positions | None = None, back
     Raises:
         TypeError, ValueError, RuntimeError: as in `soft_ess`.
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     if isinstance(op, Spread):
         return op.answer(nuclear_norm, positions, backend=backend)
     return _smooth_ops.nuclear_norm(op, position_list(positions, op.length), backend)
@@ -180,7 +180,7 @@ def singular_values(op: Operator | Tensor, positions: Positions, k: int | None =
     Raises:
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`; `k` must be a non-negative integer.
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     if isinstance(op, Spread):
         return op.answer(singular_values, positions, k=k, backend=backend)
     wanted = position_list(positions, op.length)

@@ -203,6 +203,18 @@ class World:
         refused("odd heads", lambda: gla(*spread((x[:, :, :3] for x in (q, k, g)), line, Shard(2))))
         refused("tokens of attention", lambda: ek.operators.attention(*spread((q, k), line, Shard(2))))
 
+    def check_torchmetrics(self):
+        """Means of the two operators that a pair of processes has, one each."""
+        try:
+            import torchmetrics  # noqa: F401
+        except ImportError:
+            self.note("torchmetrics", None)
+            return
+        metric = ek.analysis.ESSMetric(("layer",), atol=(1e-3,), process_group=self.pairs[self.rank // 2])
+        q, k, g = (x[:1, :, self.rank : self.rank + 1] for x in several())
+        metric.update(ek.operators.gla(q, k, g))
+        self.note("torchmetrics", {name: float(value) for name, value in metric.compute().items()})
+
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
     def check_bad_data(self):
@@ -227,6 +239,12 @@ class World:
         self.raises("wrong position", lambda: ek.entropy_ess(whole, [LENGTH]))
         self.raises("unlike metrics", lambda: (ek.entropy_ess if self.rank else ek.nuclear_norm)(whole))
         self.raises("wrong shape", lambda: gather(torch.zeros(1, 2, 7), whole))
+        for other in (ek.randomized_ess, ek.state_spectra):
+            try:
+                other(whole, [3])
+                self.note(("refuses", other.__name__), "no error")
+            except TypeError as error:
+                self.note(("refuses", other.__name__), str(error))
         self.raises("no error after all", lambda: ek.entropy_ess(whole, [3]))
 
     def check_losses(self):
@@ -253,6 +271,7 @@ def main():
     world.check_zigzag()
     world.check_heads()
     world.check_dtensors()
+    world.check_torchmetrics()
     world.check_bad_data()
     world.check_errors()
     world.check_losses()

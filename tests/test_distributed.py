@@ -292,12 +292,30 @@ def test_bad_data_in_one_slice_mark_the_head_in_all_and_change_no_other():
     assert torch.equal(entropy[:, 0], answers(ek.entropy_ess, slices(tensors))[:, 0])
 
 
+def test_no_heads_and_few_tokens():
+    for length in (0, 1, 2):
+        whole, ops = slices_of("gla", (0, length // 2, length), length)
+        assert torch.equal(answers(ek.tolerance_ess, ops), ek.tolerance_ess(whole))
+    nothing = torch.zeros(1, 5, 0, 3)
+    ops = [operators.gla(nothing, nothing, nothing)] * 2
+    assert answers(ek.tolerance_ess, ops).shape == (1, 0, 9)
+
+
 def test_growing_states_are_left_to_the_dense_operator_as_elsewhere():
     A = torch.full((1, 1, 60, 3), 1e30, dtype=torch.float64)
     B, C = randn(1, 1, 60, 3) * 1e-300, randn(1, 1, 60, 3)
     A[:, :, 8:] = 0.5
     ops = [before(A[:, :, a:b], B[:, :, a:b], C[:, :, a:b]) for a, b in ((0, 20), (20, 60))]
     assert torch.equal(answers(ek.tolerance_ess, ops), ek.tolerance_ess(before(A, B, C)))
+
+
+def test_what_overflows_between_slices_has_no_plausible_numbers():
+    A, B, C = (x.clone() for x in (rand(1, 2, 30, 3), randn(1, 2, 30, 3), randn(1, 2, 30, 3)))
+    A[:, 1] = 1e20  # 1e200 in every slice, 1e600 in all
+    ops = [before(A[:, :, a:b], B[:, :, a:b], C[:, :, a:b]) for a, b in ((0, 10), (10, 20), (20, 30))]
+    counts, whole = answers(ek.tolerance_ess, ops), ek.tolerance_ess(before(A, B, C))
+    assert torch.equal(counts[:, 0], whole[:, 0])
+    assert (whole[:, 1] == -1).all() and (counts[:, 1, -10:] == -1).all()
 
 
 # --- which operators can be cut ---------------------------------------------------------------------------------------

@@ -170,6 +170,28 @@ def check_dtensors(seen):
             assert re.search(words, found[name]), found[name]
 
 
+def check_torchmetrics_sums_over_a_group(seen):
+    if seen[0]["torchmetrics"] is None:
+        return
+    q, k, g = (x[:1] for x in world.several())
+    for pair in ((0, 1), (2, 3)):
+        both = slice(pair[0], pair[1] + 1)
+        op = ek.operators.gla(q[:, :, both], k[:, :, both], g[:, :, both])
+        entropy, counts = ek.entropy_ess(op), ek.tolerance_ess(op, 1e-3).double()
+        for rank in pair:
+            found = seen[rank]["torchmetrics"]
+            assert found["layer/entropy_mean"] == pytest.approx(float(entropy.mean()), rel=1e-12)
+            assert found["layer/entropy_max"] == pytest.approx(float(entropy.max()), rel=1e-12)
+            assert found["layer/tolerance_1e-03_mean"] == pytest.approx(float(counts.mean()), rel=1e-12)
+            assert found["layer/tolerance_1e-03_std"] == pytest.approx(float(counts.std(unbiased=False)), rel=1e-9)
+
+
+def check_other_functions_refuse_it(seen):
+    for name in ("randomized_ess", "state_spectra"):
+        for found in seen:
+            assert "this process holds as a whole, got SequenceParallel" in found["refuses", name], name
+
+
 def check_bad_data_mark_their_head_everywhere(seen, wholes):
     _, expected, *_ = wholes["gla"]
     for positions, counts, entropy, good in (found["bad data"] for found in seen):
@@ -225,6 +247,8 @@ def test_four_processes(tmp_path):
     check_chunks_from_both_ends(seen)
     check_tokens_exchanged_for_heads(seen)
     check_dtensors(seen)
+    check_torchmetrics_sums_over_a_group(seen)
+    check_other_functions_refuse_it(seen)
     check_bad_data_mark_their_head_everywhere(seen, wholes)
     for name in ERRORS:
         check_what_is_wrong_on_one_rank_raises_on_all(seen, name)

@@ -36,7 +36,7 @@ def gather(result: Any, op: SequenceParallel, positions: Any = None, *, dim: int
         fields = [gather(each, op, positions, dim=dim) for each in result]
         return type(result)(*fields) if hasattr(result, "_fields") else tuple(fields)
     if not isinstance(op, SequenceParallel):
-        raise TypeError(f"op: expected the operator of sequence_parallel, got a {type(op).__name__}")
+        raise TypeError(f"op: expected the operator of sequence_parallel, got {type(op).__name__}")
     rank = dist.get_rank(op.group)
 
     def places() -> list[Tensor]:
@@ -48,7 +48,7 @@ def gather(result: Any, op: SequenceParallel, positions: Any = None, *, dim: int
         owner_of = owners[wanted]
         every = [(owner_of == owner).nonzero()[:, 0] for owner in range(len(op.shares))]
         if not isinstance(result, Tensor):
-            raise TypeError(f"result: expected a tensor, got a {type(result).__name__}")
+            raise TypeError(f"result: expected a tensor, got {type(result).__name__}")
         if not -result.dim() <= dim < result.dim():
             raise ValueError(f"dim: expected an axis of the result's {result.dim()}, got {dim}")
         if result.shape[dim] != len(every[rank]):

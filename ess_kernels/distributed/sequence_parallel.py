@@ -265,6 +265,9 @@ def _summary(op: StateSpace, span: tuple[int, int]) -> tuple[Passage, Passage, T
     """What some tokens are to later and to earlier ones, and bool `[N]`, whether they are finite and so are those."""
     n = op.state_size
     diagonal = op.diagonal and not turned(op)
+    if not op.num_heads:
+        nothing = Passage.empty(0, n, diagonal, torch.empty(0, dtype=torch.float64, device=op.device))
+        return nothing, nothing, torch.ones(0, dtype=torch.bool, device=op.device)
     c = max(SUMMED_TOGETHER, SUMMED_A_STATE * n) if diagonal else block_length(n, False)
     per_token = 6 * n + (0 if diagonal else 2 * n if op.rank_one else n * n)
     each = max(1, budget_in_bytes() // max(1, 8 * (span[1] - span[0]) * per_token))
@@ -275,9 +278,6 @@ def _summary(op: StateSpace, span: tuple[int, int]) -> tuple[Passage, Passage, T
         if not bool(finite.all()):
             tokens = keep_heads(tokens, finite)
         found.append((*passages(tokens, 1 << (c - 1).bit_length()), finite))
-    if not found:  # no heads
-        nothing = Passage.empty(0, n, diagonal, torch.empty(0, dtype=torch.float64, device=op.device))
-        return nothing, nothing, torch.ones(0, dtype=torch.bool, device=op.device)
     reach, observe = Passage.joined([one[0] for one in found]), Passage.joined([one[1] for one in found])
     finite = torch.cat([one[2] for one in found])
     for x in (reach.Phi, reach.root, observe.root):

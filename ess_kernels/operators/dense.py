@@ -10,6 +10,7 @@ from .blocked import Blocked
 from .finiteness import strictly_lower_finite
 from .separate import takes_sequences
 from .sparsity import Sparsity, sparsity_of
+from .spread import Spread
 from .structure import Operator, Tiled
 from .tile_sources import TileSource
 
@@ -127,10 +128,15 @@ def dense(
     return Dense(T) if block == 1 else Blocked(Dense(T, block), block)
 
 
-def as_operator(op_or_T: Operator | Tensor) -> Operator:
-    """The operator itself, or `dense(T)` for a tensor."""
+def as_operator(op_or_T: Operator | Tensor, *, spread: bool = False) -> Operator:
+    """The operator itself, or `dense(T)` for a tensor; one that is spread over processes only if `spread`."""
+    if isinstance(op_or_T, Spread) and not spread:
+        raise TypeError(
+            f"op: expected an operator that this process holds as a whole, got {type(op_or_T).__name__}, which "
+            "tolerance_ess, entropy_ess, soft_ess, nuclear_norm and singular_values take"
+        )
     if isinstance(op_or_T, Operator):
         return op_or_T
     if not isinstance(op_or_T, Tensor):
         raise TypeError(f"op: expected an operator or a tensor [..., L, L], got {type(op_or_T).__name__}")
-    return dense(op_or_T)
+    return as_operator(dense(op_or_T), spread=spread)
