@@ -13,6 +13,7 @@ import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.distributed.families import cuttable
 from ess_kernels.distributed.passage import Passage, passages, spectral_bound
+from ess_kernels.distributed.sequence_parallel import readable
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.state_space import Recurrence, block_length
 from ess_kernels.operators.structure import StateSpace
@@ -316,6 +317,12 @@ def test_what_overflows_between_slices_has_no_plausible_numbers():
     counts, whole = answers(ek.tolerance_ess, ops), ek.tolerance_ess(before(A, B, C))
     assert torch.equal(counts[:, 0], whole[:, 0])
     assert (whole[:, 1] == -1).all() and (counts[:, 1, -10:] == -1).all()
+
+
+def test_arguments_are_told_in_few_words_which_differ_where_they_do():
+    one, other = list(range(1, 5000)), [*range(1, 4999), 7]
+    assert readable(one) == readable(torch.tensor(one)) != readable(other)
+    assert len(readable(one)) < 200 and readable([1, 2]) == "[1, 2]" and readable("auto") == "'auto'"
 
 
 # --- which operators can be cut ---------------------------------------------------------------------------------------

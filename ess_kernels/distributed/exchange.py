@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._checks import check_positions
 from .agreement import agree, device_of_messages, resolved_group, told_as_one
-from .sequence_parallel import LAYOUTS, SequenceParallel, spans_of_ranks
+from .sequence_parallel import LAYOUTS, SequenceParallel, readable, spans_of_ranks
 
 
 def gather(result: Any, op: SequenceParallel, positions: Any = None, *, dim: int = -1) -> Any:
@@ -61,7 +61,7 @@ def gather(result: Any, op: SequenceParallel, positions: Any = None, *, dim: int
     shape = list(result.shape) if isinstance(result, Tensor) else None
     others = None if shape is None or not -len(shape) <= dim < len(shape) else [*shape[:dim], *shape[dim:][1:]]
     dtype = result.dtype if isinstance(result, Tensor) else None
-    called = f"gather(result {dtype} with {others} beside the positions, dim={dim}, positions={_text(positions)})"
+    called = f"gather(result {dtype} with {others} beside the positions, dim={dim}, positions={readable(positions)})"
     every, _ = agree(op.group, called, places, lambda _: None)
     moved = result.detach().movedim(dim, 0).contiguous()
     most = max(len(mine) for mine in every)
@@ -173,7 +173,3 @@ def _without(x: Tensor, dim: Any) -> str:
 
 def _types(values: Any) -> str:
     return ", ".join(type(x).__name__ for x in values) or "none"
-
-
-def _text(positions: Any) -> str:
-    return repr(positions.tolist()) if isinstance(positions, Tensor) else repr(positions)

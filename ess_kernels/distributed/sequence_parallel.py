@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,6 +27,8 @@ from .scan import Summary, arriving
 from .slices import Slice, tokens_of, turned
 
 LAYOUTS = ("contiguous", "zigzag")
+# characters of an argument that are shown where ranks were called differently
+LONGEST_TEXT = 160
 # tokens with diagonal transitions that are summed up at once, and for every number of the state
 SUMMED_TOGETHER, SUMMED_A_STATE = 64, 4
 
@@ -113,6 +117,9 @@ class SequenceParallel(Spread):
             DistributedError: on all ranks, if one has a problem or asks for something else.
         """
 
+        if hasattr(positions, "__next__"):
+            positions = list(positions)  # what can be looked at once is looked at twice below
+
         def prepared() -> list[int] | None:
             wanted = position_list(positions, self.length)
             if metric is singular_values and arguments["k"] is None:
@@ -122,7 +129,7 @@ class SequenceParallel(Spread):
                 metric(piece.op, positions=[], **arguments)
             return wanted
 
-        asked = ", ".join(f"{name}={_readable(x)}" for name, x in {"positions": positions, **arguments}.items())
+        asked = ", ".join(f"{name}={readable(x)}" for name, x in {"positions": positions, **arguments}.items())
         wanted, _ = agree(self.group, f"{metric.__name__}({asked})", prepared, lambda _: None)
         dim = -2 if metric is singular_values else -1
         found: list[Any] = []
@@ -141,7 +148,8 @@ class SequenceParallel(Spread):
         if self.sub_tokens == 1:
             return answers
         mine = self.positions.tolist()
-        here = mine if wanted is None else [x for x in wanted if x in set(mine)]
+        owned = set(mine)
+        here = mine if wanted is None else [x for x in wanted if x in owned]
         cap = self.rank_cap(torch.tensor(here, dtype=torch.int64, device=self.device))
         if metric is tolerance_ess:
             if isinstance(answers, tuple):
@@ -153,11 +161,15 @@ class SequenceParallel(Spread):
         return answers
 
 
-def _readable(x: Any) -> str:
+def readable(x: Any) -> str:
+    """An argument as text: alike where arguments are, and never long."""
     try:
-        return repr(x.tolist()) if isinstance(x, Tensor) else repr(x)
+        text = repr(x.tolist()) if isinstance(x, (Tensor, np.ndarray)) else repr(x)
     except Exception:  # it is told as a problem of the argument
         return type(x).__name__
+    if len(text) <= LONGEST_TEXT:
+        return text
+    return f"{text[: LONGEST_TEXT // 2]}... (checksum {zlib.crc32(text.encode()):x})"
 
 
 def joined(found: Sequence[Any], dim: int, order: Tensor) -> Any:
@@ -199,7 +211,7 @@ def sequence_parallel(op: Operator, group: Any = None, layout: str = "contiguous
     """
     group = resolved_group(group)
     accumulated = getattr(op, "accumulated", None)
-    kind = f"{type(op).__name__}, heads {_readable(getattr(op, 'batch_shape', None))}, layout={layout!r}"
+    kind = f"{type(op).__name__}, heads {readable(getattr(op, 'batch_shape', None))}, layout={layout!r}"
     if accumulated is not None and accumulated.total is not None:
         op = _with_earlier_sums(op, group, layout, f"sequence_parallel({kind}, normalised)")
 
