@@ -147,6 +147,7 @@ def test_every_window_of_a_longer_sequence(always, name):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_where_a_window_pays(monkeypatch, taken, name):
+    monkeypatch.setattr(windowed, "SHORTEST", 128)
     op = OPERATORS[name](250, 4)
     counts = ek.tolerance_ess(op, TOLERANCES, backend="torch")
     assert taken and max(taken) < 90
@@ -157,6 +158,7 @@ def test_where_a_window_pays(monkeypatch, taken, name):
 
 
 def test_relative_tolerances_where_a_window_pays(monkeypatch):
+    monkeypatch.setattr(windowed, "SHORTEST", 128)
     for name in ("two first columns", "convolution"):
         op = OPERATORS[name](150, 3)
 
@@ -382,6 +384,7 @@ def test_low_numbers_hide_nothing_from_scores_that_are_as_large():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_first_columns_lose_is_in_the_certificate(monkeypatch, backend):
+    monkeypatch.setattr(windowed, "SHORTEST", 128)
     op = operators.attention(randn(1, 1, 250, 8), randn(1, 1, 250, 8), attn_mask=band(250, 6, 3))
     counts, certificate = ek.tolerance_ess(op, [1e-2, 1e-11], backend=backend, certificate=True)
     assert torch.equal(counts[0], whole(monkeypatch, lambda: ek.tolerance_ess(op, 1e-2)))

@@ -13,6 +13,8 @@ from torch import Tensor
 # Chunks of as many positions as the window is wide take the fewest operations. These are more positions for each of
 # them: small matrices are slow for their operations.
 MORE = 64
+# so many chunks are one batch, although that answers at more positions than were asked for
+FEW = 6
 # What an operator of L tokens costs, as a power of L: between 2, where reading and writing it takes the time, and 3.
 COST_POWER = 2.5
 # chunks have to be cheaper than the whole by this, because taking them out costs something as well
@@ -105,9 +107,12 @@ class Chunked(Plan):
 
     def batches(self, alone: bool, device: torch.device) -> list[Alike]:
         groups: dict[object, list[tuple[int, int, int]]] = {}
+        few = len(self.slices) <= FEW
         for start, stop in self.slices:
             first = max(min(self.positions[start] - self.beside, self.length - self.neighbours), self.first_columns)
-            key = tuple(p - first for p in self.positions[start:stop]) if alone else self.positions[start] - first
+            moved = tuple(p - first for p in self.positions[start:stop])
+            # chunks at both ends have their positions at other places than those between them
+            key = moved if alone else few or moved[0] == self.beside
             groups.setdefault(key, []).append((first, start, stop))
         return [self._alike(members, device) for members in groups.values()]
 

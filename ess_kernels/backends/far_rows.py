@@ -15,35 +15,37 @@ from ..operators.structure import Tiled
 # An m x n matrix and its R differ by at most a small multiple of `m n` roundings in the Frobenius norm (Higham,
 # "Accuracy and Stability of Numerical Algorithms", 2nd edition, theorem 19.4): this multiple, for a unit of EPS.
 ROUNDINGS = 4
+# numbers of rows that are made together
+TOGETHER = 2**20
 
 
 class FarRows(NamedTuple):
-    """What stands for the rows from each of some edges on, in some first columns.
+    """What stands for the rows from each of some tokens on, in some first columns.
 
     Attributes:
-        edges: int64 `[E]`, ascending, the last one is L, behind which there are no rows.
-        R: float64 `[N, E, s, s]`, with the Gram matrix of the rows.
-        lost: float64 `[N, E]`, a bound of the 2-norm of what rounding has changed.
+        starts: int64 `[S]`, ascending, the tokens that the rows begin with; the last one is L, where there are none.
+        R: float64 `[N, S, s, s]`, with the Gram matrix of the rows.
+        lost: float64 `[N, S]`, a bound of the 2-norm of what rounding has changed.
     """
 
-    edges: Tensor
+    starts: Tensor
     R: Tensor
     lost: Tensor
 
-    def at(self, index: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of pairs of a head's number and an edge, `[Q, s, s]` and `[Q]`."""
-        place = torch.searchsorted(self.edges, edges)
+    def at(self, index: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of pairs of a head's number and a token, `[Q, s, s]` and `[Q]`."""
+        place = torch.searchsorted(self.starts, starts)
         return self.R[index, place], self.lost[index, place]
 
 
-def far_rows(op: Tiled, heads: Tensor, edges: Tensor, s: int, beside: int, size: int) -> FarRows:
+def far_rows(op: Tiled, heads: Tensor, starts: Tensor, s: int, beside: int, size: int) -> FarRows:
     """From the first `s` columns of some heads, whose rows see `beside` tokens before their own as well.
 
     `size` rows are made at a time.
     """
-    edges = torch.cat([edges, edges.new_tensor([op.length])]).unique()
-    columns = _first_columns_of(op, heads, int(edges[0]), s, beside, size)
-    bounds = edges.tolist()
+    starts = torch.cat([starts, starts.new_tensor([op.length])]).unique()
+    columns = _first_columns_of(op, heads, int(starts[0]), s, beside, size)
+    bounds = starts.tolist()
     leaves = [_root(columns[:, a - bounds[0] : b - bounds[0]]) for a, b in pairwise(bounds)]
     R = torch.stack([*leaves, columns.new_zeros(len(heads), s, s)], 1)
     # after a step with distance d, each root stands for 2 d leaves
@@ -53,7 +55,7 @@ def far_rows(op: Tiled, heads: Tensor, edges: Tensor, s: int, beside: int, size:
         distance, steps = 2 * distance, steps + 1
     rows = max((b - a for a, b in pairwise(bounds)), default=0)
     lost = ROUNDINGS * EPS * s * (rows + 2 * s * steps) * torch.linalg.matrix_norm(R)
-    return FarRows(edges, R, lost)
+    return FarRows(starts, R, lost)
 
 
 def _root(A: Tensor) -> Tensor:
@@ -66,9 +68,12 @@ def _first_columns_of(op: Tiled, heads: Tensor, start: int, s: int, beside: int,
     """Rows from `start` on, `[N, L - start, s]`."""
     found = torch.empty(len(heads), op.length - start, s, dtype=torch.float64, device=heads.device)
     first = torch.arange(s, device=heads.device)
+    each = max(1, TOGETHER // (size * (s + beside + size)))
     for a in range(start, op.length, size):
         b = min(a + size, op.length)
-        neighbours = torch.arange(max(a - beside, s), b, device=heads.device)
-        some = op.of_tokens(heads, torch.cat([first, neighbours]).expand(len(heads), -1))
-        found[:, a - start : b - start] = some.rows(some.all_heads(), some.length - (b - a), some.length)[..., :s]
+        tokens = torch.cat([first, torch.arange(max(a - beside, s), b, device=heads.device)])
+        for number in torch.arange(len(heads), device=heads.device).split(each):
+            some = op.of_tokens(heads[number], tokens.expand(len(number), -1))
+            rows = some.rows(some.all_heads(), some.length - (b - a), some.length)
+            found[number, a - start : b - start] = rows[..., :s]
     return found

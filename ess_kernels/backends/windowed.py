@@ -29,7 +29,7 @@ from .far_rows import far_rows
 from .taken_out import TakenOut
 
 # shorter operators are answered before a look at their numbers has paid for itself
-SHORTEST = 128
+SHORTEST = 512
 # on a CPU more chunks at a time are not faster: bytes of workspace
 ENOUGH_ON_CPU = 2**26
 
@@ -161,8 +161,8 @@ def _operators(
     neighbours = torch.arange(plan.neighbours, device=op.device)
     far = None
     if isinstance(plan, Chunked) and plan.first_columns and batches:
-        edges = torch.cat([batch.first for batch in batches]) + plan.neighbours
-        far = far_rows(op, heads, edges, plan.first_columns, plan.beside, plan.chunk)
+        starts = torch.cat([batch.first for batch in batches]) + plan.neighbours
+        far = far_rows(op, heads, starts, plan.first_columns, plan.beside, plan.chunk)
     for batch in batches:
         count = len(batch.first)
         pairs = torch.arange(len(heads) * count, device=op.device)
