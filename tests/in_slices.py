@@ -1,5 +1,7 @@
 """A sequence in slices, as processes have them, but all in this one: what they would tell each other is passed on."""
 
+from itertools import pairwise
+
 import torch
 
 from ess_kernels.distributed.families import cuttable
@@ -25,6 +27,19 @@ def pieces_of(ops):
         span = Span(0, op.length, begin)
         pieces.append(_piece(inner[number], sub_tokens, span, good, summaries[number][:2], before, after))
         begin += op.length
+    return pieces
+
+
+def pieces_of_spans(op, edges):
+    """The pieces of one recurrence that is cut at these tokens: for operators whose tensors are not at hand."""
+    spans = [Span(start, stop, start) for start, stop in pairwise(edges)]
+    summaries = [_summary(op, (span.start, span.stop)) for span in spans]
+    good = torch.stack([finite for _, _, finite in summaries]).all(0)
+    pieces = []
+    for number, span in enumerate(spans):
+        before = joined([reach for reach, _, _ in summaries[:number]])
+        after = joined([observe for _, observe, _ in summaries[:number:-1]])
+        pieces.append(_piece(op, 1, span, good, summaries[number][:2], before, after))
     return pieces
 
 

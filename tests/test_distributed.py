@@ -7,18 +7,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-from in_slices import answers, cut, joined, pieces_of
+from in_slices import answers, cut, joined, pieces_of, pieces_of_spans
 
 import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.distributed.families import cuttable
 from ess_kernels.distributed.passage import Passage, passages, spectral_bound
 from ess_kernels.distributed.sequence_parallel import readable
+from ess_kernels.distributed.slices import turned
 from ess_kernels.engine.cost import Cost
 from ess_kernels.engine.state_space import Recurrence, block_length
 from ess_kernels.operators.structure import StateSpace
 from ess_kernels.reference import reference_singular_values, reference_tolerance_ess
-from ess_kernels.testing.cases import rand, randn
+from ess_kernels.testing.cases import CASES, build, names, rand, randn
 
 L, N = 150, 6
 TOLERANCES = [1.0, 1e-1, 1e-3, 1e-6]
@@ -323,6 +324,41 @@ def test_arguments_are_told_in_few_words_which_differ_where_they_do():
     one, other = list(range(1, 5000)), [*range(1, 4999), 7]
     assert readable(one) == readable(torch.tensor(one)) != readable(other)
     assert len(readable(one)) < 200 and readable([1, 2]) == "[1, 2]" and readable("auto") == "'auto'"
+
+
+KINDS = ("diagonal", "rank one", "full")
+HARD = [name for kind in KINDS for name in names(kind=kind) if 4 <= CASES[name].length <= 400]
+    name for kind in ("diagonal", "rank one", "full") for name in names(kind=kind) if 4 <= CASES[name].length <= 400
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", HARD)
+def test_no_hard_case_is_miscounted_in_slices(name):
+    """What differs from one process is unresolved, or within the widths that both certify; so with entropies."""
+    op = build(name)
+    if not isinstance(op, StateSpace) or turned(op) or hasattr(op, "accumulated"):
+        return  # its tokens, cut, are none of slices
+    length = op.length
+    tau = [1.0, 1e-2, 1e-4, 1e-7, 1e-10]
+    counts, sure = ek.tolerance_ess(op, tau, certificate=True)
+    entropy, bound = ek.entropy_ess(op, certificate=True)
+    for piece in pieces_of_spans(op, (0, length // 5, length // 5 + 1, 2 * length // 3, length)):
+        its = list(piece.span.positions)
+        at, places = torch.tensor(its, dtype=torch.int64) - 1, piece.places(its, 1)
+        found, certificate = ek.tolerance_ess(piece.op, tau, positions=places, certificate=True)
+        differs = (found != counts[..., at]) & ~certificate.unresolved & ~sure.unresolved[..., at]
+        if differs.any():
+            values = reference_singular_values(op, its)
+            of_each = torch.tensor(tau, dtype=torch.float64).view(-1, *[1] * (found.dim() - 1))
+            width = torch.maximum(certificate.width, sure.width[..., at]) * of_each
+            near = ((values[None] - of_each[..., None]).abs() <= width[..., None]).any(-1)
+            assert near[differs].all()
+        ess, error = ek.entropy_ess(piece.op, places, certificate=True)
+        told = ~error.unresolved & ~bound.unresolved[..., at] & ~ess.isnan()
+        far = (ess - entropy[..., at]).abs()
+        allowed = (error.error + bound.error[..., at]) * entropy[..., at].clamp_min(1.0) + 1e-9
+        assert (far <= allowed)[told].all()
 
 
 # --- which operators can be cut ---------------------------------------------------------------------------------------
