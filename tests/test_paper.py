@@ -68,9 +68,12 @@ def test_runs_that_are_there_are_not_done_again(modules, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["sweep", "init", "regularise", "distil", "hybrids", "delimiters"])
+@pytest.mark.parametrize(
+    "script", ["sweep", "init", "regularise", "distil", "hybrids", "delimiters", "delimiters --orders"]
+)
 def test_a_script_runs(script, tmp_path):
-    command = [sys.executable, str(FOLDER / f"{script}.py"), "--quick", "--out", str(tmp_path)]
+    name, *arguments = script.split()
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments, "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "|" in done.stdout and list(tmp_path.glob("*.png")) and list(tmp_path.glob("*.json*"))

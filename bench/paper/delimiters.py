@@ -2,15 +2,18 @@
 
     OMP_NUM_THREADS=1 python bench/paper/delimiters.py       # half a minute
     python bench/paper/delimiters.py --quick
-    python bench/paper/delimiters.py --size gpu              # trains four models, the mixers in each cyclic order
+    python bench/paper/delimiters.py --orders --share 0.3    # trains four models: a quarter of an hour on a quiet core
+    python bench/paper/delimiters.py --orders                # for as many steps as the demo's: three quarters
 
 Paper: section 5.3, figures 9 and 35 to 46. The text is held out: the model has not been trained on these files. An
 event is the position after a delimiter: `H_i` has the delimiter as its last input. The shipped model is one model of
-one training seed, whose four layers are four kinds of mixer: kind and depth cannot be told apart in it.
+one training seed, whose four layers are four kinds of mixer: kind and depth cannot be told apart in it. `--orders`
+trains models with the mixers in each cyclic order, so that every kind stands in every layer once.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -20,7 +23,7 @@ import matplotlib
 import numpy as np
 import runs
 import torch
-from correlations import DRAWS
+from correlations import DRAWS, mean_interval
 
 import ess_kernels as ek
 from ess_kernels.analysis.modulation import Modulation, modulation
@@ -105,17 +108,14 @@ def interval_over_windows(curves: np.ndarray, marks: list[list[int]]) -> tuple[f
     return tuple(np.quantile(means, [0.025, 0.975]).tolist())
 
 
-def orders(quick: bool) -> dict[str, ByteLM]:
-    """Four models whose mixers stand in each cyclic order, trained as the demo's is."""
-    kinds, models = Config().layers, {}
-    text = b"\n".join(train_demo.read(train_demo.TRAINING_FILES))
-    stages = train_demo.STAGES if not quick else ((4, 2, 64),)
-    for turn in range(len(kinds)):
-        torch.manual_seed(turn)
-        model = ByteLM(Config(layers=kinds[turn:] + kinds[:turn]))
-        train_demo.train(model, text, stages, turn)
-        models[f"order {turn}"] = model
-    return models
+def do_order(settings: runs.Run, pieces: list[bytes]) -> runs.Run:
+    """Trains a model whose mixers are turned by some layers, as the demo's is, and measures it."""
+    kinds, turn = Config().layers, settings["turn"]
+    torch.manual_seed(turn)
+    model = ByteLM(Config(layers=kinds[turn:] + kinds[:turn]))
+    stages = tuple((max(1, round(settings["share"] * steps)), *sizes) for steps, *sizes in train_demo.STAGES)
+    train_demo.train(model, b"\n".join(train_demo.read(train_demo.TRAINING_FILES)), stages, turn)
+    return {"rows": measure(model.eval(), pieces, f"order {turn}")}
 
 
 def report(rows: list[runs.Run], folder: Path) -> None:
@@ -145,17 +145,64 @@ def report(rows: list[runs.Run], folder: Path) -> None:
     figure.savefig(folder / "delimiters.png", dpi=90)
 
 
-def main() -> None:
-    options = runs.parser_of(__doc__).parse_args()
-    folder, _ = runs.prepare(options)
+def report_orders(found: list[runs.Run], folder: Path) -> None:
+    """The state at line ends by kind of mixer, over the layers in which it stood, and layer by layer in a figure."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for run in found for row in run["rows"] if row["event"] == "line end"]
+    metrics, kinds = (list(dict.fromkeys(row[name] for row in rows)) for name in ("metric", "mixer"))
+    print(f"At line ends, {len(found)} models; mean over the layers in which the mixer stood [bootstrap over models]\n")
+    print("| mixer | metric | models | at the event, % | by layer, % | z below -3 |\n|---|---|---|---|---|---|")
+    figure, axes = plt.subplots(1, len(metrics), figsize=(12, 3.2), layout="constrained", sharey=True)
+    for kind in sorted(kinds):
+        for ax, metric in zip(axes, metrics):
+            mine = sorted((r for r in rows if (r["mixer"], r["metric"]) == (kind, metric)), key=lambda r: r["layer"])
+            if not mine:
+                continue
+            percent = 100 * np.array([row["aligned"][REACH] for row in mine])
+            layers = ", ".join(f"{row['layer']}: {p:+.1f}" for row, p in zip(mine, percent))
+            far = sum(row["z"][REACH] < -3 for row in mine)
+            print(f"| {kind} | {metric} | {len(mine)} | {mean_interval(percent)} | {layers} | {far} of {len(mine)} |")
+            ax.plot([row["layer"] for row in mine], percent, marker="o", label=kind)
+            ax.axhline(0, color="grey", lw=0.5)
+            ax.set(title=metric, xlabel="layer", xticks=range(len(kinds)))
+    axes[0].set_ylabel("ESS at a line end, % off")
+    axes[0].legend(fontsize=7)
+    figure.savefig(folder / "delimiters_orders.png", dpi=90)
+
+
+def of_the_demo(options: argparse.Namespace, folder: Path, pieces: list[bytes]) -> None:
     path = folder / "delimiters.json"
     if not options.report:
-        pieces = windows_of_text(*((2, 160) if options.quick else (10, 512)))
-        models = orders(options.quick) if options.size == "gpu" else {"shipped": load_model()[0]}
-        rows = [row for name, model in models.items() for row in measure(model.eval(), pieces, name)]
+        rows = measure(load_model()[0].eval(), pieces, "shipped")
         path.write_text("[\n" + ",\n".join(json.dumps(runs.rounded(row)) for row in rows) + "\n]\n")
     with runs.written_to(folder / "delimiters.md"):
         report(json.loads(path.read_text()), folder)
+
+
+def of_orders(options: argparse.Namespace, folder: Path, pieces: list[bytes]) -> None:
+    turns = range(2 if options.quick else len(Config().layers))
+    wanted = [{"turn": turn, "share": 0.001 if options.quick else options.share} for turn in turns]
+    minutes = -1.0 if options.report else options.minutes
+    path = folder / "delimiters_orders.jsonl"
+    found = runs.run_missing(path, wanted, lambda settings: do_order(settings, pieces), minutes)
+    if found:
+        with runs.written_to(folder / "delimiters_orders.md"):
+            report_orders(found, folder)
+
+
+def main() -> None:
+    parser = runs.parser_of(__doc__)
+    parser.add_argument("--orders", action="store_true", help="train models with the mixers in each cyclic order")
+    parser.add_argument("--share", type=float, default=1.0, help="of the demo's training steps; with --orders")
+    options = parser.parse_args()
+    folder, _ = runs.prepare(options)
+    pieces = windows_of_text(*((2, 160) if options.quick else (10, 512)))
+    if options.orders or options.size == "gpu":
+        of_orders(options, folder, pieces)
+    else:
+        of_the_demo(options, folder, pieces)
 
 
 if __name__ == "__main__":
