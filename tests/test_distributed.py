@@ -328,8 +328,6 @@ def test_arguments_are_told_in_few_words_which_differ_where_they_do():
 
 KINDS = ("diagonal", "rank one", "full")
 HARD = [name for kind in KINDS for name in names(kind=kind) if 4 <= CASES[name].length <= 400]
-    name for kind in ("diagonal", "rank one", "full") for name in names(kind=kind) if 4 <= CASES[name].length <= 400
-]
 
 
 @pytest.mark.thorough
