@@ -23,7 +23,7 @@ from .backends.base import wants_gradient
 from .by_sequence import answer_by_sequence
 from .engine.certainty import Counts, Entropies, entropy_of_values
 from .gradients import Entropy, spectral_values
-from .memory import out_of_memory_as_memory_error
+from .memory import Need, make_sure, out_of_memory_as_memory_error
 from .operators.packing import pack, unpack
 from .operators.separate import SeparateSequences
 from .operators.structure import Operator
@@ -239,6 +239,11 @@ def _small_spectra(
 ) -> tuple[Tensor, Tensor, Tensor]:
     chosen = backends.choose(backend, "small_spectra", A)
     batch = A.shape[:-2]
+    # a copy without bad matrices, a scaled one, and where there is a right factor the product
+    size = 2 * sum(x.numel() * x.element_size() for x in (A, right) if x is not None)
+    if right is not None:
+        size += 2 * batch.numel() * A.shape[-2] * right.shape[-2] * A.element_size()
+    make_sure(Need(f"{batch.numel()} matrices", size, size, "fewer matrices at a time"), A.device)
     matrices, other = _one_batch(A), None if right is None else _one_batch(right)
     finite = None
     if not chosen.takes_bad_matrices:

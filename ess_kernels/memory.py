@@ -101,23 +101,32 @@ def granted(need_of: Callable[[int], Need], device: torch.device) -> int:
     """
     budget = budget_in_bytes()
     need = need_of(budget)
-    if (heard := _heard.get()) is not None:
-        heard.append(need)
-    if need.most > NOT_ASKED:
-        free = free_on(device)
-        if free is not None and need.least > free:
-            raise MemoryError(
-                f"{need.unit} needs {size_text(need.least)} of memory beside the inputs, and {size_text(free)} are "
-                f"free on {device}. What takes less: {need.instead}"
-            )
-        if free is not None and need.most > free:
-            budget = min(budget, free)
+    free = make_sure(need, device)
+    if free is not None and need.most > free:
+        budget = min(budget, free)
     if need.least > max(budget, NOT_ASKED):
         logger.warning(
             "%s needs %s, more than the memory budget of %s, and gets it",
             *(need.unit, size_text(need.least), size_text(budget)),
         )
     return budget
+
+
+def make_sure(need: Need, device: torch.device) -> int | None:
+    """The bytes that are free on a device, None where nobody knows them or so little is needed that nobody asks.
+
+    Raises:
+        MemoryError: less is free than what is needed at least.
+    """
+    if (heard := _heard.get()) is not None:
+        heard.append(need)
+    free = free_on(device) if need.most > NOT_ASKED else None
+    if free is not None and need.least > free:
+        raise MemoryError(
+            f"{need.unit} needs {size_text(need.least)} of memory beside the inputs, and {size_text(free)} are "
+            f"free on {device}. What takes less: {need.instead}"
+        )
+    return free
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from .by_sequence import answer_by_sequence
 from .engine.sketch import PROBES, certify, draw, sketch
 from .engine.state_space import lost_in
 from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head
-from .memory import budget_in_bytes, out_of_memory_as_memory_error
+from .memory import Need, granted, out_of_memory_as_memory_error
 from .metrics import Positions, Tolerance
 from .operators.dense import as_operator
 from .operators.separate import SeparateSequences
@@ -154,7 +154,9 @@ def answer(
     # no H_i has more than L // 2 singular values, so a wider sketch sees no more
     rank = min(rank, op.length // 2)
     test, probes = draw(op.length, rank, seed, op.device)
-    heads_at_once, positions_at_once, rest = _slices(op, len(positions), rank)
+    results = 17 * count.numel()
+    budget = granted(lambda budget: _need(op, len(positions), rank, results, budget), op.device)
+    heads_at_once, positions_at_once, rest = _slices(op, len(positions), rank, budget)
     for heads in progress(op.all_heads().split(heads_at_once), "heads"):
         finite = heads[op.finite(heads)]
         if not len(finite):
@@ -174,12 +176,29 @@ def _svdvals(A: Tensor) -> Tensor:
     return backends.choose("auto", "small_spectra", A).small_spectra(A, None)
 
 
-def _slices(op: Operator, positions: int, rank: int) -> tuple[int, int, int]:
-    """How many heads and positions are worked on at a time, and the bytes left beside their thin matrices."""
-    budget = budget_in_bytes() // 2
+def _thin_bytes(op: Operator, rank: int) -> int:
+    """What the thin matrices of one position of one head take."""
     thin = 8 * op.length * (8 * rank + 3 * PROBES)
-    if isinstance(op, StateSpace):
-        thin += 16 * op.length // BLOCK * op.state_size * rank
-    at_once = min(positions, max(1, budget // thin))
-    heads = min(budget // (thin * at_once), budget_in_bytes() // max(1, 2 * bytes_per_head(op)))
-    return max(1, min(op.num_heads, heads)), at_once, budget
+    return thin + 16 * op.length // BLOCK * op.state_size * rank if isinstance(op, StateSpace) else thin
+
+
+def _slices(op: Operator, positions: int, rank: int, budget: int) -> tuple[int, int, int]:
+    """How many heads and positions are worked on at a time, and the bytes left beside their thin matrices."""
+    thin, rest = _thin_bytes(op, rank), budget // 2
+    at_once = min(positions, max(1, rest // thin))
+    heads = min(rest // (thin * at_once), budget // max(1, 2 * bytes_per_head(op)))
+    return max(1, min(op.num_heads, heads)), at_once, rest
+
+
+def _need(op: Operator, positions: int, rank: int, results: int, budget: int) -> Need:
+    heads, at_once, rest = _slices(op, positions, rank, budget)
+    thin, own = _thin_bytes(op, rank), bytes_per_head(op)
+    # an operator without a state makes its rows in bands, of the whole of it at most
+    bands = 0 if isinstance(op, StateSpace) else min(rest, 40 * heads * op.length**2)
+    most = heads * (at_once * thin + own) + bands
+    return Need(
+        f"one position of a head of {op.length} tokens",
+        thin + own + results,
+        max(most, thin + own) + results,
+        "a smaller rank, or shorter sequences",
+    )

@@ -22,7 +22,7 @@ from ..engine.state_space import Recurrence, block_length, lost_in
 from ..engine.state_space import bytes_per_head as recurrence_bytes
 from ..engine.tiled import Matrix, bytes_of_heads
 from ..engine.tiled import bytes_per_head as matrix_bytes
-from ..memory import Need, granted
+from ..memory import Need, granted, make_sure
 from ..operators.compressed import Compressed
 from ..operators.structure import Operator, StateSpace, Tiled
 from .base import Backend
@@ -140,7 +140,7 @@ class EngineBackend(Backend):
         need = self._bytes(op, entropy)
         each = max(1, budget // max(1, need))
         every = op.all_heads()
-        if isinstance(op, Tiled) and need > budget:
+        if isinstance(op, Tiled) and not self._takes_whole(op, budget):
             for head in progress(every.split(1), "heads"):
                 yield head, self._banded(op, head, budget, cost)
             return
@@ -181,19 +181,27 @@ class EngineBackend(Backend):
         yield heads, engine
         if bool(engine.growing.any()):
             # The squares of a growing recurrence overflow; T itself may not, so these heads become dense operators.
-            growing = heads[engine.growing]
-            finite = torch.ones_like(growing, dtype=torch.bool)
-            matrix = self._matrix(op.dense_heads(growing), finite, budget, cost)
-            matrix.lost_span, matrix.lost = 1, lost_in(op, growing) / matrix.unit[:, None]
-            yield growing, matrix
+            every = heads[engine.growing]
+            del engine
+            for growing in every.split(max(1, budget // max(1, matrix_bytes(op.length)))):
+                size = matrix_bytes(op.length)
+                unit = f"one head of {op.length} tokens, whose transitions grow so much that it takes a matrix,"
+                make_sure(Need(unit, size, len(growing) * size, "shorter sequences"), op.device)
+                finite = torch.ones_like(growing, dtype=torch.bool)
+                matrix = self._matrix(op.dense_heads(growing), finite, budget, cost)
+                matrix.lost_span, matrix.lost = 1, lost_in(op, growing) / matrix.unit[:, None]
+                yield growing, matrix
+                del matrix
 
     def need(self, op: Operator, entropy: bool, shifts: int, results: int, budget: int) -> Need:
         """What a call takes, with eliminations at so many shifts and a result of so many bytes."""
         each = self._bytes(op, entropy)
         if isinstance(op, Tiled):
             least = self._banded_bytes(op)
-            heads = min(op.num_heads, budget // each)
-            most = self._matrix_bytes_of(op, heads, shifts, budget) if heads else least
+            most = least
+            if self._takes_whole(op, budget):
+                heads = max(1, min(op.num_heads, budget // each))
+                most = self._matrix_bytes_of(op, heads, shifts, budget)
             instead = f"{LESS_OF_A_MATRIX}, and with any of these shorter sequences"
         else:
             least, instead = each, "shorter sequences, or a smaller state"
@@ -219,6 +227,10 @@ class EngineBackend(Backend):
     def _banded(self, op: Tiled, head: Tensor, budget: int, cost: Cost) -> Matrix:
         """The engine of one head `[1]` whose `T` is never whole."""
         return BandedMatrix(lambda start, stop: op.rows(head, start, stop), op.length, op.finite(head), budget, cost)
+
+    def _takes_whole(self, op: Tiled, budget: int) -> bool:
+        """Whether heads are taken whole; else one by one, by bands. It depends on the length and the budget only."""
+        return matrix_bytes(op.length) <= budget
 
     def _banded_bytes(self, op: Tiled) -> int:
         """The workspace of one head in `_banded`."""

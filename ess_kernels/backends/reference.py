@@ -9,6 +9,7 @@ from ..engine.certainty import Counts, Entropies, count_relative, estimate_of_va
 from ..engine.parallel import product_values
 from ..engine.soft_quadrature import soft_count_of_values
 from ..engine.state_space import lost_in
+from ..memory import Need, make_sure
 from ..operators.structure import Operator
 from ..reference import reference_singular_values
 from .base import NO_BACKWARD, Backend, Task, wants_gradient
@@ -47,6 +48,10 @@ class ReferenceBackend(Backend):
         return torch.nn.functional.pad(values, (0, k - values.shape[-1]))
 
     def _values(self, op: Operator, positions: Tensor) -> Tensor:
+        rows, columns = op.inner.block
+        size = 5 * 8 * op.num_heads * op.length**2 * rows * columns + 16 * op.num_heads * len(positions) * op.length
+        unit = f"T of {op.num_heads} heads of {op.length} tokens"
+        make_sure(Need(unit, size, size, "another backend, or fewer heads"), op.device)
         with torch.no_grad():
             return reference_singular_values(op, positions).reshape(op.num_heads, len(positions), -1)
 

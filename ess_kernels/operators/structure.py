@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..engine.blocks import Blocks, block_parts, cut
+from ..memory import Need, make_sure
 from .sparsity import Sparsity
 from .tile_sources import TileSource
 
@@ -185,6 +186,11 @@ class Operator(ABC):
     def dense(self) -> Tensor:
         """The operator itself: float64 `[*batch, L p, L m]`, zero above the diagonal; `[*batch, L, L]` for most."""
         rows, columns = self.block
+        if not torch.compiler.is_compiling():
+            # making rows takes a few copies of them
+            size = 4 * 8 * self.num_heads * self.length**2 * rows * columns
+            unit = f"T of {self.num_heads} heads, {self.length * rows} by {self.length * columns},"
+            make_sure(Need(unit, size, size, "fewer heads, or rows of them (dense_heads)"), self.device)
         return self.dense_heads(self.all_heads()).reshape(*self.batch_shape, self.length * rows, self.length * columns)
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .._checks import check_bool, finite_float, integer
 from .._readable import check_readable
 from ..engine.parallel import over_items
-from ..memory import out_of_memory_as_memory_error
+from ..memory import Need, make_sure, out_of_memory_as_memory_error
 from ..operators.blocked import Blocked
 from ..operators.dense import as_operator
 from ..operators.separate import SeparateSequences
@@ -111,6 +111,9 @@ def _of_heads(op: Operator, wish: Wish) -> Padded:
     if isinstance(op, StateSpace) and op.state_size < LARGE_STATE:
         at_once = NUMBERS_AT_ONCE // max(op.state_size, 4) ** 2
     groups = op.all_heads().split(at_once) if op.num_heads else ()
+    if not isinstance(op, StateSpace):
+        size = 4 * 8 * op.length**2
+        make_sure(Need(f"one head of {op.length} tokens", size, size, "shorter sequences"), torch.device("cpu"))
     found: list[tuple[Realisation, Tensor]] = [None] * len(groups)  # type: ignore[list-item]  # each is filled below
 
     @torch.no_grad()  # each thread has this setting for itself

@@ -13,7 +13,8 @@ from torch import Tensor
 from ...engine.cost import Cost
 from ...engine.engine import Engine
 from ...engine.thin_products import Stored, ThinProducts
-from ...engine.tiled import Matrix
+from ...engine.tiled import Matrix, bytes_per_head
+from ...memory import free_on
 from ...operators.attention import Attention
 from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
@@ -85,9 +86,9 @@ class TritonBackend(WindowedBackend):
             yield from super()._recurrences(op, rest, entropy, budget, cost)
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
-        from .recurrence.engine import bytes_per_head
+        from .recurrence.engine import bytes_per_head as recurrence_bytes
 
-        return bytes_per_head(op.length, op.state_size, op.rank_one)
+        return recurrence_bytes(op.length, op.state_size, op.rank_one)
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         if not isinstance(op, Attention) or op.depends_on_distance:
@@ -100,6 +101,15 @@ class TritonBackend(WindowedBackend):
         from .matrix.engine import TritonMatrix
 
         return TritonMatrix(T, finite, budget, cost)
+
+    def _takes_whole(self, op: Tiled, budget: int) -> bool:
+        # there are no kernels for bands: PyTorch takes them where the whole does not fit the device
+        free = free_on(op.device)
+        return free is None or bytes_per_head(op.length) <= max(budget, free)
+
+    def _matrix_bytes_of(self, op: Tiled, heads: int, shifts: int, budget: int) -> int:
+        # nodes are taken as many at a time as fit the budget
+        return heads * bytes_per_head(op.length) + budget
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         from .spectra.values import LARGEST, singular_values
