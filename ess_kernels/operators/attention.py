@@ -39,21 +39,28 @@ class SoftmaxTiles(TileSource):
         self._bands = [slice(start, min(start + each, op.length)) for start in range(0, op.length, each)]
         self._known = [False] * len(self._bands)
 
-    def _sum_up(self, rows: slice) -> None:
-        """Finds what is missing of these rows, band by band."""
+    def _sum_up(self, rows: slice) -> Tensor | None:
+        """Finds what is missing of these rows, band by band. Logits of the rows, if they are one band that was missing.
+
+        The logits `[N, rows, rows.stop]` have all columns up to the last row's own.
+        """
         each = self._bands[0].stop if self._bands else 1
+        found = None
         for number in range(rows.start // each, -(-rows.stop // each)):
             if self._known[number]:
                 continue
             band = self._bands[number]
-            first = first_column(band.start, self.op.window_size, band.stop)
+            first = 0 if band == rows else first_column(band.start, self.op.window_size, band.stop)
             logits = self.op.logits(self.heads, band, slice(first, band.stop))
             self.top[:, band], self.total[:, band] = softmax_sums(logits, self.op.sinks_of(self.heads))
             self._known[number] = True
+            found = logits if band == rows else None
+        return found
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        self._sum_up(rows)
-        logits = self.op.logits(self.heads, rows, columns)
+        logits = self._sum_up(rows)
+        if logits is None or columns != slice(0, rows.stop):
+            logits = self.op.logits(self.heads, rows, columns)
         return logits.sub_(self.top[:, rows]).exp_().div_(self.total[:, rows])
 
     def largest(self) -> Tensor:

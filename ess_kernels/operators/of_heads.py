@@ -12,6 +12,9 @@ from .sparsity import Sparsity
 from .structure import Operator, Tiled
 from .tile_sources import TileSource, tile_source
 
+# rows of a band that are made together
+BAND = 128
+
 
 class OfHeads(Tiled):
     """Some heads of another operator, each with the answers that it has there.
@@ -76,5 +79,12 @@ class Banded(Tiled):
 
     def _square(self, tokens: Sequence[int]) -> Tensor:
         """`[1, m, m]`, of neighbours."""
-        own = slice(tokens[0], tokens[-1] + 1)
-        return self._within(self.source.tile(own, own), own.start, own.start)
+        start, stop = tokens[0], tokens[-1] + 1
+        square = torch.zeros(1, stop - start, stop - start, dtype=torch.float64, device=self.device)
+        # by bands of rows, for which no columns are made that lie far away
+        for top in range(start, stop, BAND):
+            rows = slice(top, min(top + BAND, stop))
+            columns = slice(max(start, top - self.width + 1), rows.stop)
+            tile = self._within(self.source.tile(rows, columns), top, columns.start)
+            square[:, top - start : rows.stop - start, columns.start - start : rows.stop - start] = tile
+        return square
