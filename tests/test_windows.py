@@ -7,6 +7,7 @@ import ess_kernels as ek
 from ess_kernels import operators
 from ess_kernels.backends import chunks, windowed
 from ess_kernels.backends.torch import TorchBackend
+from ess_kernels.engine import cost
 from ess_kernels.operators.sparsity import sparsity_of
 from ess_kernels.reference import reference_entropy_ess, reference_singular_values, reference_tolerance_ess
 
@@ -245,6 +246,12 @@ def test_a_compiled_graph(always):
 def test_gradients(always):
     q, k = randn(1, 1, 20, 4).double().requires_grad_(), randn(1, 1, 20, 4).double()
     torch.autograd.gradcheck(lambda q: ek.entropy_ess(operators.attention(q, k, window_size=3), [4, 10, 19]), q)
+
+
+def test_a_long_call_says_so_once(always, monkeypatch, caplog):
+    monkeypatch.setattr(cost, "LONG", 1.0)
+    ek.singular_values(OPERATORS["attention"](40, 3), range(1, 40), backend="torch")
+    assert caplog.text.count("need exact singular values") == 1
 
 
 # --- bad data ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ..engine.banded import BandedMatrix
 from ..engine.banded import bytes_per_head as banded_bytes
 from ..engine.block_states import BlockStates
 from ..engine.certainty import Counts, Entropies
-from ..engine.cost import Cost
+from ..engine.cost import Cost, cost_of_call
 from ..engine.direct import FewPositions
 from ..engine.engine import Engine
 from ..engine.parallel import product_values, svdvals
@@ -136,7 +136,8 @@ class EngineBackend(Backend):
         if isinstance(op, Compressed):
             yield from self._compressed(op, Cost())
             return
-        budget, cost = granted(lambda budget: self.need(op, entropy, shifts, results, budget), op.device), Cost()
+        budget = granted(lambda budget: self.need(op, entropy, shifts, results, budget), op.device)
+        cost = cost_of_call()
         need = self._bytes(op, entropy)
         each = max(1, budget // max(1, need))
         every = op.all_heads()

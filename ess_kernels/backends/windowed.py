@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .._progress import progress
 from ..engine.certainty import Counts, Entropies
+from ..engine.cost import one_call
 from ..engine.engine import Engine
 from ..engine.tiled import bytes_per_head as matrix_bytes
 from ..memory import budget_in_bytes, memory_budget
@@ -74,6 +75,7 @@ class WindowedBackend(EngineBackend):
         return result.masked_fill_(bad[:, None, None], torch.nan)[:, :-1]
 
     @torch.no_grad()
+    @one_call()
     def _by_plan(
         self, op: Operator, plans: Plans, answer: Answer, result: Sequence[Tensor], axis: int, alone: bool = False
     ) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 logger = logging.getLogger("ess_kernels")
 
@@ -25,3 +28,21 @@ class Cost:
             logger.warning(
                 "%d positions need exact singular values: at least %.1e floating-point operations", count, self.work
             )
+
+
+_shared: ContextVar[Cost | None] = ContextVar("_shared", default=None)
+
+
+@contextmanager
+def one_call() -> Iterator[None]:
+    """Within it all engines share one `Cost`: what is answered in several pieces says it once."""
+    token = _shared.set(Cost())
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def cost_of_call() -> Cost:
+    """That of the call, or a new one."""
+    return _shared.get() or Cost()
