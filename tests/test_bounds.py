@@ -131,7 +131,7 @@ def test_trained_heads():
 def test_many_operators_tolerances_and_positions():
     """10^5 and more: decaying attention and convolutions, slowly moving keys, sinks, dense matrices of falling rank."""
     looked_at = 0
-    for seed in range(5):
+    for seed in range(2):
         torch.manual_seed(seed)
         L = 90 + 7 * seed
         t = torch.arange(L, dtype=torch.float64)

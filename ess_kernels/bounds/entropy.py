@@ -111,7 +111,8 @@ def _one_head(one: Question, method: str, error: float | None) -> tuple[Found | 
     if method == "windowed" and width is not None:
         return entropies.exact(one, f"windowed: its bandwidth is {width}"), method
     if method == "windowed":
-        found = entropies.windowed(one, error, max(1, L - 1))
+        # narrow windows take little memory to be found, and are what there is mostly
+        found = entropies.windowed(one, error, choice.widest_window(L)) or entropies.windowed(one, error, max(1, L - 1))
         return found or entropies.exact(one, "windowed: no width below the length leaves out so little"), method
     first = choice.first_choice(op)
     if first is not None:

@@ -183,7 +183,8 @@ def _one_head(
     if method == "windowed" and width is not None:
         return counts.exact(one, f"windowed: its bandwidth is {width}"), method
     if method == "windowed":
-        found = counts.windowed(one, error, max(1, L - 1))
+        # narrow windows take little memory to be found, and are what there is mostly
+        found = counts.windowed(one, error, choice.widest_window(L)) or counts.windowed(one, error, max(1, L - 1))
         return found or counts.exact(one, "windowed: no width below the length leaves out so little"), method
     allowed = one.first_error(counts.SHARES[0]) if error is None else error
     chosen = choice.first_choice(op) or choice.choose(one, allowed)

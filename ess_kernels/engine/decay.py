@@ -69,7 +69,10 @@ def _tails_of_tiles(source: TileSource, most: int) -> Tails:
         rows[band].index_add_(1, off, blocks.sum(2))
         at = torch.arange(i + 1, device=tile.device)
         columns[at, :, off] += blocks.sum(0)
-    by_row, by_column = (x.flatten(0, -2).flip(1).cumsum(1).flip(1) for x in (rows, columns))
+    by_row, by_column = rows, columns.flatten(0, 1)
+    for k in range(kinds - 2, -1, -1):  # in place: these are the largest arrays
+        by_row[:, k] += by_row[:, k + 1]
+        by_column[:, k] += by_column[:, k + 1]
     norm = by_row.amax(0).sqrt() * by_column.amax(0).sqrt() * SUMMED  # a product of sums may underflow
     widths = g * torch.arange(kinds, device=rows.device)
     return Tails(widths[1:], norm[1:], (by_row.sum(0) * SUMMED)[1:])
