@@ -108,7 +108,7 @@ def walk(
     spent, work = _Spent(), 0.0
     for b, e in enumerate(edges):
         own = slice(e - c, e)
-        X, Y = seen[:c], tile(own, own).tril(-1)
+        X, Y = seen[:c].clone(), tile(own, own).tril(-1)  # a view would keep all of O
         M = torch.cat([seen[c:], tile(slice(e, length), own)], 1)
         m, w = M.shape
         allowed = (_budget(error, spent.rounding, b, len(edges)) ** 2 - spent.squares) / (len(edges) - b)
@@ -116,7 +116,7 @@ def walk(
         drop = int((values.square() <= allowed).sum())
         if max_rank is not None:
             drop = max(drop, w - max_rank)
-        dropped, kept = values[:drop], V[:, drop:]
+        dropped, kept = values[:drop], V[:, drop:].contiguous()
         if drop:
             spent.squares += float(dropped[-1]) ** 2
             spent.frobenius += float(dropped.square().sum())
