@@ -82,6 +82,17 @@ def inputs_of(name, length=L):
             ),
             (2, 2, 2, 2),
         ),
+        "a sum in a sum": lambda: (
+            lambda A, B, C, D: operators.sum_of(
+                operators.sum_of(before(A, B, C), before(D, C, B), weights=(1.0, 0.5)), before(D, B, C), weights=(2, 1)
+            ),
+            (
+                torch.polar(rand(1, 2, length, 2), randn(1, 2, length, 2)),
+                *(x[..., :2] for x in rows),
+                rand(1, 2, length, 2),
+            ),
+            (2, 2, 2, 2),
+        ),
         "several outputs": lambda: (
             lambda A, B, C: operators.block_recurrence(A, B, C, diagonal=True),
             (rand(1, 2, length, N), randn(1, 2, length, N, 2), randn(1, 2, length, 3, N)),
@@ -102,6 +113,7 @@ NAMES = (
     "matrices",
     "complex",
     "a sum",
+    "a sum in a sum",
     "several outputs",
     "short convolution",
 )
@@ -375,13 +387,15 @@ def refused():
     yield ValueError, "linear_attention sums", operators.linear_attention(q, q, normalize=True)
     summed = operators.sum_of(operators.linear_attention(q, q), operators.lightnet(q, q), weights=(1, 1))
     yield ValueError, "lightnet sums", summed
+    within = operators.sum_of(summed, operators.linear_attention(q, q), weights=(1, 1))
+    yield ValueError, "lightnet sums", within
     packed = operators.linear_attention(q, q, cu_seqlens=torch.tensor([0, 3, 8]))
     yield TypeError, "linear_attention with cu_seqlens", packed
     yield TypeError, "expected an operator of this process's tokens, got Tensor", q
     yield TypeError, "got str", "op"
 
 
-@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("number", range(12))
 def test_what_cannot_be_cut_is_refused_by_name(number):
     error, words, op = list(refused())[number]
     with pytest.raises(error, match=words):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..operators.separate import SeparateSequences
 from ..operators.spread import Spread
 from ..operators.structure import Operator, StateSpace
-from ..operators.sum_of import SumOfStates
+from ..operators.sum_of import terms_of
 
 
 def cuttable(op: Any) -> StateSpace:
@@ -34,7 +34,7 @@ def cuttable(op: Any) -> StateSpace:
             f"op: {type(inner).__name__} has no finite state and cannot be cut between tokens; give each process "
             "whole heads (ess_kernels.distributed.to_heads)"
         )
-    for term in inner.ops if isinstance(inner, SumOfStates) else [inner]:
+    for term in terms_of(inner):
         accumulated = getattr(term, "accumulated", None)
         if accumulated is not None:
             raise ValueError(

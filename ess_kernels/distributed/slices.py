@@ -21,7 +21,7 @@ from torch import Tensor
 from ..engine.blocks import identity_like
 from ..operators.complex_states import ComplexRecurrence, ComplexSelectiveStateSpace
 from ..operators.structure import StateSpace, Tokens
-from ..operators.sum_of import SumOfStates
+from ..operators.sum_of import terms_of
 
 # every engine's blocks have a divisor of this many tokens
 LARGEST_BLOCK = 64
@@ -29,8 +29,7 @@ LARGEST_BLOCK = 64
 
 def turned(op: StateSpace) -> bool:
     """Whether the tokens of an operator turn its states back to where they were at its first token."""
-    terms = op.ops if isinstance(op, SumOfStates) else [op]
-    return any(isinstance(term, (ComplexRecurrence, ComplexSelectiveStateSpace)) for term in terms)
+    return any(isinstance(term, (ComplexRecurrence, ComplexSelectiveStateSpace)) for term in terms_of(op))
 
 
 def tokens_of(op: StateSpace, heads: Tensor, span: tuple[int, int]) -> Tokens:

@@ -97,6 +97,11 @@ class SumOfStates(StateSpace):
         return functools.reduce(torch.add, entries)[..., 0]
 
 
+def terms_of(op: Operator) -> list[Operator]:
+    """The operators that a sum of states consists of, those of sums within it among them; or the one, if it is none."""
+    return [term for each in op.ops for term in terms_of(each)] if isinstance(op, SumOfStates) else [op]
+
+
 def weighted_sum(ops: Sequence[Operator], weights: Sequence[Weight]) -> SumOf | SumOfStates:
     """The sum as a recurrence where it is one with diagonal transitions, by rows elsewhere."""
     states = [op for op in ops if isinstance(op, StateSpace) and op.diagonal]
