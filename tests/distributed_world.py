@@ -140,6 +140,11 @@ class World:
         self.note(
             "heads", (*own, ek.tolerance_ess(ek.operators.attention(own[0][:, :, :30], own[1][:, :, :30].double())))
         )
+        conjugate = torch.complex(q, q + 1).conj()
+        odd = (to_heads(conjugate[:, :, start:stop]), to_heads(q[:0, :, start:stop]), to_heads(q[:, :, start:stop, :0]))
+        self.note("heads, odd tensors", (odd[0].resolve_conj(), *(x.shape for x in odd)))
+        sparse = q[:, :, start:stop].to_sparse() if self.rank == 2 else q[:, :, start:stop]
+        self.raises("sparse on one", lambda: to_heads(sparse))
         few = q[:, : 3 if self.rank else 4, start:stop]
         self.raises("few heads", lambda: to_heads(few, few))
 
@@ -163,6 +168,9 @@ class World:
                 found.append(DTensor.from_local(local, mesh, placements, shape=x.shape, stride=x.stride()))
             return found
 
+        def masked(mask):
+            return {"attention_mask": spread((mask,), line, Shard(1))[0]}
+
         q, k, g = several()
         gla, ops = ek.operators.gla, {}
         ops["heads"] = gla(*spread((q, k, g), line, Shard(2)))
@@ -183,6 +191,10 @@ class World:
             self.note(("dtensor", name, "shapes"), [tuple(x.shape) for x in everything])
         tokens = gla(*spread((q, k, g), square, Shard(0), Shard(1)))
         self.note("dtensor, tokens", (tokens.positions, ek.tolerance_ess(tokens), type(tokens).__name__, tokens.length))
+
+        mask = torch.ones(3, 40, dtype=torch.bool)
+        mask[1, 35] = False  # a token of the last rank
+        self.raises("wrong tokens on one", lambda: gla(*spread((q, k, g), line, Shard(1)), **masked(mask)))
 
         def refused(name, make):
             try:
@@ -239,6 +251,27 @@ class World:
         self.raises("wrong position", lambda: ek.entropy_ess(whole, [LENGTH]))
         self.raises("unlike metrics", lambda: (ek.entropy_ess if self.rank else ek.nuclear_norm)(whole))
         self.raises("wrong shape", lambda: gather(torch.zeros(1, 2, 7), whole))
+        keys = torch.ones(1, 3, 2, 4 if self.rank else 8)
+        unlike = ek.operators.linear_attention(keys, keys, normalize=True)
+        self.raises("unlike keys", lambda: sequence_parallel(unlike))
+        both = ek.tolerance_ess(whole, certificate=True)
+        self.raises("a tuple on some", lambda: gather(both if self.rank else both[0], whole))
+        self.raises("no axis", lambda: gather(both[0], whole, dim=None if self.rank == 1 else -1))
+        counts = both[0].double().requires_grad_(self.rank == 3)
+        self.raises("gradient of answers", lambda: gather(counts, whole))
+        some = gather(ek.tolerance_ess(whole, positions=[90, 3], certificate=True), whole, iter([90, 3]))
+        self.note("positions seen once", [x.shape[-1] for x in some[1]])
+        pair = self.pairs[1 - self.rank // 2]
+        try:
+            sequence_parallel(op, pair)
+        except ValueError as error:
+            self.note("group of others", str(error))
+        changed = [x.clone() for x in subjects()["gla"][1]]
+        start, stop = EDGES[4][self.rank], EDGES[4][self.rank + 1]
+        recent = sequence_parallel(ek.operators.gla(*(x[:, start:stop] for x in changed)))
+        if self.rank == 1:
+            changed[1].mul_(2)
+        self.raises("changed in place", lambda: ek.entropy_ess(recent))
         for other in (ek.randomized_ess, ek.state_spectra):
             try:
                 other(whole, [3])

@@ -118,6 +118,10 @@ def check_tokens_exchanged_for_heads(seen):
         assert torch.equal(torch.cat([found["heads"][number] for found in seen], 1), whole), axis
     counts = ek.tolerance_ess(ek.operators.attention(q[:, :, :30], k[:, :, :30].bfloat16().double()))
     assert torch.equal(torch.cat([found["heads"][2] for found in seen], 1), counts)
+    odd = [found["heads, odd tensors"] for found in seen]
+    assert torch.equal(torch.cat([own[0] for own in odd], 1), torch.complex(q, q + 1).conj().resolve_conj())
+    for _, _, no_sample, no_number in odd:
+        assert tuple(no_sample) == (0, 3, world.LENGTH, 8) and tuple(no_number) == (1, 3, world.LENGTH, 0)
 
 
 REFUSED = {
@@ -213,9 +217,22 @@ ERRORS = {
     "wrong atol": "^rank 3: ValueError: atol: expected values >= 0, got -1.0$",
     "wrong position": "^ranks 0, 1, 2, 3: ValueError: positions: expected integers in 1..202, got 203$",
     "unlike metrics": "differently: rank 0: nuclear_norm.*; ranks 1, 2, 3: entropy_ess",
+    "sparse on one": r"^rank 2: TypeError: tensors\[0\]: expected a strided tensor",
+    "wrong tokens on one": "^rank 3: ValueError: attention_mask: expected one run of ones",
+    "unlike keys": r"differently: sums of keys of the shapes \[\[1, 2, 8\], \[1, 2, 4\]",
+    "a tuple on some": r"differently: rank 0: gather\(result torch.int64.*; ranks 1, 2, 3: gather\(result\[0 of 2\]",
+    "no axis": "^rank 1: ValueError: dim: expected an axis of the result's 3, got None$",
+    "gradient of answers": "^rank 3: ValueError: result: expected no gradient",
+    "changed in place": "^rank 1: ValueError: op: its inputs were changed in place after sequence_parallel",
     "wrong shape": "rank 1: ValueError: result: expected 1 positions along axis -1",
     "no error after all": "^no error$",
 }
+
+
+def check_what_a_rank_alone_says(seen):
+    for found in seen:
+        assert set(found["positions seen once"]) == {2}
+        assert found["group of others"].startswith("group: expected a group that has this process")
 
 
 def check_what_is_wrong_on_one_rank_raises_on_all(seen, name):
@@ -250,6 +267,7 @@ def test_four_processes(tmp_path):
     check_torchmetrics_sums_over_a_group(seen)
     check_other_functions_refuse_it(seen)
     check_bad_data_mark_their_head_everywhere(seen, wholes)
+    check_what_a_rank_alone_says(seen)
     for name in ERRORS:
         check_what_is_wrong_on_one_rank_raises_on_all(seen, name)
     check_nobody_waits_for_a_process_that_is_lost(seen)

@@ -49,6 +49,8 @@ def resolved_group(group: Any) -> dist.ProcessGroup:
         )
     if group is None:
         return dist.group.WORLD  # type: ignore[return-value]
+    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("group: expected a group that has this process, got what new_group gives to all others")
     if isinstance(group, dist.ProcessGroup):
         if dist.get_rank(group) < 0:
             raise ValueError("group: expected a group that has this process, got one of other processes")
@@ -56,6 +58,8 @@ def resolved_group(group: Any) -> dist.ProcessGroup:
     if type(group).__name__ == "DeviceMesh":
         if group.ndim != 1:
             raise ValueError(f"group: expected a mesh of one dimension, got {group.ndim}: pass mesh['name of one']")
+        if group.get_coordinate() is None:
+            raise ValueError("group: expected a mesh that has this process, got one of other processes")
         return group.get_group()
     raise TypeError(f"group: expected a ProcessGroup, a DeviceMesh of one dimension or None, got {_type(group)}")
 

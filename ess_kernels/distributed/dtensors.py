@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from ..metrics import singular_values
 from ..operators.spread import Spread
 from ..operators.structure import Operator
+from .agreement import agree
 from .sequence_parallel import sequence_parallel
 
 HEADS = ("H", "HV", "HQ", "Hkv", "G", "D")
@@ -107,9 +108,13 @@ def construct(
     for kind in ("heads", "tokens"):
         if kinds.count(kind) > 1:
             raise ValueError(f"{first}: expected {kind} to be cut by one dimension of the mesh, got several")
-    local = constructor(**{name: x.to_local() if isinstance(x, DTensor) else x for name, x in arguments.items()})
+    own = {name: x.to_local() if isinstance(x, DTensor) else x for name, x in arguments.items()}
     if "tokens" in kinds:
-        return sequence_parallel(local, mesh.get_group(cuts.index(Cut("tokens"))))
+        group = mesh.get_group(cuts.index(Cut("tokens")))
+        # the tokens of one process may be wrong where those of others are not
+        spread, _ = agree(group, family, lambda: constructor(**own), lambda _: None)
+        return sequence_parallel(spread, group)
+    local = constructor(**own)
     if "heads" in kinds and len(local.batch_shape) > 1 and not any(axes.values()):
         raise ValueError(f"{first}: which axis of {family}'s tensors is the batch is not known; pass local tensors")
     shape = list(local.batch_shape)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .._checks import check_positions
+from .._readable import check_plain, check_readable
 from .agreement import agree, device_of_messages, resolved_group, told_as_one
 from .sequence_parallel import LAYOUTS, SequenceParallel, readable, spans_of_ranks
 
@@ -30,14 +31,24 @@ def gather(result: Any, op: SequenceParallel, positions: Any = None, *, dim: int
         The same with L - 1 positions, or as many as were asked for, in their order.
 
     Raises:
-        DistributedError: on all ranks, if the shape of one is wrong, or if they were called differently.
+        DistributedError: on all ranks, if the shape of one is wrong, if one requires grad while gradients are enabled,
+            or if they were called differently.
     """
-    if isinstance(result, tuple):
-        fields = [gather(each, op, positions, dim=dim) for each in result]
-        return type(result)(*fields) if hasattr(result, "_fields") else tuple(fields)
     if not isinstance(op, SequenceParallel):
         raise TypeError(f"op: expected the operator of sequence_parallel, got {type(op).__name__}")
+    if hasattr(positions, "__next__"):
+        positions = list(positions)  # what can be looked at once is looked at for every field
+    return _gathered(result, op, positions, dim, "result")
+
+
+def _gathered(result: Any, op: SequenceParallel, positions: Any, dim: Any, name: str) -> Any:
+    """`gather` of a tensor, or of each field of a tuple; `name` says which one this is, alike on all ranks."""
+    if isinstance(result, tuple):
+        names = [f"{name}[{number} of {len(result)}]" for number in range(len(result))]
+        fields = [_gathered(each, op, positions, dim, its) for each, its in zip(result, names, strict=True)]
+        return type(result)(*fields) if hasattr(result, "_fields") else tuple(fields)
     rank = dist.get_rank(op.group)
+    is_axis = isinstance(result, Tensor) and _is_integer(dim) and -result.dim() <= dim < result.dim()
 
     def places() -> list[Tensor]:
         wanted = check_positions(positions, op.length)
@@ -48,20 +59,22 @@ def gather(result: Any, op: SequenceParallel, positions: Any = None, *, dim: int
         owner_of = owners[wanted]
         every = [(owner_of == owner).nonzero()[:, 0] for owner in range(len(op.shares))]
         if not isinstance(result, Tensor):
-            raise TypeError(f"result: expected a tensor, got {type(result).__name__}")
-        if not -result.dim() <= dim < result.dim():
-            raise ValueError(f"dim: expected an axis of the result's {result.dim()}, got {dim}")
+            raise TypeError(f"{name}: expected a tensor, got {type(result).__name__}")
+        check_plain(name, result)
+        if not is_axis:
+            raise ValueError(f"dim: expected an axis of the result's {result.dim()}, got {dim!r}")
+        if result.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name}: expected no gradient, since none crosses processes: pass {name}.detach()")
         if result.shape[dim] != len(every[rank]):
             raise ValueError(
-                f"result: expected {len(every[rank])} positions along axis {dim}, as rank {rank} has of those asked "
+                f"{name}: expected {len(every[rank])} positions along axis {dim}, as rank {rank} has of those asked "
                 f"for, got shape {list(result.shape)}"
             )
         return every
 
-    shape = list(result.shape) if isinstance(result, Tensor) else None
-    others = None if shape is None or not -len(shape) <= dim < len(shape) else [*shape[:dim], *shape[dim:][1:]]
+    others = [*result.shape[:dim], *result.shape[dim:][1:]] if is_axis else None
     dtype = result.dtype if isinstance(result, Tensor) else None
-    called = f"gather(result {dtype} with {others} beside the positions, dim={dim}, positions={readable(positions)})"
+    called = f"gather({name} {dtype} with {others} beside the positions, dim={dim!r}, positions={readable(positions)})"
     every, _ = agree(op.group, called, places, lambda _: None)
     moved = result.detach().movedim(dim, 0).contiguous()
     most = max(len(mine) for mine in every)
@@ -108,9 +121,11 @@ def to_heads(
             raise ValueError(f"layout: expected one of {LAYOUTS}, got {layout!r}")
         if not tensors or not all(isinstance(x, Tensor) for x in tensors):
             raise TypeError(f"tensors: expected at least one tensor and nothing else, got {_types(tensors)}")
-        for x in tensors:
+        for number, x in enumerate(tensors):
+            check_plain(f"tensors[{number}]", x)
+            check_readable(f"tensors[{number}]", [x.resolve_neg()])
             for name, axis in (("seq_dim", seq_dim), ("head_dim", head_dim)):
-                if isinstance(axis, bool) or not isinstance(axis, int) or not 0 <= axis < x.dim():
+                if not _is_integer(axis) or not 0 <= axis < x.dim():
                     raise ValueError(f"{name}: expected an axis of shape {list(x.shape)}, from 0 on, got {axis!r}")
             if seq_dim == head_dim:
                 raise ValueError(f"head_dim: expected another axis than seq_dim = {seq_dim}")
@@ -145,7 +160,7 @@ def _exchanged(
 ) -> Tensor:
     """All tokens of heads `edges[rank] .. edges[rank + 1] - 1`."""
     device = device_of_messages(group, x.device)
-    rows = x.movedim((head_dim, seq_dim), (0, 1))
+    rows = x.resolve_conj().resolve_neg().movedim((head_dim, seq_dim), (0, 1))
     rest = rows.shape[2:]
     lengths = [sum(span.stop - span.start for span in its) for its in spans]
     mine = edges[rank + 1] - edges[rank]
@@ -157,7 +172,7 @@ def _exchanged(
         dist.all_to_all_single(received, message, [each * n for n in lengths], [len(s) for s in sent], group=group)
     whole = rows.new_empty(mine, sum(lengths), *rest)
     for its, piece in zip(spans, received.to(x.device).split([each * n for n in lengths]), strict=True):
-        tokens = piece.view(x.dtype).view(mine, -1, *rest) if len(piece) else whole[:, :0]
+        tokens = piece.view(x.dtype).view(mine, sum(span.stop - span.start for span in its), *rest)
         for span in its:
             count = span.stop - span.start
             whole[:, span.begin : span.begin + count] = tokens[:, span.start : span.stop]
@@ -169,6 +184,10 @@ def _without(x: Tensor, dim: Any) -> str:
     if isinstance(dim, int) and 0 <= dim < len(sizes):
         del sizes[dim]
     return f"{x.dtype} {sizes} beside the tokens"
+
+
+def _is_integer(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
 
 
 def _types(values: Any) -> str:

@@ -20,7 +20,7 @@ from ..memory import budget_in_bytes
 from ..metrics import singular_values, tolerance_ess
 from ..operators.spread import Spread
 from ..operators.structure import Operator, StateSpace
-from .agreement import agree, resolved_group
+from .agreement import DistributedError, agree, resolved_group
 from .families import cuttable
 from .passage import Passage, passages
 from .scan import Summary, arriving
@@ -96,8 +96,13 @@ class SequenceParallel(Spread):
         super().__init__(length, op.batch_shape, op.state_size, [x.detach() for x in op.inputs], block=op.block)
         self.group, self.shares, self.pieces, self.good = group, shares, tuple(pieces), good
         self.sub_tokens = getattr(op, "sub_tokens", 1)
+        self._versions = self._versions_of_inputs()
         mine = [position for piece in self.pieces for position in piece.span.positions]
         self.positions = torch.tensor(mine, dtype=torch.int64, device=op.device)
+
+    def _versions_of_inputs(self) -> list[int]:
+        """How often each input was changed in place; not known of tensors of `torch.inference_mode`."""
+        return [0 if x.is_inference() else x._version for x in self.inputs]
 
     def finite(self, heads: Tensor) -> Tensor:
         return self.good[heads]
@@ -121,6 +126,9 @@ class SequenceParallel(Spread):
             positions = list(positions)  # what can be looked at once is looked at twice below
 
         def prepared() -> list[int] | None:
+            if self._versions_of_inputs() != self._versions:
+                # other processes know of what the inputs were, and answers would belong to neither
+                raise ValueError("op: its inputs were changed in place after sequence_parallel: call it anew")
             wanted = position_list(positions, self.length)
             if metric is singular_values and arguments["k"] is None:
                 arguments["k"] = largest_rank(self, wanted)
@@ -329,7 +337,10 @@ def _with_earlier_sums(op: Operator, group: dist.ProcessGroup, layout: str, call
             raise ValueError(f"layout: expected 'contiguous' where sums of earlier tokens are needed, got {layout!r}")
         return _Sum(op.accumulated.total())
 
-    total, _ = agree(group, called, summed, lambda x: None)
+    # sums of unlike shapes would be messages of unlike sizes, at which Gloo ends the process
+    total, shapes = agree(group, called, summed, lambda x: list(x.total.shape))
+    if any(shape != shapes[0] for shape in shapes):
+        raise DistributedError(f"ranks were called differently: sums of keys of the shapes {shapes}")
     [earlier], _ = arriving([total], [], group)
     return op.accumulated.resumed(torch.zeros_like(total.total) if earlier is None else earlier.total)
 
