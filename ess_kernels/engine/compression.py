@@ -23,7 +23,8 @@ Both ends of the first are attained. `H_i - H~_i` is a submatrix of `T - T~` at 
 either loses at an edge is added to the errors as it is, because it lies in no space of its own:
 `|M|_F (|1 - V^T V|_F + ROUNDING sqrt(w) eps)` for M of w columns. Singular values of M are found from `M^T M` where an
 edge may lose more than the squares' rounding errors, and from the R factor of M elsewhere; their own errors are added
-to `delta_e`.
+to `delta_e`. Entries below `VANISHING` may leave no trace in any square, of M or of what was dropped: where M holds
+numbers other than zero, as much as all of its entries can lose in that way is added as well.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from .outside import ROUNDING
 SQUARED = 4.0
 # the largest share of the error asked for that is set aside for rounding
 SET_ASIDE = 0.5
+# squares of smaller numbers are rounded off by more than their last digit, or to zero; with room for sums of them
+VANISHING = 2.0**-500
 
 Tile = Callable[[slice, slice], Tensor]
 
@@ -122,6 +125,8 @@ def walk(
             spent.frobenius += float(dropped.square().sum())
             spent.nuclear += float(dropped.sum())
         spent.rounding += size * (_defect(V) + EPS * ROUNDING * math.sqrt(w))
+        if bool(M.any()):
+            spent.rounding += VANISHING * math.sqrt(m) * w
         r = seen.shape[1]
         parts.append((X, Y, kept[r:], kept[:r].T))
         seen = M @ kept

@@ -27,6 +27,8 @@ STAIRCASE = 0.3
 SHORTEST = 512
 # rows of a symmetric product that are made together
 STRIP = 128
+# how many times a tolerance the largest entry of H may be: beyond that the squares overflow
+LARGEST_RATIO = 2.0**400
 
 
 def pays(positions: Sequence[int], length: int) -> bool:
@@ -126,7 +128,11 @@ class FewDense(EliminatingEngine):
         least = torch.full_like(value, torch.inf)
         for _, s, i in wanted.positions.nonzero().tolist():
             gram, unit = self._gram(i)
-            gram = gram * (unit / float(tau[0, s, 0])) ** 2
+            ratio = unit / float(tau[0, s, 0])
+            if ratio > LARGEST_RATIO:
+                growth[0, s, i] = torch.inf
+                continue
+            gram = gram * ratio**2
             updates = gram.diagonal().clone()
             gram.diagonal().sub_(1.0)
             # the largest may be far larger than all others, as that of a sink is, and costs no certainty then

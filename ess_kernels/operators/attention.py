@@ -168,8 +168,9 @@ class Attention(Tiled):
             # each head decides for itself, so that it does not depend on the other heads
             low = self._mask_sparsity(heads, True)
             known = Sparsity(*(torch.where(alike, x, y) for x, y in zip(low, known, strict=True)))
-        if self.depends_on_distance:
-            # gates and slopes count every token between row and column
+        if self.depends_on_distance or window < self.length:
+            # Gates, slopes and the window count every token between row and column: first columns that are taken out
+            # together with a row far behind them would be at another distance from it.
             known = Sparsity.of_width(known.bandwidth)
         return known.within(window)
 
@@ -225,7 +226,10 @@ class Attention(Tiled):
             if not low_hides:
                 return mask != -torch.inf
             mask = mask.to(torch.promote_types(mask.dtype, torch.float32))
-            return mask > mask.diagonal(start, 1, 2)[..., None] - FAR_BELOW
+            own = mask.diagonal(start, 1, 2)[..., None]
+            # A row whose own column is hidden as well may see all others, as rows of padding do. Only -inf is certain
+            # to be lower than a number that is so low itself.
+            return torch.where(own.abs() <= FAR_BELOW, mask > own - FAR_BELOW, mask != -torch.inf)
 
         return sparsity_of(seen, len(owners), self.length, self.device).of_heads(back)
 
