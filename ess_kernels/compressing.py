@@ -37,7 +37,7 @@ def compress(op: Operator | Tensor, error: float, *, max_rank: int | None = None
         error: what `spectral_error` may become, in the units of `T`; at least 0. It becomes more only where `max_rank`
             is in the way, or rounding errors (about `1e-15 L` times the Frobenius norm of `T`).
         max_rank: the largest rank to be kept at any edge, or None.
-        block: tokens between two edges, at least 1.
+        block: tokens between two edges, at least 1; no more than L are taken.
 
     Returns:
         A `Compressed` operator, with `spectral_error`, `frobenius_error`, `nuclear_error` `[*batch]` and `ranks`
@@ -60,7 +60,7 @@ def compress(op: Operator | Tensor, error: float, *, max_rank: int | None = None
         raise ValueError(
             f"op: expected one row and one column a token, got a {type(op).__name__} of {op.block}; compress op.inner"
         )
-    return compressed(op, error, max_rank, block)
+    return compressed(op, error, max_rank, min(block, max(1, op.length)))
 
 
 @torch.no_grad()

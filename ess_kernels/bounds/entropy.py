@@ -17,7 +17,7 @@ from ..operators.structure import Operator
 from ..processes import on_one_thread_if_forked
 from . import choice, entropies
 from .counts import Question
-from .results import BAD, BoundedEntropy, Found, check_method
+from .results import BoundedEntropy, Found, check_method, unanswered
 
 METHODS = ("auto", "exact", "windowed", "compressed")
 
@@ -72,8 +72,9 @@ def _answer(question: Question, method: str, error: float | None) -> tuple[Found
     op, N = question.op, question.op.num_heads
     bad = torch.full((N, len(question.positions)), torch.nan, dtype=torch.float64, device=op.device)
     heads = op.all_heads()
-    good = heads[op.finite(heads)] if N else heads
-    result, methods = Found(bad, bad.clone(), [BAD] * N), ["exact" if method == "auto" else method] * N
+    finite = op.finite(heads) if N else heads.bool()
+    good = heads[finite]
+    result, methods = Found(bad, bad.clone(), unanswered(finite)), ["exact" if method == "auto" else method] * N
     if not len(good) or not bad.numel():
         return result, methods
 

@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 BAD = "it holds NaN or infinity"
+UNASKED = "no positions or no tolerances were asked for"
+
+
+def unanswered(finite: Tensor) -> list[str]:
+    """Why heads have no answer where nothing has found one: bool `[N]` says which are finite."""
+    return [UNASKED if x else BAD for x in finite.tolist()]
 
 
 def check_method(method: str, known: tuple[str, ...]) -> None:
@@ -24,7 +30,7 @@ class BoundedESS(NamedTuple):
         lower, upper: int64, `lower <= ESS <= upper`; -1 both where the operator holds NaN or infinity.
         method: what answered each head, along the flattened batch shape: `"exact"`, `"windowed"`, `"compressed"`,
             `"randomized"` or `"strided"`.
-        why: a line for each head: what was chosen, what was found, or what is wrong with it.
+        why: a line for each head: what was chosen, what was found, or why there is no answer.
     """
 
     lower: Tensor

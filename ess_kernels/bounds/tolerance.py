@@ -17,7 +17,7 @@ from ..operators.structure import Operator
 from ..processes import on_one_thread_if_forked
 from . import choice, counts
 from .counts import Question
-from .results import BAD, BoundedESS, Found, check_method
+from .results import BoundedESS, Found, check_method, unanswered
 from .strided import strided
 
 METHODS = ("auto", "exact", "windowed", "compressed", "randomized", "strided")
@@ -126,8 +126,9 @@ def _answer(
     N, shape = op.num_heads, (op.num_heads, len(question.tolerances), len(question.positions))
     bad = torch.full(shape, -1, dtype=torch.int64, device=op.device)
     heads = op.all_heads()
-    good = heads[op.finite(heads)] if N else heads
-    result, methods = Found(bad, bad.clone(), [BAD] * N), [method if method != "auto" else "exact"] * N
+    finite = op.finite(heads) if N else heads.bool()
+    good = heads[finite]
+    result, methods = Found(bad, bad.clone(), unanswered(finite)), [method if method != "auto" else "exact"] * N
     if not len(good) or not bad.numel():
         return result, methods
 

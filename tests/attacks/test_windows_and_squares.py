@@ -80,3 +80,18 @@ def test_what_has_no_squares_is_in_the_errors():
     for tau in (1e-180, float(values[3]) * 0.99):
         bounds = ek.bounded_ess(T, tau, [8], method="compressed")
         assert bounds.lower <= (values > tau).sum() <= bounds.upper
+
+
+def test_blocks_longer_than_the_sequence_take_no_more_memory():
+    T = randn(20, 20)
+    found = ek.compress(T, 0.0, block=2**62)
+    assert found.block_length == 20 and torch.equal(found.dense(), T.tril(-1))
+    assert ek.compress(T[:0, :0], 0.0, block=2**62).dense().shape == (0, 0)
+
+
+def test_why_nothing_was_answered():
+    T = randn(3, 20, 20)
+    T[1, 5, 2] = torch.nan
+    for found in (ek.bounded_ess(T, positions=[]), ek.bounded_ess(T, []), ek.bounded_entropy_ess(T, [])):
+        assert ["NaN" in line for line in found.why] == [False, True, False]
+    assert "NaN" not in ek.bounded_ess(T[0, :1, :1]).why[0]
