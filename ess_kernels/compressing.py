@@ -19,10 +19,16 @@ from .operators.structure import Operator
 from .operators.tile_sources import TileSource, tile_source
 from .processes import on_one_thread_if_forked
 
+# Entries in units of the largest lose digits where they become subnormal, on the way to these units (above 1) or back
+# (below this one): each as much as the least number that is not zero, and norms no more than L^(3/2) times that.
+SUBNORMAL = 2.0**-1074
+SAFE_UNIT = 2.0**-500
+
 
 def compress(op: Operator | Tensor, error: float, *, max_rank: int | None = None, block: int = 64) -> Compressed:
     """A dense operator `T` as a recurrence `T~` in blocks, with `|T - T~|_2` proven to be at most `spectral_error`.
 
+    Both are taken below their diagonals: T's own diagonal is in no `H_i`, and that of `T~` is zero.
     `H_i - H~_i` is a submatrix of `T - T~`, so that singular values of all `H_i` are known to `spectral_error`. That
     pays for long convolutions of few modes or with power laws, for attention whose logits fall with the distance, and
     for keys that change slowly; the rank of ordinary softmax attention is nearly full at small errors, and nothing is
@@ -108,7 +114,13 @@ def one_head(
         found = source.tile(rows, columns)[0]
         return found if unit == 1.0 else found / unit
 
-    return unit, walk(tile, source.length, error / unit, block, max_rank, source.heads.device, most)
+    walked = walk(tile, source.length, error / unit, block, max_rank, source.heads.device, most)
+    if unit > 1.0 or unit < SAFE_UNIT:
+        rounded = 2 * SUBNORMAL * (1 + 1 / unit) * source.length**1.5
+        walked.spectral, walked.frobenius, walked.nuclear = (
+            x + rounded for x in (walked.spectral, walked.frobenius, walked.nuclear)
+        )
+    return unit, walked
 
 
 def nothing(op: Operator, block: int) -> Walked:

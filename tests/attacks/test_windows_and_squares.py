@@ -95,3 +95,15 @@ def test_why_nothing_was_answered():
     for found in (ek.bounded_ess(T, positions=[]), ek.bounded_ess(T, []), ek.bounded_entropy_ess(T, [])):
         assert ["NaN" in line for line in found.why] == [False, True, False]
     assert "NaN" not in ek.bounded_ess(T[0, :1, :1]).why[0]
+
+
+def test_entries_that_become_subnormal_are_in_the_errors():
+    T = torch.zeros(16, 16, dtype=torch.float64)
+    T[1, 0] = 1e300  # inside of a block: 1e-28 is zero in its units
+    T[8:, :8] = 1e-28 * randn(8, 8)
+    found = ek.compress(T, 0.0, block=4)
+    assert torch.linalg.matrix_norm((T - found.dense()) * 1e20, 2) <= found.spectral_error * 1e20
+    T = 1e-300 * randn(54, 54).tril(-1) * 10.0 ** (-torch.arange(54) / 4)[:, None]
+    found = ek.compress(T, 0.0, max_rank=0, block=7)
+    rest = torch.linalg.svdvals((T - found.dense()) * 2.0**1000)
+    assert rest[0] <= found.spectral_error * 2.0**1000 and rest.sum() <= found.nuclear_error * 2.0**1000
