@@ -412,3 +412,16 @@ def test_wrong_arguments(arguments: dict, error: type[Exception], named: str):
 def test_wrong_arguments_of_entropies(arguments: dict, error: type[Exception], named: str):
     with pytest.raises(error, match=named):
         ek.bounded_entropy_ess(randn(10, 10), **arguments)
+
+
+def test_every_head_is_answered_for_reasons_of_its_own():
+    """Not for those of the other heads in its batch."""
+    t = torch.arange(96)
+    banded = torch.randn(96, 96, dtype=torch.float64) * ((t <= t[:, None]) & (t > t[:, None] - 5))
+    full = torch.randn(96, 96, dtype=torch.float64)
+    for bounds in (ek.bounded_ess, ek.bounded_entropy_ess):
+        found = bounds(torch.stack([banded, full * torch.nan, full]))
+        assert found.method == ("windowed", "exact", "exact")
+        alone = bounds(banded[None])
+        assert found.why[0] == alone.why[0] and found.why[1] == "it holds NaN or infinity"
+        assert torch.equal(found.lower[0], alone.lower[0]) and torch.equal(found.upper[0], alone.upper[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..engine.compression import TooWide
 from ..engine.decay import sampled_rank, surely_beyond
 from ..memory import free_memory, free_on_gpu
@@ -53,25 +55,31 @@ def exact_work(length: int, tolerances: int) -> float:
     return (FIRST_COUNT + NEXT_COUNT * max(0, tolerances - 1)) * float(length) ** 3
 
 
-def known_window(op: Operator) -> int | None:
-    """The bandwidth of an operator, where windows pay."""
-    width = op.bandwidth
-    return width if width is not None and WINDOW_SHARE * width < op.length else None
-
-
 def widest_window(length: int) -> int:
     return (length - 1) // WINDOW_SHARE
 
 
-def first_choice(op: Operator) -> Choice | None:
-    """Of an operator that needs no approximation: a recurrence, a window, a short sequence."""
+def first_choices(op: Operator, heads: Tensor) -> list[Choice] | None:
+    """Of heads that need no approximation, for a recurrence, a window, a short sequence; None where one of them may."""
     if not isinstance(op, Tiled):
-        return Choice("exact", "exact: it has a finite state, or several sequences")
-    if (width := known_window(op)) is not None:
-        return Choice("windowed", f"windowed: its bandwidth is {width}")
-    if op.length <= SHORT and fits(op):
-        return Choice("exact", f"exact: no more than {SHORT} tokens")
-    return None
+        return [Choice("exact", "exact: it has a finite state, or several sequences")] * len(heads)
+    known = op.sparsity(heads)
+    widths = [op.length] * len(heads) if known is None else known.bandwidth.tolist()
+    short = op.length <= SHORT and fits(op)
+    if not short and any(WINDOW_SHARE * width >= op.length for width in widths):
+        return None
+    return [
+        Choice("windowed", f"windowed: its bandwidth is {width}")
+        if WINDOW_SHARE * width < op.length
+        else Choice("exact", f"exact: no more than {SHORT} tokens")
+        for width in widths
+    ]
+
+
+def first_choice(op: Operator) -> Choice | None:
+    """The same of an operator of one head."""
+    found = first_choices(op, op.all_heads())
+    return found[0] if found else None
 
 
 def may_have_window(source: TileSource, error: float, nuclear: bool = False) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -78,15 +79,13 @@ def _answer(question: Question, method: str, error: float | None) -> tuple[Found
     if not len(good) or not bad.numel():
         return result, methods
 
-    def put(some: Tensor, found: Found, name: str) -> None:
-        result.lower[some], result.upper[some] = found.lower, found.upper
-        for head, line in zip(some.tolist(), found.why, strict=True):
-            result.why[head], methods[head] = line, name
-
-    first = choice.first_choice(question.inner) if method == "auto" else None
+    put = functools.partial(result.put, methods)
+    first = choice.first_choices(question.inner, good) if method == "auto" else None
     if method == "exact" or first is not None:
-        asked = question if len(good) == N else question.of_heads(good)
-        put(good, entropies.exact(asked, first.why if first else method), first.method if first else method)
+        exact = entropies.exact(question if len(good) == N else question.of_heads(good))
+        if first is not None:
+            exact.why = [one.why for one in first]
+        put(good, exact, *([one.method for one in first] if first else ["exact"]))
         return result, methods
     exactly: dict[int, str] = {}
     for head in progress(list(good[:, None]), "heads"):

@@ -75,3 +75,10 @@ class Found:
         """How many are the same, in words."""
         share = 100 * float((~self.open).double().mean()) if self.open.numel() else 100.0
         return f"{share:.4g} % of positions closed"
+
+    def put(self, methods: list[str], heads: Tensor, found: Found, *names: str) -> None:
+        """Takes over what was found for some heads, and the name of the method for each of them, or one for all."""
+        self.lower[heads], self.upper[heads] = found.lower, found.upper
+        names = names * len(heads) if len(names) == 1 else names
+        for head, line, name in zip(heads.tolist(), found.why, names, strict=True):
+            self.why[head], methods[head] = line, name

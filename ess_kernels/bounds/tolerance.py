@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -132,11 +133,7 @@ def _answer(
     if not len(good) or not bad.numel():
         return result, methods
 
-    def put(some: Tensor, found: Found, name: str) -> None:
-        result.lower[some], result.upper[some] = found.lower, found.upper
-        for head, line in zip(some.tolist(), found.why, strict=True):
-            result.why[head], methods[head] = line, name
-
+    put = functools.partial(result.put, methods)
     # where all heads are good the operator is asked as it is
     asked = question if len(good) == N else question.of_heads(good)
 
@@ -150,8 +147,10 @@ def _answer(
     elif method == "strided":
         visit: Callable[[Question], Found] = counts.exact if choice.fits(asked.inner) else sketch
         put(good, strided(asked, stride, refine, visit), method)
-    elif method == "auto" and (first := choice.first_choice(question.inner)) is not None:
-        put(good, counts.exact(asked, first.why), first.method)
+    elif method == "auto" and (first := choice.first_choices(question.inner, good)) is not None:
+        exact = counts.exact(asked, "")
+        exact.why = [f"{one.why}{line}" for one, line in zip(first, exact.why, strict=True)]
+        put(good, exact, *(one.method for one in first))
     else:
         exactly: dict[int, str] = {}
         for head in progress(list(good[:, None]), "heads"):
