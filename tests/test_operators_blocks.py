@@ -289,7 +289,8 @@ def test_parts_made_once_give_the_same_answers(p, m, diagonal, length):
     wanted, usual = ek.tolerance_ess(every, TOLERANCES, backend="torch", certificate=True)
     assert torch.equal(found, wanted) and torch.equal(certificate.unresolved, usual.unresolved)
     assert_close("width", certificate.width, usual.width, rtol=1e-6)
-    assert_close("entropy", ek.entropy_ess(once, backend="torch"), ek.entropy_ess(every, backend="torch"), rtol=1e-9)
+    # log-determinants of small shifts magnify rounding, and products of batches of other sizes round in other ways
+    assert_close("entropy", ek.entropy_ess(once, backend="torch"), ek.entropy_ess(every, backend="torch"), rtol=1e-6)
     values = [ek.singular_values(op, range(1, length), backend="torch") for op in (once, every)]
     assert_close("values", *values, atol=1e-12 * float(values[1].amax() if length > 1 else 1))
 
