@@ -52,6 +52,8 @@ def values_of(op: Operator) -> Tensor:
 def interesting_tolerances(values: Tensor) -> list[float]:
     """Two that are singular values, and two that are hardly so: `values` `[N, P, S]`."""
     middle = values[0, values.shape[1] // 2]
+    if not bool(middle.any()):  # a position between two documents
+        middle = values[0, values[0, :, 0].argmax()]
     some = middle[middle > 1e-12 * middle[:1]]
     most = float(values.max())
     return [float(some[len(some) // 2]), float(values[-1, values.shape[1] // 3, 0]), 0.1 * most, 1e-3 * most]
