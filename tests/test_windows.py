@@ -136,7 +136,7 @@ def test_every_window_of_a_short_sequence(always, name):
             compare_with_the_definition(op, "native")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_window_of_a_longer_sequence(always, name):
     for length in (2, 3, 40):
