@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .._checks import check_positions, finite_float
-from .._progress import progress
 from .._readable import check_readable
 from ..engine.compression import TooWide
 from ..metrics import Positions
@@ -18,6 +17,7 @@ from ..operators.structure import Operator
 from ..processes import on_one_thread_if_forked
 from . import choice, entropies
 from .counts import Question
+from .heads import by_window, one_by_one
 from .results import BoundedEntropy, Found, check_method, unanswered
 
 METHODS = ("auto", "exact", "windowed", "compressed")
@@ -87,18 +87,7 @@ def _answer(question: Question, method: str, error: float | None) -> tuple[Found
             exact.why = [one.why for one in first]
         put(good, exact, *([one.method for one in first] if first else ["exact"]))
         return result, methods
-    exactly: dict[int, str] = {}
-    for head in progress(list(good[:, None]), "heads"):
-        found, name = _one_head(question.of_heads(head), method, error)
-        if found is None:
-            exactly[int(head)] = name
-        else:
-            put(head, found, name)
-    if exactly:
-        rest = torch.tensor(list(exactly), device=op.device)
-        found = entropies.exact(question if len(rest) == N else question.of_heads(rest))
-        found.why = list(exactly.values())
-        put(rest, found, "exact")
+    one_by_one(question, good, result, methods, lambda one: _one_head(one, method, error), entropies.exact)
     return result, methods
 
 
@@ -107,13 +96,8 @@ def _one_head(one: Question, method: str, error: float | None) -> tuple[Found | 
     op, L = one.inner, one.inner.length
     if method == "compressed":
         return entropies.compressed(one, error), method
-    width = op.bandwidth
-    if method == "windowed" and width is not None:
-        return entropies.exact(one, f"windowed: its bandwidth is {width}"), method
     if method == "windowed":
-        # narrow windows take little memory to be found, and are what there is mostly
-        found = entropies.windowed(one, error, choice.widest_window(L)) or entropies.windowed(one, error, max(1, L - 1))
-        return found or entropies.exact(one, "windowed: no width below the length leaves out so little"), method
+        return by_window(one, error, entropies.exact, entropies.windowed), method
     first = choice.first_choice(op)
     if first is not None:
         return entropies.exact(one, first.why), first.method

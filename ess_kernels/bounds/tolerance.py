@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .._checks import check_positions, finite_float, integer, tolerance_lists
-from .._progress import progress
 from .._readable import check_readable
 from ..engine.compression import TooWide
 from ..metrics import Positions, Tolerance
@@ -18,6 +17,7 @@ from ..operators.structure import Operator
 from ..processes import on_one_thread_if_forked
 from . import choice, counts
 from .counts import Question
+from .heads import by_window, one_by_one
 from .results import BoundedESS, Found, check_method, unanswered
 from .strided import strided
 
@@ -152,19 +152,11 @@ def _answer(
         exact.why = [f"{one.why}{line}" for one, line in zip(first, exact.why, strict=True)]
         put(good, exact, *(one.method for one in first))
     else:
-        exactly: dict[int, str] = {}
-        for head in progress(list(good[:, None]), "heads"):
-            one = question.of_heads(head)
-            found, name = _one_head(one, method, error, lambda one: sketch(one, _inner(question, at)))
-            if found is None:
-                exactly[int(head)] = name
-            else:
-                put(head, found, name)
-        if exactly:
-            rest = torch.tensor(list(exactly), device=op.device)
-            found = counts.exact(question if len(rest) == N else question.of_heads(rest))
-            found.why = [f"{why}{line.removeprefix('exact')}" for why, line in zip(exactly.values(), found.why)]
-            put(rest, found, "exact")
+
+        def one_head(one: Question) -> tuple[Found | None, str]:
+            return _one_head(one, method, error, lambda one: sketch(one, _inner(question, at)))
+
+        one_by_one(question, good, result, methods, one_head, counts.exact)
     return result, methods
 
 
@@ -179,13 +171,8 @@ def _one_head(
     op, L = one.inner, one.inner.length
     if method == "compressed":
         return counts.compressed(one, error), method
-    width = op.bandwidth
-    if method == "windowed" and width is not None:
-        return counts.exact(one, f"windowed: its bandwidth is {width}"), method
     if method == "windowed":
-        # narrow windows take little memory to be found, and are what there is mostly
-        found = counts.windowed(one, error, choice.widest_window(L)) or counts.windowed(one, error, max(1, L - 1))
-        return found or counts.exact(one, "windowed: no width below the length leaves out so little"), method
+        return by_window(one, error, counts.exact, counts.windowed), method
     allowed = one.first_error(counts.SHARES[0]) if error is None else error
     chosen = choice.first_choice(op) or choice.choose(one, allowed)
     if chosen.method == "windowed":
