@@ -12,7 +12,7 @@ from torch import Tensor
 from .._checks import check_positions
 from .._readable import check_plain, check_readable
 from .agreement import agree, device_of_messages, resolved_group, told_as_one
-from .sequence_parallel import LAYOUTS, SequenceParallel, readable, spans_of_ranks
+from .sequence_parallel import LAYOUTS, SequenceParallel, readable, reusable, spans_of_ranks
 
 
 def gather(result: Any, op: SequenceParallel, positions: Any = None, *, dim: int = -1) -> Any:
@@ -36,9 +36,7 @@ def gather(result: Any, op: SequenceParallel, positions: Any = None, *, dim: int
     """
     if not isinstance(op, SequenceParallel):
         raise TypeError(f"op: expected the operator of sequence_parallel, got {type(op).__name__}")
-    if hasattr(positions, "__next__"):
-        positions = list(positions)  # what can be looked at once is looked at for every field
-    return _gathered(result, op, positions, dim, "result")
+    return _gathered(result, op, reusable(positions), dim, "result")
 
 
 def _gathered(result: Any, op: SequenceParallel, positions: Any, dim: Any, name: str) -> Any:

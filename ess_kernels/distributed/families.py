@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from ..operators.separate import SeparateSequences
 from ..operators.spread import Spread
 from ..operators.structure import Operator, StateSpace
@@ -19,9 +17,7 @@ def cuttable(op: Any) -> StateSpace:
         TypeError: it is no operator, or none with a state that is all that later tokens see of earlier ones.
         ValueError: its numbers depend on earlier tokens.
     """
-    if isinstance(op, Tensor) or not isinstance(op, Operator):
-        raise TypeError(f"op: expected an operator of this process's tokens, got {type(op).__name__}")
-    if isinstance(op, Spread):
+    if not isinstance(op, Operator) or isinstance(op, Spread):
         raise TypeError(f"op: expected an operator of this process's tokens, got {type(op).__name__}")
     if isinstance(op, SeparateSequences):
         raise TypeError(

@@ -121,9 +121,7 @@ class SequenceParallel(Spread):
         Raises:
             DistributedError: on all ranks, if one has a problem or asks for something else.
         """
-
-        if hasattr(positions, "__next__"):
-            positions = list(positions)  # what can be looked at once is looked at twice below
+        positions = reusable(positions)
 
         def prepared() -> list[int] | None:
             if self._versions_of_inputs() != self._versions:
@@ -167,6 +165,11 @@ class SequenceParallel(Spread):
             beyond = torch.arange(answers.shape[-1], device=answers.device) >= cap[:, None]
             return answers.masked_fill(beyond & ~answers.isnan(), 0.0)
         return answers
+
+
+def reusable(positions: Any) -> Any:
+    """Positions that can be looked at more than once, also where they come from an iterator."""
+    return list(positions) if hasattr(positions, "__next__") else positions
 
 
 def readable(x: Any) -> str:
