@@ -36,10 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         note(f"error: {error}")
         return 2
     except KeyboardInterrupt:
+        _forget_interrupt()
         return 130
     except BrokenPipeError:  # the reader of a pipe (head, less) has left
         silence()
         return 0
+
+
+def _forget_interrupt() -> None:
+    """Makes Python end with the code that it is given. Where Ctrl-C falls into a string that `exec` runs, as it can
+    while dataclasses are made, Python notes an unhandled interrupt although it was caught, and at its end kills itself
+    by SIGINT instead. Only the next string that `exec` runs takes the note away."""
+    exec("")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -272,6 +272,20 @@ def test_ctrl_c_leaves_everything_as_it_was(tmp_path):
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_ctrl_c_inside_exec(tmp_path):
+    """Dataclasses are made by `exec` of a string. Ctrl-C there makes Python die by the signal, if nothing is done."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from ess_kernels import cli\n"
+        "cli.doctor_command.run = lambda options: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(cli.main(['doctor']))\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_ctrl_c_that_was_swallowed():
     """A package that catches every exception while it is imported must not make the command go on."""
     from ess_kernels.commands.interrupts import Interrupts
