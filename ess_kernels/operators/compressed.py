@@ -18,6 +18,9 @@ class Compressed(Tiled):
     a block the rank may be larger than at either of its edges. A head of `T` that holds NaN or infinity has no answers
     here either.
 
+    Compiled kernels take heads of at most 256 states at every edge, in blocks of 8, 16, 32 or 64 tokens; the other heads
+    are answered in PyTorch.
+
     Attributes:
         block_length: tokens a block; edges lie every so many tokens.
         ranks: int64 `[*batch, edges]`, the number of states at each edge.
@@ -43,7 +46,7 @@ class Compressed(Tiled):
         super().__init__(length, batch_shape, None, (unit,))
         self.block_length, self.parts = block_length, tuple(parts)
         self.unit, self.good = unit, good
-        self.ranks = ranks.reshape(*self.batch_shape, -1) if ranks.shape[1] else ranks.new_zeros(*self.batch_shape, 0)
+        self.ranks = ranks.reshape(*self.batch_shape, ranks.shape[1])
         self.spectral_error, self.frobenius_error, self.nuclear_error = errors.reshape(3, *self.batch_shape)
 
     def ranks_of(self, head: int) -> Tensor:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 
 from ess_kernels.backends.native import abi, call
+from ess_kernels.backends.native.block_parts import Parts, outside_size
 from ess_kernels.backends.native.memory import aligned
 from ess_kernels.backends.native.nodes import Nodes
-from ess_kernels.backends.native.recurrence import Parts, outside_size
 from ess_kernels.backends.native.tokens import NativeTokens
 from ess_kernels.backends.native.transitions import DIAGONAL, RANK_ONE, ROWS
 from ess_kernels.backends.sources import source_of_tokens

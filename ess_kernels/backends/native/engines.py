@@ -13,10 +13,11 @@ from ...engine.tiled import Matrix
 from ...operators.attention import Attention
 from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
-from ..base import NO_BACKWARD, NO_BLOCK_PARTS, Task, wants_gradient
+from ..base import NO_BACKWARD, Task, wants_gradient
 from ..windowed import WindowedBackend
-from . import attention, banded, lanes, recurrence, spectra
+from . import attention, banded, block_states, lanes, recurrence, spectra
 from .banded import NativeBandedMatrix
+from .block_parts import MAX_STATE_SIZE
 from .matrix import NativeMatrix, bytes_of_heads
 from .tokens import surveyed
 
@@ -36,8 +37,6 @@ class PinnedBackend(WindowedBackend):
             return f"it takes CPU tensors, these are on {subject.device}"
         if wants_gradient(task, subject):
             return NO_BACKWARD
-        if isinstance(subject, Compressed):
-            return NO_BLOCK_PARTS
         return None
 
     def about(self) -> str:
@@ -47,7 +46,7 @@ class PinnedBackend(WindowedBackend):
         self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
         mine, rest, found = heads, heads[:0], None
-        if op.state_size > recurrence.MAX_STATE_SIZE:
+        if op.state_size > MAX_STATE_SIZE:
             mine, rest = rest, mine
         elif op.diagonal:
             supported, found = surveyed(op, heads)
@@ -69,6 +68,12 @@ class PinnedBackend(WindowedBackend):
 
     def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
         return recurrence.bytes_per_head(op, entropy)
+
+    def _block_states(self, op: Compressed, head: int, cost: Cost) -> Engine:
+        parts = op.parts[head]
+        if not block_states.takes(parts, op.length):
+            return super()._block_states(op, head, cost)
+        return block_states.NativeBlockStates(parts, op.ranks_of(head), op.length, op.unit[head, None], cost)
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         if not isinstance(op, Attention) or not attention.takes(op):

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from ...caching import cached_property
-from ...engine.certainty import EPS
 from ...engine.cost import Cost
 from ...engine.lost import lost_in_dense_states
 from ...engine.lost_rank_one import TokenSizes, lost_in_rank_one_states
-from ...engine.quadrature import Estimate, Quadrature
 from ...engine.scaling import largest, power_of_two
-from ...engine.staircase import Eliminated
 from ...engine.state_space import REPRESENTABLE, SQUARABLE, Recurrence
 from ...engine.state_space import block_length as exact_block_length
-from ...engine.wanted import Wanted, grouped
+from ...engine.wanted import grouped
 from ...engine.zeros import zero_positions_of
 from ...operators.structure import StateSpace, Tokens
 from ..sources import held_in_kernels, source_of, source_of_tokens
-from . import abi, call, memory, spectra
+from . import abi, memory, spectra
+from .block_parts import Parts, PartsEngine, outside_size, padded
 from .call import run
-from .certainty import judge_entropy
 from .memory import aligned
-from .nodes import Nodes
-from .summing import SummingEngine
 from .tokens import NativeTokens, Survey
 from .transitions import DIAGONAL, RANK_ONE, Matrices
 
-# names under which memory is kept between calls
-PARTS, PRODUCTS = "block parts", "root products"
-# the largest state that the kernels hold, padded
-MAX_STATE_SIZE = 256
+# the name under which memory is kept between calls
+PRODUCTS = "root products"
 # bytes of matrices whose singular values are taken together
 PRODUCTS_WORKSPACE = 1 << 24
-# below this tolerance, in units of the largest reads and writes, squares may have drowned in rounding errors: then the
-# width is foreseen from the diagonal before anything is eliminated
-FAR_DOWN = 1e-6
 # The kernels' roots take numbers below 1e-140 for zero, so positions whose largest singular value is below this are
 # computed in PyTorch.
 FAINT = 1e-120
-ROWS = 8
 
 
 def block_length(op: StateSpace, entropy: bool) -> int:
@@ -59,15 +46,6 @@ def block_length(op: StateSpace, entropy: bool) -> int:
     return 16 if n <= 16 else 32 if n <= 128 else 64
 
 
-def padded(n: int) -> int:
-    return -(-n // ROWS) * ROWS
-
-
-def outside_size(n: int, c: int) -> int:
-    """Numbers a block that `ess_recurrence_unsquared_counts` keeps; n is padded."""
-    return call.size("recurrence_outside_size", n, c)
-
-
 def bytes_per_head(op: StateSpace, entropy: bool) -> int:
     """What one head needs while it is in work: the parts and boundaries of its blocks."""
     c, m = block_length(op, entropy), padded(op.state_size)
@@ -78,43 +56,13 @@ def bytes_per_head(op: StateSpace, entropy: bool) -> int:
     return 8 * (-(-op.length // c) * per_block + matrices + 64 * op.length)
 
 
-class Parts:
-    """Block parts and boundaries of some heads, with the memory that they lie in."""
-
-    def __init__(self, heads: int, length: int, n: int, c: int, kind: int):
-        """`kind`: DIAGONAL, ROWS, COLUMNS or RANK_ONE transitions."""
-        blocks, m, diagonal = -(-length // c), padded(n), kind == DIAGONAL
-        sizes = {"X": m * c, "Z": m * c, "Y": c * c, "Phi": m if diagonal else m * m, "F": m * m, "Q": m * m}
-        # all of these sizes are multiples of a cache line; `norms` need not be, and comes last
-        if not diagonal:
-            sizes["norms"] = 4 * c if kind == RANK_ONE else 1
-        self._sizes = {name: heads * blocks * size for name, size in sizes.items()}
-        self._memory = memory.borrow(PARTS, sum(self._sizes.values()))
-        addresses, address = {}, self._memory.data_ptr()
-        for name, size in self._sizes.items():
-            addresses[name] = address
-            address += 8 * size
-        self.structure = abi.Recurrence(heads, blocks, m, c, kind, 0, **addresses)
-        self.pointer = ctypes.pointer(self.structure)
-
-    def __del__(self) -> None:
-        memory.give_back(PARTS, self._memory)
-
-    @cached_property
-    def arrays(self) -> dict[str, Tensor]:
-        """Views `[N, ...]` of the arrays, by name."""
-        pieces = self._memory.split(list(self._sizes.values()))
-        return {name: piece.view(self.structure.heads, -1) for name, piece in zip(self._sizes, pieces, strict=True)}
-
-
-class NativeRecurrence(SummingEngine):
+class NativeRecurrence(PartsEngine):
     """`N` heads of a recurrence, cut into blocks of `c` tokens, with the boundary recurrences run.
 
     Heads that are `growing` `[N]` (only where transitions are not diagonal) are left to another engine.
     """
 
     state_size: int
-    unsquared = True
 
     def __init__(self, op: StateSpace, heads: Tensor, found: Survey | None, c: int, cost: Cost):
         """`found`: the heads' tokens and their largest magnitudes, for diagonal transitions; `c`: tokens a block."""
@@ -143,7 +91,6 @@ class NativeRecurrence(SummingEngine):
 
     @property
     def parts(self) -> Parts:
-        """Block parts and boundaries."""
         if not self._filled:
             run(self._making)
             self._filled = True
@@ -203,12 +150,6 @@ class NativeRecurrence(SummingEngine):
         supported = torch.stack([x <= SQUARABLE for x in size.values()]).all(0) & (entry <= REPRESENTABLE)
         return supported & held_in_kernels(self._peaks).all(0)
 
-    @property
-    def _seen(self) -> Tensor:
-        """The diagonals of the observability Gramians, `[N, B, n]`."""
-        n = self.parts.structure.n
-        return self.parts.arrays["Q"].view(len(self.heads), -1, n, n).diagonal(dim1=2, dim2=3)
-
     @cached_property
     def _squares(self) -> dict[str, Tensor]:
         """Squared Frobenius norms by block, `[N, B]`; of Q, which is a square itself, the trace."""
@@ -235,48 +176,6 @@ class NativeRecurrence(SummingEngine):
     def _sizes(self) -> TokenSizes:
         """Of rank-one transitions, `[N, B c]`."""
         return TokenSizes(*self.parts.arrays["norms"].view(len(self.heads), -1, 4).unbind(-1))
-
-    def _foreseen_width(self, tau: Tensor) -> Tensor | None:
-        if float(tau.min()) > FAR_DOWN:
-            return None
-        N, n = len(self.heads), self.parts.structure.n
-        mass = self._seen
-        # the last writes of a block, seen from its right edge: their squares are on the diagonal of what is eliminated
-        writes = self.parts.arrays["Z"].view(N, -1, self.group, n)
-        return EPS * (writes.square() @ mass[..., None]).amax((2, 3))[:, None] / tau.square()
-
-    def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
-        job, result = self._counting(wanted, tau)
-        self._answer(job)
-        return result
-
-    def eliminate_unsquared(self, wanted: Wanted, tau: Tensor) -> Eliminated:
-        job, result = self._counting(wanted, tau)
-        job.parts = self.parts.pointer
-        arrays = [x.data_ptr() for x in (self._observe_roots, *self._outsides)]
-        run(abi.RecurrenceUnsquaredCounts(job, *arrays))
-        return result
-
-    def _counting(self, wanted: Wanted, tau: Tensor) -> tuple[abi.RecurrenceCounts, Eliminated]:
-        """A job that counts, but for its parts, and where it writes."""
-        (N, S), L = tau.shape[:2], self.length
-        tau = tau.contiguous()
-        result = self._room(N, S, L)
-        job = abi.RecurrenceCounts(None, None, L, S, *[x.data_ptr() for x in (tau, wanted.groups, *result)])
-        job.alive = tau, wanted.groups
-        return job, result
-
-    def estimate(self, wanted: Tensor, quadrature: Quadrature, cap: Tensor, scale: Tensor | None = None) -> Estimate:
-        wanted_groups = self._wanted_groups(wanted)
-        total, mixed, _ = self._room(*wanted.shape)
-        rounding, unit = self.unit.new_zeros(2, *wanted_groups.shape).unbind(0)
-        nodes = Nodes(quadrature)
-        own = None if scale is None else scale.contiguous()
-        addresses = [x.data_ptr() for x in (wanted_groups, total, mixed, rounding, unit)]
-        given = None if own is None else own.data_ptr()
-        self._answer(abi.RecurrenceEntropy(None, None, self.length, given, nodes.pointer, *addresses))
-        ess, bound = judge_entropy(nodes, total, mixed, cap, rounding, self.group)
-        return Estimate(ess, bound, total * self._spread(unit))
 
     def known_zero(self) -> Tensor:
         return zero_positions_of(self.op, self.heads)
@@ -310,18 +209,10 @@ class NativeRecurrence(SummingEngine):
     def _root_products(self, heads: Tensor, positions: Tensor, products: Tensor) -> None:
         """Fills `[Q, n, n]`, column-major, with matrices that have `H_i`'s singular values; heads, positions sorted."""
         addresses = (x.data_ptr() for x in (heads, positions, products))
-        run(abi.RecurrenceRootProducts(self._rooting(self._observe_roots), len(heads), *addresses))
+        run(abi.RecurrenceRootProducts(self._rooting(self._observe_roots_of_parts), len(heads), *addresses))
 
     @cached_property
-    def _outsides(self) -> tuple[Tensor, Tensor]:
-        """Room for factors of the blocks' outsides, and bool, which of them are there already."""
-        blocks = len(self.heads) * self.parts.structure.blocks
-        room = aligned(blocks, outside_size(self.parts.structure.n, self.group))
-        return room, torch.zeros(blocks, dtype=torch.bool, device="cpu")
-
-    @cached_property
-    def _observe_roots(self) -> Tensor:
-        """Roots of the observability Gramians at all right edges."""
+    def _observe_roots_of_parts(self) -> Tensor:
         roots = aligned(len(self.heads), self.parts.structure.blocks, self.parts.structure.n, self.parts.structure.n)
         run(self._rooting(roots))
         return roots
