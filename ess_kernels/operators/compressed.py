@@ -18,7 +18,7 @@ class Compressed(Tiled):
     a block the rank may be larger than at either of its edges. A head of `T` that holds NaN or infinity has no answers
     here either.
 
-    Compiled kernels take heads of at most 256 states at every edge, in blocks of 8, 16, 32 or 64 tokens; the other heads
+    Compiled kernels take heads of at most 256 states at every edge, in blocks of 8, 16, 32 or 64 tokens; other heads
     are answered in PyTorch.
 
     Attributes:
