@@ -123,7 +123,8 @@ def soft_ess(
 
     Returns:
         float64 `[*batch, P]`, with a leading axis `M` where the tolerance is a list; NaN at every position of a
-        (batch, head) that holds NaN or infinity.
+        (batch, head) that holds NaN or infinity, and where numbers may matter that are 1e300 times smaller than the
+        head's largest one.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`. RuntimeError also where a second derivative is asked
@@ -153,7 +154,8 @@ def nuclear_norm(op: Operator | Tensor, positions: Positions | None = None, back
         op, positions, backend: as in `tolerance_ess`.
 
     Returns:
-        float64 `[*batch, P]`, in the units of `T`; NaN at every position of a (batch, head) that holds NaN or infinity.
+        float64 `[*batch, P]`, in the units of `T`; NaN at every position of a (batch, head) that holds NaN or infinity,
+        and where all of `H_i` may be 1e300 times smaller than the head's largest number.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `soft_ess`.
@@ -175,7 +177,8 @@ def singular_values(op: Operator | Tensor, positions: Positions, k: int | None =
         k: how many, the largest ones; `None`: as many as the largest `min(state_size, i, L - i)` of the positions.
 
     Returns:
-        float64 `[*batch, P, k]`, descending, zero padded; NaN where a (batch, head) holds NaN or infinity.
+        float64 `[*batch, P, k]`, descending, zero padded; NaN where a (batch, head) holds NaN or infinity, and where
+        all of `H_i` may be 1e300 times smaller than the head's largest number.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `tolerance_ess`; `k` must be a non-negative integer.

@@ -17,6 +17,7 @@ from ..engine.certainty import Counts, Entropies
 from ..engine.cost import Cost, cost_of_call
 from ..engine.direct import FewPositions
 from ..engine.engine import Engine
+from ..engine.extent import rounded_positions
 from ..engine.parallel import product_values, svdvals
 from ..engine.state_space import Recurrence, block_length, lost_in
 from ..engine.state_space import bytes_per_head as recurrence_bytes
@@ -48,6 +49,7 @@ class EngineBackend(Backend):
         result: Counts | None = None
         with torch.no_grad():
             for heads, engine in self._counting_engines(op, positions, atol, rtol):
+                _watched(op, heads, engine)
                 some = _counts(engine, positions, atol, rtol)
                 if _forgets_states(op, engine):
                     torch.minimum(some.counts, op.rank_cap(positions), out=some.counts)
@@ -70,6 +72,7 @@ class EngineBackend(Backend):
         result: Entropies | None = None
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, True, SHIFTS, _entropy_bytes(op, positions)):
+                _watched(op, heads, engine)
                 some = engine.entropy(positions)
                 if not engine.all_finite and not bool(engine.finite.all()):
                     some = some.mark_bad(~engine.finite[:, None])
@@ -87,7 +90,10 @@ class EngineBackend(Backend):
         result = torch.zeros(op.num_heads, len(atol), len(positions), dtype=torch.float64, device=op.device)
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, True, SHIFTS, _soft_bytes(op, positions, atol)):
+                _watched(op, heads, engine)
                 counts = engine.soft_counts(positions, atol)
+                unknown = engine.too_small((atol / engine.unit[:, None])[..., None], positions)
+                counts = counts if unknown is None else counts.masked_fill(unknown, torch.nan)
                 result[heads] = counts.masked_fill(~engine.finite[:, None, None], torch.nan)
                 del engine  # as above
         return result
@@ -96,10 +102,11 @@ class EngineBackend(Backend):
         result = torch.zeros(op.num_heads, len(positions), k, dtype=torch.float64, device=op.device)
         with torch.no_grad():
             for heads, engine in self._engines(op, positions, False, 1, _values_bytes(op, positions, k)):
+                _watched(op, heads, engine)
                 values = engine.singular_values(positions, k)
                 if _forgets_states(op, engine):
                     beyond = torch.arange(k, device=op.device) >= op.rank_cap(positions)[:, None]
-                    values = values.masked_fill(beyond, 0.0)
+                    values = values.masked_fill(beyond & ~values.isnan(), 0.0)
                 result[heads] = values.masked_fill(~engine.finite[:, None, None], torch.nan)
                 del engine  # as above
         return result
@@ -267,6 +274,13 @@ def _with_losses(op: StateSpace, heads: Tensor, engine: Engine) -> Engine:
     return engine
 
 
+def _watched(op: Operator, heads: Tensor, engine: Engine) -> None:
+    """Tells the engine where its unit may have been too large for the numbers of its heads."""
+    if engine.rounded_at is None:
+        unit = engine.unit
+        engine.rounded_at = lambda positions: rounded_positions(op, heads, unit)[:, positions]
+
+
 def _forgets_states(op: Operator, engine: Engine) -> bool:
     """Whether the engine has `T` only, whose rounding errors have a higher rank than the states that made it."""
     return op.state_size is not None and engine.state_size is None
@@ -275,10 +289,16 @@ def _forgets_states(op: Operator, engine: Engine) -> bool:
 def _counts(engine: Engine, positions: Tensor, atol: Tensor, rtol: Tensor) -> Counts:
     """Absolute tolerances, and relative ones, which need every position's largest singular value."""
     if not any(rtol.tolist()):
-        return engine.counts(positions, atol)
+        return _absolute_counts(engine, positions, atol)
     relative = rtol > 0
     result = Counts.empty((len(engine.unit), len(atol), len(positions)), positions.device)
     if not bool(relative.all()):
-        result.put((slice(None), ~relative), engine.counts(positions, atol[~relative]))
+        result.put((slice(None), ~relative), _absolute_counts(engine, positions, atol[~relative]))
     result.put((slice(None), relative), engine.relative_counts(positions, atol[relative], rtol[relative]))
     return result
+
+
+def _absolute_counts(engine: Engine, positions: Tensor, atol: Tensor) -> Counts:
+    """Counts that are certain of nothing where the tolerance is as small as what the unit has made zero."""
+    tau = (atol / engine.unit[:, None])[..., None]
+    return engine.counts(positions, atol).without(engine.too_small(tau, positions))

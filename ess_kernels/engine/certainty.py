@@ -47,7 +47,8 @@ class Certificate(NamedTuple):
         unresolved: bool, whether a singular value was found equal to the tolerance to within rounding error, of the
             largest one or of the states: the count may then differ by the number of such values. In steeply graded
             spectra a few such ties are not noticed; the width, never zero for a count that was taken as it came, covers
-            them.
+            them. With an infinite width nothing is known of the count: numbers of the head were too small for float64
+            beside its largest one.
     """
 
     width: Tensor
@@ -63,7 +64,8 @@ class EntropyCertificate(NamedTuple):
             the states of a recurrence. Infinite where `unresolved`, and 0 where `H_i` is zero.
         total: float64, the sum of the singular values, in the units of the operator: what entropy does not know.
         unresolved: bool, whether the sum is not above what rounding can have made of nothing, so that the entropy is
-            given as 0. False where `H_i` is known to be exactly zero.
+            given as 0. False where `H_i` is known to be exactly zero. With a total of NaN numbers of the head were too
+            small for float64 beside its largest one.
     """
 
     error: Tensor
@@ -97,6 +99,13 @@ class Entropies(NamedTuple):
         error.masked_fill_(nothing, 0.0).masked_fill_(unresolved, torch.inf)
         return cls(found.ess.masked_fill(nothing, 0.0), error, found.total, unresolved)
 
+    def without(self, unknown: Tensor | None) -> Entropies:
+        """The same with no answer where nothing is known, bool `[N, P]`; None: that is nowhere."""
+        if unknown is None:
+            return self
+        ess, error = self.ess.masked_fill(unknown, 0.0), self.error.masked_fill(unknown, torch.inf)
+        return Entropies(ess, error, self.total.masked_fill(unknown, torch.nan), self.unresolved | unknown)
+
     def mark_bad(self, bad: Tensor) -> Entropies:
         """The same without an answer in heads that are `bad`, bool `[N, 1]`."""
         ess, error, total = (x.masked_fill(bad, torch.nan) for x in (self.ess, self.error, self.total))
@@ -123,6 +132,12 @@ class Counts(NamedTuple):
             torch.zeros(shape, dtype=torch.bool, device=device),
             torch.zeros(shape, dtype=torch.bool, device=device),
         )
+
+    def without(self, unknown: Tensor | None) -> Counts:
+        """The same, certain of nothing where that is `unknown`, bool of the counts' shape; None: that is nowhere."""
+        if unknown is None:
+            return self
+        return self._replace(width=self.width.masked_fill(unknown, torch.inf), unresolved=self.unresolved | unknown)
 
     def put(self, index: tuple[Tensor | slice, ...] | Tensor, other: Counts) -> None:
         for mine, theirs in zip(self, other, strict=True):
@@ -157,7 +172,8 @@ def count_values(values: Tensor, tau: Tensor, lost: Tensor | float = 0.0, cap: T
     near = ((values - tau[..., None]).abs() <= slack[..., None]) & possible
     # values that are no numbers are no answer
     width = torch.where(tau > 0, slack / tau, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    unresolved = near.any(-1) | slack.isnan()
+    # where the largest value is as many tolerances as no number can say, zeros are what is left of smaller ones
+    unresolved = near.any(-1) | slack.isnan() | (width.isinf() & (values[..., :1] > 0).any(-1))
     return Counts((values > tau[..., None]).sum(-1), width, torch.ones_like(tau, dtype=torch.bool), unresolved)
 
 

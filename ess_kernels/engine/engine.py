@@ -17,6 +17,7 @@ from ..caching import cached_property
 from ..operators.structure import rank_cap
 from .certainty import Counts, Entropies, count_relative, count_values, estimate_of_values
 from .cost import Cost
+from .extent import FAR
 from .lost import SPAN as LOST_SPAN
 from .quadrature import Estimate
 from .soft_quadrature import soft_count_of_values
@@ -34,6 +35,8 @@ class Engine(ABC):
             where they are the caller's.
         all_finite: whether every head is known to be finite and none is growing: then nobody looks at either mask.
         lost_span: this many positions in a row share what is known of rounding in the states.
+        rounded_at: says of positions `[P]` whether `H_i` may have lost numbers that are too small for the unit, bool
+            `[N, P]`; None where it has not. It costs a look at all numbers.
         cost: told about exact singular values.
     """
 
@@ -45,6 +48,7 @@ class Engine(ABC):
     all_finite: bool = False
     cost: Cost
     lost_span: int = LOST_SPAN
+    rounded_at: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
     def counts(self, positions: Tensor, atol: Tensor) -> Counts:
@@ -68,20 +72,21 @@ class Engine(ABC):
         """Counts above `max(atol, rtol s_1)`, `rtol` `[M]` positive: `[N, M, P]`. Every position has its own `s_1`."""
         values = self.values_of_all_heads(positions)[:, None]
         tau, cap = (atol / self.unit[:, None])[..., None], self.cap(positions)
+        threshold = torch.maximum(tau, rtol[:, None] * values[..., 0])
 
         def count() -> Counts:
             return count_relative(values, tau, rtol[:, None], self._lost_at_all_heads(positions)[:, None], cap)
 
         counts = self._with_own_losses(count, lambda found: found.unresolved)
         counts.redone.fill_(False)
-        return counts
+        return counts.without(self.too_small(threshold, positions))
 
     def entropy(self, positions: Tensor) -> Entropies:
         """Entropy-ESS `[N, P]` at distinct, sorted positions; sums of singular values of the operator itself."""
         found, cap = self._entropy(positions), self.cap(positions).to(torch.float64)
         # rows may fall by so many orders of magnitude that the losses of a span are above a position's whole sum
         lost = self._with_own_losses(lambda: self._lost_at_all_heads(positions), lambda lost: found.total <= cap * lost)
-        certified = Entropies.certified(found, cap, lost)
+        certified = Entropies.certified(found, cap, lost).without(self.too_small(found.total, positions))
         return certified._replace(total=certified.total * self.unit[:, None])
 
     def soft_counts(self, positions: Tensor, atol: Tensor) -> Tensor:
@@ -91,9 +96,29 @@ class Engine(ABC):
 
     def singular_values(self, positions: Tensor, k: int) -> Tensor:
         """The `k` largest singular values of the operator itself, `[N, P, k]`, zero padded."""
-        values = self.values_of_all_heads(positions)[..., :k]
-        values = torch.nn.functional.pad(values, (0, k - values.shape[-1]))
-        return values * self.unit[:, None, None]
+        values = self.values_of_all_heads(positions)
+        largest = values[..., :1].sum(-1)
+        values = torch.nn.functional.pad(values[..., :k], (0, max(0, k - values.shape[-1]))) * self.unit[:, None, None]
+        unknown = self.too_small(largest, positions)
+        return values if unknown is None else values.masked_fill(unknown[..., None], torch.nan)
+
+    def too_small(self, scaled: Tensor, positions: Tensor) -> Tensor | None:
+        """Where scaled tolerances or largest values are so small that numbers lost to the unit may be all that counts.
+
+        Args:
+            scaled: `[N, P]` or `[N, M, P]`; an axis of positions may have length 1.
+            positions: `[P]`.
+
+        Returns:
+            bool, of the shape of `scaled` with all positions, or None where that is nowhere.
+        """
+        if self.rounded_at is None:
+            return None
+        small = scaled < FAR
+        if not bool(small.any()):
+            return None
+        rounded = self.rounded_at(positions)
+        return small & (rounded if small.dim() == 2 else rounded[:, None])
 
     def _entropy(self, positions: Tensor) -> Estimate:
         """What is known of the singular values, `[N, P]`, scaled."""

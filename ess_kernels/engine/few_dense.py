@@ -16,6 +16,7 @@ from ..operators.tile_sources import TileSource
 from .certain import EliminatingEngine
 from .cost import Cost
 from .elimination import growth_of_first
+from .extent import FAR, SMALLEST_NORMAL, smallest_of
 from .quadrature import Estimate, Quadrature
 from .scaling import largest, power_of_two
 from .staircase import Eliminated
@@ -105,11 +106,27 @@ class FewDense(EliminatingEngine):
         self.length = self.group = source.length
         self.unit = torch.ones(1, dtype=torch.float64, device=finite.device)
         self._grams: dict[int, tuple[Tensor, float]] = {}
+        self._units: dict[int, float] = {}
 
     def _matrix(self, position: int) -> Tensor:
         """`H` `[1, L - i, i]`, zero where the head is not finite."""
         H = self.source.tile(slice(position, self.length), slice(0, position))
         return H if bool(self.finite) else torch.zeros_like(H)
+
+    def _scaled(self, position: int, H: Tensor) -> tuple[Tensor, float]:
+        """`H` in units of a power of two, and that unit."""
+        H, unit = power_of_two(H)
+        self._units[position] = float(unit)
+        return H, float(unit)
+
+    def too_small(self, scaled: Tensor, positions: Tensor) -> Tensor | None:
+        units = [self._units.get(i, 1.0) for i in positions.tolist()]
+        small = scaled / scaled.new_tensor(units) < FAR
+        for column, (i, unit) in enumerate(zip(positions.tolist(), units, strict=True)):
+            if bool(small[..., column].any()):
+                least = float(smallest_of(self._matrix(i)))
+                small[..., column] &= unit > 1 and least / unit < SMALLEST_NORMAL
+        return small
 
     def _gram(self, position: int) -> tuple[Tensor, float]:
         """The lower triangle of the smaller Gram matrix `[m, m]` of `H` in units of a power of two, and that unit."""
@@ -118,9 +135,9 @@ class FewDense(EliminatingEngine):
             if not bool(largest(H).isfinite()):
                 self.finite = torch.zeros_like(self.finite)
                 H = torch.zeros_like(H)
-            H, unit = power_of_two(H)
+            H, unit = self._scaled(position, H)
             side = H[0].mT if position <= self.length - position else H[0]
-            self._grams[position] = lower_product(side), float(unit)
+            self._grams[position] = lower_product(side), unit
         return self._grams[position]
 
     def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
@@ -147,7 +164,7 @@ class FewDense(EliminatingEngine):
         for q, i in enumerate(positions.tolist()):
             size = min(i, self.length - i)
             self.cost.note(1, 4.0 * size**2 * (self.length - size) - 4 / 3 * size**3)
-            H, unit = power_of_two(self._matrix(i))
+            H, unit = self._scaled(i, self._matrix(i))
             values[q, :size] = torch.linalg.svdvals(H[0]) * unit
         return values
 

@@ -109,7 +109,7 @@ class UnsquaredEngine(EliminatingEngine):
             which, m = (mask & ~decided)[heads, :, at].nonzero(as_tuple=True)
             found.put((heads[which], m, at[which]), Counts(*(x[which, m] for x in exact)))
         found.redone.fill_(False)
-        return Counts(*(x[..., positions] for x in found))
+        return Counts(*(x[..., positions] for x in found)).without(self.too_small(tau[..., positions], positions))
 
     def _crowds(self, wanted: Tensor) -> Tensor:
         """Those of bool `[N, M, L]` with enough others in their piece, and too much work for singular values."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..engine.certainty import ENTROPY_BOUND
+from ..engine.extent import FAR
 from ..engine.quadrature import STANDARD, Estimate, Quadrature
 from ..engine.soft_quadrature import SOFT, soft_count_is_certain
 
@@ -52,6 +53,13 @@ class SpectralFunction(ABC):
     def is_certain(self, found: Estimate, cap: Tensor) -> Tensor:
         """Where what log-determinants tell is certain enough, bool: elsewhere singular values are needed."""
         return found.bound <= ENTROPY_BOUND
+
+    def depends_on_tiny(self, found: Tensor, unit: Tensor) -> Tensor:
+        """Where singular values that a head's unit has made zero would matter, bool `[N, M, P]`.
+
+        `found` `[N, M, P]` are the functions themselves. False where the caller knows by other means.
+        """
+        return torch.zeros_like(found, dtype=torch.bool)
 
     @abstractmethod
     def from_logdets(self, found: Estimate, scale: Tensor, unit: Tensor) -> Tensor:
@@ -107,6 +115,9 @@ class NuclearNorm(SpectralFunction):
     def curvatures(self, s: Tensor, unit: Tensor) -> Tensor:
         return s.new_zeros(*s.shape[:-1], 1, s.shape[-1], s.shape[-1])
 
+    def depends_on_tiny(self, found: Tensor, unit: Tensor) -> Tensor:
+        return found / unit[:, None, None] < FAR
+
     def from_logdets(self, found: Estimate, scale: Tensor, unit: Tensor) -> Tensor:
         return found.total * scale.sqrt() * unit
 
@@ -139,6 +150,9 @@ class SoftCount(SpectralFunction):
 
     def scales(self, largest: Tensor, unit: Tensor) -> Tensor:
         return (largest.new_tensor(self.atol) / unit).square()
+
+    def depends_on_tiny(self, found: Tensor, unit: Tensor) -> Tensor:
+        return (found.new_tensor(self.atol) / unit[:, None] < FAR)[..., None].expand_as(found)
 
     def is_certain(self, found: Estimate, cap: Tensor) -> Tensor:
         return soft_count_is_certain(found.total, found.bound, cap)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..engine.scaling import scaled_tokens
+from ..engine.extent import rounded_positions
+from ..engine.scaling import largest, power_of_two, scaled_tokens
 from ..operators.structure import Operator, StateSpace, Tiled, Tokens
 from .functions import SpectralFunction
 from .matrix import matrix_values
@@ -33,7 +34,7 @@ def spectral_values(op: Operator, positions: Sequence[int], function: SpectralFu
 def _of_heads(op: Operator, heads: Tensor, positions: Sequence[int], function: SpectralFunction) -> Tensor:
     """`[N, M, P]` of some heads whose inputs are finite."""
     if isinstance(op, Tiled):
-        return matrix_values(op.rows(heads, 0, op.length), positions, function)
+        return _of_matrices(op, heads, op.rows(heads, 0, op.length), positions, function)
     assert isinstance(op, StateSpace)
     return op.from_tokens(heads, lambda some, tokens: _of_tokens(op, some, tokens, positions, function))
 
@@ -46,10 +47,31 @@ def _of_tokens(
     found, kept = recurrence_values(tokens, unit, positions, function)
     kept = kept & representable
     if bool(kept.all()):
-        return found
+        return _without_unknown(op, heads, unit, positions, function, found)
     # Gramians of what grows too fast have no root, but T itself may be representable
     good, bad = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
-    pieces = [matrix_values(op.dense_heads(heads[bad]), positions, function)]
+    pieces = [_of_matrices(op, heads[bad], op.dense_heads(heads[bad]), positions, function)]
     if len(good):
         pieces.append(_of_heads(op, heads[good], positions, function))
     return torch.cat(pieces).index_select(0, torch.cat([bad, good]).argsort())
+
+
+def _of_matrices(
+    op: Operator, heads: Tensor, T: Tensor, positions: Sequence[int], function: SpectralFunction
+) -> Tensor:
+    """`[N, M, P]` of heads that are given as `T` `[N, L, L]`."""
+    unit = power_of_two(T[:, :0], largest(T.detach().tril(-1)))[1]
+    return _without_unknown(op, heads, unit, positions, function, matrix_values(T, positions, function))
+
+
+def _without_unknown(
+    op: Operator, heads: Tensor, unit: Tensor, positions: Sequence[int], function: SpectralFunction, found: Tensor
+) -> Tensor:
+    """What was found, `[N, M, P]`, but NaN where it depends on numbers that the unit `[N]` has made zero."""
+    with torch.no_grad():
+        unknown = function.depends_on_tiny(found, unit)
+        if not bool(unknown.any()):
+            return found
+        at = torch.tensor(positions, device=unit.device)
+        unknown = unknown & rounded_positions(op, heads, unit)[:, None, at]
+    return found.masked_fill(unknown, torch.nan)
