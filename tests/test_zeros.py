@@ -64,3 +64,23 @@ def test_zeros_cost_no_singular_values(backend, n):
     assert not bool(certificate.error[..., zero].any()) and not bool(certificate.unresolved.any())
     asked = sum(call.args[0] for call in note.call_args_list)
     assert asked < 10, f"{asked} positions needed singular values"
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "native"])
+@pytest.mark.parametrize("kind", ["rank one", "full"])
+def test_rounding_takes_nothing_from_what_is_zero(kind, backend):
+    """The first tokens write nothing: no tolerance is so small that a count of zero would be doubtful."""
+    torch.manual_seed(0)
+    q, k, g = randn(1, 30, 2, 3), randn(1, 30, 2, 3), -0.1 * rand(1, 30, 2, 3)
+    if kind == "rank one":
+        beta = rand(1, 30, 2)
+        beta[:, :2] = 0
+        op = operators.kda(q, k / k.norm(dim=-1, keepdim=True), g=g, beta=beta)
+    else:
+        k[:, :2] = 0
+        A = 0.9 * torch.linalg.qr(randn(1, 2, 30, 3, 3)).Q
+        op = operators.recurrence(A, k.transpose(1, 2), q.transpose(1, 2), diagonal=False)
+    counts, certificate = ek.tolerance_ess(op, [1e-3, 1e-40], backend=backend, certificate=True)
+    assert not bool(counts[..., :2].any()) and bool((counts[..., 2:25] > 0).all())
+    assert not bool(certificate.unresolved[..., :2].any())
+    assert not bool(certificate.unresolved[0].any())

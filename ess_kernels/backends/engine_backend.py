@@ -23,6 +23,7 @@ from ..engine.state_space import Recurrence, block_length, lost_in
 from ..engine.state_space import bytes_per_head as recurrence_bytes
 from ..engine.tiled import Matrix, bytes_of_heads
 from ..engine.tiled import bytes_per_head as matrix_bytes
+from ..engine.zeros import zero_positions_of
 from ..memory import Need, granted, make_sure
 from ..operators.compressed import Compressed
 from ..operators.structure import Operator, StateSpace, Tiled
@@ -266,9 +267,10 @@ def _values_bytes(op: Operator, positions: Tensor, k: int) -> int:
     return 2 * 8 * op.num_heads * len(positions) * k
 
 
-def _with_losses(op: StateSpace, heads: Tensor, engine: Engine) -> Engine:
-    """The engine, told what the tokens of its heads had lost before it saw them."""
-    lost = op.already_lost(heads)
+def _with_losses(space: StateSpace, heads: Tensor, engine: Engine) -> Engine:
+    """The engine, told what the tokens of its heads had lost before it saw them, and where they are all zero."""
+    engine.nothing_passes = lambda: zero_positions_of(space, heads)
+    lost = space.already_lost(heads)
     if lost is not None:
         engine.already_lost = lost / engine.unit
     return engine

@@ -35,6 +35,7 @@ class Engine(ABC):
             where they are the caller's.
         all_finite: whether every head is known to be finite and none is growing: then nobody looks at either mask.
         lost_span: this many positions in a row share what is known of rounding in the states.
+        nothing_passes: says where `H_i` of a recurrence is zero, whatever rounding does, bool `[N, L]`.
         rounded_at: says of positions `[P]` whether `H_i` may have lost numbers that are too small for the unit, bool
             `[N, P]`; None where it has not. It costs a look at all numbers.
         cost: told about exact singular values.
@@ -48,6 +49,7 @@ class Engine(ABC):
     all_finite: bool = False
     cost: Cost
     lost_span: int = LOST_SPAN
+    nothing_passes: Callable[[], Tensor] | None = None
     rounded_at: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
@@ -159,6 +161,9 @@ class Engine(ABC):
     def _all_lost(self, span: int) -> Tensor | None:
         """As `_lost`, with what had been lost before there were tokens."""
         lost = self._lost(span)
+        if span == 1 and lost is not None and self.nothing_passes is not None:
+            # bounds that know of blocks, or of all tokens together, are too large where nothing is written or read
+            lost = lost.masked_fill(self.nothing_passes(), 0.0)
         return lost if lost is None or self.already_lost is None else lost + self.already_lost[:, None]
 
     def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:

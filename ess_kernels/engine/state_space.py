@@ -23,7 +23,7 @@ from .scaling import keep_heads, largest, scaled_tokens
 from .staircase import Answer, Eliminated, descend
 from .unsquared import UnsquaredEngine
 from .wanted import Wanted, grouped
-from .zeros import zero_positions
+from .zeros import zero_positions, zero_positions_of
 
 # bytes of nodes in work at once: more falls out of the caches
 NODE_WORKSPACE = 1 << 24
@@ -250,5 +250,6 @@ def lost_in(op: Operator, heads: Tensor) -> Tensor:
     else:
         engine = Recurrence(tokens, block_length(op.state_size, False), Cost())
         lost = engine._lost(1).masked_fill(engine.growing[:, None], torch.inf) * (unit * engine.unit)[:, None]
+        lost = lost.masked_fill(zero_positions_of(op, heads), 0.0)
     before = op.already_lost(heads)
     return lost if before is None else lost + before[:, None]
