@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from covering import covering
 
 import ess_kernels as ek
 from ess_kernels.backends.native import NativeBackend
@@ -38,7 +39,10 @@ SOME = [
 ]
 
 
-@pytest.fixture(params=["torch", "native"])
+BACKENDS = ["torch", "native"]
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     if request.param == "native" and (reason := NativeBackend().unavailable()):
         pytest.skip(f"native library: {reason}")
@@ -118,7 +122,7 @@ def test_entropy(name, backend):
     assert bool((entropy <= known.cap).all()) and bool((entropy[~zero] >= 1).all())
 
 
-@pytest.mark.parametrize("name", LONG_ENOUGH)
+@covering(name=LONG_ENOUGH, backend=BACKENDS, indirect=["backend"])
 def test_singular_values(name, backend):
     op, known = build(name), truth(name)
     values = by_head(ek.singular_values(op, range(1, op.length), backend=backend), op)
@@ -159,7 +163,7 @@ def test_differentiable_entropy_has_the_same_value(name):
     )
 
 
-@pytest.mark.parametrize("name", SOME)
+@covering(name=SOME, backend=BACKENDS, indirect=["backend"])
 def test_some_positions_are_those_of_all(name, backend):
     op, known = build(name), truth(name)
     tau = tolerances(known)[::3]
@@ -172,7 +176,7 @@ def test_some_positions_are_those_of_all(name, backend):
         assert_close("entropy", ek.entropy_ess(op, some, backend=backend), entropy[..., index], rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", SOME)
+@covering(name=SOME, backend=BACKENDS, indirect=["backend"])
 def test_one_tolerance_is_a_list_of_one(name, backend):
     op, known = build(name), truth(name)
     tau = tolerances(known)[::5]
@@ -181,7 +185,7 @@ def test_one_tolerance_is_a_list_of_one(name, backend):
         assert torch.equal(ek.tolerance_ess(op, t, backend=backend), counts)
 
 
-@pytest.mark.parametrize("name", LONG_ENOUGH)
+@covering(name=LONG_ENOUGH, backend=BACKENDS, indirect=["backend"])
 def test_relative_tolerances(name, backend):
     op, known = build(name), truth(name)
     rtol = powers(-8, -1, 8)
@@ -198,7 +202,7 @@ def test_relative_tolerances(name, backend):
         assert bool((counts <= known.cap).all())
 
 
-@pytest.mark.parametrize("name", LONG_ENOUGH)
+@covering(name=LONG_ENOUGH, backend=BACKENDS, indirect=["backend"])
 def test_tolerance_zero_and_infinity(name, backend):
     op, known = build(name), truth(name)
     nothing, everything = ek.tolerance_ess(op, [math.inf, 0.0], backend=backend)
@@ -251,8 +255,7 @@ def erases_most(name):
     return name.startswith("kda: steps of")
 
 
-@pytest.mark.parametrize("name", names(longer_than=16))
-@pytest.mark.parametrize("kind", ["own", "eliminated"])
+@covering(name=names(longer_than=16), kind=["own", "eliminated"], backend=BACKENDS, indirect=["backend"])
 def test_forced_ties(name, kind, backend):
     op, known = build(name), truth(name)
     ties = own_values(known, 1, 6) if kind == "own" else eliminated_values(op, 1, 6)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from covering import covering
 from torch import Tensor
 
 from ess_kernels import operators as ops
@@ -34,21 +35,20 @@ def true_counts(values: Tensor, atol: list[float], rtol: list[float]) -> Tensor:
     return torch.stack(pairs)
 
 
-@pytest.mark.parametrize("name", names())
-def test_counts_of_every_operator(name: str):
+@covering(name=names(), rank=[6, 40])
+def test_counts_of_every_operator(name: str, rank: int):
     op, values = build(name), truth(name).values
     if op.length < 2:
         assert randomized_ess(op, None).count.shape == (*op.batch_shape, 0)
         return
     expected = true_counts(values, ATOL, RTOL)
-    for rank in (6, 40):
-        found = randomized_ess(op, None, atol=ATOL, rtol=RTOL, rank=rank)
-        count, certified, error = (x.flatten(1, -2) if len(op.batch_shape) else x[:, None] for x in found)
-        assert (count >= 0).all()
-        assert (count <= expected).all()
-        assert (count == expected)[certified].all()
-        unseen = values[..., rank] if values.shape[-1] > rank else torch.zeros_like(values[..., 0])
-        assert (error >= unseen).all()
+    found = randomized_ess(op, None, atol=ATOL, rtol=RTOL, rank=rank)
+    count, certified, error = (x.flatten(1, -2) if len(op.batch_shape) else x[:, None] for x in found)
+    assert (count >= 0).all()
+    assert (count <= expected).all()
+    assert (count == expected)[certified].all()
+    unseen = values[..., rank] if values.shape[-1] > rank else torch.zeros_like(values[..., 0])
+    assert (error >= unseen).all()
 
 
 @pytest.mark.parametrize(

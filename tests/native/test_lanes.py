@@ -6,6 +6,7 @@ import ctypes
 
 import pytest
 import torch
+from covering import covering
 from identical import assert_same_bits, levels, running
 
 import ess_kernels as ek
@@ -49,7 +50,7 @@ def mamba(channels: int, length: int, n: int = 5, batch: int = 1, **kwargs) -> O
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TAME)
+@covering(name=TAME, level=levels(), indirect=["level"])
 def test_sure_counts_are_right(level, name):
     """What the elimination is sure of needs no second look."""
     op, expected = build(name), truth(name).values
@@ -78,8 +79,7 @@ def test_counts(name):
         assert not bool((wrong & ~certificate.unresolved[m].view(wrong.shape)).any())
 
 
-@pytest.mark.parametrize("length", [*range(1, 19), 31, 64, 70])
-@pytest.mark.parametrize("n", [1, 8, 9, 16])
+@covering(each=2, length=[*range(1, 19), 31, 64, 70], n=[1, 8, 9, 16])
 def test_counts_at_every_length(length, n):
     torch.manual_seed(length)
     op = mamba(3, length, n)
@@ -139,8 +139,7 @@ def test_bad_data_stays_where_it_is(task):
 # --- entropy ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quadrature", [STANDARD, FINE], ids=["standard", "fine"])
-@pytest.mark.parametrize("name", TAME)
+@covering(name=TAME, level=levels(), quadrature={"standard": STANDARD, "fine": FINE}, indirect=["level"])
 def test_entropy_is_within_its_bound(level, name, quadrature):
     op, expected = build(name), entropy_of_values(truth(name).values)
     found = engine(op)

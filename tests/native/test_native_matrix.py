@@ -8,8 +8,9 @@ import logging
 
 import pytest
 import torch
+from covering import covering
 from every_position import singular_values
-from identical import running
+from identical import levels, running
 from torch import Tensor
 
 import ess_kernels as ek
@@ -94,8 +95,7 @@ def staircase(engine: Matrix, shifts: Tensor, definite: bool, wanted: Tensor | N
     return tuple(x.view(N, S, L) for x in (answer.value, answer.growth, answer.least))
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("L", LENGTHS)
+@covering(each=4, name=list(OPERATORS), L=LENGTHS)
 def test_counts_at_every_position(name, L):
     """One elimination each, without anything done again: right wherever it does not say that it may be wrong."""
     engine = engine_of(OPERATORS[name](L))
@@ -111,8 +111,7 @@ def test_counts_at_every_position(name, L):
     assert bool((counts >= 0).all()) and not bool(wrong[:, :4].any())
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("L", LENGTHS[::2])
+@covering(each=3, name=list(OPERATORS), L=LENGTHS[::2])
 def test_log_determinants_at_every_position(name, L):
     engine = engine_of(OPERATORS[name](L))
     values = spectra(engine)
@@ -138,7 +137,7 @@ def test_every_level(level, L):
     assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
+@covering(name=CASES, level=levels(), indirect=["level"])
 def test_the_hard_cases(name, level):
     """The whole way through the engine: counts as the definition has them or else a warning, and the entropy."""
     op, known = build(name), truth(name)

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from covering import covering
 from every_position import singular_values
-from identical import assert_same_bits, running
+from identical import assert_same_bits, levels, running
 from native_recurrence import Native, some_tokens
 
 import ess_kernels as ek
@@ -21,6 +22,7 @@ from ess_kernels.engine.lost import lost_in_states
 from ess_kernels.testing import assert_close
 from ess_kernels.testing.cases import matrix_of, randn
 
+SQUARED = {"squared": True, "unsquared": False}
 KINDS = [f"{kind} {order}" for kind in ("diagonal", "dense", "delta", "rank one") for order in ("after", "before")]
 
 
@@ -30,8 +32,7 @@ def level(level):
         yield level
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("c", [8, 16, 32])
+@covering(each=3, level=levels(), kind=KINDS, c=[8, 16, 32], indirect=["level"])
 def test_parts_and_scans(level, kind, c):
     tokens = some_tokens(kind)
     native, expected = Native(tokens, c), block_parts(cut(tokens, c))
@@ -102,10 +103,9 @@ def test_layouts_of_matrices(level, n):
     assert torch.equal(ek.tolerance_ess(op, 1e-2, backend="native"), ek.tolerance_ess(op, 1e-2, backend="reference"))
 
 
-@pytest.mark.parametrize("squared", [True, False], ids=["squared", "unsquared"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("c, n", [(8, 3), (16, 16), (32, 24)])
-def test_counts(level, kind, c, n, squared):
+@covering(each=4, level=levels(), kind=KINDS, sizes=[(8, 3), (16, 16), (32, 24)], squared=SQUARED, indirect=["level"])
+def test_counts(level, kind, sizes, squared):
+    c, n = sizes
     tokens = some_tokens(kind, n=n)
     native, known = Native(tokens, c), singular_values(matrix_of(tokens))
     tau = torch.logspace(-5, 1, 7, dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_a_tolerance_on_a_singular_value_is_seen(level, squared):
     assert least[23] > 1e-6 and least[25] > 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@covering(level=levels(), kind=KINDS, indirect=["level"])
 def test_unsquared_counts_far_down(level, kind):
     """Where squares say nothing any more: right to within the width, which stays small inside a long sequence."""
     n, c, eps = 12, 16, 2**-52

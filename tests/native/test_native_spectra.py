@@ -10,7 +10,8 @@ import ctypes
 import mpmath
 import pytest
 import torch
-from identical import running
+from covering import covering
+from identical import levels, running
 from torch import Tensor
 
 import ess_kernels as ek
@@ -111,8 +112,7 @@ def assert_counts(found: Tensor, values: Tensor, tau: Tensor, slack: float) -> N
     assert ((least <= found) & (found <= most)).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 33, 64])
+@covering(each=2, level=levels(), n=[1, 2, 3, 7, 16, 33, 64], dtype=DTYPES, indirect=["level"])
 def test_lapack_types(level: str, n: int, dtype: torch.dtype) -> None:
     types = lapack_types(n, dtype)
     A = torch.stack(list(types.values())).to(dtype)
@@ -231,8 +231,7 @@ def test_products_of_factors_that_miss_each_other(m: int, dtype: torch.dtype) ->
     torch.testing.assert_close(spectra.singular_values(A, right), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 2, 7, 16, 20, 50, 100])
+@covering(each=2, level=levels(), n=[1, 2, 7, 16, 20, 50, 100], dtype=DTYPES, indirect=["level"])
 def test_neighbours_and_threads_change_nothing(level: str, n: int, dtype: torch.dtype) -> None:
     types = torch.stack(list(lapack_types(n, dtype).values())).to(dtype)
     A = torch.cat([types, random(20, n, n, dtype=dtype)])

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from covering import covering
 from every_position import singular_values
 from hard_rank_one import HARD, RankOne, hard_tokens
-from identical import assert_same_bits, assert_same_for_any_threads, running
+from identical import assert_same_bits, assert_same_for_any_threads, levels, running
 from native_recurrence import Native, some_tokens
 
 import ess_kernels as ek
@@ -23,6 +24,8 @@ from ess_kernels.operators.rank_one import RankOneStateSpace
 from ess_kernels.testing import assert_close
 from ess_kernels.testing.cases import matrix_of, randn
 
+UPDATES = {"no updates": False, "updates": True}
+ORDERS = {"after": False, "before": True}
 # of the largest entry of a part, or of one that is zero but for rounding
 PRECISION, NOTHING = 1e-13, 1e-2
 
@@ -41,10 +44,7 @@ def expected_parts(name, before, c):
     return block_parts(cut(tokens, c)), block_parts(cut(matrices, c))
 
 
-@pytest.mark.parametrize("c", [16, 64])
-@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
-@pytest.mark.parametrize("updates", [False, True], ids=["no updates", "updates"])
-@pytest.mark.parametrize("name", HARD)
+@covering(each=4, level=levels(), name=list(HARD), updates=UPDATES, before=ORDERS, c=[16, 64], indirect=["level"])
 def test_parts(level, name, updates, before, c):
     tokens = replace(hard_tokens(name, updates=updates), reads_before=before)
     native, n = Native(tokens, c), tokens.read.shape[2]
@@ -98,9 +98,7 @@ def test_lost(level, kind):
     assert_close("lost", mine._lost(1)[:, 0] * mine.unit, theirs._lost(1)[:, 0] * theirs.unit, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("updates", [False, True], ids=["no updates", "updates"])
-@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
-@pytest.mark.parametrize("name", HARD)
+@covering(each=2, level=levels(), name=list(HARD), updates=UPDATES, before=ORDERS, indirect=["level"])
 def test_root_steps(level, name, updates, before):
     """Singular values at single positions come from roots that every token moves."""
     tokens = replace(hard_tokens(name, updates=updates), reads_before=before)
@@ -133,8 +131,7 @@ def entropies(values):
     return torch.special.entr(values / total).sum(-1).exp().where(total[..., 0] > 0, 0.0)
 
 
-@pytest.mark.parametrize("updates", [False, True], ids=["no updates", "updates"])
-@pytest.mark.parametrize("name", HARD)
+@covering(each=2, level=levels(), name=list(HARD), updates=UPDATES, indirect=["level"])
 def test_counts_and_entropies(level, name, updates):
     op = RankOne(hard_tokens(name, length=201, n=19, updates=updates))
     values = known_values(op)
@@ -154,8 +151,7 @@ def test_counts_and_entropies(level, name, updates):
     assert not bool(certificate.unresolved.any())
 
 
-@pytest.mark.parametrize("n", [8, 24, 70, 100, 131])
-@pytest.mark.parametrize("length", [2, 33, 130])
+@covering(each=3, level=levels(), n=[8, 24, 70, 100, 131], length=[2, 33, 130], indirect=["level"])
 def test_sizes(level, n, length):
     """Blocks of 16, 32 and 64 tokens, states that fill no vector, lengths that fill no block."""
     for kind in ("delta after", "rank one before"):
@@ -213,9 +209,12 @@ def test_threads_change_nothing():
     assert_same_for_any_threads(lambda: answers(gated_delta()), (1, 2, 3))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["q", "k", "g", "write_scale", "lookup", "update"])
-@pytest.mark.parametrize("place", [0, 40, 89])
+@covering(
+    each=3,
+    name=["q", "k", "g", "write_scale", "lookup", "update"],
+    bad=[math.nan, math.inf, -math.inf],
+    place=[0, 40, 89],
+)
 def test_bad_numbers_mark_their_head_alone(name, bad, place):
     torch.manual_seed(7)
     tensors = {x: torch.nn.functional.normalize(randn(1, 90, 3, 11), dim=-1) for x in ("q", "k", "lookup", "update")}

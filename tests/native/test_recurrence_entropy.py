@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
+from covering import covering
 from every_position import singular_values
+from identical import levels
 
 from ess_kernels.backends.native import abi
 from ess_kernels.backends.native.choice import library
@@ -15,6 +17,8 @@ from ess_kernels.engine.quadrature import FINE, STANDARD
 from ess_kernels.operators.structure import Tokens
 
 LEVELS = {1: "baseline", 2: "avx2", 3: "avx512"}
+# the numbers of those of this machine
+HERE = {name: number for number, name in LEVELS.items() if name in levels()}
 
 
 @pytest.fixture(scope="module", params=LEVELS, ids=LEVELS.get)
@@ -151,8 +155,7 @@ def check(recurrence, level, quadrature=STANDARD, slack=1.0, positions=None):
     return worst
 
 
-@pytest.mark.parametrize("c", [8, 16, 32, 64])
-@pytest.mark.parametrize("n", [8, 13, 24, 64])
+@covering(each=4, n=[8, 13, 24, 64], c=[8, 16, 32, 64], level=HERE, indirect=["level"])
 def test_entropy_against_singular_values(level, n, c):
     assert check(recurrence(2, 90, n, c), level) < 1e-4
 
