@@ -15,6 +15,8 @@ import time
 
 PYTEST = [sys.executable, "-m", "pytest", "-m", "slow and not gpu", "-p", "no:cacheprovider"]
 OUTCOME = re.compile(r"^(\S+::.*?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)\b", re.MULTILINE)
+# tests of a file that were not reached and are printed; of products of parameters there may be hundreds
+MOST_NAMED = 5
 # how long pytest may take to end once it is told to
 PATIENCE = 30
 
@@ -35,8 +37,12 @@ def main(seconds: float, arguments: list[str]) -> int:
             broken.append(file)
         reached = sum(test in found for test in tests)
         print(f"{file}: {reached} of {len(tests)} tests, {time.monotonic() - begin:.0f} of {share:.0f} s", flush=True)
-    for test in (test for tests in files.values() for test in tests if test not in outcomes):
-        print(f"not reached: {test}")
+    for file, tests in files.items():
+        missed = [test for test in tests if test not in outcomes]
+        for test in missed[:MOST_NAMED]:
+            print(f"not reached: {test}")
+        if len(missed) > MOST_NAMED:
+            print(f"not reached: {len(missed) - MOST_NAMED} more tests of {file}")
     for file in broken:
         print(f"failed: {file}")
     return bool(broken)

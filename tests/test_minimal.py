@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from covering import covering
 from torch.nn.functional import logsigmoid
 
 from ess_kernels import ess_minimal, operators
@@ -40,9 +41,9 @@ def test_hard_dense_operators(name):
     assert_close("entropy", ess_minimal.dense_entropy(T)[wanted > 0], wanted[wanted > 0], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("length", "n"), [(2, 3), (3, 1), (16, 4), (41, 5), (50, 20)])
-@pytest.mark.parametrize("decay", [0.0, 1 / 16, 20.0])
-def test_gated(length, n, decay):
+@covering(sizes=[(2, 3), (3, 1), (16, 4), (41, 5), (50, 20)], decay=[0.0, 1 / 16, 20.0])
+def test_gated(sizes, decay):
+    length, n = sizes
     torch.manual_seed(length + n)
     q, k, g = randn(length, n), randn(length, n), decay * logsigmoid(randn(length, n))
     op = operators.gla(*(x[None, :, None] for x in (q, k, g)), scale=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covering import covering
 from torch import Tensor
 
 from ess_kernels import operators as ops
@@ -120,7 +121,7 @@ def test_row_sums(op: Attention):
     torch.testing.assert_close(sums.log_sum_exp, torch.where(expected == -INF, INF, expected), rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
+@covering(op=list(CASES), transposed=[False, True], indirect=["op"])
 def test_products(op: Attention, transposed: bool):
     if op.length < 2:
         return
@@ -133,9 +134,9 @@ def test_products(op: Attention, transposed: bool):
     assert not ((Y != 0) & (expected == 0)).any()
 
 
-@pytest.mark.parametrize("columns", [1, 16, 17, 64, 70, 130])
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("mask", [None, keep(33, 33)])
+@covering(
+    each=2, columns=[1, 16, 17, 64, 70, 130], transposed=[False, True], mask={"plain": None, "mask": keep(33, 33)}
+)
 def test_any_number_of_columns(columns: int, transposed: bool, mask: Tensor | None):
     op = build(size=8, window_size=20, attn_mask=mask)
     heads, positions = op.all_heads()[1:], torch.tensor([20], device=DEVICE)

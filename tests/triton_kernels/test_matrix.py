@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+from covering import covering
 from twins import descend_twin
 
 from ess_kernels.backends.triton.matrix import elimination, halves
@@ -136,9 +137,9 @@ def copies(state):
     return [x.clone() if isinstance(x, torch.Tensor) else x for x in state]
 
 
-@pytest.mark.parametrize("definite", [False, True])
-@pytest.mark.parametrize("size, first", [(16, 48), (32, 0), (48, 16), (64, 0)])
-def test_diagonal(size, first, definite):
+@covering(place=[(16, 48), (32, 0), (48, 16), (64, 0)], definite=[False, True])
+def test_diagonal(place, definite):
+    size, first = place
     found = panel(size, definite)
     known = copies(found)
     elimination.diagonal(*found, first, definite)
@@ -152,8 +153,7 @@ def test_diagonal(size, first, definite):
         assert_close(name, x.nan_to_num(), y.nan_to_num(), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("definite", [False, True])
-@pytest.mark.parametrize("size", [16, 48, 64])
+@covering(size=[16, 48, 64], definite=[False, True])
 def test_rows(size, definite):
     state = panel(size, definite)
     elimination.diagonal(*state, 0, definite)
@@ -235,10 +235,9 @@ def test_children(m, h, definite):
     check_layout(halves.children, halves.children_twin, arguments, h, whole, definite)
 
 
-@pytest.mark.parametrize("definite", [False, True])
-@pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("m, h", [(50, 48), (36, 32), (1, 16)])
-def test_edge(m, h, left, definite):
+@covering(each=2, sizes=[(50, 48), (36, 32), (1, 16)], left=[False, True], definite=[False, True])
+def test_edge(sizes, left, definite):
+    m, h = sizes
     torch.manual_seed(m)
     T, gram = randn(2, 90, 90).tril(-1), randn(2, m, m).masked_fill(torch.ones(m, m).bool().triu(1), NAN)
     arguments = to_device(T, gram, torch.tensor([0, 1, 1]), torch.tensor([2.0, 4.0, 0.5]).double())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covering import covering
 
 from ess_kernels.testing.recurrences import DEVICE, control, gates, gla, mamba, normal, ssd
 
@@ -39,8 +40,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-13)
     assert float((found - expected).abs().max() / scale) < tolerance
 
 
-@pytest.mark.parametrize("c", [16, 32])
-@pytest.mark.parametrize("name", OPERATORS)
+@covering(name=list(OPERATORS), c=[16, 32])
 def test_parts_against_the_twin(name, c):
     op = OPERATORS[name](c + 5)  # a whole block and a partial one: what a block's parts are rests on no other
     heads = op.all_heads().flip(0)
