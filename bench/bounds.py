@@ -1,6 +1,7 @@
 """Bounds against exact answers: how fast, how many positions are closed, and ranks by length, tolerance and kind.
 
     python bench/bounds.py                     # times against exact answers, in one run
+    python bench/bounds.py --quick             # the same at small lengths, to see that it runs
     python bench/bounds.py --long              # L = 32768: seconds and memory, each in a process of its own
     python bench/bounds.py --ranks 1024 4096   # ranks of compressed operators, the tables of docs/scale.md
 
@@ -179,6 +180,7 @@ def ranks(lengths: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="small lengths, to see that it runs")
     parser.add_argument("--ranks", type=int, nargs="+", metavar="L")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--one", metavar="KIND", help=argparse.SUPPRESS)
@@ -202,13 +204,14 @@ def main() -> None:
             "| kind | L | method | exact s | bounds s | times faster | closed % |\n|---|---|---|---|---|---|---|",
             flush=True,
         )
-        one_position(2048)
-        against_exact("attention, ALiBi slope 1/16", 4096, "windowed")
-        against_exact("convolution, 32 damped modes", 8192, "compressed")
-        against_exact("convolution, 1 / (1 + lag)", 8192, "compressed")
-        deciding(2048)
-        deciding(4096)
-        entropies(1024)
+        share = 8 if options.quick else 1
+        one_position(2048 // share)
+        against_exact("attention, ALiBi slope 1/16", 4096 // share, "windowed")
+        against_exact("convolution, 32 damped modes", 8192 // share, "compressed")
+        against_exact("convolution, 1 / (1 + lag)", 8192 // share, "compressed")
+        deciding(2048 // share)
+        deciding(4096 // share)
+        entropies(1024 // share)
 
 
 if __name__ == "__main__":

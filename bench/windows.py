@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--output", type=Path, help="also write the figures to this file, as JSON")
     options = parser.parse_args()
-    small, length, longest, repeats = (8, 512, 2048, 2) if options.quick else (24, 2048, 32768, 5)
+    small, length, longest, repeats = (5, 512, 1024, 1) if options.quick else (24, 2048, 32768, 5)
     result: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
