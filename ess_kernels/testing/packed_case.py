@@ -7,9 +7,9 @@ from two lengths: the axes whose sizes differ.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,18 @@ BOUNDARIES = (0, 4, 4, 5, 9)
 LENGTH = BOUNDARIES[-1]
 SEQUENCES = tuple(pairwise(BOUNDARIES))
 TOLERANCES = [0.5, 0.05, 1e-6]
+# numbers of one operator by what they are, at all positions
+Answers = dict[str, Tensor]
+# how far those of a packed sequence may be from those of the sequence alone
+TO_WITHIN = {
+    "counts": 0,
+    "counts, rtol": 0,
+    "entropy": 1e-9,
+    "counts of the definition": 0,
+    "entropy of the definition": 1e-9,
+    "largest values": 1e-9,
+    "largest values of the definition": 1e-9,
+}
 
 
 class PackedCase(FamilyUnderTest):
@@ -72,36 +84,25 @@ class PackedCase(FamilyUnderTest):
         options = {**self.options, **({"length": length} if "length" in self.options else {})}
         return type(self).constructor(**inputs, **options)
 
-    def _compare(self, op: Operator, alone: list[Operator], bounds: list[tuple[int, int, int]]) -> None:
+    def _compare(self, op: Operator, alone: list[Answers], bounds: list[tuple[int, int, int]]) -> None:
         """Every metric of the batch with those of its sequences, each made alone."""
-        answers: dict[str, tuple[Callable[[Operator], Any], float]] = {
-            "counts": (_counts, 0),
-            "counts, rtol": (lambda op: tolerance_ess(op, rtol=0.1), 0),
-            "entropy": (entropy_ess, 1e-9),
-            "counts of the definition": (lambda op: reference_tolerance_ess(op, 0.05), 0),
-            "entropy of the definition": (reference_entropy_ess, 1e-9),
-            "largest values": (lambda op: singular_values(op, list(range(1, op.length)), 1)[..., 0], 1e-9),
-            "largest values of the definition": (lambda op: _largest(reference_singular_values(op)), 1e-9),
-        }
         valid = torch.zeros(int(self.has_rows) * bounds[-1][0] + 1, LENGTH - 1, dtype=torch.bool)
         for row, start, stop in bounds:
             valid[row, start : max(stop - 1, start)] = True
         assert torch.equal(op.valid, valid)
-        for what, (answer, rtol) in answers.items():
-            found = answer(op)
+        for what, found in _answers(op).items():
+            rtol = TO_WITHIN[what]
             parts = split(found, op)
             assert len(parts) == len(alone)
             for number, (part, one) in enumerate(zip(parts, alone)):
-                wanted = answer(one).reshape(part.shape)
+                wanted = one[what].reshape(part.shape)
                 assert_close(f"{what} of sequence {number}", part, wanted, rtol=rtol, atol=rtol)
             outside = found.movedim(-1, 0)[~valid.any(0)]
             assert bool((outside == 0).all()), f"{what}: not 0 outside of sequences"
 
-    def _compare_packed(self, inputs: Mapping[str, Tensor]) -> Operator:
-        op = self._packed(inputs, cu_seqlens=torch.tensor(BOUNDARIES))
-        alone = [self._alone(self._cut(inputs, start, stop), stop - start) for start, stop in SEQUENCES]
-        self._compare(op, alone, [(0, start, stop) for start, stop in SEQUENCES])
-        return op
+    def _answers_of_sequence(self, inputs: Mapping[str, Tensor], start: int, stop: int, row: int = 0) -> Answers:
+        """The metrics of an operator that is made of these tokens of these inputs and of no others."""
+        return _answers(self._alone(self._cut(inputs, start, stop, row), stop - start))
 
     def _first_row(self) -> dict[str, Tensor]:
         return {name: self._row(name, x, 0) for name, x in self.inputs(LENGTH).items()}
@@ -110,12 +111,14 @@ class PackedCase(FamilyUnderTest):
         if not self._takes("cu_seqlens"):
             return
         inputs = self._first_row()
-        op = self._compare_packed(inputs)
+        op = self._packed(inputs, cu_seqlens=torch.tensor(BOUNDARIES))
+        alone = [self._answers_of_sequence(inputs, start, stop) for start, stop in SEQUENCES]
+        self._compare(op, alone, [(0, start, stop) for start, stop in SEQUENCES])
         T, (rows, columns) = op.dense(), op.block
         for start, stop in SEQUENCES:
             own = T[..., rows * start : rows * stop, columns * start : columns * stop]
-            alone = self._alone(self._cut(inputs, start, stop), stop - start).dense()
-            assert_close(f"T of tokens {start}..{stop}", own, alone.reshape(own.shape), rtol=1e-12, atol=1e-12)
+            wanted = self._alone(self._cut(inputs, start, stop), stop - start).dense()
+            assert_close(f"T of tokens {start}..{stop}", own, wanted.reshape(own.shape), rtol=1e-12, atol=1e-12)
             own.zero_()
         assert bool((T == 0).all()), "T is not zero between sequences"
 
@@ -135,6 +138,8 @@ class PackedCase(FamilyUnderTest):
             return
         inputs, every = self._first_row(), self._times()
         clean = _counts(self._packed(inputs, cu_seqlens=torch.tensor(BOUNDARIES)))
+        bounds = [(0, start, stop) for start, stop in SEQUENCES]
+        good = [self._answers_of_sequence(inputs, start, stop) for start, stop in SEQUENCES[:-1]]
         start, stop = SEQUENCES[-1]
         for name, x in inputs.items():
             times = [] if name in self.lags else every[name]
@@ -146,7 +151,9 @@ class PackedCase(FamilyUnderTest):
                 each = x.shape[axis] // LENGTH
                 part = part.narrow(axis, each * start, each * (stop - start))
             part.fill_(torch.nan)
-            op = self._compare_packed({**inputs, name: x})
+            spoilt = {**inputs, name: x}
+            op = self._packed(spoilt, cu_seqlens=torch.tensor(BOUNDARIES))
+            self._compare(op, [*good, self._answers_of_sequence(spoilt, start, stop)], bounds)
             counts = _counts(op)
             assert bool((counts[..., start:] == -1).all()), f"{name}: NaN is not seen"
             assert torch.equal(counts[..., :start], clean[..., :start]), f"{name}: NaN has left its sequence"
@@ -172,7 +179,7 @@ class PackedCase(FamilyUnderTest):
                     one = self._row(name, x, row)
                     one.narrow(axis, 0, each * start).fill_(torch.nan)
                     one.narrow(axis, each * stop, each * (LENGTH - stop)).fill_(torch.nan)
-        alone = [self._alone(self._cut(inputs, start, stop, row), stop - start) for row, start, stop in bounds]
+        alone = [self._answers_of_sequence(inputs, start, stop, row) for row, start, stop in bounds]
         for marks in (mask, mask.bool()):
             self._compare(self._packed(spoilt, attention_mask=marks), alone, bounds)
 
@@ -201,6 +208,20 @@ def _counts(op: Operator) -> Tensor:
     counts = tolerance_ess(op, TOLERANCES)
     assert isinstance(counts, Tensor)
     return counts
+
+
+def _answers(op: Operator) -> Answers:
+    answers = {
+        "counts": _counts(op),
+        "counts, rtol": tolerance_ess(op, rtol=0.1),
+        "entropy": entropy_ess(op),
+        "counts of the definition": reference_tolerance_ess(op, 0.05),
+        "entropy of the definition": reference_entropy_ess(op),
+        "largest values": singular_values(op, list(range(1, op.length)), 1)[..., 0],
+        "largest values of the definition": _largest(reference_singular_values(op)),
+    }
+    assert list(answers) == list(TO_WITHIN)
+    return cast(Answers, answers)
 
 
 def _largest(values: Tensor) -> Tensor:
