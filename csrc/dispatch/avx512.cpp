@@ -1,8 +1,9 @@
-// The kernels for x86 processors with AVX-512: eight doubles a vector.
+// The kernels for x86 processors with AVX-512: eight doubles a vector. ESS_WITHOUT_AVX512 leaves them out, for builds
+// that nobody installs.
 
 #include "dispatch/headers.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ESS_WITHOUT_AVX512)
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                                          \
