@@ -35,7 +35,7 @@ from ess_kernels.backends.triton.matrix import engine as matrix
 from ess_kernels.backends.triton.matrix import halves
 from ess_kernels.backends.triton.recurrence import boundary as boundaries
 from ess_kernels.backends.triton.recurrence import engine as recurrence
-from ess_kernels.backends.triton.recurrence import parts, roots, scans
+from ess_kernels.backends.triton.recurrence import parts, passes, roots, scans
 from ess_kernels.backends.triton.recurrence import small as small_states
 from ess_kernels.engine import tiled
 from ess_kernels.engine.certainty import EPS, SURE
@@ -111,7 +111,7 @@ def recurrence_row(row: Row) -> Work:
 
 def fused(work: Work, kind: str, items: int, shifts: float, definite: bool, read: float) -> None:
     """States of at most 16: from tokens to nodes in one kernel, then the staircase."""
-    each = max(1, recurrence.NODE_WORKSPACE // (8 * 6 * 256 * round(shifts)))
+    each = max(1, passes.NODE_WORKSPACE // (8 * 6 * 256 * round(shifts)))
     batches = math.ceil(items / each)
     moved = read + items * 8 * (512 + 768 * shifts)
     count = code.block16(kind, definite, shifts)
@@ -138,10 +138,10 @@ def chain(
         reread = 8 * items * 2 * c * n * (n // width)
         moved = 8 * items * 2 * n * n + reread
         work.launch("scan", code.scan(n, c, width, blocks), 2 * heads * tiles, scan_rule, moved)
-    # as in TritonRecurrence._blocks
-    batches = math.ceil(items / recurrence.blocks_at_once(n, c))
+    # as in PartsEngine._blocks
+    batches = math.ceil(items / passes.blocks_at_once(n, c))
     some = items / batches
-    cuts = math.ceil(some * shifts / recurrence.pairs_at_once(c))
+    cuts = math.ceil(some * shifts / passes.pairs_at_once(c))
     if not definite:
         # blocks that are done again are gathered
         work.copies("everything else", REDONE * 2 * 8 * items * (2 * n * n + 2 * c * n + c * c))
@@ -151,7 +151,7 @@ def chain(
     flops = items * (1.0 * cubes * n**3 + 6 * n * n * c + 2 * n * c * c)
     moved = 8 * items * (squares * n * n + 7 * n * c + 3 * c * c)
     work.products("products", flops, moved, SMALL_PRODUCTS, 8 * batches)
-    tile, rule = boundaries.launch(n)
+    tile, rule = boundaries.launch(n, c)
     slots = MULTIPROCESSORS * (RESIDENT // rule.num_warps)
     factored = 8 * n * (n / 2 + 2 * c)
     missed = max(0.0, 1 - L2 / (8 * slots * n * (n + 2 * c)))

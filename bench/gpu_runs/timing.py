@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ess_kernels.backends.triton.recurrence import engine as recurrence
-from ess_kernels.backends.triton.recurrence import parts, scans, small
+from ess_kernels.backends.triton.recurrence import parts, passes, scans, small
 from ess_kernels.backends.triton.staircase import descent, leaf, splits
 
 CUDA = torch.cuda.is_available()
@@ -158,8 +158,8 @@ STAGES = {
     "parts": [(parts, "build")],
     "scan": [(scans, "gramians"), (small, "gramians")],
     "root": [(recurrence, "shifted_roots"), (recurrence, "pivoted_roots")],
-    "products": [(recurrence, "_products")],
-    "boundary": [(recurrence, "eliminate"), (small, "eliminate")],
+    "products": [(passes, "_products")],
+    "boundary": [(passes, "eliminate"), (small, "eliminate")],
     "split64": [(splits, "split")],
     "split32": [],
     "split16": [(leaf, "split16")],

@@ -24,7 +24,6 @@ Task = Literal[
 SMOOTH = ("entropy_ess", "soft_ess", "nuclear_norm")
 
 NO_PRODUCTS = "it has no products with thin matrices"
-NO_BLOCK_PARTS = "it takes no ready-made block parts, as compressed operators are; backend 'torch' does"
 NO_BACKWARD = "it has no backward; use backend='torch'"
 
 

@@ -18,8 +18,8 @@ class Compressed(Tiled):
     a block the rank may be larger than at either of its edges. A head of `T` that holds NaN or infinity has no answers
     here either.
 
-    Compiled kernels take heads of at most 256 states at every edge, in blocks of 8, 16, 32 or 64 tokens; other heads
-    are answered in PyTorch.
+    Kernels take heads of at most 256 states at every edge: compiled ones in blocks of 8, 16, 32 or 64 tokens, Triton's
+    in blocks of 64, or of 16 for 16 states or fewer and 32 for 17 to 64. Other heads are answered in PyTorch.
 
     Attributes:
         block_length: tokens a block; edges lie every so many tokens.

@@ -105,7 +105,7 @@ def test_heads_in_pieces_give_the_same(kind, monkeypatch):
         assert torch.equal(getattr(pieces, name), getattr(whole, name)), name
     for name, found, expected in zip(whole.sizes._fields, pieces.sizes, whole.sizes, strict=True):
         assert torch.equal(found, expected), name
-    for found, expected in zip(vars(pieces.blocks).values(), vars(whole.blocks).values(), strict=True):
+    for found, expected in zip(vars(pieces.parts).values(), vars(whole.parts).values(), strict=True):
         assert torch.equal(found, expected)
 
 

@@ -15,8 +15,7 @@ triton = pytest.importorskip("triton")
 import ess_kernels as ek  # noqa: E402
 from ess_kernels import reference  # noqa: E402
 from ess_kernels.backends.sources import supported_heads  # noqa: E402
-from ess_kernels.backends.triton.recurrence import boundary  # noqa: E402
-from ess_kernels.backends.triton.recurrence import engine as recurrence  # noqa: E402
+from ess_kernels.backends.triton.recurrence import boundary, passes  # noqa: E402
 from ess_kernels.backends.triton.recurrence.weights import estimate  # noqa: E402
 from ess_kernels.engine.certainty import count_values  # noqa: E402
 from ess_kernels.engine.quadrature import FINE, STANDARD  # noqa: E402
@@ -76,8 +75,8 @@ def test_entropy_of_small_states():
 def general(request, monkeypatch):
     """States above 16. Interpreted, the two kernels that run once a block and shift take most of the time."""
     if request.param != "kernels":
-        monkeypatch.setattr(recurrence, "eliminate", boundary.eliminate_in_torch)
-        monkeypatch.setattr(recurrence, "descend", descend_twin)
+        monkeypatch.setattr(passes, "eliminate", boundary.eliminate_in_torch)
+        monkeypatch.setattr(passes, "descend", descend_twin)
 
 
 def test_entropy_of_larger_states(general):

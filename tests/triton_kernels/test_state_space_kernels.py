@@ -147,8 +147,14 @@ def outside(items: int, n: int, c: int) -> boundary.Outside:
     return boundary.Outside(S.contiguous(), AE.contiguous(), (Z @ Q @ Z.mT).contiguous(), Y.contiguous())
 
 
+SIZES_OF_BOUNDARIES = [
+    *((16, 16), (32, 32), (64, 32)),
+    *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((16, 64), (64, 64), (128, 64))),
+]
+
+
 @pytest.mark.parametrize("definite", [False, True])
-@pytest.mark.parametrize("n, c", [(16, 16), (32, 32), (64, 32), pytest.param(128, 64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n, c", SIZES_OF_BOUNDARIES)
 def test_boundary_against_the_twin(n, c, definite):
     pieces = outside(2, n, c)
     which = torch.tensor([1, 0, 1], device=DEVICE)

@@ -18,7 +18,7 @@ from ...memory import free_on
 from ...operators.attention import Attention
 from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
-from ..base import NO_BACKWARD, NO_BLOCK_PARTS, Task, wants_gradient
+from ..base import NO_BACKWARD, Task, wants_gradient
 from ..sources import supported_heads
 from ..windowed import WindowedBackend
 from . import runtime
@@ -33,8 +33,6 @@ class TritonBackend(WindowedBackend):
     name = "triton"
 
     def lacks(self, task: Task, subject: Operator | Tensor) -> str | None:
-        if isinstance(subject, Compressed):
-            return NO_BLOCK_PARTS
         if task != "randomized_ess":
             return None
         if not isinstance(subject, Attention):
@@ -51,6 +49,14 @@ class TritonBackend(WindowedBackend):
             return NO_BACKWARD
         if isinstance(subject, StateSpace) and subject.state_size > MAX_STATE_SIZE:
             return f"its kernels take recurrences of at most {MAX_STATE_SIZE} states, this one has {subject.state_size}"
+        if isinstance(subject, Compressed) and subject.length and subject.num_heads:
+            from .recurrence.block_states import takes
+
+            if not any(takes(parts, subject.length, MAX_STATE_SIZE) for parts in subject.parts):
+                return (
+                    f"its kernels take compressed operators of at most {MAX_STATE_SIZE} states in blocks of 64 tokens "
+                    "(or of 16 up to 16 states, 32 up to 64 states), and no head here is such a one"
+                )
         return None
 
     def about(self) -> str:
@@ -89,6 +95,14 @@ class TritonBackend(WindowedBackend):
         from .recurrence.engine import bytes_per_head as recurrence_bytes
 
         return recurrence_bytes(op.length, op.state_size, op.rank_one)
+
+    def _block_states(self, op: Compressed, head: int, cost: Cost) -> Engine:
+        from .recurrence.block_states import TritonBlockStates, takes
+
+        parts = op.parts[head]
+        if not takes(parts, op.length, MAX_STATE_SIZE):
+            return super()._block_states(op, head, cost)
+        return TritonBlockStates(parts, op.ranks_of(head), op.length, op.unit[head, None], cost)
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         if not isinstance(op, Attention) or op.depends_on_distance:

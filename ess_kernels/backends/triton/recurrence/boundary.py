@@ -35,6 +35,7 @@ from ..tiles import (
     smaller,
     solve16,
 )
+from .parts import SIZES
 
 
 @triton.jit
@@ -168,13 +169,14 @@ class Outside(NamedTuple):
     Y: Tensor
 
 
-def launch(n: int) -> tuple[int, Launch]:
+def launch(n: int, c: int) -> tuple[int, Launch]:
     """Width of a tile, and warps.
 
-    From n = 128 on programs have more warps, so that fewer run at once: the factored rows of all of them must fit the
-    caches. With 32 states a wider tile does not fit the registers of sm_80.
+    With 64 states in blocks of 64 tokens one warp has too few registers. From n = 128 on programs have more warps, so
+    that fewer run at once: the factored rows of all of them must fit the caches. With 32 states a wider tile does not
+    fit the registers of sm_80.
     """
-    return (64, Launch(4)) if n >= 128 else (32 if n == 64 else 16, Launch(1))
+    return (64, Launch(4)) if n >= 128 or n == c == 64 else (32 if n == 64 else 16, Launch(1))
 
 
 def programs(device: torch.device, launch: Launch) -> int:
@@ -199,7 +201,7 @@ def eliminate(
     Twin: `eliminate_in_torch`.
     """
     n, c, J = outside.S.shape[1], outside.Y.shape[1], len(which)
-    width, rule = launch(n)
+    width, rule = launch(n, c)
     slots = max(1, min(J, programs(tau.device, rule)))
     new = outside.S.new_empty
     # growth and least row of log-determinants are not written
@@ -236,8 +238,9 @@ def eliminate_in_torch(
 def variants() -> Iterator[Variant]:
     pointers = ["S", "AE", "G", "Y", "TAU", "BROUGHT", "RKC", "VALUE", "GROWTH", "LEAST", "U", "DI"]
     arguments = dict.fromkeys(pointers, "*fp64") | {"WHICH": "*i64", "pairs": "i32"}
-    for n, c in ((16, 16), (32, 32), (64, 32), (128, 64), (192, 64), (256, 64)):
-        width, rule = launch(n)
+    # tokens that are cut by the engine, and compressed operators in their longer blocks
+    for n, c in (*SIZES, (16, 64), (32, 64), (64, 64)):
+        width, rule = launch(n, c)
         for definite in (False, True):
             kind = "log-determinants" if definite else "counts"
             constants = {"n": n, "c": c, "W": width, "DEFINITE": definite}
