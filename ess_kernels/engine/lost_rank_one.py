@@ -77,15 +77,21 @@ def lost_in_rank_one_states(
     fresh = sizes.step * before + sizes.write
     following = torch.cat([after.unflatten(1, (-1, c))[..., 1:], seen.sqrt()[..., None]], -1).flatten(1)
     read_too = torch.hypot(following, sizes.read)
-    fresh_rows = sizes.step * read_too + sizes.read
+    # a read that comes after its own transition is seen through that
+    fresh_rows = sizes.step * read_too + sizes.read * (1.0 if reads_before else sizes.norm)
     everywhere = (sizes.step * before * read_too).sum(1, True) + ROUNDINGS_OF_SUM * (before * after).amax(1, True)
 
     norms = _spanned(sizes.norm, span, 1.0)
     growth, norm = norms.clamp_min(1.0).prod(-1), norms.prod(-1)
     F, G, new, new_rows = (_spanned(x, span) for x in (before, after, fresh, fresh_rows))
-    new, new_rows = growth * new.sum(-1), growth * new_rows.sum(-1)
-    errors = growth * _arriving(new, norm) + new
-    row_errors = growth * _arriving(new_rows.flip(1), norm.flip(1)).flip(1) + new_rows
+    if span == 1:
+        # a position lies before its token: states have not passed it, and rows have
+        errors = _arriving(new[..., 0], norm)
+        row_errors = norm * _arriving(new_rows[..., 0].flip(1), norm.flip(1)).flip(1) + new_rows[..., 0]
+    else:
+        new, new_rows = growth * new.sum(-1), growth * new_rows.sum(-1)
+        errors = growth * _arriving(new, norm) + new
+        row_errors = growth * _arriving(new_rows.flip(1), norm.flip(1)).flip(1) + new_rows
     F, G = F.amax(-1), G.amax(-1)
     lost = errors * G + F * row_errors + ROUNDINGS_OF_SUM * F * G
     # where transitions grow, products of their norms say less than the sum over all tokens of what each of them loses

@@ -1,6 +1,7 @@
 """What rounding takes from the products of states: counts that hang on it are never called certain."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -167,3 +168,27 @@ def test_rows_that_fall_are_not_doubted(backend):
     counts, certificate = ek.tolerance_ess(op, rtol=1e-6, certificate=True, backend=backend)
     assert torch.equal(counts, (values > 1e-6 * values[..., :1]).sum(-1))
     assert not bool(certificate.unresolved.any())
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "native"])
+@pytest.mark.parametrize("family", ["kda", "gated_delta_rule"])
+def test_a_token_that_nearly_empties_the_state(family, backend):
+    """What passes it is 2^-45 of all else, and known as well as all else: it is only another unit."""
+    L, at, power = 40, 13, -45
+    q, k = randn(1, L, 2, 5, seed=1), torch.nn.functional.normalize(randn(1, L, 2, 5, seed=2), dim=-1)
+    beta, g = torch.rand(1, L, 2, dtype=torch.float64), -0.1 * randn(1, L, 2, 5, seed=3).abs()
+    if family == "gated_delta_rule":
+        g = g[..., 0]
+    emptied = g.clone()
+    emptied[:, at] += power * math.log(2)
+    op, other = (getattr(ek.operators, family)(q, k, g=x, beta=beta) for x in (emptied, g))
+    tolerances = torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64)
+    wanted = ek.tolerance_ess(other, tolerances, positions=[at])
+    for positions in ([at], None):
+        counts, certificate = ek.tolerance_ess(
+            op, tolerances * 2.0**power, positions=positions, backend=backend, certificate=True
+        )
+        counts, doubted = ((x if positions else x[..., at - 1 : at]) for x in (counts, certificate.unresolved))
+        assert torch.equal(counts, wanted) and not bool(doubted.any())
+    values, right = (ek.singular_values(x, [at], backend=backend) for x in (op, other))
+    torch.testing.assert_close(values, right * 2.0**power, rtol=1e-11, atol=0.0)
