@@ -16,10 +16,13 @@ import torch.distributed as dist
 
 import ess_kernels as ek
 from ess_kernels.distributed import DistributedError, gather, scan, sequence_parallel, to_heads
+from ess_kernels.testing.peak_memory import _forget_peak, _status
 
 TIMEOUT = 4.0
 TOLERANCES = [1.0, 1e-3, 1e-6]
 LENGTH = 203
+# tokens of the sequence whose memory is measured
+MEASURED = 1 << 15
 # where the slices of four processes begin and end, and those of two; one process has a single token
 EDGES = {4: (0, 61, 62, 128, LENGTH), 2: (0, 131, LENGTH)}
 ALIGNED = (0, 64, 128, 192, LENGTH)
@@ -82,6 +85,7 @@ class World:
         short = datetime.timedelta(seconds=TIMEOUT)
         # every group is made by all processes, also by those that are not in it
         self.pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        self.alone = [dist.new_group([rank]) for rank in range(4)]
         self.short = [dist.new_group(list(range(count)), timeout=short) for count in (4, 3, 2)]
 
     def note(self, name, value):
@@ -280,6 +284,20 @@ class World:
                 self.note(("refuses", other.__name__), str(error))
         self.raises("no error after all", lambda: ek.entropy_ess(whole, [3]))
 
+    def check_memory(self):
+        """What the tokens of a rank and all that is made of them take, for four ranks, for two, and for one."""
+        start = _forget_peak()
+        peaks = []
+        for count, group in ((4, None), (2, self.pairs[self.rank // 2]), (1, self.alone[self.rank])):
+            generator = torch.Generator().manual_seed(self.rank)
+            q, k, g = torch.randn(3, 1, MEASURED // count, 2, 16, generator=generator, dtype=torch.float64)
+            op = sequence_parallel(ek.operators.gla(q, k, torch.nn.functional.logsigmoid(g) / 4), group)
+            ek.tolerance_ess(op, TOLERANCES, certificate=True)
+            del op, q, k, g
+            peaks.append(_status("VmHWM") - start)
+            dist.barrier()  # processors are few, and the next is the last one's double
+        self.note("peaks", peaks)
+
     def check_losses(self):
         """Ranks 3, 2 and 1 are lost one after the other."""
         four, three, two = self.short
@@ -307,6 +325,7 @@ def main():
     world.check_torchmetrics()
     world.check_bad_data()
     world.check_errors()
+    world.check_memory()
     world.check_losses()
     os._exit(0)  # the groups have lost members: nobody waits for them
 

@@ -243,6 +243,14 @@ def check_what_is_wrong_on_one_rank_raises_on_all(seen, name):
         assert seconds < world.TIMEOUT + 5
 
 
+def check_memory_falls_with_the_ranks(seen):
+    """Tokens and all that is made of them; what a call takes whatever its length is a share of the least peak."""
+    for found in seen:
+        quarter, half, whole = found["peaks"]
+        assert whole > 64 * 2**20, found["peaks"]
+        assert quarter < 0.35 * whole and half < 0.65 * whole, found["peaks"]
+
+
 def check_nobody_waits_for_a_process_that_is_lost(seen):
     lost = {"killed in the middle of a scan": (0, 1, 2), "stopped": (0, 1), "killed before": (0,)}
     for name, ranks in lost.items():
@@ -270,4 +278,5 @@ def test_four_processes(tmp_path):
     check_what_a_rank_alone_says(seen)
     for name in ERRORS:
         check_what_is_wrong_on_one_rank_raises_on_all(seen, name)
+    check_memory_falls_with_the_ranks(seen)
     check_nobody_waits_for_a_process_that_is_lost(seen)
