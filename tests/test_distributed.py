@@ -252,6 +252,50 @@ def test_entropy_is_the_same_where_rounding_does_not_reach_its_singular_values()
     assert ((answers(ek.entropy_ess, ops, backend="torch") / entropy - 1).abs() <= 1e-12).all()
 
 
+@pytest.mark.parametrize("name", ["gla", "delta rule", "reads before", "complex"])
+def test_entropies_differ_by_the_error_of_one_process(name):
+    whole, ops = slices_of(name, EDGES["uneven"])
+    right = ek.entropy_ess(whole, backend="reference")
+    one, found = ek.entropy_ess(whole, backend="torch"), answers(ek.entropy_ess, ops, backend="torch")
+    assert ((found / one - 1).abs() <= (one / right - 1).abs() + 5e-7).all()
+
+
+def test_blocks_that_other_tokens_share_have_the_finer_quadrature():
+    """They have another scale than in one process, and so another error: with more nodes it is too small to matter."""
+    whole, ops = slices_of("gla", (0, 40, 117, L))
+    expected = ek.entropy_ess(whole, backend="reference")
+    c, seen = block_length(N, True), 0
+    for piece in pieces_of(ops):
+        stop = piece.op.first + piece.span.stop - piece.span.start
+        found = ek.entropy_ess(piece.op, backend="torch")
+        for seam in piece.op.seams:
+            start = seam - seam % c
+            for i in range(max(start, piece.op.first), min(start + c, stop)) if seam % c else ():
+                at = piece.span.begin + i - piece.op.first
+                if at:
+                    assert ((found[..., i - 1] / expected[..., at - 1] - 1).abs() <= 3e-7).all()
+                    seen += 1
+    assert seen >= 2 * c
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_the_faint_end_of_a_slice_is_not_doubted(backend):
+    """What other slices have lost counts block by block: by as much as is left of it, and is read from there on."""
+    length = 512
+    q, k, g = randn(1, length, 2, N), randn(1, length, 2, N), -0.1 * rand(1, length, 2, N)
+    q = q * torch.logspace(0, -20, length, dtype=torch.float64)[:, None, None]
+    tensors, tolerances = (q, k, g), [1e-3, 1e-12, 1e-18]
+    whole = operators.gla(*tensors)
+    ops = [operators.gla(*(x[:, a:b] for x in tensors)) for a, b in ((0, 20), (20, length))]
+    found = answers(ek.tolerance_ess, ops, atol=tolerances, backend=backend, certificate=True)
+    assert torch.equal(torch.cat([counts for counts, _ in found], -1), ek.tolerance_ess(whole, tolerances))
+    assert not any(bool(certificate.unresolved.any()) for _, certificate in found)
+    found = answers(ek.entropy_ess, ops, backend=backend, certificate=True)
+    entropy = torch.cat([entropy for entropy, _ in found], -1)
+    torch.testing.assert_close(entropy, ek.entropy_ess(whole), rtol=1e-5, atol=0)
+    assert not any(bool(certificate.unresolved.any()) for _, certificate in found)
+
+
 def test_small_singular_values_survive():
     """Roots are never squared: what is 1e-12 of the largest value is found, as in one process."""
     q, k = randn(1, L, 1, N), randn(1, L, 1, N)

@@ -268,11 +268,12 @@ def _values_bytes(op: Operator, positions: Tensor, k: int) -> int:
 
 
 def _with_losses(space: StateSpace, heads: Tensor, engine: Engine) -> Engine:
-    """The engine, told what the tokens of its heads had lost before it saw them, and where they are all zero."""
+    """The engine, told what its tokens have lost before, where they are all zero, and where others begin."""
     engine.nothing_passes = lambda: zero_positions_of(space, heads)
+    engine.seams = space.seams
     lost = space.already_lost(heads)
     if lost is not None:
-        engine.already_lost = lost / engine.unit
+        engine.already_lost = lost / engine.unit[:, None]
     return engine
 
 

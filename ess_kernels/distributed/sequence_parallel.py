@@ -22,9 +22,10 @@ from ..operators.spread import Spread
 from ..operators.structure import Operator, StateSpace
 from .agreement import DistributedError, agree, resolved_group
 from .families import cuttable
+from .losses import lost_everywhere, lost_in_slice
 from .passage import Passage, passages
 from .scan import Summary, arriving
-from .slices import Slice, tokens_of, turned
+from .slices import LARGEST_BLOCK, Slice, tokens_of, turned
 
 LAYOUTS = ("contiguous", "zigzag")
 # characters of an argument that are shown where ranks were called differently
@@ -292,10 +293,8 @@ def _summary(op: StateSpace, span: tuple[int, int]) -> tuple[Passage, Passage, T
         nothing = Passage.empty(0, n, diagonal, torch.empty(0, dtype=torch.float64, device=op.device))
         return nothing, nothing, torch.ones(0, dtype=torch.bool, device=op.device)
     c = max(SUMMED_TOGETHER, SUMMED_A_STATE * n) if diagonal else block_length(n, False)
-    per_token = 6 * n + (0 if diagonal else 2 * n if op.rank_one else n * n)
-    each = max(1, budget_in_bytes() // max(1, 8 * (span[1] - span[0]) * per_token))
     found: list[tuple[Passage, Passage, Tensor]] = []
-    for heads in op.all_heads().split(each):
+    for heads in _some_heads(op, span, diagonal):
         tokens = tokens_of(op, heads, span)
         finite = tokens.finite()
         if not bool(finite.all()):
@@ -306,6 +305,27 @@ def _summary(op: StateSpace, span: tuple[int, int]) -> tuple[Passage, Passage, T
     for x in (reach.Phi, reach.root, observe.root):
         finite = finite & x.flatten(1).isfinite().all(1)
     return _only(reach, finite), _only(observe, finite), finite
+
+
+def _some_heads(op: StateSpace, span: tuple[int, int], diagonal: bool) -> tuple[Tensor, ...]:
+    """All heads, as many at a time as have room for their tokens."""
+    n = op.state_size
+    per_token = 6 * n + (0 if diagonal else 2 * n if op.rank_one else n * n)
+    each = max(1, budget_in_bytes() // max(1, 8 * (span[1] - span[0]) * per_token))
+    return op.all_heads().split(each)
+
+
+def _lost(
+    op: StateSpace, span: tuple[int, int], own: tuple[Passage, Passage], before: Passage, after: Passage
+) -> Tensor:
+    """By how much `H_i` may be wrong because of what comes before and after: `[N, blocks]`, or `[N, 1]`."""
+    if not own[0].diagonal or not op.num_heads or span[0] == span[1]:
+        return lost_everywhere(own, before, after)
+    found = []
+    for heads in _some_heads(op, span, True):
+        reach, observe = (side.each(lambda x: x[heads]) for side in (before, after))  # noqa: B023 (used at once)
+        found.append(lost_in_slice(tokens_of(op, heads, span), reach, observe, LARGEST_BLOCK))
+    return torch.cat(found)
 
 
 def _only(passage: Passage, heads: Tensor) -> Passage:
@@ -380,11 +400,9 @@ def _piece(
 ) -> Piece:
     nothing = own[0].each(torch.zeros_like)
     before, after = (nothing.of(nothing.tensors, 0) if x is None else x for x in (before, after))
-    # an error of what was written before is seen by all that reads from here on, and the other way round
-    seen, written = after.then(own[1]).sizes(), before.then(own[0]).sizes()
-    lost = (before.error * seen).sum(-1) + (after.error * written).sum(-1)
     good = good & before.root.flatten(1).isfinite().all(1) & after.root.flatten(1).isfinite().all(1)
     roots = [torch.where(good[:, None, None], x.root[:, : x.rows], 0.0) for x in (before, after)]
     tokens = (sub_tokens * span.start, sub_tokens * span.stop)
-    lost = torch.where(good, lost.nan_to_num(nan=torch.inf), 0.0)
+    lost = _lost(op, tokens, own, before, after)
+    lost = torch.where(good[:, None], lost, 0.0)
     return Piece(span, Slice(op, tokens, sub_tokens * span.begin, roots[0], roots[1], lost, good))

@@ -8,7 +8,9 @@ answers for a slice, with its certificates, and knows nothing of other processes
 
 Where fewer than n tokens came before, F has as many columns, and the caps of positions come out right by themselves.
 Tokens that do nothing come first, so that blocks are cut where they would be cut in the whole recurrence: an entropy is
-then the same to within rounding, except in the two blocks that other tokens share with the slice.
+then the same to within rounding, except in the two blocks that other tokens share with the slice. These have another
+scale than in the whole recurrence, and so another error of the quadrature: they get the finer one, so that the two
+differ by the error of one process alone.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Slice(StateSpace):
         op: the operator of this process's tokens alone.
         span: which of them are in the slice, `(start, stop)`.
         before, after: roots `[heads, rows, n]`: their rows are written before, and read after the slice.
-        lost: `[heads]`, by how much `H_i` may be wrong because the roots were rounded.
+        lost: by how much `H_i` may be wrong because the roots were rounded, `[heads, blocks]` for every `LARGEST_BLOCK`
+            tokens of the slice, or `[heads, 1]` for all of them.
         good: bool `[heads]`, whether the head is finite in all slices.
         first: the first token of the slice, as a token of this operator.
     """
@@ -91,8 +94,20 @@ class Slice(StateSpace):
         # what is bad in one slice is bad in all of them
         return replace(tokens, read=torch.where(self.good[heads][:, None, None], tokens.read, torch.nan))
 
+    @property
+    def seams(self) -> tuple[int, ...]:
+        own = (self.first, self.first + self.span[1] - self.span[0])
+        present = (self.before.shape[1] > 0, self.after.shape[1] > 0)
+        return tuple(token for token, there in zip(own, present, strict=True) if there)
+
     def already_lost(self, heads: Tensor) -> Tensor:
-        return self.lost[heads]
+        lost = self.lost[heads]
+        if lost.shape[1] <= 1:
+            return lost
+        own = lost.repeat_interleave(LARGEST_BLOCK, 1)[:, : self.span[1] - self.span[0]]
+        # positions of tokens that stand for others are never asked for
+        edges = (self.first, self.length - self.first - own.shape[1])
+        return torch.nn.functional.pad(own, edges)
 
 
 def _still(like: Tokens, read: Tensor, write: Tensor) -> Tokens:

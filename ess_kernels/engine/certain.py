@@ -50,6 +50,11 @@ class EliminatingEngine(Engine):
     unsquared: bool = False
     takes_scales: bool = True
 
+    @property
+    def scale_span(self) -> int:
+        """This many positions in a row share the scale of their log-determinants."""
+        return self.group
+
     @abstractmethod
     def eliminate(self, wanted: Wanted, tau: Tensor) -> Eliminated:
         """Counts and growth `[N, S, L]` at the positions asked for, for tolerances `[N, S, ceil(L / group)]` (scaled).
@@ -288,6 +293,8 @@ class EliminatingEngine(Engine):
         wanted = mask.expand(len(self.unit), -1)
         found = self.estimate(wanted, STANDARD, cap)
         doubtful = wanted & ~(found.bound <= ENTROPY_BOUND)
+        if self.seams:
+            doubtful |= wanted & self._beside_seams()
         if bool(doubtful.any()):
             if not bool((found.bound[doubtful] < NOTHING).all()):
                 # what rounding has made of a zero matrix has no entropy, and needs no singular values
@@ -303,6 +310,15 @@ class EliminatingEngine(Engine):
                     x[heads, at] = y
         columns = slice(1, None) if len(positions) == self.length - 1 else positions
         return Estimate(*(x[:, columns] for x in found))
+
+    def _beside_seams(self) -> Tensor:
+        """bool `[L]`: positions of blocks that are not those of the whole sequence, whose scale they do not have."""
+        beside = torch.zeros(self.length, dtype=torch.bool, device=self.unit.device)
+        for token in self.seams:
+            start = token - token % self.scale_span
+            if start < token:
+                beside[start : start + self.scale_span] = True
+        return beside
 
     def soft_counts(self, positions: Tensor, atol: Tensor) -> Tensor:
         if len(positions) <= FEW or not self.takes_scales:

@@ -46,7 +46,7 @@ class FewPositions(Engine):
         for i in positions.unique().tolist():
             here = positions == i
             lost[here] = lost_at_one_position(*self._sides(heads[here], i))
-        return lost if self.already_lost is None else lost + self.already_lost[heads]
+        return lost if self.already_lost is None else lost + self.already_lost.expand(-1, self.length)[heads, positions]
 
     def _sides(self, heads: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Writes before position `i`, carried to it, and reads from it on, as they see the state there."""

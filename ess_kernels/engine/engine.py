@@ -21,6 +21,7 @@ from .extent import FAR
 from .lost import SPAN as LOST_SPAN
 from .quadrature import Estimate
 from .soft_quadrature import soft_count_of_values
+from .wanted import grouped
 
 Found = TypeVar("Found")
 
@@ -31,8 +32,9 @@ class Engine(ABC):
     Attributes:
         unit: float64 `[N]`, singular values of the operator are those of the engine times `unit`.
         finite: bool `[N]`; a head that is not finite has no answer at any position.
-        already_lost: float64 `[N]`, scaled: by how much `H_i` may be wrong because of where the tokens come from; None
-            where they are the caller's.
+        already_lost: float64 `[N, L]` or `[N, 1]`, scaled: by how much `H_i` may be wrong because of where the tokens
+            come from; None where they are the caller's.
+        seams: tokens at which blocks are cut otherwise than in the sequence that this one is a part of.
         all_finite: whether every head is known to be finite and none is growing: then nobody looks at either mask.
         lost_span: this many positions in a row share what is known of rounding in the states.
         nothing_passes: says where `H_i` of a recurrence is zero, whatever rounding does, bool `[N, L]`.
@@ -46,6 +48,7 @@ class Engine(ABC):
     unit: Tensor
     finite: Tensor
     already_lost: Tensor | None = None
+    seams: tuple[int, ...] = ()
     all_finite: bool = False
     cost: Cost
     lost_span: int = LOST_SPAN
@@ -164,7 +167,10 @@ class Engine(ABC):
         if span == 1 and lost is not None and self.nothing_passes is not None:
             # bounds that know of blocks, or of all tokens together, are too large where nothing is written or read
             lost = lost.masked_fill(self.nothing_passes(), 0.0)
-        return lost if lost is None or self.already_lost is None else lost + self.already_lost[:, None]
+        if lost is None or self.already_lost is None:
+            return lost
+        before = self.already_lost
+        return lost + (before if before.shape[1] == 1 else grouped(before, span).amax(-1))
 
     def lost_at(self, heads: Tensor, positions: Tensor) -> Tensor:
         """The same at pairs of a head and a position, of the shape that the two index tensors broadcast to."""

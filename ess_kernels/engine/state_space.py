@@ -252,4 +252,4 @@ def lost_in(op: Operator, heads: Tensor) -> Tensor:
         lost = engine._lost(1).masked_fill(engine.growing[:, None], torch.inf) * (unit * engine.unit)[:, None]
         lost = lost.masked_fill(zero_positions_of(op, heads), 0.0)
     before = op.already_lost(heads)
-    return lost if before is None else lost + before[:, None]
+    return lost if before is None else lost + before

@@ -335,12 +335,20 @@ class StateSpace(Operator):
         return None
 
     def already_lost(self, heads: Tensor) -> Tensor | None:
-        """By how much `H_i` may be wrong at any position because the tokens come from states that were rounded.
+        """By how much `H_i` may be wrong because the tokens come from states that were rounded.
 
-        float64 `[N]`, in the operator's units. None where tokens are the caller's numbers: then all that is lost
-        follows from them.
+        float64 `[N, L]`, or `[N, 1]` for all positions, in the operator's units. None where tokens are the caller's
+        numbers: then all that is lost follows from them.
         """
         return None
+
+    @property
+    def seams(self) -> tuple[int, ...]:
+        """The tokens at which others begin to stand for tokens that are not here, or end to do so, ascending.
+
+        A block with such a token inside is not the block of the whole sequence.
+        """
+        return ()
 
     def without_gradient(self, heads: Tensor) -> Tensor | None:
         """bool `[N]`: heads whose `tokens` cannot be differentiated, or None where all can or none has to be.

@@ -38,6 +38,7 @@ class NativeLanes(SummingEngine):
     """`N` heads of a recurrence with diagonal transitions and a small state."""
 
     group = BLOCK
+    scale_span = ENTROPY_BLOCK
     all_finite = True
     takes_scales = False
 
