@@ -31,7 +31,7 @@ class Nodes:
     """A batch of nodes of one size `m`.
 
     Attributes:
-        R, K, C: `[B, m, m]`.
+        R, K, C: `[B, m, m]`, float64. What holds ones and zeros only, R or C of a half of the root, may be int8.
         value: `[B]` float64, what the eliminated pivots have contributed.
         growth: `[B]`, the largest update so far, in units of the shift.
         least: `[B]`, the least row so far, in the same units (see `Elimination`).
@@ -187,11 +187,11 @@ def _halve(nodes: Nodes, answer: Answer, definite: bool, lefts: bool = True, rig
     rows, cols = slice(0, h), slice(h, 2 * h)
     value, growth, least = (both(x, x) for x in (nodes.value, nodes.growth, nodes.least))
     where = (item, start, stop) if keep is None else (item[keep], start[keep], stop[keep])
-    columns = subtract_symmetric(both(C[:, :h, :h], C[:, h:, h:]), scaled[..., cols], W[..., cols])
+    columns = subtract_symmetric(both(C[:, :h, :h], C[:, h:, h:]).to(K.dtype), scaled[..., cols], W[..., cols])
     if not definite:
         out.updates[:, 2 * h] = growth_of_first(columns[:, 0, 0], out.updates[:, 2 * h])
     return Nodes(
-        subtract_symmetric(both(R[:, :h, :h], R[:, h:, h:]), scaled[..., rows], W[..., rows]),
+        subtract_symmetric(both(R[:, :h, :h], R[:, h:, h:]).to(K.dtype), scaled[..., rows], W[..., rows]),
         both(K[:, :h, :h], K[:, h:, h:]).baddbmm_(scaled[..., rows].mT, W[..., cols], alpha=-1),
         columns,
         value + _worth(out.pivots, definite, -1),
@@ -203,7 +203,7 @@ def _halve(nodes: Nodes, answer: Answer, definite: bool, lefts: bool = True, rig
 
 def _finish(nodes: Nodes, answer: Answer, definite: bool) -> None:
     """The last levels with the batch innermost, down to one position a node."""
-    R, K, C = (x.permute(1, 2, 0).contiguous() for x in (nodes.R, nodes.K, nodes.C))
+    R, K, C = (x.permute(1, 2, 0).contiguous().to(nodes.K.dtype) for x in (nodes.R, nodes.K, nodes.C))
     value, growth, least = nodes.value, nodes.growth, nodes.least
     item, start, stop = nodes.item, nodes.start, nodes.stop
     m = nodes.size

@@ -205,7 +205,8 @@ class Matrix(UnsquaredEngine):
             gram.mul_(-sign)
         own = -1.0 if left else sign
         gram.diagonal(dim1=-2, dim2=-1).add_(own)
-        empty = torch.eye(last - first, dtype=gram.dtype, device=gram.device).mul_(sign if left else -1.0)
+        # in one byte a number: products and joined blocks with float64 are float64
+        empty = torch.eye(last - first, dtype=torch.int8, device=gram.device).mul_(int(sign) if left else -1)
         return Nodes(
             R=empty.expand_as(gram) if left else gram,
             K=self._corner(head, first, last).mul_(inverse),
