@@ -1,6 +1,6 @@
 """What calls announce before they allocate, and what they then take: a table, a process for each line.
 
-    python bench/memory.py [--length 1024] [--heads 24] [--tasks tolerance_ess,entropy_ess] [--budgets 64MiB,4GiB]
+    python bench/memory.py [--length 1024] [--heads 24] [--tasks 'reduce;soft_ess, backward'] [--budgets '1GiB']
 
 The peak is the resident memory at its highest, less what the process had before the call, when the inputs were there
 and the libraries loaded.
@@ -9,27 +9,29 @@ and the libraries loaded.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ess_kernels.memory import size_text
-from ess_kernels.testing.peak_memory import FAMILIES, TASKS, measure
+from ess_kernels.testing.peak_memory import CASES, FAMILIES, TASKS, Measurements
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--families", default=",".join(FAMILIES))
-    parser.add_argument("--budgets", default="64MiB,256MiB,1GiB,4GiB")
+    parser.add_argument("--tasks", default=";".join(TASKS))
+    parser.add_argument("--families", default=";".join(FAMILIES))
+    parser.add_argument("--budgets", default="64MiB;256MiB;1GiB;4GiB")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--heads", type=int, default=24)
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    print(f"{options.heads} heads of {options.length} tokens, backend {options.backend}, threads {options.threads}\n")
+    print(f"{options.heads} heads of {options.length} tokens, backend {options.backend}, one thread\n")
     print("| call | operator | budget | announced | peak | peak / announced | processor seconds |")
     print("|---|---|---|---|---|---|---|")
-    for task in options.tasks.split(","):
-        for family in options.families.split(","):
-            for budget in options.budgets.split(","):
+    with Measurements() as measure:
+        for task, family in CASES:
+            if task not in options.tasks.split(";") or family not in options.families.split(";"):
+                continue
+            for budget in options.budgets.split(";"):
                 found = measure(
                     task=task,
                     family=family,
@@ -37,12 +39,18 @@ def main() -> None:
                     heads=options.heads,
                     budget=budget,
                     backend=options.backend,
-                    threads=options.threads,
                 )
-                announced = found["announced"] or 0
-                share = f"{found['peak'] / announced:.2f}" if announced else "-"
-                sizes = f"{size_text(announced)} | {size_text(found['peak'])} | {share}"
-                print(f"| {task} | {family} | {budget} | {sizes} | {found['seconds']:.2f} |", flush=True)
+                print(f"| {task} | {family} | {budget} | {row(found)} |", flush=True)
+
+
+def row(found: dict[str, Any]) -> str:
+    """What one measurement has found, as columns of the table."""
+    if "died" in found:
+        return f"the process ended with {found['died']} | | |"
+    announced = found["announced"] or 0
+    share = f"{found['peak'] / announced:.2f}" if announced else "-"
+    error = f" {found['error']}" if found["error"] else ""
+    return f"{size_text(announced)} | {size_text(found['peak'])} | {share} | {found['seconds']:.2f}{error}"
 
 
 if __name__ == "__main__":

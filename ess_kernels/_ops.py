@@ -22,7 +22,7 @@ from ._readable import must_be_dispatched, refuse_tangents, without_numbers
 from .backends.base import wants_gradient
 from .by_sequence import answer_by_sequence
 from .engine.certainty import Counts, Entropies, entropy_of_values
-from .gradients import Entropy, spectral_values
+from .gradients import Entropy, need_of_gradient, spectral_values
 from .memory import Need, make_sure, out_of_memory_as_memory_error
 from .operators.packing import pack, unpack
 from .operators.separate import SeparateSequences
@@ -138,6 +138,9 @@ def _entropies(chosen: backends.Backend, backend: str, op: Operator, positions: 
     """With a differentiable entropy where one is wanted; what is certified is then found by an engine without one."""
     if not wants_gradient("entropy_ess", op):
         return chosen.entropy_ess(op, positions)
+    # before the engine takes its own workspace, of which threads keep some for their next call
+    kept = 8 * (2 * op.length**2 if op.state_size is None else op.length * 12 * op.state_size)
+    make_sure(need_of_gradient(op, positions.tolist(), Entropy(), kept), op.device)
     with torch.no_grad():
         if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in op.inputs):
             # inside of torch.func.grad only the inside of an op has ordinary tensors

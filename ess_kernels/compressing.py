@@ -13,10 +13,11 @@ from ._readable import check_readable
 from .engine.blocks import Blocks
 from .engine.compression import Walked, walk
 from .engine.scaling import power_of_two
+from .memory import Need, make_sure, out_of_memory_as_memory_error
 from .operators.compressed import Compressed
 from .operators.dense import as_operator
 from .operators.structure import Operator
-from .operators.tile_sources import TileSource, tile_source
+from .operators.tile_sources import TileSource, bytes_of_source, tile_source
 from .processes import on_one_thread_if_forked
 
 # Entries in units of the largest lose digits where they become subnormal, on the way to these units (above 1) or back
@@ -51,6 +52,8 @@ def compress(op: Operator | Tensor, error: float, *, max_rank: int | None = None
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
+        MemoryError: it needs more than is free. Ranks are not known before, so it may come in the middle of the work,
+            but always before what has no room is allocated.
 
     Source: the semiseparable (state-space) form of a triangular matrix, Dewilde and van der Veen, "Time-Varying Systems
     and Computations" (1998); `engine/compression.py` has the proof of the bound.
@@ -69,15 +72,21 @@ def compress(op: Operator | Tensor, error: float, *, max_rank: int | None = None
     return compressed(op, error, max_rank, min(block, max(1, op.length)))
 
 
+@out_of_memory_as_memory_error
 @torch.no_grad()
 @on_one_thread_if_forked
 def compressed(op: Operator, error: float, max_rank: int | None, block: int) -> Compressed:
     """The same with arguments that were checked."""
     heads = op.all_heads()
     good = op.finite(heads) if len(heads) else torch.zeros(0, dtype=torch.bool, device=op.device)
-    parts, units, ranks, errors = [], [], [], []
+    parts: list[Blocks] = []
+    units, ranks, errors = [], [], []
     for head in progress(list(heads[:, None]), "heads"):
-        unit, walked = one_head(tile_source(op, head), error, max_rank, block) if bool(good[head]) else (math.nan, None)
+        unit, walked = math.nan, None
+        if bool(good[head]):
+            make_sure(_need(op.length, bytes_of_source(op)), op.device)
+            held = sum(8 * x.numel() for its in parts for x in (its.X, its.Y, its.Z, its.Phi))
+            unit, walked = one_head(tile_source(op, head), error, max_rank, block, beside=held + bytes_of_source(op))
         if walked is None:
             good[head] = False
             unit, walked = 1.0, nothing(op, block)
@@ -98,12 +107,21 @@ def compressed(op: Operator, error: float, max_rank: int | None, block: int) -> 
     )
 
 
+def _need(length: int, size: int) -> Need:
+    instead = "a larger error, max_rank=..., or shorter sequences"
+    return Need(f"compress: one head of {length} tokens, with the ranks that it has,", size, size, instead)
+
+
 def one_head(
-    source: TileSource, error: float, max_rank: int | None, block: int, most: float = math.inf
+    source: TileSource, error: float, max_rank: int | None, block: int, most: float = math.inf, beside: int = 0
 ) -> tuple[float, Walked | None]:
     """The unit of one head and what the walk over it finds in that unit, or None where `T` itself is not finite.
 
-    `source` has tiles of that head only; `most`: operations that the walk may take, see `walk`.
+    `source` has tiles of that head only; `most`: operations that the walk may take, see `walk`; `beside`: bytes that
+    belong to the same call, and are taken already.
+
+    Raises:
+        MemoryError: the walk, with ranks as they turned out to be, needs more than is free.
     """
     peak = source.largest()
     if not bool(peak.isfinite()):
@@ -114,7 +132,12 @@ def one_head(
         found = source.tile(rows, columns)[0]
         return found if unit == 1.0 else found / unit
 
-    walked = walk(tile, source.length, error / unit, block, max_rank, source.heads.device, most)
+    device = source.heads.device
+
+    def announce(size: int) -> None:
+        make_sure(_need(source.length, beside + size), device)
+
+    walked = walk(tile, source.length, error / unit, block, max_rank, device, most, announce)
     if unit > 1.0 or unit < SAFE_UNIT:
         rounded = 2 * SUBNORMAL * (1 + 1 / unit) * source.length**1.5
         walked.spectral, walked.frobenius, walked.nuclear = (

@@ -14,13 +14,13 @@ from ._progress import progress
 from ._readable import check_readable
 from .by_sequence import answer_by_sequence
 from .engine.sketch import PROBES, certify, draw, sketch
-from .engine.state_space import lost_in
-from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head
+from .engine.state_space import BLOCK_WORKSPACE, bytes_of_lost, lost_in
+from .engine.thin_products import BLOCK, ThinProducts, bytes_per_head, bytes_to_make
 from .memory import Need, granted, out_of_memory_as_memory_error
 from .metrics import Positions, Tolerance
 from .operators.dense import as_operator
 from .operators.separate import SeparateSequences
-from .operators.structure import Operator, StateSpace
+from .operators.structure import Operator, StateSpace, Tiled
 from .processes import on_one_thread_if_forked
 
 FIELDS = (torch.int64, torch.bool, torch.float64)
@@ -186,19 +186,24 @@ def _slices(op: Operator, positions: int, rank: int, budget: int) -> tuple[int, 
     """How many heads and positions are worked on at a time, and the bytes left beside their thin matrices."""
     thin, rest = _thin_bytes(op, rank), budget // 2
     at_once = min(positions, max(1, rest // thin))
-    heads = min(rest // (thin * at_once), budget // max(1, 2 * bytes_per_head(op)))
+    heads = min(rest // (thin * at_once), budget // max(1, bytes_to_make(op)))
     return max(1, min(op.num_heads, heads)), at_once, rest
 
 
 def _need(op: Operator, positions: int, rank: int, results: int, budget: int) -> Need:
     heads, at_once, rest = _slices(op, positions, rank, budget)
-    thin, own = _thin_bytes(op, rank), bytes_per_head(op)
-    # an operator without a state makes its rows in bands, of the whole of it at most
-    bands = 0 if isinstance(op, StateSpace) else min(rest, 40 * heads * op.length**2)
-    most = heads * (at_once * thin + own) + bands
+    # an operator without a state makes its rows in bands, of the whole of it at most, in five copies at most
+    bands = min(rest, 40 * heads * op.length**2) * (1 + op.copies) // 5 if isinstance(op, Tiled) else 0
+
+    def bytes_of(heads: int, at_once: int) -> int:
+        """What products are made of, or what they hold beside one of the two: bounds of lost digits, thin matrices."""
+        lost = min(heads * bytes_of_lost(op), max(bytes_of_lost(op), BLOCK_WORKSPACE))
+        work = max(lost, heads * at_once * _thin_bytes(op, rank))
+        return max(heads * bytes_to_make(op), heads * bytes_per_head(op) + work)
+
     return Need(
         f"one position of a head of {op.length} tokens",
-        thin + own + results,
-        max(most, thin + own) + results,
+        bytes_of(1, 1) + results,
+        bytes_of(heads, at_once) + bands + results,
         "a smaller rank, or shorter sequences",
     )

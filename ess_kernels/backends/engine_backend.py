@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from ..engine import few_dense
 from ..engine.banded import BandedMatrix
 from ..engine.banded import bytes_per_head as banded_bytes
 from ..engine.block_states import BlockStates
+from ..engine.block_states import bytes_per_head as block_states_bytes
+from ..engine.certain import FEW as FEW_ENTROPIES
 from ..engine.certainty import Counts, Entropies
 from ..engine.cost import Cost, cost_of_call
 from ..engine.direct import FewPositions
@@ -21,6 +23,7 @@ from ..engine.extent import rounded_positions
 from ..engine.parallel import product_values, svdvals
 from ..engine.state_space import Recurrence, block_length, lost_in
 from ..engine.state_space import bytes_per_head as recurrence_bytes
+from ..engine.state_space import bytes_shared as recurrence_bytes_shared
 from ..engine.tiled import Matrix, bytes_of_heads
 from ..engine.tiled import bytes_per_head as matrix_bytes
 from ..engine.zeros import zero_positions_of
@@ -33,7 +36,32 @@ from .base import Backend
 FEW = 2
 # shifts of an entropy, and of a soft count
 SHIFTS = 16
+# arrays of all singular values that exist together, while they are found, sorted and added up
+VALUES_ARRAYS = 6
 LESS_OF_A_MATRIX = "positions=..., window_size, bounded_ess, randomized_ess, a machine or GPU with more memory"
+
+
+class Work(NamedTuple):
+    """What a call asks of its engines.
+
+    Attributes:
+        entropy: whether log-determinants are summed up; else singular values are counted, or found.
+        shifts: how many tolerances or shifts there are to eliminate at; 0: positions are found one by one, by their
+            singular values.
+        positions: how many the call asks for.
+        results: bytes of the call's result, and of what is put together to it.
+        scaled: whether the call says what log-determinants are scaled by, which not every engine takes.
+    """
+
+    entropy: bool
+    shifts: int
+    positions: int
+    results: int
+    scaled: bool = False
+
+    def by_values(self, n: int) -> int:
+        """Bytes that singular values of a head take, n of each position, while they are found and looked at."""
+        return 0 if self.shifts else 8 * VALUES_ARRAYS * n * self.positions
 
 
 class EngineBackend(Backend):
@@ -72,7 +100,7 @@ class EngineBackend(Backend):
         """Without a gradient."""
         result: Entropies | None = None
         with torch.no_grad():
-            for heads, engine in self._engines(op, positions, True, SHIFTS, _entropy_bytes(op, positions)):
+            for heads, engine in self._engines(op, positions, _entropy_work(op, positions)):
                 _watched(op, heads, engine)
                 some = engine.entropy(positions)
                 if not engine.all_finite and not bool(engine.finite.all()):
@@ -90,7 +118,7 @@ class EngineBackend(Backend):
     def soft_ess(self, op: Operator, positions: Tensor, atol: Tensor) -> Tensor:
         result = torch.zeros(op.num_heads, len(atol), len(positions), dtype=torch.float64, device=op.device)
         with torch.no_grad():
-            for heads, engine in self._engines(op, positions, True, SHIFTS, _soft_bytes(op, positions, atol)):
+            for heads, engine in self._engines(op, positions, _soft_work(op, positions, atol)):
                 _watched(op, heads, engine)
                 counts = engine.soft_counts(positions, atol)
                 unknown = engine.too_small((atol / engine.unit[:, None])[..., None], positions)
@@ -102,7 +130,7 @@ class EngineBackend(Backend):
     def singular_values(self, op: Operator, positions: Tensor, k: int) -> Tensor:
         result = torch.zeros(op.num_heads, len(positions), k, dtype=torch.float64, device=op.device)
         with torch.no_grad():
-            for heads, engine in self._engines(op, positions, False, 1, _values_bytes(op, positions, k)):
+            for heads, engine in self._engines(op, positions, _values_work(op, positions, k)):
                 _watched(op, heads, engine)
                 values = engine.singular_values(positions, k)
                 if _forgets_states(op, engine):
@@ -119,13 +147,13 @@ class EngineBackend(Backend):
         self, op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor
     ) -> Iterator[tuple[Tensor, Engine]]:
         """As `_engines`, or engines of a few positions of a dense operator, where these are cheaper one by one."""
-        results = _counts_bytes(op, positions, atol)
+        work = _counts_work(op, positions, atol, rtol)
         heads, asked = op.all_heads(), positions.tolist()
         possible = isinstance(op, Tiled) and op.device.type == "cpu" and not any(rtol.tolist())
         if not possible or not few_dense.pays(asked, op.length) or op.own_tiles(heads[:1]) is None:
-            yield from self._engines(op, positions, False, len(atol), results)
+            yield from self._engines(op, positions, work)
             return
-        size = few_dense.bytes_per_head(asked, op.length) + results
+        size = few_dense.bytes_per_head(asked, op.length) + work.results
         need = Need(f"{len(asked)} positions of {op.length} tokens", size, size, LESS_OF_A_MATRIX)
         granted(lambda _: need, op.device)
         cost = Cost()
@@ -134,20 +162,21 @@ class EngineBackend(Backend):
             assert source is not None
             yield head, few_dense.FewDense(source, op.finite(head), cost)
 
-    def _engines(
-        self, op: Operator, positions: Tensor, entropy: bool, shifts: int, results: int
-    ) -> Iterator[tuple[Tensor, Engine]]:
+    def _engines(self, op: Operator, positions: Tensor, work: Work) -> Iterator[tuple[Tensor, Engine]]:
         """Engines with the numbers of their heads: as many heads at a time as fit the budget, and at least one.
 
         A head may be yielded twice: the later answer overwrites the earlier one.
         """
         if isinstance(op, Compressed):
+            size = max((block_states_bytes(x) for x in op.parts), default=0) + work.results
+            instead = "a larger error of compress, fewer heads, or fewer positions"
+            make_sure(Need(f"one head of {op.length} tokens", size, size, instead), op.device)
             yield from self._compressed(op, Cost())
             return
-        budget = granted(lambda budget: self.need(op, entropy, shifts, results, budget), op.device)
+        budget = granted(lambda budget: self.need(op, work, budget), op.device)
         cost = cost_of_call()
-        need = self._bytes(op, entropy)
-        each = max(1, budget // max(1, need))
+        need = self._bytes(op, work)
+        each = self._heads_at_once(op, work, budget)
         every = op.all_heads()
         if isinstance(op, Tiled) and not self._takes_whole(op, budget):
             for head in progress(every.split(1), "heads"):
@@ -163,7 +192,7 @@ class EngineBackend(Backend):
                 if few.supported:
                     yield heads, _with_losses(space, heads, few)
                     continue
-            for mine, engine in self._recurrences(space, heads, entropy, budget, cost):
+            for mine, engine in self._recurrences(space, heads, work, budget, cost):
                 yield mine, _with_losses(space, mine, engine)
                 del engine  # as its users do: see above
 
@@ -179,10 +208,10 @@ class EngineBackend(Backend):
         return BlockStates(op.parts[head], op.ranks_of(head), op.length, op.unit[head, None], cost)
 
     def _recurrences(
-        self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
+        self, op: StateSpace, heads: Tensor, work: Work, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
         """As `_engines`, for some heads of a recurrence."""
-        c, period = block_length(op.state_size, entropy), op.one_period(heads)
+        c, period = block_length(op.state_size, work.entropy), op.one_period(heads)
         if period is None:
             engine = Recurrence(op.tokens(heads), c, cost)
         else:
@@ -202,28 +231,36 @@ class EngineBackend(Backend):
                 yield growing, matrix
                 del matrix
 
-    def need(self, op: Operator, entropy: bool, shifts: int, results: int, budget: int) -> Need:
-        """What a call takes, with eliminations at so many shifts and a result of so many bytes."""
-        each = self._bytes(op, entropy)
+    def need(self, op: Operator, work: Work, budget: int) -> Need:
+        """What a call takes, with its result."""
+        heads = self._heads_at_once(op, work, budget)
         if isinstance(op, Tiled):
             least = self._banded_bytes(op)
-            most = least
-            if self._takes_whole(op, budget):
-                heads = max(1, min(op.num_heads, budget // each))
-                most = self._matrix_bytes_of(op, heads, shifts, budget)
+            most = self._matrix_bytes_of(op, heads, work, budget) if self._takes_whole(op, budget) else least
             instead = f"{LESS_OF_A_MATRIX}, and with any of these shorter sequences"
         else:
-            least, instead = each, "shorter sequences, or a smaller state"
-            most = max(1, min(op.num_heads, budget // each)) * each
-        return Need(f"one head of {op.length} tokens", least + results, max(least, most) + results, instead)
+            own, instead = self._bytes(op, work), "shorter sequences, or a smaller state"
+            least, most = (self._shared_bytes(op, work, some) + some * own for some in (1, heads))
+        return Need(f"one head of {op.length} tokens", least + work.results, max(least, most) + work.results, instead)
 
-    def _bytes(self, op: Operator, entropy: bool) -> int:
+    def _heads_at_once(self, op: Operator, work: Work, budget: int) -> int:
+        """As many heads as fit the budget, at least one."""
+        return max(1, min(op.num_heads, (budget - self._shared_bytes(op, work, 1)) // self._bytes(op, work)))
+
+    def _bytes(self, op: Operator, work: Work) -> int:
         """The workspace of one head where there is room for several."""
-        return max(1, self._recurrence_bytes(op, entropy) if isinstance(op, StateSpace) else matrix_bytes(op.length))
+        return max(1, self._recurrence_bytes(op, work) if isinstance(op, StateSpace) else matrix_bytes(op.length))
 
-    def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
+    def _recurrence_bytes(self, op: StateSpace, work: Work) -> int:
         """The workspace of one head in `_recurrences`."""
-        return recurrence_bytes(op, block_length(op.state_size, entropy))
+        return recurrence_bytes(op, block_length(op.state_size, work.entropy)) + work.by_values(op.state_size)
+
+    def _shared_bytes(self, op: Operator, work: Work, heads: int) -> int:
+        """The workspace that so many heads share: it does not grow in proportion to them."""
+        if not isinstance(op, StateSpace):
+            return 0
+        c = block_length(op.state_size, work.entropy)
+        return recurrence_bytes_shared(op.state_size, c, heads * -(-op.length // c))
 
     def rows(self, op: Tiled, heads: Tensor) -> Tensor:
         """`T` `[N, L, L]` of some heads, float64."""
@@ -245,26 +282,30 @@ class EngineBackend(Backend):
         """The workspace of one head in `_banded`."""
         return banded_bytes(op.length)
 
-    def _matrix_bytes_of(self, op: Tiled, heads: int, shifts: int, budget: int) -> int:
+    def _matrix_bytes_of(self, op: Tiled, heads: int, work: Work, budget: int) -> int:
         """The workspace of some heads together in `_matrix`."""
-        return bytes_of_heads(op.length, heads, shifts, budget)
+        return bytes_of_heads(op.length, heads, work.shifts, budget)
 
 
-def _counts_bytes(op: Operator, positions: Tensor, atol: Tensor) -> int:
-    """What counts take with their certificates, here and once more where they are put into their final shape."""
-    return 2 * 18 * op.num_heads * len(atol) * len(positions)
+def _counts_work(op: Operator, positions: Tensor, atol: Tensor, rtol: Tensor) -> Work:
+    # counts with their certificates, here and once more where they are put into their final shape
+    results = 2 * 18 * op.num_heads * len(atol) * len(positions)
+    # relative tolerances need the largest singular value of every position
+    return Work(False, 0 if any(rtol.tolist()) else len(atol), len(positions), results)
 
 
-def _entropy_bytes(op: Operator, positions: Tensor) -> int:
-    return 2 * 25 * op.num_heads * len(positions)
+def _entropy_work(op: Operator, positions: Tensor) -> Work:
+    results = 2 * 25 * op.num_heads * len(positions)
+    return Work(True, SHIFTS if len(positions) > FEW_ENTROPIES else 0, len(positions), results)
 
 
-def _soft_bytes(op: Operator, positions: Tensor, atol: Tensor) -> int:
-    return 2 * 8 * op.num_heads * len(atol) * len(positions)
+def _soft_work(op: Operator, positions: Tensor, atol: Tensor) -> Work:
+    results = 2 * 8 * op.num_heads * len(atol) * len(positions)
+    return Work(True, SHIFTS if len(positions) > FEW_ENTROPIES else 0, len(positions), results, scaled=True)
 
 
-def _values_bytes(op: Operator, positions: Tensor, k: int) -> int:
-    return 2 * 8 * op.num_heads * len(positions) * k
+def _values_work(op: Operator, positions: Tensor, k: int) -> Work:
+    return Work(False, 0, len(positions), 2 * 8 * op.num_heads * len(positions) * k)
 
 
 def _with_losses(space: StateSpace, heads: Tensor, engine: Engine) -> Engine:

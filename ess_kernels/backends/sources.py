@@ -124,6 +124,14 @@ def _stored_gates(g: Tensor) -> Tensor:
     return g[..., :1] if g.stride(3) == 0 or g.shape[3] == 1 else g
 
 
+def bytes_of_tokens(op: StateSpace) -> int:
+    """What the tokens of one head take as float64: copies of the inputs that are of another type, or the tokens that
+    the family makes of its inputs, and once more while they are put together."""
+    if isinstance(op, (GatedStateSpace, SelectiveStateSpace, RankOneStateSpace)):
+        return sum(8 * x.numel() for x in op.inputs if x.dtype != torch.float64) // max(1, op.num_heads)
+    return 8 * op.length * 6 * op.state_size
+
+
 def source_of_tokens(tokens: Tokens) -> Source:
     """Ready-made float64 tokens `[N, L, n]` as a batch of `N` with one head each."""
     N = tokens.read.shape[0]

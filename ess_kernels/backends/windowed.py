@@ -25,7 +25,7 @@ from ..memory import budget_in_bytes, memory_budget
 from ..operators.convolution import Convolution
 from ..operators.structure import Operator, Tiled
 from .chunks import Alike, Chunked, Plan, Shortened, Whole
-from .engine_backend import EngineBackend
+from .engine_backend import EngineBackend, Work
 from .far_rows import far_rows
 from .taken_out import TakenOut
 
@@ -111,10 +111,8 @@ class WindowedBackend(EngineBackend):
             return super().rows(op, heads)
         return op.with_far_rows(self.rows(op.near, heads), heads)
 
-    def _engines(
-        self, op: Operator, positions: Tensor, entropy: bool, shifts: int, results: int
-    ) -> Iterator[tuple[Tensor, Engine]]:
-        for heads, engine in super()._engines(op, positions, entropy, shifts, results):
+    def _engines(self, op: Operator, positions: Tensor, work: Work) -> Iterator[tuple[Tensor, Engine]]:
+        for heads, engine in super()._engines(op, positions, work):
             if isinstance(op, TakenOut) and op.lost is not None:
                 lost = op.lost[heads] / engine.unit
                 engine.lost_span, engine.lost = 1, lost[:, None].repeat(1, op.length)

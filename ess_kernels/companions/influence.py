@@ -10,12 +10,15 @@ from ..engine.blocks import block_parts, cut
 from ..engine.boundary import observe_roots
 from ..engine.scaling import keep_heads
 from ..engine.state_space import block_length, bytes_per_head
-from ..memory import budget_in_bytes
+from ..memory import Need, granted
 from ..operators.blocked import Blocked
 from ..operators.dense import as_operator
 from ..operators.separate import SeparateSequences
 from ..operators.structure import Operator, StateSpace, Tiled, Tokens
 from ..processes import on_one_thread_if_forked
+
+# copies of a band of rows that exist while it is made and looked at
+BAND_COPIES = 4
 
 
 @torch.no_grad()
@@ -64,7 +67,17 @@ def _of_heads(op: Operator) -> Tensor:
     if isinstance(inner, StateSpace):
         c = max(block_length(inner.state_size, entropy=True), _power_of_two_from(sub_tokens))
         each = 2 * bytes_per_head(inner, c)
-    budget = budget_in_bytes() // 4
+
+    def need(budget: int) -> Need:
+        # the workspace of a head's recurrence; or bands of rows, each in the copies that its making takes
+        heads = max(1, min(op.num_heads, budget // 4 // each))
+        least, most = (some * each * (1 if isinstance(inner, StateSpace) else BAND_COPIES) for some in (1, heads))
+        if not isinstance(inner, StateSpace):
+            most = max(most, min(BAND_COPIES * (budget // 4), heads * BAND_COPIES * each * inner.length))
+        results = 8 * op.num_heads * op.length
+        return Need(f"one head of {op.length} tokens", least + results, most + results, "shorter sequences")
+
+    budget = granted(need, op.device) // 4
     for heads in op.all_heads().split(max(1, budget // each)):
         if isinstance(inner, StateSpace):
             found[heads] = _of_states(inner.tokens(heads), sub_tokens, c)

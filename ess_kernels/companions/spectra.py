@@ -12,7 +12,7 @@ from .._readable import check_readable, refuse_tangents
 from ..by_sequence import answer_by_sequence
 from ..engine.scaling import keep_heads
 from ..engine.state_space import block_length, bytes_per_head
-from ..memory import budget_in_bytes
+from ..memory import Need, granted
 from ..metrics import Positions
 from ..operators.dense import as_operator
 from ..operators.separate import SeparateSequences
@@ -20,7 +20,7 @@ from ..operators.structure import Operator
 from ..processes import on_one_thread_if_forked
 from .finite_state import checked_values, finite_state, of_sub_tokens
 from .packed import OperatorWithValues, SequencesWithValues
-from .states import Which, spectra_of_states
+from .states import WORKSPACE, Which, bytes_of_walk, spectra_of_states
 
 
 @torch.no_grad()
@@ -105,8 +105,18 @@ def _of_one(op: Operator, which: Which, positions: Sequence[int], k: int) -> Ten
     bytes_each = bytes_per_head(state, c) + 8 * k * len(distinct)
     if values is not None:
         bytes_each += 8 * values.shape[-1] * (state.length * (1 + state.state_size // c) + state.state_size)
+    results = 3 * 8 * op.num_heads * len(positions) * k  # as they are found, masked, and in the order asked for
+
+    def need(budget: int) -> Need:
+        # rows of states are walked through as many blocks at a time as fit their own workspace
+        heads = max(1, min(op.num_heads, budget // (4 * bytes_each)))
+        walk = bytes_of_walk(state, len(distinct))
+        least, most = (some * bytes_each + min(some * walk, WORKSPACE) + results for some in (1, heads))
+        return Need(f"one head of {op.length} tokens", least, most, "fewer positions, or shorter sequences")
+
+    budget = granted(need, op.device)
     found = torch.full((op.num_heads, len(distinct), k), torch.nan, dtype=torch.float64, device=op.device)
-    for heads in op.all_heads().split(max(1, budget_in_bytes() // (4 * bytes_each))):
+    for heads in op.all_heads().split(max(1, budget // (4 * bytes_each))):
         tokens = state.tokens(heads)
         finite = tokens.finite()
         written = None

@@ -21,9 +21,10 @@ from torch import Tensor
 from ..engine.blocks import Blocks, block_parts, cut
 from ..engine.boundary import carry, observe_roots, reach_roots
 from ..engine.parallel import svdvals
+from ..engine.state_space import block_length
 from ..memory import budget_in_bytes
 from ..metrics import MAX_SMALL, small_spectra
-from ..operators.structure import Tokens
+from ..operators.structure import StateSpace, Tokens
 
 Which = Literal["causal", "observable", "content"]
 
@@ -69,6 +70,15 @@ def spectra_of_states(
                 s = _singular_values(rows[asked])[:, :most]
                 found[head[asked], place[asked], : s.shape[1]] = s
     return found
+
+
+def bytes_of_walk(op: StateSpace, positions: int) -> int:
+    """What one head's blocks take at most beside their tokens: those that hold a position, each with its rows."""
+    n = op.state_size
+    c = block_length(n, entropy=True)
+    blocks = min(positions, -(-op.length // c))
+    of_tokens = c * (n * n if not op.diagonal and not op.rank_one else 5 * n)
+    return 8 * blocks * (of_tokens + 3 * (n + c) * n)
 
 
 def _walk(

@@ -16,14 +16,14 @@ from .._calls import largest_rank
 from .._checks import position_list
 from ..engine.scaling import keep_heads
 from ..engine.state_space import block_length
-from ..memory import budget_in_bytes
+from ..memory import Need, granted
 from ..metrics import singular_values, tolerance_ess
 from ..operators.spread import Spread
 from ..operators.structure import Operator, StateSpace
 from .agreement import DistributedError, agree, resolved_group
 from .families import cuttable
 from .losses import lost_everywhere, lost_in_slice
-from .passage import Passage, passages
+from .passage import TOGETHER, Passage, passages
 from .scan import Summary, arriving
 from .slices import LARGEST_BLOCK, Slice, tokens_of, turned
 
@@ -308,11 +308,23 @@ def _summary(op: StateSpace, span: tuple[int, int]) -> tuple[Passage, Passage, T
 
 
 def _some_heads(op: StateSpace, span: tuple[int, int], diagonal: bool) -> tuple[Tensor, ...]:
-    """All heads, as many at a time as have room for their tokens."""
+    """All heads, as many at a time as have room for their tokens.
+
+    Raises:
+        MemoryError: one of them needs more than is free.
+    """
     n = op.state_size
     per_token = 6 * n + (0 if diagonal else 2 * n if op.rank_one else n * n)
-    each = max(1, budget_in_bytes() // max(1, 8 * (span[1] - span[0]) * per_token))
-    return op.all_heads().split(each)
+    own = max(1, 8 * op.length * per_token)
+
+    def need(budget: int) -> Need:
+        # tokens in float64, once more while they are made, and parts of blocks, as many together as `passages` takes
+        heads = max(1, min(op.num_heads, budget // own))
+        least, most = (some * own + min(TOGETHER, some * own) for some in (1, heads))
+        instead = "more processes, shorter sequences, or a smaller state"
+        return Need(f"one head of {op.length} tokens of this process", least, most, instead)
+
+    return op.all_heads().split(max(1, granted(need, op.device) // own))
 
 
 def _lost(

@@ -18,10 +18,17 @@ from .certainty import EPS
 from .cost import Cost
 from .outside import ROUNDING
 from .parallel import svdvals
-from .state_space import Recurrence
+from .state_space import Recurrence, bytes_shared
 
 # bytes of matrices whose singular values are taken together
 TOGETHER_BYTES = 1 << 24
+
+
+def bytes_per_head(blocks: Blocks) -> int:
+    """What one head takes beside its parts: roots of both directions, Gramians and the scan that makes them, and what
+    recurrences take for boundaries and nodes."""
+    number, c, n = blocks.X.shape
+    return 8 * number * 4 * n * n + bytes_shared(n, c, number)
 
 
 class BlockStates(Recurrence):

@@ -86,8 +86,21 @@ class _Spent:
     ranks: list[int] = field(default_factory=list)
 
 
+def bytes_of_walk(length: int, rank: int, c: int) -> int:
+    """What a walk takes where ranks stay as they are, beside what makes its tiles: a tile, O, M and what decomposes M,
+    and block parts, before and after they are filled up to one rank."""
+    return 8 * (length * (3 * (rank + c) + c) + 2 * -(-length // c) * (2 * rank * c + c * c + rank * rank))
+
+
 def walk(
-    tile: Tile, length: int, error: float, c: int, max_rank: int | None, device: torch.device, most: float = math.inf
+    tile: Tile,
+    length: int,
+    error: float,
+    c: int,
+    max_rank: int | None,
+    device: torch.device,
+    most: float = math.inf,
+    announce: Callable[[int], None] = lambda size: None,
 ) -> Walked:
     """Compresses one head.
 
@@ -101,6 +114,7 @@ def walk(
         max_rank: the largest rank that an edge may keep, if any.
         device: of the tiles.
         most: floating-point operations that the walk may take, as far as can be told from the ranks so far.
+        announce: told what the walk takes, in bytes, before it begins, and again where a rank turns out to be larger.
 
     Raises:
         TooWide: it would take more.
@@ -108,7 +122,8 @@ def walk(
     edges = list(range(c, length, c))
     seen = torch.zeros(length, 0, dtype=torch.float64, device=device)  # O
     parts: list[tuple[Tensor, ...]] = []
-    spent, work = _Spent(), 0.0
+    spent, work, largest = _Spent(), 0.0, 0
+    announce(bytes_of_walk(length, 0, c))
     for b, e in enumerate(edges):
         own = slice(e - c, e)
         X, Y = seen[:c].clone(), tile(own, own).tril(-1)  # a view would keep all of O
@@ -132,6 +147,9 @@ def walk(
         seen = M @ kept
         rank = w - drop
         spent.ranks.append(rank)
+        if rank > largest:
+            largest = rank
+            announce(bytes_of_walk(length, rank, c))
         work += m * w * (w + 2.0 * rank) + 10.0 * w**3
         # what is to come if the rank stays as it is
         if work + sum((length - x) * (rank + c) * (3.0 * rank + c) for x in edges[b + 1 :]) > most:

@@ -54,6 +54,25 @@ def bytes_per_head(op: StateSpace, c: int) -> int:
     return 8 * (length + c) * (per_token + 4 * n * n // c + 32)
 
 
+def bytes_shared(n: int, c: int, blocks: int) -> int:
+    """What heads of so many blocks need together: boundaries of the blocks in work, and nodes before and after a
+    bisection."""
+    boundaries = min(blocks, _boundaries_at_once(n, c)) * _bytes_of_boundary(n, c)
+    return boundaries + min(2 * NODE_WORKSPACE, blocks * 2 * _bytes_of_nodes(n, c))
+
+
+def _bytes_of_boundary(n: int, c: int) -> int:
+    return 8 * (6 * n**2 + 4 * n * c + 3 * c * c)
+
+
+def _boundaries_at_once(n: int, c: int) -> int:
+    return max(1, BLOCK_WORKSPACE // _bytes_of_boundary(n, c))
+
+
+def _bytes_of_nodes(n: int, c: int) -> int:
+    return 8 * (9 * c * c + 4 * n * c)
+
+
 def outside_of_blocks(
     observe: Tensor, carried: Tensor, rows: Tensor, writes: Tensor, inner: Tensor, lost: Tensor
 ) -> Outside:
@@ -165,8 +184,8 @@ class Recurrence(UnsquaredEngine):
         answer = Answer.of(wanted.flatten(0, 1))
         wanted_groups = self._wanted_groups(wanted)
         heads, numbers = wanted_groups.any(1).nonzero(as_tuple=True)
-        step = max(1, BLOCK_WORKSPACE // (8 * (6 * self.n**2 + 4 * self.n * c + 3 * c * c)))
-        each = max(1, NODE_WORKSPACE // (8 * (9 * c * c + 4 * self.n * c)))
+        step = _boundaries_at_once(self.n, c)
+        each = max(1, NODE_WORKSPACE // _bytes_of_nodes(self.n, c))
         for pairs in zip(heads.split(step), numbers.split(step), strict=True):
             boundary = Boundary.of(self.blocks[pairs], self.roots[pairs], self.gramians[pairs])
             shift = shifts(boundary, *pairs)
@@ -235,6 +254,15 @@ class Recurrence(UnsquaredEngine):
         return replace(masked, transition=torch.where(kept, tokens.transition, identity))
 
 
+def bytes_of_lost(op: Operator) -> int:
+    """What `lost_in` takes for one head: its tokens, scaled ones, and sums of both directions at every token."""
+    if not isinstance(op, StateSpace):
+        return 8 * op.length
+    if op.diagonal:
+        return 8 * op.length * 36 * op.state_size
+    return bytes_per_head(op, block_length(op.state_size, False))
+
+
 def lost_in(op: Operator, heads: Tensor) -> Tensor:
     """By how much `H_i` may be wrong by rounding in the products of states, in the operator's own units.
 
@@ -244,6 +272,12 @@ def lost_in(op: Operator, heads: Tensor) -> Tensor:
     """
     if not isinstance(op, StateSpace):
         return torch.zeros(len(heads), op.length, dtype=torch.float64, device=heads.device)
+    # as many heads at a time as fit, which changes no number
+    together = max(1, BLOCK_WORKSPACE // max(1, bytes_of_lost(op)))
+    return torch.cat([_lost_in(op, some) for some in heads.split(together)])
+
+
+def _lost_in(op: StateSpace, heads: Tensor) -> Tensor:
     tokens, unit, _ = scaled_tokens(op.tokens(heads))
     if tokens.diagonal:
         lost = lost_in_states(tokens, 1) * unit[:, None]

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ..operators.attention import Attention
 from ..operators.structure import Operator, StateSpace, Tiled
 
 # tokens of a recurrence that are multiplied as one block
@@ -47,14 +48,23 @@ def thin_products(op: Operator, heads: Tensor, budget: int) -> ThinProducts:
 
 
 def bytes_per_head(op: Operator) -> int:
-    """What the products of one head need beside X and the result."""
+    """What the products of one head hold beside X and the result: X, Y, Z and Phi of its blocks; queries and keys."""
     if not isinstance(op, StateSpace):
-        return 0
+        return 16 * op.length * op.q.shape[-1] if isinstance(op, Attention) else 0
     n = op.state_size
-    each = 4 * n + BLOCK
+    of_block = n if op.diagonal else n * n
+    return 8 * op.length * (2 * n + BLOCK + of_block // BLOCK)
+
+
+def bytes_to_make(op: Operator) -> int:
+    """What one head takes while that is made: its tokens, whole and cut into blocks, products of gates, and halves of
+    Y; with other transitions also these, twice, and a block's state, with columns for itself and for the tokens."""
+    if not isinstance(op, StateSpace):
+        return bytes_per_head(op)
+    n = op.state_size
+    each = 12 * n + 2 * BLOCK
     if not op.diagonal:
-        # the transitions, and a block's state, which has columns for itself and for the block's tokens
-        each += n * n + n * (n + BLOCK) // BLOCK
+        each += 2 * n * n + n * (n + BLOCK) // BLOCK
     return 8 * op.length * each
 
 

@@ -13,6 +13,7 @@ needs, `matrix` and `logdets` any other operator, and `values` what the metrics 
 """
 
 from .functions import Entropy, NuclearNorm, SoftCount, SpectralFunction
+from .need import need_of_gradient
 from .values import spectral_values
 
-__all__ = ["Entropy", "NuclearNorm", "SoftCount", "SpectralFunction", "spectral_values"]
+__all__ = ["Entropy", "NuclearNorm", "SoftCount", "SpectralFunction", "need_of_gradient", "spectral_values"]

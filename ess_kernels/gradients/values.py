@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ..engine.extent import rounded_positions
 from ..engine.scaling import largest, power_of_two, scaled_tokens
+from ..memory import make_sure
 from ..operators.structure import Operator, StateSpace, Tiled, Tokens
 from .functions import SpectralFunction
 from .matrix import matrix_values
+from .need import need_of_gradient
 from .recurrence import recurrence_values
 
 
@@ -19,7 +21,11 @@ def spectral_values(op: Operator, positions: Sequence[int], function: SpectralFu
     """The functions `[N, M, P]` at positions in ascending order.
 
     NaN in heads that are not finite, and no gradient flows into what only they read.
+
+    Raises:
+        MemoryError: this, with its backward, needs more than is free.
     """
+    make_sure(need_of_gradient(op, positions, function), op.device)
     with torch.no_grad():
         finite = op.finite(op.all_heads())
     if bool(finite.all()):

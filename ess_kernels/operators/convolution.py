@@ -14,11 +14,17 @@ from .structure import Operator, StateSpace, Tiled, Tokens
 from .tile_sources import TileSource
 
 
-def toeplitz(kernel: Tensor, start: int, stop: int) -> Tensor:
-    """Rows `start..stop-1`, columns `0..stop-1` of the causal Toeplitz matrix of `kernel [N, lags]`."""
-    row = torch.arange(start, stop, device=kernel.device)[:, None]
-    column = torch.arange(stop, device=kernel.device)
-    return kernel[:, (row - column).clamp(min=0)].tril(start)
+def toeplitz(kernel: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Rows and columns of the causal Toeplitz matrix of `kernel [N, lags]`, zero above the diagonal, in memory of its
+    own. The slices have a start and a stop."""
+    width = columns.stop - columns.start
+    if rows.start >= rows.stop:
+        return kernel.new_zeros(len(kernel), 0, width)
+    # from the lag of the first row and the last column to that of the last row and the first column
+    least = rows.start - (columns.stop - 1)
+    lags = pad(kernel[:, max(0, least) : max(0, rows.stop - columns.start)], (max(0, -least), 0))
+    # row i begins with the lag of the last column
+    return lags.unfold(-1, width, 1).flip(-1)
 
 
 def shift_matrix(size: int, device: torch.device) -> Tensor:
@@ -36,10 +42,7 @@ class ToeplitzTiles(TileSource):
         self.gates = op.gates(heads)
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        least = rows.start - (columns.stop - 1)
-        lags = pad(self.kernel[:, max(0, least) : max(0, rows.stop - columns.start)], (max(0, -least), 0))
-        # row i begins with the lag of the last column
-        tile = lags.unfold(-1, columns.stop - columns.start, 1).flip(-1)
+        tile = toeplitz(self.kernel, rows, columns)
         if self.gates is None:
             return tile
         x0, x1 = self.gates
@@ -92,8 +95,12 @@ class Convolution(Tiled):
         at = (*(index[:, None] for index in self.unravel(heads)), tokens)
         return Convolution(kernel, self.x0[at][None], self.x1[at][None])
 
+    @property
+    def copies(self) -> int:
+        return 1 if self.x0 is None else 3
+
     def rows(self, heads: Tensor, start: int, stop: int) -> Tensor:
-        rows = toeplitz(self.kernel(heads), start, stop)
+        rows = toeplitz(self.kernel(heads), slice(start, stop), slice(0, stop))
         gates = self.gates(heads)
         if gates is None:
             return rows
@@ -162,7 +169,7 @@ class ShortConvolution(StateSpace):
         return self._taps(heads)[:, :1].expand(-1, self.length)
 
     def dense_heads(self, heads: Tensor) -> Tensor:
-        return toeplitz(_fit(self._taps(heads), self.length), 0, self.length)
+        return toeplitz(_fit(self._taps(heads), self.length), slice(0, self.length), slice(0, self.length))
 
 
 def _fit(taps: Tensor, length: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..engine.blocks import Blocks, block_parts, cut
 from ..memory import Need, make_sure
 from .sparsity import Sparsity
-from .tile_sources import TileSource
+from .tile_sources import COPIES, TileSource
 
 
 def rank_cap(
@@ -187,11 +187,15 @@ class Operator(ABC):
         """The operator itself: float64 `[*batch, L p, L m]`, zero above the diagonal; `[*batch, L, L]` for most."""
         rows, columns = self.block
         if not torch.compiler.is_compiling():
-            # making rows takes a few copies of them
-            size = 4 * 8 * self.num_heads * self.length**2 * rows * columns
+            size = self.num_heads * self.bytes_of_dense()
             unit = f"T of {self.num_heads} heads, {self.length * rows} by {self.length * columns},"
             make_sure(Need(unit, size, size, "fewer heads, or rows of them (dense_heads)"), self.device)
         return self.dense_heads(self.all_heads()).reshape(*self.batch_shape, self.length * rows, self.length * columns)
+
+    def bytes_of_dense(self) -> int:
+        """What `dense_heads` takes for one head, with `T` itself."""
+        rows, columns = self.block
+        return 8 * COPIES * self.length**2 * rows * columns
 
     def __repr__(self) -> str:
         return (
@@ -381,6 +385,12 @@ class StateSpace(Operator):
     def finite(self, heads: Tensor) -> Tensor:
         return self.tokens(heads).finite()
 
+    def bytes_of_dense(self) -> int:
+        # T, once more where the diagonal is another, and vectors: tokens, and what their states have become so far
+        vectors = 8 if self.diagonal or self.rank_one else 8 + 2 * self.state_size
+        same = type(self).own_diagonal is StateSpace.own_diagonal
+        return 8 * ((1 if same else 3) * self.length**2 + vectors * self.length * self.state_size)
+
     def dense_heads(self, heads: Tensor) -> Tensor:
         T, own = self.from_tokens(heads, lambda _, tokens: dense_of(tokens)), self.own_diagonal(heads)
         return T if own is None else T.tril(-1) + torch.diag_embed(own)
@@ -391,7 +401,10 @@ def dense_of(tokens: Tokens) -> Tensor:
     count, length, state_size = tokens.write.shape
     # column j of `reach` is the state now, had only token j been written
     reach = tokens.write.new_zeros(count, state_size, 0)
-    rows = []
+    # Rows that are put together at the end are for autograd only: between them and ever larger states an allocator
+    # would leave holes that are several times as large as T.
+    rows: list[Tensor] = []
+    T = None if any(x.requires_grad for x in tokens.tensors) else tokens.write.new_zeros(count, length, length)
     for i in range(length):
         written = tokens.write[:, i, :, None]
         read = tokens.read[:, i, None]
@@ -401,7 +414,12 @@ def dense_of(tokens: Tokens) -> Tensor:
         reach = torch.cat([reach, written], -1)
         if not tokens.reads_before:
             seen = read @ reach
-        rows.append(torch.nn.functional.pad(seen[:, 0], (0, length - 1 - i)))
+        if T is None:
+            rows.append(torch.nn.functional.pad(seen[:, 0], (0, length - 1 - i)))
+        else:
+            T[:, i, : i + 1] = seen[:, 0]
+    if T is not None:
+        return T
     return torch.stack(rows, 1) if rows else tokens.write.new_zeros(count, 0, 0)
 
 
@@ -418,6 +436,14 @@ class Tiled(Operator):
         What lies on or above its diagonal means nothing.
         """
         return None
+
+    @property
+    def copies(self) -> int:
+        """How many arrays of the size of some rows exist at most while `rows` makes them."""
+        return COPIES
+
+    def bytes_of_dense(self) -> int:
+        return 8 * self.copies * self.length**2
 
     def dense_heads(self, heads: Tensor) -> Tensor:
         return self.rows(heads, 0, self.length)

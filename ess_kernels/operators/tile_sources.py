@@ -83,6 +83,18 @@ class TilesOfRows(TileSource):
         return torch.cat(pieces, 1)
 
 
+def bytes_of_source(op: Operator) -> int:
+    """What the tiles of one head take by themselves: the inputs of the head in float64, a band of rows in the copies
+    that its making takes, and T where it is held."""
+    from .structure import Operator, Tiled  # which imports this module
+
+    whole = op.bytes_of_dense()
+    bands = min(whole, 8 * COPIES * max(BAND, op.length))
+    if type(op).own_tiles is not Operator.own_tiles:
+        return bands + min(whole, sum(8 * x.numel() for x in op.inputs) // max(1, op.num_heads))
+    return whole if not isinstance(op, Tiled) or whole <= budget_in_bytes() else bands
+
+
 def tile_source(op: Operator, heads: Tensor) -> TileSource:
     """Tiles of some heads of any operator: as its family makes them, or else from `T`, held if the budget allows."""
     own = op.own_tiles(heads)

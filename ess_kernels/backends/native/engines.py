@@ -14,6 +14,7 @@ from ...operators.attention import Attention
 from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
+from ..engine_backend import Work
 from ..windowed import WindowedBackend
 from . import attention, banded, block_states, lanes, recurrence, spectra
 from .banded import NativeBandedMatrix
@@ -43,7 +44,7 @@ class PinnedBackend(WindowedBackend):
         return "compiled kernels for CPU tensors; `auto` takes it for them"
 
     def _recurrences(
-        self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
+        self, op: StateSpace, heads: Tensor, work: Work, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
         mine, rest, found = heads, heads[:0], None
         if op.state_size > MAX_STATE_SIZE:
@@ -55,19 +56,30 @@ class PinnedBackend(WindowedBackend):
         if len(mine):
             engine: lanes.NativeLanes | recurrence.NativeRecurrence
             if found is not None and lanes.takes(op):
-                engine = lanes.NativeLanes(op, mine, found, cost)
+                together = 1 if work.shifts and not work.scaled else len(mine)
+                engine = lanes.NativeLanes(op, mine, found, together, cost)
             else:
-                c = recurrence.block_length(op, entropy)
+                c = recurrence.block_length(op, work.entropy)
                 engine = recurrence.NativeRecurrence(op, mine, found, c, cost)
             yield mine, engine
             if not engine.all_finite and bool(engine.growing.any()):
                 rest = torch.cat([rest, mine[engine.growing]])
         if len(rest):
             # heads that are not supported: bad data, and transitions that grow
-            yield from super()._recurrences(op, rest, entropy, budget, cost)
+            yield from super()._recurrences(op, rest, work, budget, cost)
 
-    def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
-        return recurrence.bytes_per_head(op, entropy)
+    def _recurrence_bytes(self, op: StateSpace, work: Work) -> int:
+        if lanes.takes(op):
+            if work.shifts and not work.scaled:
+                return lanes.bytes_per_head(op, work.entropy, work.shifts)
+            work = work._replace(shifts=0)
+        return recurrence.bytes_per_head(op, work.entropy) + work.by_values(op.state_size)
+
+    def _shared_bytes(self, op: Operator, work: Work, heads: int) -> int:
+        if not isinstance(op, StateSpace) or not lanes.takes(op) or not work.shifts or work.scaled:
+            return 0
+        # positions that eliminations leave open are found by the engine of large states, head by head
+        return lanes.bytes_shared(op, work.entropy) + recurrence.bytes_per_head(op, False)
 
     def _block_states(self, op: Compressed, head: int, cost: Cost) -> Engine:
         parts = op.parts[head]
@@ -99,11 +111,10 @@ class PinnedBackend(WindowedBackend):
         tokens = 24 * op.length * op.q.shape[-1] if isinstance(op, Attention) else 0
         return tokens + banded.bytes_per_head(op.length)
 
-    def _matrix_bytes_of(self, op: Tiled, heads: int, shifts: int, budget: int) -> int:
+    def _matrix_bytes_of(self, op: Tiled, heads: int, work: Work, budget: int) -> int:
         if isinstance(op, Attention) and attention.takes(op):
-            return bytes_of_heads(op.length, heads, shifts, budget)
-        # making T in PyTorch takes a few copies of it
-        return max(bytes_of_heads(op.length, heads, shifts, budget), heads * 4 * 8 * op.length**2)
+            return bytes_of_heads(op.length, heads, work.shifts, budget)
+        return max(bytes_of_heads(op.length, heads, work.shifts, budget), heads * op.bytes_of_dense())
 
     def small_spectra(self, A: Tensor, right: Tensor | None) -> Tensor:
         most = spectra.LARGEST

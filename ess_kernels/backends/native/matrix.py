@@ -74,6 +74,10 @@ class NativeMatrix(CompiledCertainty, Matrix):
         call.run(abi.MatrixProducts(self._operand(self._factor), products.data_ptr()))
         return products
 
+    def _block_at(self, head: int, position: int) -> Tensor:
+        # below the diagonal: a scaled copy of the whole T is not needed for it
+        return self._raw[head, position:, :position] * self._factor[head]
+
     def staircase(self, wanted: Tensor, shifts: Tensor, definite: bool) -> Eliminated:
         S = shifts.shape[1]
         wanted = wanted.flatten(0, 1)
@@ -116,12 +120,18 @@ def workspace(operand: Operand, items: int) -> int:
 
 
 def bytes_of_heads(length: int, heads: int, shifts: int, budget: int) -> int:
-    """What some heads take at most at so many shifts at a time, with the pinned library."""
+    """What some heads take at most at so many shifts at a time (0: for singular values), with the pinned library.
+
+    `T`, the two products and the workspace of eliminations; or `T` and, of one `H_i` at a time, a copy and what LAPACK
+    makes of it.
+    """
     if not length:
         return 0
     some = memory.aligned(heads).fill_(1)
     stride = attention.row_stride(length)
     head_stride = attention.numbers(length)
+    if not shifts:
+        return 8 * heads * head_stride + 8 * length**2
     operand = ctypes.pointer(abi.Matrix(heads, length, some.data_ptr(), stride, head_stride, some.data_ptr()))
     items = together(operand, heads * shifts, budget // 2)
     packed = call.workspace(abi.MatrixProducts(operand, some.data_ptr()))

@@ -15,7 +15,7 @@ from ...engine.state_space import block_length as exact_block_length
 from ...engine.wanted import grouped
 from ...engine.zeros import zero_positions_of
 from ...operators.structure import StateSpace, Tokens
-from ..sources import held_in_kernels, source_of, source_of_tokens
+from ..sources import bytes_of_tokens, held_in_kernels, source_of, source_of_tokens
 from . import abi, memory, spectra
 from .block_parts import Parts, PartsEngine, outside_size, padded
 from .call import run
@@ -47,13 +47,13 @@ def block_length(op: StateSpace, entropy: bool) -> int:
 
 
 def bytes_per_head(op: StateSpace, entropy: bool) -> int:
-    """What one head needs while it is in work: the parts and boundaries of its blocks."""
+    """What one head needs while it is in work: its tokens, the parts and boundaries of its blocks, and answers."""
     c, m = block_length(op, entropy), padded(op.state_size)
     per_block = 2 * m * c + c * c + (m if op.diagonal else m * m) + 2 * m * m
     if not entropy:
         per_block += m * m + outside_size(m, c)  # for tolerances far down
     matrices = 0 if op.diagonal or op.rank_one else op.length * op.state_size**2
-    return 8 * (-(-op.length // c) * per_block + matrices + 64 * op.length)
+    return 8 * (-(-op.length // c) * per_block + matrices + 64 * op.length) + bytes_of_tokens(op)
 
 
 class NativeRecurrence(PartsEngine):

@@ -19,6 +19,7 @@ from ...operators.attention import Attention
 from ...operators.compressed import Compressed
 from ...operators.structure import Operator, StateSpace, Tiled
 from ..base import NO_BACKWARD, Task, wants_gradient
+from ..engine_backend import Work
 from ..sources import supported_heads
 from ..windowed import WindowedBackend
 from . import runtime
@@ -76,7 +77,7 @@ class TritonBackend(WindowedBackend):
         return AttentionProducts(op, heads)
 
     def _recurrences(
-        self, op: StateSpace, heads: Tensor, entropy: bool, budget: int, cost: Cost
+        self, op: StateSpace, heads: Tensor, work: Work, budget: int, cost: Cost
     ) -> Iterator[tuple[Tensor, Engine]]:
         from .recurrence.engine import TritonRecurrence
 
@@ -89,12 +90,15 @@ class TritonBackend(WindowedBackend):
             rest = torch.cat([rest, mine[engine.growing]])
         if len(rest):
             # heads that are not supported: bad data, and transitions that grow
-            yield from super()._recurrences(op, rest, entropy, budget, cost)
+            yield from super()._recurrences(op, rest, work, budget, cost)
 
-    def _recurrence_bytes(self, op: StateSpace, entropy: bool) -> int:
+    def _recurrence_bytes(self, op: StateSpace, work: Work) -> int:
         from .recurrence.engine import bytes_per_head as recurrence_bytes
 
         return recurrence_bytes(op.length, op.state_size, op.rank_one)
+
+    def _shared_bytes(self, op: Operator, work: Work, heads: int) -> int:
+        return 0
 
     def _block_states(self, op: Compressed, head: int, cost: Cost) -> Engine:
         from .recurrence.block_states import TritonBlockStates, takes
@@ -121,7 +125,7 @@ class TritonBackend(WindowedBackend):
         free = free_on(op.device)
         return free is None or bytes_per_head(op.length) <= max(budget, free)
 
-    def _matrix_bytes_of(self, op: Tiled, heads: int, shifts: int, budget: int) -> int:
+    def _matrix_bytes_of(self, op: Tiled, heads: int, work: Work, budget: int) -> int:
         # nodes are taken as many at a time as fit the budget
         return heads * bytes_per_head(op.length) + budget
 
