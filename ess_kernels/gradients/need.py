@@ -9,9 +9,9 @@ from ..operators.structure import Operator, StateSpace
 from .functions import SpectralFunction
 from .matrix import few
 
-# Numbers that autograd keeps, with as many gradients at the end, measured: copies of T (logits, weights, masks), and
+# Numbers that autograd keeps, with as many gradients at the end, measured: copies of T beside those that make it, and
 # of every token's state vectors (tokens, scaled and cut ones, products of gates, reads and writes of blocks)
-COPIES, VECTORS = 8, 24
+COPIES, VECTORS = 4, 30
 # matrices of n x n numbers that a position keeps: roots and their decompositions; and those of a head's elimination,
 # of L x L numbers, whose steps are made once more in the backward
 ROOTS, STEPS = 5, 12
@@ -31,10 +31,10 @@ def need_of_gradient(op: Operator, positions: Sequence[int], function: SpectralF
         if op.rank_one:
             each += 8 * length * VECTORS * n
         elif not op.diagonal:
-            each += 8 * length * COPIES * n * n
+            each += 8 * length * 2 * COPIES * n * n
         most = op.num_heads * each
     else:
-        each += 8 * COPIES * length**2
+        each += op.bytes_of_dense() + 8 * COPIES * length**2
         work = 0
         if few(length, positions, function):
             each += 8 * (1 + function.number) * sum(i * (length - i) for i in positions)
