@@ -25,10 +25,10 @@ TOGETHER_BYTES = 1 << 24
 
 
 def bytes_per_head(blocks: Blocks) -> int:
-    """What one head takes beside its parts: roots of both directions, Gramians and the scan that makes them, and what
-    recurrences take for boundaries and nodes."""
+    """What one head takes beside its parts: roots of both directions, Gramians and the scan that makes them, copies of
+    these and of the parts where kernels want them aligned, and what recurrences take for boundaries and nodes."""
     number, c, n = blocks.X.shape
-    return 8 * number * 4 * n * n + bytes_shared(n, c, number)
+    return 8 * number * (8 * n * n + 2 * n * c + c * c) + bytes_shared(n, c, number)
 
 
 class BlockStates(Recurrence):
