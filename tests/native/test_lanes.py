@@ -34,7 +34,7 @@ def any_family_and_a_dirty_workspace(monkeypatch):
 def engine(op: Operator) -> lanes.NativeLanes:
     supported, found = surveyed(op, op.all_heads())
     assert supported is None
-    return lanes.NativeLanes(op, op.all_heads(), found, Cost())
+    return lanes.NativeLanes(op, op.all_heads(), found, 1, Cost())
 
 
 SMALL = [name for name in names(kind="diagonal") if CASES[name].state_size <= lanes.MAX_STATE_SIZE]
