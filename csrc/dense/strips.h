@@ -16,8 +16,8 @@ constexpr int64_t TILE = 8;
 constexpr int PART_VECTORS = 2;
 constexpr int PART_COLUMNS = ESS_VECTOR_BYTES == 64 ? 8 : 4;
 
-// inner index of one pass over C
-constexpr int64_t PASS = 256;
+// inner index of one pass over C: what a tile reads of both operands fits in the first cache, 32 KiB
+constexpr int64_t PASS = 128;
 
 // A rows x depth matrix, PASS columns after PASS columns; each of these strip by strip: STRIP rows, column by column.
 // What one pass reads of neighbouring strips is contiguous and so does not compete for the same cache sets.
@@ -148,7 +148,7 @@ struct Wanted {
 };
 
 // strips of one bundle, which stay in the second cache while the right operand passes by
-constexpr int64_t STRIP_BUNDLE = 12;
+constexpr int64_t STRIP_BUNDLE = 16;
 
 // Rows [row, row + rows) of C = block -+ A B^T, `columns` wide, tile by tile where wanted. C and block are
 // column-major; their row and column 0 are rows `a` of A and `b` of B. 2 rows columns depth flops.

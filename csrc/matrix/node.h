@@ -143,8 +143,8 @@ template <bool COUNTS> void eliminate_half(Half &half) {
     for (int64_t strip = 0; strip < panel.strips(); strip++) fill_strip(half, strip);
     for (int64_t block = 0; block < panel.blocks(); block++) {
         factor_block<COUNTS>(panel, block, corners);
-        for (int64_t strip = panel.end(block) / STRIP; strip < panel.strips(); strip++) {
-            solve_strip<COUNTS>(panel, block, strip, corners);
+        for (int64_t group = 0; group < groups_below(panel, block); group++) {
+            solve_group<COUNTS>(panel, block, group, corners);
         }
     }
     for (int64_t bundle = 0; bundle < trailing_bundles(half); bundle++) update_bundle(half, bundle);

@@ -9,8 +9,8 @@ namespace ess::ESS_LEVEL::matrix {
 using namespace dense;
 namespace {
 
-// columns that are factorised together; the inner index of one pass of their update
-constexpr int64_t PANEL_BLOCK = 64, PANEL_PASS = 128;
+// columns that are factorised together
+constexpr int64_t PANEL_BLOCK = 64;
 
 // `pivots` columns of `rows` rows, both multiples of MATRIX_LEAF. U = L D takes the place of the matrix, L is its unit
 // lower factor (above the diagonal of a pivot's own 8 x 8 corner zero, above that undefined).
@@ -87,15 +87,18 @@ ESS_INLINE void subtract_tile(int64_t depth, const double *a, const double *b, d
     strip_tile<false>(depth, a, b, strip, STRIP, First::Continue, nullptr, 0, 1.0);
 }
 
-// What earlier blocks change in a block's columns of one strip.
-ESS_INLINE void update_strip(const Panel &panel, int64_t block, int64_t strip) {
+// What earlier blocks change in a block's columns of `count` strips. All of them read the same part of L, which stays in
+// cache for them.
+ESS_INLINE void update_strips(const Panel &panel, int64_t block, int64_t first, int64_t count) {
     const int64_t begin = panel.first(block);
-    const int64_t end = min(panel.end(block), strip * STRIP + STRIP);
-    for (int64_t k0 = 0; k0 < begin; k0 += PANEL_PASS) {
-        const int64_t depth = min(PANEL_PASS, begin - k0);
-        const double *a = panel.U.at(strip * STRIP, k0);
-        for (int64_t j = begin; j < end; j += TILE) {
-            subtract_tile(depth, a, panel.L.at(j, k0), panel.U.at(strip * STRIP, j));
+    for (int64_t k0 = 0; k0 < begin; k0 += PASS) {
+        const int64_t depth = min(PASS, begin - k0);
+        for (int64_t strip = first; strip < first + count; strip++) {
+            const int64_t end = min(panel.end(block), strip * STRIP + STRIP);
+            const double *a = panel.U.at(strip * STRIP, k0);
+            for (int64_t j = begin; j < end; j += TILE) {
+                subtract_tile(depth, a, panel.L.at(j, k0), panel.U.at(strip * STRIP, j));
+            }
         }
     }
 }
@@ -115,7 +118,7 @@ struct Corners {
 // The pivots' own strips of a block, all earlier blocks being done.
 template <bool COUNTS> void factor_block(const Panel &panel, int64_t block, Corners &corners) {
     const int64_t begin = panel.first(block), end = panel.end(block);
-    for (int64_t strip = begin / STRIP; strip < end / STRIP; strip++) update_strip(panel, block, strip);
+    update_strips(panel, block, begin / STRIP, (end - begin) / STRIP);
     for (int64_t k = begin; k < end; k += TILE) {
         auto &l = corners.l[(k - begin) / TILE];
         auto &inverse = corners.inverse[(k - begin) / TILE];
@@ -128,13 +131,23 @@ template <bool COUNTS> void factor_block(const Panel &panel, int64_t block, Corn
     }
 }
 
-// A strip below the block.
-template <bool COUNTS> void solve_strip(const Panel &panel, int64_t block, int64_t strip, const Corners &corners) {
-    update_strip(panel, block, strip);
+// strips below a block that one task solves
+constexpr int64_t SOLVED_TOGETHER = 4;
+
+// The strips below a block in groups, and one of these groups.
+ESS_INLINE int64_t groups_below(const Panel &panel, int64_t block) {
+    return (panel.strips() - panel.end(block) / STRIP + SOLVED_TOGETHER - 1) / SOLVED_TOGETHER;
+}
+
+template <bool COUNTS> void solve_group(const Panel &panel, int64_t block, int64_t group, const Corners &corners) {
     const int64_t begin = panel.first(block), end = panel.end(block);
-    for (int64_t k = begin; k < end; k += TILE) {
-        update_eight(panel, begin, k, strip);
-        solve_eight<COUNTS>(panel, strip, k, 0, corners.l[(k - begin) / TILE], corners.inverse[(k - begin) / TILE]);
+    const int64_t first = end / STRIP + group * SOLVED_TOGETHER, last = min(first + SOLVED_TOGETHER, panel.strips());
+    update_strips(panel, block, first, last - first);
+    for (int64_t strip = first; strip < last; strip++) {
+        for (int64_t k = begin; k < end; k += TILE) {
+            update_eight(panel, begin, k, strip);
+            solve_eight<COUNTS>(panel, strip, k, 0, corners.l[(k - begin) / TILE], corners.inverse[(k - begin) / TILE]);
+        }
     }
 }
 

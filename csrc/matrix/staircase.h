@@ -153,10 +153,14 @@ template <bool COUNTS> void eliminate_together(Half *halves, Corners *corners, i
         share(1, [&](int64_t i, int64_t) {
             if (block < halves[i].panel.blocks()) factor_block<COUNTS>(halves[i].panel, block, corners[i]);
         });
-        share(strips, [&](int64_t i, int64_t strip) {
+        int64_t groups = 0;
+        for (int64_t i = 0; i < count; i++) {
+            if (block < halves[i].panel.blocks()) groups = max(groups, groups_below(halves[i].panel, block));
+        }
+        share(groups, [&](int64_t i, int64_t group) {
             const Panel &panel = halves[i].panel;
-            if (block < panel.blocks() && strip >= panel.end(block) / STRIP && strip < panel.strips()) {
-                solve_strip<COUNTS>(panel, block, strip, corners[i]);
+            if (block < panel.blocks() && group < groups_below(panel, block)) {
+                solve_group<COUNTS>(panel, block, group, corners[i]);
             }
         });
     }
