@@ -4,7 +4,7 @@
     python bench/prompts.py --scaling --shards 8 --rows 16   # the same prompts by one process and by two
 
 Memory is the resident size of the one process, read after every shard; the first tenth warms up (imports, the first
-calls of every kernel). Flat: the largest is within 10 % of the smallest. The time of workers has their start in it, a
+calls of every kernel). Flat: all others are within 10 % of their mean. The time of workers has their start in it, a
 few seconds that a long run does not feel, so each row also says how many shards a second there were after that.
 """
 
@@ -69,11 +69,12 @@ def watch(folder: Path) -> None:
     found = ek.analyze_dataset(EmbeddedModel(), folder / "in" / "*.parquet", folder / "out", report=report)
     seconds, processor = time.perf_counter() - begin, time.process_time() - processor
     flat = sizes[max(1, len(sizes) // 10) - 1 :]
-    spread = (max(flat) - min(flat)) / min(flat)
+    mean = sum(flat) / len(flat)
+    spread = max(abs(size - mean) for size in flat) / mean
     written = sum(path.stat().st_size for path in (folder / "out").glob("*.parquet"))
     assert found.problems == 0 and not found.failed, found
     print(f"{found.prompts} prompts in {seconds:.0f} s ({processor:.0f} s of a processor), {written / 2**20:.1f} MiB")
-    print(f"memory after the first tenth: {min(flat) / 2**20:.0f} to {max(flat) / 2**20:.0f} MiB, {100 * spread:.1f} %")
+    print(f"memory after the first tenth: {min(flat) / 2**20:.0f} to {max(flat) / 2**20:.0f} MiB, +-{100 * spread:.1f} %")
 
 
 def compare(folder: Path, rounds: int) -> None:
