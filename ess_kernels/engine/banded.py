@@ -37,6 +37,12 @@ def bytes_per_head(length: int) -> int:
     return 14 * length * length + 64 * band_rows(length) * length
 
 
+def _lower(rows: Tensor, start: int) -> Tensor:
+    """Rows of `T` from row `start` on, with zeros on and above the diagonal. Only columns from `start` on have any."""
+    rows[..., start:].tril_(-1)
+    return rows
+
+
 class BandedMatrix(Matrix):
     """As `Matrix`, for one head, without `T`."""
 
@@ -46,7 +52,7 @@ class BandedMatrix(Matrix):
         magnitude = torch.zeros(1, dtype=torch.float64, device=finite.device)
         if bool(finite.all()):
             for start, stop in self._bands():
-                magnitude = torch.maximum(magnitude, largest(make(start, stop).tril(start - 1)))
+                magnitude = torch.maximum(magnitude, largest(_lower(make(start, stop).clone(), start)))
         self.finite = finite & magnitude.isfinite()
         magnitude = torch.where(self.finite, magnitude, 0.0)
         self._factor, self.unit = power_of_two(torch.ones_like(magnitude), magnitude)
@@ -63,7 +69,7 @@ class BandedMatrix(Matrix):
         """Rows `start..stop-1` `[1, rows, stop]`, scaled, zero on and above the diagonal."""
         if not bool(self.finite):
             return torch.zeros(1, stop - start, stop, dtype=torch.float64, device=self.finite.device)
-        return self._make(start, stop).tril(start - 1).mul_(self._factor[:, None, None])
+        return _lower(self._make(start, stop) * self._factor[:, None, None], start)
 
     def _block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
         """A block of scaled `T`, `[1, rows, columns]`, each from a first to before a last one."""
