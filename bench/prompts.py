@@ -74,7 +74,8 @@ def watch(folder: Path) -> None:
     written = sum(path.stat().st_size for path in (folder / "out").glob("*.parquet"))
     assert found.problems == 0 and not found.failed, found
     print(f"{found.prompts} prompts in {seconds:.0f} s ({processor:.0f} s of a processor), {written / 2**20:.1f} MiB")
-    print(f"memory after the first tenth: {min(flat) / 2**20:.0f} to {max(flat) / 2**20:.0f} MiB, +-{100 * spread:.1f} %")
+    sizes_text = f"{min(flat) / 2**20:.0f} to {max(flat) / 2**20:.0f} MiB"
+    print(f"memory after the first tenth: {sizes_text}, +-{100 * spread:.1f} %")
 
 
 def compare(folder: Path, rounds: int) -> None:
