@@ -87,8 +87,8 @@ ESS_INLINE void subtract_tile(int64_t depth, const double *a, const double *b, d
     strip_tile<false>(depth, a, b, strip, STRIP, First::Continue, nullptr, 0, 1.0);
 }
 
-// What earlier blocks change in a block's columns of `count` strips. All of them read the same part of L, which stays in
-// cache for them.
+// What earlier blocks change in a block's columns of `count` strips. All of them read the same part of L, which stays
+// in cache for them.
 ESS_INLINE void update_strips(const Panel &panel, int64_t block, int64_t first, int64_t count) {
     const int64_t begin = panel.first(block);
     for (int64_t k0 = 0; k0 < begin; k0 += PASS) {

@@ -86,6 +86,14 @@ class BlockStates(Recurrence):
         before = torch.nn.functional.pad(later_columns.cummax(-1).values, (1, 0))[..., :-1]
         return ~(some | before).expand(shape).flatten(1)[:, : self.length]
 
+    def too_small(self, scaled: Tensor, positions: Tensor) -> Tensor | None:
+        """As everywhere, but for zeros: an `H` whose parts are zero has lost nothing."""
+        small = super().too_small(scaled, positions)
+        if small is None:
+            return None
+        zero = self.known_zero()[:, positions]
+        return small & ~(zero if small.dim() == 2 else zero[:, None])
+
     def _value_work(self, positions: Tensor) -> Tensor:
         size = self.n + self.group
         return torch.full_like(positions, 8 / 3 * size**3, dtype=torch.float64)

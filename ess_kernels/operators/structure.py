@@ -401,10 +401,12 @@ def dense_of(tokens: Tokens) -> Tensor:
     count, length, state_size = tokens.write.shape
     # column j of `reach` is the state now, had only token j been written
     reach = tokens.write.new_zeros(count, state_size, 0)
-    # Rows that are put together at the end are for autograd only: between them and ever larger states an allocator
-    # would leave holes that are several times as large as T.
+    # Rows that are put together at the end are for autograd and vmap only: between them and ever larger states an
+    # allocator would leave holes that are several times as large as T.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    apart = any(x.requires_grad or wrapped(x) for x in tokens.tensors)
     rows: list[Tensor] = []
-    T = None if any(x.requires_grad for x in tokens.tensors) else tokens.write.new_zeros(count, length, length)
+    T = None if apart else tokens.write.new_zeros(count, length, length)
     for i in range(length):
         written = tokens.write[:, i, :, None]
         read = tokens.read[:, i, None]
