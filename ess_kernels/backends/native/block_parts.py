@@ -60,7 +60,8 @@ class Parts:
         self.pointer = ctypes.pointer(self.structure)
 
     def __del__(self) -> None:
-        memory.give_back(PARTS, self._memory)
+        if hasattr(self, "_memory"):  # there was memory to borrow
+            memory.give_back(PARTS, self._memory)
 
     @cached_property
     def arrays(self) -> dict[str, Tensor]:
