@@ -27,7 +27,7 @@ NOT_ASKED = 2**25
 # of the address space that a process may have, so much is left to threads' stacks and to the allocator
 ADDRESSES_LEFT = 2**26
 # how allocators, and threads that cannot start, say that memory is out, where they do not raise MemoryError
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread")
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

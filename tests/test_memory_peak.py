@@ -64,6 +64,23 @@ def test_an_error_names_need_and_what_is_free(name, nothing_free):
     assert "GiB" not in str(caught.value)
 
 
+def test_reduce_announces_its_result_when_it_knows_the_ranks(nothing_free):
+    q, k, g = randn(3, 1, 12, 2, 4)
+    with pytest.raises(MemoryError, match=r"the result, 2 recurrences of 12 tokens with 4 states, needs .*atol"):
+        ek.reduce(ek.operators.gla(q, k, g.abs().neg()))
+
+
+@pytest.mark.parametrize("line", ["std::bad_alloc", "DefaultCPUAllocator: can't allocate memory: you tried"])
+def test_dense_is_out_of_memory_by_name(line, monkeypatch):
+    def fail(*_):
+        raise RuntimeError(line)
+
+    op = attention(40)
+    monkeypatch.setattr(type(op), "rows", fail)
+    with pytest.raises(MemoryError):
+        op.dense()
+
+
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 def test_nothing_is_allocated_before_the_error(backend, nothing_free, monkeypatch):
     op = attention(40)

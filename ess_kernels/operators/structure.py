@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..engine.blocks import Blocks, block_parts, cut
-from ..memory import Need, make_sure
+from ..memory import Need, make_sure, out_of_memory_as_memory_error
 from .sparsity import Sparsity
 from .tile_sources import COPIES, TileSource
 
@@ -185,11 +185,16 @@ class Operator(ABC):
 
     def dense(self) -> Tensor:
         """The operator itself: float64 `[*batch, L p, L m]`, zero above the diagonal; `[*batch, L, L]` for most."""
+        if torch.compiler.is_compiling():
+            return self._dense()
         rows, columns = self.block
-        if not torch.compiler.is_compiling():
-            size = self.num_heads * self.bytes_of_dense()
-            unit = f"T of {self.num_heads} heads, {self.length * rows} by {self.length * columns},"
-            make_sure(Need(unit, size, size, "fewer heads, or rows of them (dense_heads)"), self.device)
+        size = self.num_heads * self.bytes_of_dense()
+        unit = f"T of {self.num_heads} heads, {self.length * rows} by {self.length * columns},"
+        make_sure(Need(unit, size, size, "fewer heads, or rows of them (dense_heads)"), self.device)
+        return out_of_memory_as_memory_error(self._dense)()
+
+    def _dense(self) -> Tensor:
+        rows, columns = self.block
         return self.dense_heads(self.all_heads()).reshape(*self.batch_shape, self.length * rows, self.length * columns)
 
     def bytes_of_dense(self) -> int:

@@ -125,6 +125,7 @@ def _of_heads(op: Operator, wish: Wish) -> Padded:
             found[number] = of_matrix(op, heads, wish)
 
     over_items(work, list(range(len(groups))), torch.device("cpu"))
+    _make_sure_of_result(op, [part for part, _ in found])
     none = torch.zeros(0, op.length, dtype=torch.float64)
     result = padded([part for part, _ in found], torch.cat([none, *(diagonal for _, diagonal in found)]))
     bad = ~op.finite(op.all_heads()).cpu() | ~result.C.isfinite().flatten(1).all(1)
@@ -132,6 +133,18 @@ def _of_heads(op: Operator, wish: Wish) -> Padded:
         bad |= torch.cat([part.overflowed for part, _ in found])
     result.mark(bad)
     return result
+
+
+def _make_sure_of_result(op: Operator, found: list[Realisation]) -> None:
+    """Heads have one room for their states, the largest that any of them needs, which is known once all are reduced.
+
+    Raises:
+        MemoryError: there is none for that.
+    """
+    most = max((int(part.sizes.max()) for part in found if part.sizes.numel()), default=0)
+    size = 8 * op.num_heads * op.length * (most**2 + 2 * most)
+    what = f"the result, {op.num_heads} recurrences of {op.length} tokens with {most} states,"
+    make_sure(Need(what, size, size, "a larger atol, a rank, or fewer heads"), torch.device("cpu"))
 
 
 def _result(op: Operator, found: Padded) -> Reduced:
