@@ -102,7 +102,14 @@ def few_keys(seed):
 
 
 @pytest.mark.parametrize("backend", [name for name in USABLE if name != "reference"])
-@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 200), marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        range(8),
+        pytest.param(range(8, 60), marks=pytest.mark.thorough),
+        pytest.param(range(60, 200), marks=pytest.mark.slow),
+    ],
+)
 def test_states_of_low_rank_at_tolerances_near_rounding(seeds, backend):
     """Log-determinants are then all rounding errors, whose differences have any size and either sign."""
     atol = [10.0**-e for e in range(5, 10)]
