@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..engine.compression import TooWide
 from ..engine.decay import sampled_rank, surely_beyond
-from ..memory import free_memory, free_on_gpu
+from ..memory import free_memory, free_on_gpu, size_text
 from ..operators.structure import Operator, Tiled
 from ..operators.tile_sources import TileSource
 from .counts import BLOCK, Question
@@ -130,4 +130,4 @@ def refused(error: TooWide) -> str:
 def no_room(op: Operator, instead: str) -> MemoryError:
     """The error where nothing that is certain has room."""
     need = BYTES["cuda" if op.device.type == "cuda" else "cpu"] * op.length**2
-    return MemoryError(f"one head of length {op.length} needs {need / 2**30:.1f} GiB, which are not free; {instead}")
+    return MemoryError(f"one head of length {op.length} needs {size_text(need)}, which are not free; {instead}")
