@@ -84,9 +84,10 @@ def compressed(op: Operator, error: float, max_rank: int | None, block: int) -> 
     for head in progress(list(heads[:, None]), "heads"):
         unit, walked = math.nan, None
         if bool(good[head]):
-            make_sure(_need(op.length, bytes_of_source(op)), op.device)
+            of_source = bytes_of_source(op)
+            make_sure(_need(op.length, of_source), op.device)
             held = sum(8 * x.numel() for its in parts for x in (its.X, its.Y, its.Z, its.Phi))
-            unit, walked = one_head(tile_source(op, head), error, max_rank, block, beside=held + bytes_of_source(op))
+            unit, walked = one_head(tile_source(op, head), error, max_rank, block, beside=held + of_source)
         if walked is None:
             good[head] = False
             unit, walked = 1.0, nothing(op, block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -335,7 +336,7 @@ def _lost(
         return lost_everywhere(own, before, after)
     found = []
     for heads in _some_heads(op, span, True):
-        reach, observe = (side.each(lambda x: x[heads]) for side in (before, after))  # noqa: B023 (used at once)
+        reach, observe = (side.each(itemgetter(heads)) for side in (before, after))
         found.append(lost_in_slice(tokens_of(op, heads, span), reach, observe, LARGEST_BLOCK))
     return torch.cat(found)
 

@@ -23,6 +23,11 @@ from .matrix import NativeMatrix, bytes_of_heads
 from .tokens import surveyed
 
 
+def _eliminates(work: Work) -> bool:
+    """Whether the engine of small states does the work by its own eliminations, and not by singular values."""
+    return work.shifts > 0 and not work.scaled
+
+
 class PinnedBackend(WindowedBackend):
     """The same slices of heads, certainty and bad data as in PyTorch, with engines that call compiled kernels.
 
@@ -56,7 +61,7 @@ class PinnedBackend(WindowedBackend):
         if len(mine):
             engine: lanes.NativeLanes | recurrence.NativeRecurrence
             if found is not None and lanes.takes(op):
-                together = 1 if work.shifts and not work.scaled else len(mine)
+                together = 1 if _eliminates(work) else len(mine)
                 engine = lanes.NativeLanes(op, mine, found, together, cost)
             else:
                 c = recurrence.block_length(op, work.entropy)
@@ -70,13 +75,13 @@ class PinnedBackend(WindowedBackend):
 
     def _recurrence_bytes(self, op: StateSpace, work: Work) -> int:
         if lanes.takes(op):
-            if work.shifts and not work.scaled:
+            if _eliminates(work):
                 return lanes.bytes_per_head(op, work.entropy, work.shifts)
             work = work._replace(shifts=0)
         return recurrence.bytes_per_head(op, work.entropy) + work.by_values(op.state_size)
 
     def _shared_bytes(self, op: Operator, work: Work, heads: int) -> int:
-        if not isinstance(op, StateSpace) or not lanes.takes(op) or not work.shifts or work.scaled:
+        if not isinstance(op, StateSpace) or not lanes.takes(op) or not _eliminates(work):
             return 0
         # positions that eliminations leave open are found by the engine of large states, head by head
         return lanes.bytes_shared(op, work.entropy) + recurrence.bytes_per_head(op, False)
